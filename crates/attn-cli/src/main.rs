@@ -1,0 +1,2 @@
+//! The `attn` command.
+fn main() {}

@@ -1,0 +1,119 @@
+//! Position encodings: the open trait, its explicit positions, and the closed set that configs name.
+
+use crate::ScoreBias;
+use candle_core::{Result, Tensor};
+use std::{fmt::Debug, ops::Range, sync::Arc};
+
+/// Where a block of tokens stands: the slots it fills and, for left-padded batches, how far each row's positions lag
+/// behind its slots. Never "the current length": every token's absolute position is explicit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Positions {
+    slots: Range<usize>,
+    pads: Option<Arc<[usize]>>,
+    length: usize,
+}
+
+impl Positions {
+    /// Tokens in `slots`, with positions equal to slots and frequencies resolved for a sequence of `slots.end` tokens.
+    pub fn new(slots: Range<usize>) -> Self {
+        let length = slots.end;
+        Self { slots, pads: None, length }
+    }
+
+    /// Declares the sequence length that length-dependent scalings (dynamic NTK, LongRoPE) resolve their frequencies
+    /// for. It has to stay the same for the lifetime of a cache.
+    #[must_use]
+    pub fn with_length(mut self, length: usize) -> Self {
+        self.length = length;
+        self
+    }
+
+    /// Row `i` of the batch starts with `pads[i]` padding tokens: position = slot - pad, and 0 on the padding.
+    #[must_use]
+    pub fn with_pads(mut self, pads: Option<Arc<[usize]>>) -> Self {
+        self.pads = pads;
+        self
+    }
+
+    /// The slots the tokens fill.
+    pub fn slots(&self) -> Range<usize> {
+        self.slots.clone()
+    }
+
+    /// Number of tokens per row.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// True if there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The sequence length that frequencies are resolved for.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Padding tokens at the start of each row, if any row has some.
+    pub fn pads(&self) -> Option<&[usize]> {
+        self.pads.as_deref()
+    }
+
+    /// The padding of each row as the encoding has to see it: one entry that stands for all rows if none is padded.
+    pub fn rows(&self) -> &[usize] {
+        self.pads.as_deref().unwrap_or(&[0])
+    }
+
+    /// The positions of a row with `pad` padding tokens, one per slot.
+    pub fn row(&self, pad: usize) -> impl Iterator<Item = usize> + use<> {
+        self.slots.clone().map(move |slot| slot.saturating_sub(pad))
+    }
+}
+
+/// Which frequencies a sequence of a given length uses. Two lengths with the same resolution may share a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Resolution {
+    /// The same for every length.
+    Fixed,
+    /// LongRoPE up to its original context.
+    Short,
+    /// LongRoPE past its original context.
+    Long,
+    /// Dynamic NTK past its trained context: frequencies of exactly this length.
+    Length(usize),
+}
+
+/// A way to tell attention where tokens are. Each hook has a default that does nothing, so an encoding implements the
+/// one it works through; the empty implementation is NoPE.
+pub trait PositionEncoding: Debug + Send + Sync {
+    /// Added to the token embeddings before the first layer: sinusoidal, learned. `xs` is `(b, t, hidden)`.
+    fn embed(&self, xs: &Tensor, _positions: &Positions) -> Result<Tensor> {
+        Ok(xs.clone())
+    }
+
+    /// Applied to queries and keys, never to values: RoPE. `xs` is `(b, h, t, d)`.
+    fn rotate(&self, xs: &Tensor, _positions: &Positions) -> Result<Tensor> {
+        Ok(xs.clone())
+    }
+
+    /// Applied to queries alone after [`rotate`](Self::rotate): Llama 4's attention temperature. `q` is `(b, h, t, d)`.
+    fn temper(&self, q: &Tensor, _positions: &Positions) -> Result<Tensor> {
+        Ok(q.clone())
+    }
+
+    /// Added to the scores of the queries in slots `q` against the keys in slots `k`: ALiBi, T5.
+    fn bias(&self, _q: Range<usize>, _k: Range<usize>) -> Result<ScoreBias> {
+        Ok(ScoreBias::None)
+    }
+
+    /// Which frequencies a sequence of `len` tokens uses.
+    fn resolve(&self, _len: usize) -> Resolution {
+        Resolution::Fixed
+    }
+
+    /// The longest sequence the encoding can represent at all (learned tables), `None` if it has no end.
+    fn max_positions(&self) -> Option<usize> {
+        None
+    }
+}

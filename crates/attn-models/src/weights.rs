@@ -1,0 +1,29 @@
+//! Where a model's tensors come from, as the models see it: names in, tensors out.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, quantized::QTensor};
+use std::sync::Arc;
+
+/// A checkpoint's tensors under their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`).
+///
+/// The loader implements it for safetensors shards and GGUF files; anything that can name and produce tensors may.
+pub trait TensorSource: Send + Sync {
+    /// The shape of tensor `name`, or `None` if there is no such tensor.
+    fn shape(&self, name: &str) -> Option<Shape>;
+
+    /// The dtype tensor `name` is stored in; for quantised blocks `None`.
+    fn dtype(&self, name: &str) -> Option<DType>;
+
+    /// Reads tensor `name` onto `device` as `dtype`, dequantising if it has to.
+    ///
+    /// # Errors
+    /// The tensor is missing or can't be read; the message names the file and the tensor.
+    fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// Tensor `name` in its quantised blocks, if that is how it is stored and the source is asked to keep them.
+    fn quantized(&self, _name: &str, _device: &Device) -> Result<Option<Arc<QTensor>>> {
+        Ok(None)
+    }
+
+    /// All names, sorted.
+    fn names(&self) -> Vec<String>;
+}
