@@ -10,6 +10,7 @@ use std::{fmt::Debug, ops::Range, sync::Arc};
 pub struct Positions {
     slots: Range<usize>,
     pads: Option<Arc<[usize]>>,
+    ends: Option<Arc<[usize]>>,
     length: usize,
 }
 
@@ -17,7 +18,7 @@ impl Positions {
     /// Tokens in `slots`, with positions equal to slots and frequencies resolved for a sequence of `slots.end` tokens.
     pub fn new(slots: Range<usize>) -> Self {
         let length = slots.end;
-        Self { slots, pads: None, length }
+        Self { slots, pads: None, ends: None, length }
     }
 
     /// Declares the sequence length that length-dependent scalings (dynamic NTK, LongRoPE) resolve their frequencies
@@ -33,6 +34,21 @@ impl Positions {
     pub fn with_pads(mut self, pads: Option<Arc<[usize]>>) -> Self {
         self.pads = pads;
         self
+    }
+
+    /// Row `i` of the batch has its last real token before slot `ends[i]`; right padding follows. For encoders.
+    #[must_use]
+    pub fn with_ends(mut self, ends: Option<Arc<[usize]>>) -> Self {
+        self.ends = ends;
+        self
+    }
+
+    /// The slots of each row that hold real tokens, if any row is padded.
+    pub fn keys(&self) -> Option<Arc<[Range<usize>]>> {
+        let rows = self.pads.as_ref().or(self.ends.as_ref())?.len();
+        let start = |row: usize| self.pads.as_ref().map_or(0, |pads| pads[row]);
+        let end = |row: usize| self.ends.as_ref().map_or(usize::MAX, |ends| ends[row]);
+        Some((0..rows).map(|row| start(row)..end(row)).collect())
     }
 
     /// The slots the tokens fill.
