@@ -25,6 +25,8 @@ pub struct AttentionConfig {
     pub scale: f64,
     /// `softcap * tanh(score / softcap)`.
     pub softcap: Option<f64>,
+    /// Clamps queries, keys and values to plus or minus this (MPT).
+    pub qkv_clip: Option<f64>,
     /// Which keys a query sees; padding is added from the positions of each call.
     pub mask: Mask,
     /// RMS norm of every query and key head with this epsilon, before rotation (Qwen 3). Other norms: [`QkNorm`].
@@ -45,6 +47,7 @@ impl AttentionConfig {
             out_bias: false,
             scale: (head_dim as f64).powf(-0.5),
             softcap: None,
+            qkv_clip: None,
             mask: Mask::causal(),
             qk_norm_eps: None,
         }
@@ -237,6 +240,10 @@ impl MultiHeadAttention {
     /// `(b, t, n * d)` to `(b, n, t, d)`, a view.
     fn heads(&self, xs: &Tensor) -> Result<Tensor> {
         let (b, t, width) = xs.dims3()?;
+        let xs = match self.config.qkv_clip {
+            Some(clip) => &xs.clamp(-clip, clip)?,
+            None => xs,
+        };
         xs.reshape((b, t, width / self.config.head_dim, self.config.head_dim))?.transpose(1, 2)
     }
 
