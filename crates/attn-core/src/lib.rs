@@ -18,4 +18,4 @@ pub use layer::{AttentionConfig, MultiHeadAttention, Projections, QkNorm, QkNorm
 pub use linear::Linear;
 pub use mask::Mask;
 pub use norm::{Norm, NormKind};
-pub use position::{PositionEncoding, Positions, Resolution};
+pub use position::{PositionConfig, PositionEncoding, Positions, Resolution, RopeConfig, RopeOverride};

@@ -60,7 +60,13 @@ impl<'a> Builder<'a> {
 
     pub(crate) fn norm(&self, prefix: &str, spec: &NormSpec) -> Result<Norm> {
         let Some(name) = &spec.name else { return Ok(Norm::new(spec.kind, None, None, spec.eps)) };
-        let mut weight = self.tensor(&format!("{prefix}{name}.weight"), &spec.shape)?;
+        let mut weight = match spec.split_rows {
+            false => self.tensor(&format!("{prefix}{name}.weight"), &spec.shape)?,
+            true => {
+                let row = |i| self.tensor(&format!("{prefix}{name}.norms.{i}.weight"), &spec.shape[1..]);
+                Tensor::stack(&(0..spec.shape[0]).map(row).collect::<Result<Vec<_>>>()?, 0)?
+            }
+        };
         if spec.unit_offset {
             // Added in f32: bf16 would round 1 + w before it is used.
             weight = (weight.to_dtype(DType::F32)? + 1.0)?;
@@ -210,6 +216,7 @@ impl<'a> Builder<'a> {
     pub(crate) fn head(&self, spec: &HeadSpec, embedding: &Tensor) -> Result<Linear> {
         let (vocab, hidden) = embedding.dims2()?;
         match &spec.name {
+            Some(name) if spec.or_tied && !self.contains(&format!("{name}.weight")) => Linear::new(embedding.clone(), None),
             Some(name) => self.linear("", &LinearSpec::new(name, hidden, vocab).bias(spec.bias)),
             None => Linear::new(embedding.clone(), None),
         }

@@ -2,12 +2,13 @@
 
 use crate::builder::Builder;
 use crate::families;
-use crate::spec::{AttentionSpec, ModelSpec, StackSpec};
+use crate::spec::{ModelSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
 use crate::TensorSource;
 use attn_core::position::{self, PositionConfig};
 use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
+use candle_nn::VarBuilder;
 use std::sync::Arc;
 
 /// How a model is loaded.
@@ -68,14 +69,14 @@ struct StackTables {
 }
 
 impl StackTables {
-    fn load(spec: &StackSpec, weights: &Builder, hidden: usize) -> Result<Self> {
+    fn load(spec: &StackSpec, weights: &Builder) -> Result<Self> {
         let absolute = match (&spec.embedding.position_table, &spec.embedding.position) {
-            (Some(name), config) => Some(weights.tensor(name, &position::table_shape(config, hidden)?)?),
+            (Some(name), PositionConfig::Learned(c)) => Some(weights.tensor(name, &[c.rows, c.hidden])?),
             _ => None,
         };
-        let relative = match (&spec.relative_table, spec.layers.first().map(|l| &l.attention)) {
-            (Some(name), Some(AttentionSpec::MultiHead(a))) => {
-                Some(weights.tensor_as(name, &position::table_shape(&a.position, hidden)?, DType::F32)?)
+        let relative = match (&spec.relative_table, spec.layers.first().map(|l| l.attention.position())) {
+            (Some(name), Some(PositionConfig::T5(c))) => {
+                Some(weights.tensor_as(name, &[c.buckets, c.heads], DType::F32)?)
             }
             _ => None,
         };
@@ -83,8 +84,13 @@ impl StackTables {
     }
 
     /// Builds the encodings of a stack; layers with equal configs share one.
-    fn encodings(&self, spec: &StackSpec) -> Result<Encodings> {
-        let embedding = position::build(&spec.embedding.position, self.absolute.clone())?;
+    fn encodings(&self, spec: &StackSpec, device: &Device) -> Result<Encodings> {
+        let at = |table: &Option<Tensor>| {
+            let named = table.iter().map(|t| ("weight".to_string(), t.clone())).collect();
+            let dtype = table.as_ref().map_or(DType::F32, Tensor::dtype);
+            Some(VarBuilder::from_tensors(named, dtype, device))
+        };
+        let embedding = position::build(&spec.embedding.position, at(&self.absolute))?;
         let mut built: Vec<(&PositionConfig, Arc<dyn PositionEncoding>)> = Vec::new();
         let mut layers = Vec::with_capacity(spec.layers.len());
         for layer in &spec.layers {
@@ -92,7 +98,7 @@ impl StackTables {
             let shared = built.iter().find(|(c, _)| *c == config).map(|(_, e)| e.clone());
             let encoding = match shared {
                 Some(encoding) => encoding,
-                None => position::build(config, self.relative.clone())?,
+                None => position::build(config, at(&self.relative))?,
             };
             built.push((config, encoding.clone()));
             layers.push(encoding);
@@ -112,8 +118,8 @@ impl Model {
         let builder = Builder::new(weights.as_ref(), &spec, options.dtype, &options.device)?;
         let hidden = spec.hidden_size;
         let load = |stack: &StackSpec| -> Result<(Stack, StackTables)> {
-            let tables = StackTables::load(stack, &builder, hidden)?;
-            Ok((Stack::load(stack, spec.vocab_size, hidden, tables.encodings(stack)?, &builder)?, tables))
+            let tables = StackTables::load(stack, &builder)?;
+            Ok((Stack::load(stack, spec.vocab_size, hidden, tables.encodings(stack, &options.device)?, &builder)?, tables))
         };
         let (stack, stack_tables) = load(&spec.stack)?;
         let (encoder, encoder_tables) = match &spec.encoder {
@@ -133,9 +139,9 @@ impl Model {
     /// A model without rotary layers, by name; parameters that don't fit.
     pub fn with_rope(&self, rope: &RopeOverride) -> Result<Self> {
         let spec = self.spec.with_rope(rope)?;
-        let stack = self.stack.with_encodings(&spec.stack, self.tables.stack.encodings(&spec.stack)?);
+        let stack = self.stack.with_encodings(&spec.stack, self.tables.stack.encodings(&spec.stack, self.device())?);
         let encoder = match (&self.encoder, &spec.encoder) {
-            (Some(stack), Some(spec)) => Some(stack.with_encodings(spec, self.tables.encoder.encodings(spec)?)),
+            (Some(stack), Some(spec)) => Some(stack.with_encodings(spec, self.tables.encoder.encodings(spec, self.device())?)),
             _ => None,
         };
         Ok(Self { spec: Arc::new(spec), stack, encoder, ..self.clone() })

@@ -69,6 +69,8 @@ pub struct EmbeddingSpec {
 pub struct HeadSpec {
     /// `(vocab_size, hidden_size)`; the embedding's if `None`.
     pub name: Option<String>,
+    /// The embedding's too if the named tensor is not in the checkpoint (T5).
+    pub or_tied: bool,
     /// A bias on the logits.
     pub bias: bool,
     /// Multiplies the logits.
@@ -312,12 +314,15 @@ pub struct NormSpec {
     pub bias: bool,
     /// The weight is stored minus one (Gemma).
     pub unit_offset: bool,
+    /// The rows of the weight are tensors of their own, `norms.{row}.weight` (StableLM).
+    pub split_rows: bool,
 }
 
 impl NormSpec {
     /// An RMS norm.
     pub fn rms(name: &str, size: usize, eps: f64) -> Self {
-        Self { name: Some(name.into()), shape: vec![size], kind: NormKind::Rms, eps, bias: false, unit_offset: false }
+        let (name, shape) = (Some(name.into()), vec![size]);
+        Self { name, shape, kind: NormKind::Rms, eps, bias: false, unit_offset: false, split_rows: false }
     }
 
     /// A layer norm with bias.
@@ -336,6 +341,14 @@ impl NormSpec {
     #[must_use]
     pub fn shape(mut self, shape: &[usize]) -> Self {
         self.shape = shape.to_vec();
+        self
+    }
+
+    /// With one weight per head, each a tensor of its own.
+    #[must_use]
+    pub fn per_head(mut self, heads: usize) -> Self {
+        self.shape.insert(0, heads);
+        self.split_rows = true;
         self
     }
 

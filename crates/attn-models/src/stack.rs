@@ -5,7 +5,7 @@ use crate::mlp::Mlp;
 use crate::spec::{AttentionSpec, LayerSpec, StackSpec, Wiring};
 use attn_core::{
     KvCache, LatentAttention, LayerCache, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions,
-    position::PositionConfig,
+    position::{NopeConfig, PositionConfig},
 };
 use candle_core::{Module, Result, Tensor};
 use std::{ops::Range, sync::Arc};
@@ -92,7 +92,7 @@ impl Block {
         };
         let cross = match &spec.cross {
             Some((attention, norm)) => {
-                let nope = attn_core::position::build(&PositionConfig::None, None)?;
+                let nope = attn_core::position::build(&PositionConfig::Nope(NopeConfig::default()), None)?;
                 Some((weights.multi_head(prefix, hidden, attention, nope)?, weights.norm(prefix, norm)?))
             }
             None => None,

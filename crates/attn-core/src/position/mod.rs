@@ -1,7 +1,36 @@
 //! Position encodings: the open trait, its explicit positions, and the closed set that configs name.
+//!
+//! A model never asks which encoding it has: it calls every hook and most do nothing. That is what makes encodings
+//! interchangeable on a loaded model.
+//!
+//! A new encoding is one file, then a `mod`, a variant and an arm here.
+
+pub mod alibi;
+pub mod config;
+pub mod describe;
+pub mod learned;
+pub mod nope;
+pub mod rope;
+mod rope_apply;
+pub mod rope_override;
+pub mod rope_scaling;
+pub mod sinusoidal;
+pub mod t5;
+
+pub use alibi::{Alibi, AlibiConfig};
+pub use config::{Layout, RopeConfig, RopeDefaults};
+pub use describe::Description;
+pub use learned::{Learned, LearnedConfig};
+pub use nope::{Nope, NopeConfig, Temperature};
+pub use rope::Rope;
+pub use rope_override::RopeOverride;
+pub use rope_scaling::{Frequencies, Ramp, RopeScaling};
+pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
+pub use t5::{T5Bias, T5Config};
 
 use crate::ScoreBias;
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
 /// Where a block of tokens stands: the slots it fills and, for left-padded batches, how far each row's positions lag
@@ -132,4 +161,43 @@ pub trait PositionEncoding: Debug + Send + Sync {
     fn max_positions(&self) -> Option<usize> {
         None
     }
+}
+
+/// The encodings that come with this crate, as data.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PositionConfig {
+    /// None, or Llama 4's tempered none.
+    Nope(NopeConfig),
+    /// Fixed sinusoids on the embeddings.
+    Sinusoidal(SinusoidalConfig),
+    /// A learned table on the embeddings.
+    Learned(LearnedConfig),
+    /// Rotated queries and keys.
+    Rope(RopeConfig),
+    /// A linear bias on the scores.
+    Alibi(AlibiConfig),
+    /// A learned bias on the scores by bucketed distance.
+    T5(T5Config),
+}
+
+/// Builds an encoding. `vb` stands at the encoding's own table for those that learn one (`transformer.wpe`,
+/// `...relative_attention_bias`); for the others its device is all that matters, and without it they live on the CPU.
+///
+/// # Errors
+/// Values out of range, and a learned encoding without a `vb` or without its tensor there.
+pub fn build(config: &PositionConfig, vb: Option<VarBuilder>) -> Result<Arc<dyn PositionEncoding>> {
+    let table = |name: &str| match &vb {
+        Some(vb) => Ok(vb.clone()),
+        None => bail!("{name} positions are learned: they need weights"),
+    };
+    Ok(match config.clone() {
+        PositionConfig::Nope(config) => Arc::new(Nope::new(config)?),
+        PositionConfig::Sinusoidal(config) => Arc::new(Sinusoidal::new(config)?),
+        PositionConfig::Learned(config) => Arc::new(Learned::new(config, table("learned")?)?),
+        PositionConfig::Rope(config) => Arc::new(Rope::new(config)?),
+        PositionConfig::Alibi(config) => {
+            Arc::new(Alibi::new(config, vb.as_ref().map_or(&Device::Cpu, |vb| vb.device()))?)
+        }
+        PositionConfig::T5(config) => Arc::new(T5Bias::new(config, table("T5")?)?),
+    })
 }

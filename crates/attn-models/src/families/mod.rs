@@ -185,7 +185,7 @@ impl Common {
 /// The context a rotary scaling was given for, if a layer has one.
 fn trained_context(layers: &[LayerSpec]) -> Option<usize> {
     layers.iter().find_map(|layer| match layer.attention.position() {
-        PositionConfig::Rope(rope) => Some(rope.max_position_embeddings),
+        PositionConfig::Rope(rope) => Some(rope.original_context()),
         _ => None,
     })
 }
@@ -218,7 +218,7 @@ fn embedding(name: &str) -> EmbeddingSpec {
 }
 
 fn head(tied: bool, name: &str) -> HeadSpec {
-    HeadSpec { name: (!tied).then(|| name.into()), bias: false, scale: 1.0, softcap: None }
+    HeadSpec { name: (!tied).then(|| name.into()), or_tied: false, bias: false, scale: 1.0, softcap: None }
 }
 
 fn nope() -> PositionConfig {
