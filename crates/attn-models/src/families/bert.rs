@@ -12,7 +12,7 @@ use candle_core::Result;
 use serde_json::Value;
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let common = Common::read(c)?;
+    let common = Common::read_mha(c)?.divided()?;
     let hidden = common.hidden_size;
     let intermediate = c.size(&["intermediate_size"])?;
     let eps = c.eps("layer_norm_eps", 1e-12)?;

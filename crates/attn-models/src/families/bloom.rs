@@ -9,8 +9,7 @@ use candle_core::Result;
 use serde_json::Value;
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let mut common = Common::read(c)?;
-    common.kv_heads = common.heads;
+    let common = Common::read_mha(c)?.divided()?;
     let hidden = common.hidden_size;
     let eps = c.eps("layer_norm_epsilon", 1e-5)?;
     let after_norm = c.flag("apply_residual_connection_post_layernorm", false)?;

@@ -8,7 +8,7 @@ use attn_core::position::{AlibiConfig, PositionConfig};
 use candle_core::{Result, bail};
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let mut common = Common::read(c)?;
+    let mut common = Common::read_mha(c)?.divided()?;
     let new_arch = c.flag("new_decoder_architecture", false)?;
     let multi_query = c.flag("multi_query", true)?;
     let groups = c.size_opt("num_kv_heads")?.or(c.size_opt("n_head_kv")?);

@@ -8,7 +8,7 @@ use candle_core::Result;
 use serde_json::Value;
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let common = Common::read(c)?;
+    let common = Common::read_mha(c)?.divided()?;
     let hidden = common.hidden_size;
     let inner = c.size_opt("n_inner")?.unwrap_or(4 * hidden);
     let eps = c.eps("layer_norm_epsilon", 1e-5)?;

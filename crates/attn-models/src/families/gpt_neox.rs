@@ -7,8 +7,7 @@ use attn_core::position::RopeDefaults;
 use candle_core::Result;
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let mut common = Common::read(c)?;
-    common.kv_heads = common.heads;
+    let common = Common::read_mha(c)?.divided()?;
     let (hidden, d) = (common.hidden_size, common.head_dim);
     let intermediate = c.size(&["intermediate_size"])?;
     let eps = c.eps("layer_norm_eps", 1e-5)?;

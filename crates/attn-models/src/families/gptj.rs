@@ -7,7 +7,7 @@ use attn_core::position::{Layout, RopeDefaults};
 use candle_core::Result;
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let common = Common::read(c)?;
+    let common = Common::read_mha(c)?.divided()?;
     let (hidden, d) = (common.hidden_size, common.head_dim);
     let inner = c.size_opt("n_inner")?.unwrap_or(4 * hidden);
     let eps = c.eps("layer_norm_epsilon", 1e-5)?;

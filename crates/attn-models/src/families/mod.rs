@@ -105,26 +105,43 @@ struct Common {
 impl Common {
     /// Reads the keys of Llama-style configs, in any of the older spellings that `attribute_map`s know.
     fn read(c: &Config) -> Result<Self> {
-        let hidden_size = c.size(&["hidden_size", "n_embd", "n_embed", "d_model"])?;
-        let heads = c.size(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
-        let kv_heads = c.size_opt("num_key_value_heads")?.unwrap_or(heads);
-        let head_dim = match c.size_opt("head_dim")? {
-            Some(d) => d,
-            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-            None => bail!("config.json: hidden_size {hidden_size} does not divide among {heads} heads"),
-        };
-        if !heads.is_multiple_of(kv_heads) {
+        let mut common = Self::read_mha(c)?;
+        common.kv_heads = c.size_opt("num_key_value_heads")?.unwrap_or(common.heads);
+        if let Some(head_dim) = c.size_opt("head_dim")? {
+            common.head_dim = head_dim;
+        } else if !common.hidden_size.is_multiple_of(common.heads) {
+            bail!("config.json: hidden_size {} does not divide among {} heads", common.hidden_size, common.heads)
+        }
+        if !common.heads.is_multiple_of(common.kv_heads) {
+            let Self { heads, kv_heads, .. } = common;
             bail!("config.json: num_attention_heads {heads} does not divide among num_key_value_heads {kv_heads}")
         }
+        Ok(common)
+    }
+
+    /// As [`read`](Self::read), for families whose transformers code knows neither grouped heads nor a head width nor an
+    /// `intermediate_size`: it ignores these keys if they are there, and so do we.
+    fn read_mha(c: &Config) -> Result<Self> {
+        c.mark(&["intermediate_size", "num_key_value_heads", "head_dim"]);
+        let hidden_size = c.size(&["hidden_size", "n_embd", "n_embed", "d_model"])?;
+        let heads = c.size(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
         Ok(Self {
             vocab_size: c.size(&["vocab_size"])?,
             hidden_size,
             layers: c.size(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])?,
             heads,
-            kv_heads,
-            head_dim,
+            kv_heads: heads,
+            head_dim: hidden_size / heads,
             max_positions: c.size(&["max_position_embeddings", "n_positions", "max_seq_len"]).unwrap_or(2048),
         })
+    }
+
+    /// Refuses heads that do not fill the hidden size, for families that have no `head_dim`.
+    fn divided(self) -> Result<Self> {
+        match self.head_dim * self.heads == self.hidden_size {
+            true => Ok(self),
+            false => bail!("config.json: hidden size {} does not divide among {} heads", self.hidden_size, self.heads),
+        }
     }
 
     fn scale(&self) -> f64 {

@@ -37,7 +37,7 @@ fn attention(c: &Config) -> Result<Attention> {
 }
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let common = Common::read(c)?;
+    let common = Common::read_mha(c)?.divided()?;
     let hidden = common.hidden_size;
     let eps = c.eps("layer_norm_epsilon", 1e-5)?;
     c.only("no_bias", &Value::Bool(true))?;
