@@ -8,4 +8,4 @@ pub mod position;
 pub use attention::{AttendArgs, attend};
 pub use bias::ScoreBias;
 pub use mask::Mask;
-pub use position::{RopeOverride, PositionEncoding, Positions, Resolution};
+pub use position::{PositionEncoding, Positions, Resolution};

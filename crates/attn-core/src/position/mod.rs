@@ -1,7 +1,5 @@
 //! Position encodings: the open trait, its explicit positions, and the closed set that configs name.
 
-mod config;
-pub use config::RopeOverride;
 use crate::ScoreBias;
 use candle_core::{Result, Tensor};
 use std::{fmt::Debug, ops::Range, sync::Arc};
