@@ -11,7 +11,6 @@ use crate::windows::{WindowOptions, Windows};
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::RopeOverride;
 use attn_models::Model;
-use candle_core::Device;
 use std::fmt;
 use std::str::FromStr;
 
@@ -135,8 +134,6 @@ pub struct Plan {
     pub length: Option<usize>,
     /// Seed of the bootstrap.
     pub seed: u64,
-    /// Where the model is.
-    pub device: Device,
 }
 
 /// Where a comparison stands.
@@ -272,7 +269,6 @@ fn run(job: &Job, tokens: &[u32], plan: &Plan, progress: &mut dyn FnMut(usize)) 
         length: plan.length,
         mode: job.mode.to_string(),
         factor: job.factor,
-        device: plan.device.clone(),
     };
     score(&job.model, tokens, &options, progress)
 }
@@ -325,7 +321,6 @@ pub(crate) mod tests {
                     length: None,
                     mode: mode.to_string(),
                     factor: 2.0,
-                    device: Device::Cpu,
                 };
                 let mut model = |batch: &[Vec<u32>]| {
                     Ok(batch.iter().map(|row| row[1..].iter().map(|&id| nll + id as f32 / 100.0).collect()).collect())

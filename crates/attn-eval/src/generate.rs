@@ -3,7 +3,7 @@
 use crate::sample::Sampler;
 use anyhow::{Context, Result, ensure};
 use attn_models::{Architecture, Model, RopeLength, Session};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::time::Instant;
 
 /// When to stop, and under which frequencies to run.
@@ -17,8 +17,6 @@ pub struct GenerateOptions {
     pub length: RopeLength,
     /// What the decoder of an encoder-decoder model starts from.
     pub decoder_start: Option<u32>,
-    /// Where the model is.
-    pub device: Device,
 }
 
 /// What a generation took.
@@ -53,7 +51,7 @@ pub fn generate(
     let mut session = Session::new(model, options.length, None)?;
     let mut history = prompt.to_vec();
     if model.architecture() == Architecture::EncoderDecoder {
-        session.encode(&row(prompt, &options.device)?)?;
+        session.encode(&row(prompt, model)?, None)?;
         history = vec![options.decoder_start.context("the config names no decoder_start_token_id")?];
     }
     let mut result = Generated {
@@ -63,7 +61,7 @@ pub fn generate(
         decode_seconds: 0.0,
         stopped: false,
     };
-    let mut logits = session.feed(&row(&history, &options.device)?)?;
+    let mut logits = session.feed(&row(&history, model)?)?;
     for _ in 0..options.max_new {
         let token = sampler.next(logits.squeeze(0)?.to_vec1()?, &history)?;
         if result.new_tokens == 0 {
@@ -77,13 +75,13 @@ pub fn generate(
         emit(token)?;
         history.push(token);
         if result.new_tokens < options.max_new {
-            logits = session.feed(&row(&[token], &options.device)?)?;
+            logits = session.feed(&row(&[token], model)?)?;
         }
     }
     result.decode_seconds = started.elapsed().as_secs_f64() - result.prompt_seconds;
     Ok(result)
 }
 
-fn row(ids: &[u32], device: &Device) -> Result<Tensor> {
-    Ok(Tensor::new(ids, device)?.unsqueeze(0)?)
+fn row(ids: &[u32], model: &Model) -> Result<Tensor> {
+    Ok(Tensor::new(ids, model.device())?.unsqueeze(0)?)
 }

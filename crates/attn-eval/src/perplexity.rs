@@ -9,7 +9,7 @@ use crate::stats::{self, Difference, WindowNll};
 use crate::windows::{WindowOptions, Windows};
 use anyhow::{Context, Result, ensure};
 use attn_models::Model;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -60,7 +60,7 @@ pub struct Cell {
 }
 
 /// How a score is taken and labelled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ScoreOptions {
     /// How the text is cut.
     pub windows: WindowOptions,
@@ -70,8 +70,6 @@ pub struct ScoreOptions {
     pub mode: String,
     /// Its factor, for the report.
     pub factor: f64,
-    /// Where the model is.
-    pub device: Device,
 }
 
 /// Scores `tokens` under `model`. `progress` is told the number of tokens read after each forward pass.
@@ -84,7 +82,7 @@ pub fn score(model: &Model, tokens: &[u32], options: &ScoreOptions, progress: &m
     let length = options.length.unwrap_or(context);
     let mut nll = |batch: &[Vec<u32>]| -> Result<Vec<Vec<f32>>> {
         let flat: Vec<u32> = batch.concat();
-        let ids = Tensor::from_vec(flat, (batch.len(), context), &options.device)?;
+        let ids = Tensor::from_vec(flat, (batch.len(), context), model.device())?;
         Ok(model.nll(&ids, length)?.to_vec2()?)
     };
     score_with(&mut nll, tokens, options, progress)
@@ -186,7 +184,7 @@ mod tests {
 
     fn options(context: usize, stride: Option<usize>) -> ScoreOptions {
         let windows = WindowOptions { context, stride, bos: None };
-        ScoreOptions { windows, length: None, mode: "none".into(), factor: 1.0, device: Device::Cpu }
+        ScoreOptions { windows, length: None, mode: "none".into(), factor: 1.0 }
     }
 
     /// A "model" under which the token with id `i` costs `i` nats, whatever comes before.
