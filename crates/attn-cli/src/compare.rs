@@ -10,7 +10,6 @@ use anyhow::Result;
 use attn_eval::compare::{Mode, Plan, compare};
 use attn_eval::perplexity::Cell;
 use attn_eval::report::{Document, TableStyle, csv, svg, table, verdict};
-use std::io::Write;
 
 /// Tokens of the text that are used unless more are asked for, so that a first look takes seconds.
 const DEFAULT_TOKENS: usize = 16384;
@@ -62,7 +61,11 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
     let trained = rope.original_context.or(opened.model.trained_context());
     let bos = opened.bos(args.text.bos)?;
     Ok(Plan {
-        contexts: unique(if args.contexts.is_empty() { default_contexts(trained, tokens) } else { args.contexts.clone() }),
+        contexts: unique(if args.contexts.is_empty() {
+            default_contexts(trained, tokens)
+        } else {
+            args.contexts.clone()
+        }),
         modes: unique(if args.modes.is_empty() { default_modes(opened) } else { args.modes.clone() }),
         factor: args.factor,
         stride: args.text.stride,

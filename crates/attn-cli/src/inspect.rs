@@ -245,6 +245,9 @@ mod tests {
     fn runs_and_thousands_read_well() {
         assert_eq!(ranges(&[0, 1, 2, 3, 5, 7, 8]), "0-3, 5, 7-8");
         assert_eq!(ranges(&[4]), "4");
-        assert_eq!([grouped(0), grouped(999), grouped(1000), grouped(134_515_008)], ["0", "999", "1 000", "134 515 008"]);
+        assert_eq!(
+            [grouped(0), grouped(999), grouped(1000), grouped(134_515_008)],
+            ["0", "999", "1 000", "134 515 008"]
+        );
     }
 }

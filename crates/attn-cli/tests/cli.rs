@@ -169,8 +169,18 @@ fn compare_prints_json_and_writes_its_files_whole() {
     let folder = tempfile::tempdir().unwrap();
     let (csv, plot) = (folder.path().join("c.csv"), folder.path().join("p.svg"));
     let result = json(&[
-        "compare", "--contexts", "256,512", "--modes", "none,dynamic,yarn", "--max-tokens", "2048", "--json", "--csv",
-        path(&csv), "--plot", path(&plot),
+        "compare",
+        "--contexts",
+        "256,512",
+        "--modes",
+        "none,dynamic,yarn",
+        "--max-tokens",
+        "2048",
+        "--json",
+        "--csv",
+        path(&csv),
+        "--plot",
+        path(&plot),
     ]);
     let cells = result["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 6);
@@ -178,7 +188,10 @@ fn compare_prints_json_and_writes_its_files_whole() {
     assert_eq!(keys.len(), 3, "{keys:?}");
     assert_eq!(cells[0]["perplexity"], cells[2]["perplexity"]);
     assert_eq!(cells[2]["same_as"], "none");
-    assert_eq!((&cells[5]["mode"], &cells[5]["factor"], &cells[5]["tokens"]), (&"yarn".into(), &2.0.into(), &2044.into()));
+    assert_eq!(
+        (&cells[5]["mode"], &cells[5]["factor"], &cells[5]["tokens"]),
+        (&"yarn".into(), &2.0.into(), &2044.into())
+    );
     let none = cells[3]["perplexity"].as_f64().unwrap();
     assert!(cells[4]["perplexity"].as_f64().unwrap() < none * 0.9, "dynamic helps past the trained context");
     assert_eq!(fs::read_to_string(&csv).unwrap().lines().count(), 7);

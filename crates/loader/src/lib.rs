@@ -1,1 +1,35 @@
-//! loader
+//! Checkpoints for running models: from the Hugging Face hub, a folder, a GGUF file, or bytes in the program.
+//!
+//! A model needs five things that a checkpoint keeps in as many places and spellings: its config, its weights, its
+//! tokenizer, its chat template and the ids that begin and end a text. [`Checkpoint::open`] finds all of them and hands
+//! them out in one spelling, that of Hugging Face, whatever the files were.
+//!
+//! ```no_run
+//! use loader::{Checkpoint, LoadOptions};
+//! let checkpoint = Checkpoint::open("org/name", &LoadOptions::default())?;
+//! let ids = checkpoint.require_tokenizer()?.encode("Hello", true)?;
+//! # Ok::<(), loader::LoadError>(())
+//! ```
+//!
+//! Checkpoints are untrusted input. Every length in them is checked before it is believed, nothing in them is executed
+//! but the chat template, in a sandbox, and what is wrong is said in one line: see [`LoadError`].
+
+mod blob;
+mod chat;
+mod checkpoint;
+mod convert;
+mod error;
+mod folder;
+mod gguf;
+mod hub;
+mod safetensors;
+mod source;
+mod tokenizer;
+
+pub use chat::ChatTemplate;
+pub use checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile};
+pub use error::{LoadError, Result};
+pub use hub::{Fetched, HubConfig};
+pub use safetensors::SafetensorsSource;
+pub use source::{HubRef, ModelRef};
+pub use tokenizer::{StreamDecoder, Tokenizer};

@@ -1,7 +1,7 @@
 //! Gemma 1, 2 and 3: norm weights stored minus one, scaled embeddings; later ones add norms after each branch, softcaps,
 //! windows on most layers, and in Gemma 3 a second rotary base for those.
 
-use super::{Common, LLAMA_NORMS, activation, layer_types, llama_rope, pre_norm, rope, window};
+use super::{Common, LLAMA_NORMS, layer_types, llama_rope, pre_norm, rope, window};
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{LayerSpec, ModelSpec, MultiHeadSpec, NormSpec, Wiring};

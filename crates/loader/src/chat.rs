@@ -1,0 +1,299 @@
+//! Chat templates: the Jinja program in a checkpoint that turns a conversation into one prompt.
+//!
+//! Templates are code from a stranger. They run here in an interpreter without files or network, with a bound on its
+//! steps and on its output, so that a template that loops for ever is an error like any other.
+
+use crate::error::{LoadError, Result};
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+use std::io::Write;
+
+/// Steps a template may take; real ones take a few hundred per message.
+const FUEL: u64 = 5_000_000;
+/// Bytes a template may write.
+const MAX_OUTPUT: usize = 16 << 20;
+/// Bytes a template may be long; the longest known is about 30 kB.
+const MAX_SOURCE: usize = 1 << 20;
+
+/// A checkpoint's chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    source: String,
+}
+
+impl ChatTemplate {
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// It is not valid Jinja, or absurdly long.
+    pub fn new(source: &str) -> Result<Self> {
+        if source.len() > MAX_SOURCE {
+            return Err(failed(format!("it is {} bytes long; at most {MAX_SOURCE} are read", source.len())));
+        }
+        // A marker for training masks that is specific to transformers and produces no text.
+        let mut source = source.to_string();
+        for tag in ["generation", "endgeneration"] {
+            for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
+                let (l, r) =
+                    (if open.ends_with('-') { "{#-" } else { "{#" }, if close.starts_with('-') { "-#}" } else { "#}" });
+                source = source.replace(&format!("{open} {tag} {close}"), &format!("{l} {tag} {r}"));
+            }
+        }
+        environment(&source)?;
+        Ok(Self { source })
+    }
+
+    /// The template's text.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Renders `messages`, pairs of role and content; with `add_generation_prompt` the result ends where the
+    /// assistant's answer begins. `bos` and `eos` are the texts of those tokens.
+    ///
+    /// The result already holds the tokens that begin a text, so encode it without adding any.
+    ///
+    /// # Errors
+    /// The template refuses the conversation (`raise_exception`), fails, or asks for too much time or output.
+    pub fn render<R: AsRef<str>, C: AsRef<str>>(
+        &self,
+        messages: &[(R, C)],
+        add_generation_prompt: bool,
+        bos: &str,
+        eos: &str,
+    ) -> Result<String> {
+        let env = environment(&self.source)?;
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|(role, content)| context! { role => role.as_ref(), content => content.as_ref() })
+            .collect();
+        let vars = context! {
+            messages, add_generation_prompt, bos_token => bos, eos_token => eos,
+            tools => (), documents => (),
+        };
+        let template = env.get_template("chat").map_err(|e| failed(one_line(&e)))?;
+        let mut out = Bounded(Vec::new());
+        template.render_captured_to(vars, &mut out).map_err(|e| failed(one_line(&e)))?;
+        String::from_utf8(out.0).map_err(|_| failed("its output is not UTF-8".to_string()))
+    }
+}
+
+fn environment(source: &str) -> Result<Environment<'_>> {
+    let mut env = Environment::new();
+    // As transformers sets Jinja up.
+    env.set_trim_blocks(true);
+    env.set_lstrip_blocks(true);
+    env.set_fuel(Some(FUEL));
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.add_function("raise_exception", |msg: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, msg))
+    });
+    env.add_function("strftime_now", |format: String| strftime(&format, now()));
+    env.add_filter("tojson", tojson);
+    env.add_template("chat", source).map_err(|e| failed(one_line(&e)))?;
+    Ok(env)
+}
+
+fn failed(reason: String) -> LoadError {
+    LoadError::ChatTemplate { reason }
+}
+
+fn one_line(err: &Error) -> String {
+    let mut text = match err.kind() {
+        ErrorKind::OutOfFuel => format!("it did not finish within {FUEL} steps"),
+        _ => err.to_string(),
+    };
+    let mut cause = std::error::Error::source(err);
+    while let Some(e) = cause {
+        text = format!("{text}: {e}");
+        cause = e.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Output that stops a template which writes without end.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + buf.len() > MAX_OUTPUT {
+            return Err(std::io::Error::other(format!("it writes more than {MAX_OUTPUT} bytes")));
+        }
+        self.0.extend_from_slice(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// JSON as transformers' filter writes it: not escaped for HTML, separators as Python's.
+fn tojson(value: Value, kwargs: minijinja::value::Kwargs) -> Result<String, Error> {
+    let json = serde_json::to_value(&value)
+        .map_err(|e| Error::new(ErrorKind::BadSerialization, "can't write this as JSON").with_source(e))?;
+    let indent: Option<usize> = kwargs.get("indent")?;
+    for ignored in ["ensure_ascii", "separators", "sort_keys"] {
+        let _: Option<Value> = kwargs.get(ignored)?;
+    }
+    kwargs.assert_all_used()?;
+    let mut out = String::new();
+    write_json(&json, indent.map(|n| n.min(16)), 0, &mut out);
+    Ok(out)
+}
+
+fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, out: &mut String) {
+    use serde_json::Value as J;
+    let newline = |out: &mut String, depth: usize| {
+        if let Some(n) = indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', n * depth));
+        }
+    };
+    let comma = if indent.is_some() { "," } else { ", " };
+    match value {
+        J::Array(items) if !items.is_empty() => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                out.push_str(if i > 0 { comma } else { "" });
+                newline(out, depth + 1);
+                write_json(item, indent, depth + 1, out);
+            }
+            newline(out, depth);
+            out.push(']');
+        }
+        J::Object(map) if !map.is_empty() => {
+            out.push('{');
+            for (i, (key, item)) in map.iter().enumerate() {
+                out.push_str(if i > 0 { comma } else { "" });
+                newline(out, depth + 1);
+                out.push_str(&J::from(key.as_str()).to_string());
+                out.push_str(": ");
+                write_json(item, indent, depth + 1, out);
+            }
+            newline(out, depth);
+            out.push('}');
+        }
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+fn now() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// The conversions that templates use, in UTC; days and months in English.
+fn strftime(format: &str, unix: i64) -> String {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let (days, secs) = (unix.div_euclid(86400), unix.rem_euclid(86400));
+    let (year, month, day) = civil(days);
+    let weekday = DAYS[days.rem_euclid(7) as usize];
+    let name = MONTHS[month as usize - 1];
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('m') => out.push_str(&format!("{month:02}")),
+            Some('d') => out.push_str(&format!("{day:02}")),
+            Some('B') => out.push_str(name),
+            Some('b') => out.push_str(&name[..3]),
+            Some('A') => out.push_str(weekday),
+            Some('a') => out.push_str(&weekday[..3]),
+            Some('H') => out.push_str(&format!("{:02}", secs / 3600)),
+            Some('M') => out.push_str(&format!("{:02}", secs / 60 % 60)),
+            Some('S') => out.push_str(&format!("{:02}", secs % 60)),
+            Some('y') => out.push_str(&format!("{:02}", year.rem_euclid(100))),
+            Some('%') => out.push('%'),
+            Some(other) => out.extend(['%', other]),
+            None => out.push('%'),
+        }
+    }
+    out
+}
+
+/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant's algorithm).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + i64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+        {{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + \
+        message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}\
+        {{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    #[test]
+    fn chatml() {
+        let template = ChatTemplate::new(CHATML).unwrap();
+        let text = template.render(&[("user", "hi")], true, "", "").unwrap();
+        let want = "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(text, want);
+    }
+
+    #[test]
+    fn pythonisms() {
+        let source = "{{ bos_token }}{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- if m.content.startswith('x') \
+            -%}{%- continue -%}{%- endif -%}{{ m['content'].strip().split(',')[0] | upper }}{{ m | tojson }}{%- endfor -%}\
+            {%- generation -%}{{ strftime_now('%d %b %Y') | length }}";
+        let source = source.replace("{%- generation -%}", "{%- generation -%}{%- endgeneration -%}");
+        let text = ChatTemplate::new(&source).unwrap();
+        let text = text.render(&[("user", "xyz"), ("user", " a<b,c ")], false, "<s>", "</s>").unwrap();
+        assert_eq!(text, r#"<s>A<B{"content": " a<b,c ", "role": "user"}11"#);
+    }
+
+    #[test]
+    fn dates() {
+        assert_eq!(strftime("%A %d %B %Y %H:%M:%S %y%%%q", 951_827_696), "Tuesday 29 February 2000 12:34:56 00%%q");
+    }
+
+    #[test]
+    fn refusals_are_errors() {
+        let raise = ChatTemplate::new("{{ raise_exception('no system prompt') }}").unwrap();
+        let err = raise.render(&[("user", "x")], true, "", "").unwrap_err().to_string();
+        assert!(err.contains("no system prompt"), "{err}");
+        assert!(ChatTemplate::new("{% if %}").is_err());
+        assert!(ChatTemplate::new(&"x".repeat(MAX_SOURCE + 1)).is_err());
+    }
+
+    #[test]
+    fn endless_templates_end() {
+        let forever = "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}{% endfor %}\
+            {% endfor %}{% endfor %}";
+        let err = ChatTemplate::new(forever).unwrap().render(&[("user", "x")], true, "", "").unwrap_err().to_string();
+        assert!(err.contains("steps"), "{err}");
+        let flood = "{% for a in range(90000) %}{{ messages[0].content }}{% endfor %}";
+        let content = "x".repeat(1000);
+        let err =
+            ChatTemplate::new(flood).unwrap().render(&[("user", &content)], true, "", "").unwrap_err().to_string();
+        assert!(err.contains("more than"), "{err}");
+    }
+}

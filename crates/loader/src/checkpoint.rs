@@ -1,0 +1,231 @@
+//! `Checkpoint`: everything a model needs to run, from wherever it lies.
+
+use crate::{
+    chat::ChatTemplate,
+    error::{LoadError, Result},
+    folder, gguf,
+    hub::{self, HubConfig},
+    source::ModelRef,
+    tokenizer::Tokenizer,
+};
+use attn_models::TensorSource;
+use sha2::{Digest, Sha256};
+use std::{
+    borrow::Cow,
+    fmt,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A model's config, weights, tokenizer and conventions.
+pub struct Checkpoint {
+    /// config.json as Hugging Face spells it; a GGUF file's metadata is translated into the same keys.
+    pub config: serde_json::Value,
+    /// The tensors, under Hugging Face names; nothing is read until it is asked for.
+    pub weights: Arc<dyn TensorSource>,
+    /// The tokenizer, if the checkpoint has one; see [`Checkpoint::require_tokenizer`].
+    pub tokenizer: Option<Tokenizer>,
+    /// The chat template, if the checkpoint has one.
+    pub chat_template: Option<ChatTemplate>,
+    /// The ids that begin and end a text.
+    pub generation: GenerationDefaults,
+    /// Where all of this came from.
+    pub origin: Origin,
+}
+
+/// The ids that begin and end a text, from generation_config.json, else config.json, else the GGUF metadata.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GenerationDefaults {
+    /// The id that begins a text.
+    pub bos_id: Option<u32>,
+    /// The ids that end one; chat models often have several.
+    pub eos_ids: Vec<u32>,
+}
+
+/// Where a checkpoint came from, for reports that others should be able to repeat.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// MODEL as given.
+    pub model: String,
+    /// The hub's commit, for a model from the hub.
+    pub commit: Option<String>,
+    /// The files that were read.
+    pub files: Vec<OriginFile>,
+}
+
+/// One file of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct OriginFile {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    content: Content,
+}
+
+#[derive(Clone)]
+enum Content {
+    Path(PathBuf),
+    Static(&'static [u8]),
+    Digest(String),
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.fmt(f),
+            Self::Static(_) => f.write_str("embedded"),
+            Self::Digest(hex) => hex.fmt(f),
+        }
+    }
+}
+
+impl OriginFile {
+    pub(crate) fn on_disk(folder: &Path, path: PathBuf) -> Result<Self> {
+        let size = std::fs::metadata(&path).map_err(LoadError::io(&path, "read the size of"))?.len();
+        let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+        Ok(Self { name, size, content: Content::Path(path) })
+    }
+
+    pub(crate) fn in_memory(name: &str, bytes: &Cow<'static, [u8]>) -> Self {
+        match bytes {
+            Cow::Borrowed(b) => Self { name: name.to_string(), size: b.len() as u64, content: Content::Static(b) },
+            Cow::Owned(b) => Self::digested(name, b),
+        }
+    }
+
+    pub(crate) fn digested(name: &str, bytes: &[u8]) -> Self {
+        Self { name: name.to_string(), size: bytes.len() as u64, content: Content::Digest(hex(Sha256::digest(bytes))) }
+    }
+
+    /// The file on disk, if it is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match &self.content {
+            Content::Path(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The SHA-256 of the file's contents in hexadecimal. Reads the whole file.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn sha256(&self) -> Result<String> {
+        match &self.content {
+            Content::Path(path) => sha256_file(path),
+            Content::Static(bytes) => Ok(hex(Sha256::digest(bytes))),
+            Content::Digest(hex) => Ok(hex.clone()),
+        }
+    }
+}
+
+/// The SHA-256 of a file in hexadecimal.
+pub(crate) fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).map_err(LoadError::io(path, "open"))?;
+    let mut hash = Sha256::new();
+    let mut buf = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buf).map_err(LoadError::io(path, "read"))? {
+            0 => return Ok(hex(hash.finalize())),
+            n => hash.update(&buf[..n]),
+        }
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// How to open a checkpoint.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Let [`TensorSource::quantized`] hand out a GGUF file's blocks as they are. Off by default.
+    pub keep_quantized: bool,
+    /// Memory-map weights (the default) rather than reading them. A mapped file that another process truncates kills
+    /// the program with SIGBUS; with plain reads the same is an error.
+    pub mmap: bool,
+    /// Never draw progress bars; they are only drawn on a terminal anyway.
+    pub quiet: bool,
+    /// Where the hub and its cache are.
+    pub hub: HubConfig,
+}
+
+impl Default for LoadOptions {
+    /// Mapped, dequantised, with the hub as the environment describes it.
+    fn default() -> Self {
+        Self { keep_quantized: false, mmap: true, quiet: false, hub: HubConfig::from_env() }
+    }
+}
+
+impl Checkpoint {
+    /// Opens MODEL: a folder, a `.gguf` file, or a hub id (`org/name`, `org/name@revision`, `org/name/file.gguf`),
+    /// which is downloaded unless the cache has it.
+    ///
+    /// # Errors
+    /// MODEL does not exist, can't be fetched, or is not a checkpoint that can be used; see [`LoadError`].
+    pub fn open(model: &str, options: &LoadOptions) -> Result<Self> {
+        match ModelRef::parse(model)? {
+            ModelRef::Path(path) if path.is_dir() => folder::open(&path, model, None, options),
+            ModelRef::Path(path) if gguf::is_gguf(&path) => gguf::open(&path, model, None, options),
+            ModelRef::Path(_) => {
+                let reason = "it is a file, but not a GGUF one (for safetensors, give the folder)".to_string();
+                Err(LoadError::BadModel { model: model.to_string(), reason })
+            }
+            ModelRef::Hub(id) => {
+                let fetched = hub::fetch(&id, &options.hub, options.quiet)?;
+                match &id.file {
+                    Some(file) => gguf::open(&fetched.folder.join(file), model, Some(fetched.commit), options),
+                    None => folder::open(&fetched.folder, model, Some(fetched.commit), options),
+                }
+            }
+        }
+    }
+
+    /// A checkpoint whose files are in memory, such as one embedded with `include_bytes!`.
+    ///
+    /// # Errors
+    /// One of the files is malformed.
+    pub fn from_bytes(config: &[u8], weights: impl Into<Cow<'static, [u8]>>, tokenizer: Option<&[u8]>) -> Result<Self> {
+        folder::from_bytes(config, weights.into(), tokenizer)
+    }
+
+    /// The tokenizer, or the reason there is none.
+    ///
+    /// # Errors
+    /// The checkpoint has no tokenizer.
+    pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let files = &self.origin.files;
+            let folder = files.iter().find_map(|f| f.path()?.parent());
+            let found = match folder.map(|f| f.join("tokenizer.model").exists() || f.join("vocab.json").exists()) {
+                Some(true) => "it has the files of a slow tokenizer, which are not read",
+                _ => "there is no tokenizer.json",
+            };
+            LoadError::NoTokenizer { model: self.origin.model.clone(), found: found.to_string() }
+        })
+    }
+
+    /// Renders a conversation with the checkpoint's chat template, ready to be encoded without special tokens.
+    ///
+    /// # Errors
+    /// There is no template, or it fails; see [`ChatTemplate::render`].
+    pub fn render_chat<R: AsRef<str>, C: AsRef<str>>(&self, messages: &[(R, C)], prompt: bool) -> Result<String> {
+        let template = self.chat_template.as_ref().ok_or_else(|| LoadError::ChatTemplate {
+            reason: format!("{} has none; it is not a chat model", self.origin.model),
+        })?;
+        let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.as_ref()?.token(id)).unwrap_or_default();
+        let tok = self.tokenizer.as_ref();
+        let bos = text(tok.and_then(|t| t.bos_id));
+        let eos = text(tok.and_then(|t| t.eos_ids.first().copied()));
+        template.render(messages, prompt, &bos, &eos)
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Checkpoint").field("origin", &self.origin).finish_non_exhaustive()
+    }
+}

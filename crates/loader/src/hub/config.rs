@@ -1,0 +1,62 @@
+//! Where the hub and its cache are.
+
+use std::{fmt, path::PathBuf};
+
+/// The settings other Hugging Face tools take from the environment, as an explicit value.
+#[derive(Clone)]
+pub struct HubConfig {
+    /// The hub's address (`HF_ENDPOINT`), without a slash at the end.
+    pub endpoint: String,
+    /// The cache folder (`HF_HUB_CACHE`, else `HF_HOME`/hub, else ~/.cache/huggingface/hub).
+    pub cache: PathBuf,
+    /// The access token (`HF_TOKEN`, else the file that `hf auth login` writes).
+    pub token: Option<String>,
+    /// Never use the network (`HF_HUB_OFFLINE`).
+    pub offline: bool,
+}
+
+impl HubConfig {
+    /// The public hub.
+    pub const ENDPOINT: &'static str = "https://huggingface.co";
+
+    /// Reads the environment.
+    #[must_use]
+    pub fn from_env() -> Self {
+        Self::from_lookup(|name| std::env::var(name).ok())
+    }
+
+    /// As [`HubConfig::from_env`] with another environment.
+    pub fn from_lookup(var: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| var(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
+        let home = set("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
+            let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+            let cache = cache.or_else(|| Some(crate::source::home()?.join(".cache")));
+            cache.unwrap_or_else(|| PathBuf::from(".cache")).join("huggingface")
+        });
+        let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
+        let token_file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+        let stored = || std::fs::read_to_string(token_file).ok().map(|t| t.trim().to_string());
+        let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(stored);
+        let yes = |v: String| matches!(v.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| Self::ENDPOINT.to_string());
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_string(),
+            cache: cache.map_or_else(|| home.join("hub"), PathBuf::from),
+            token: token.filter(|t| !t.is_empty()),
+            offline: set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).is_some_and(yes),
+        }
+    }
+}
+
+/// Without the token.
+impl fmt::Debug for HubConfig {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let token = if self.token.is_some() { "set" } else { "none" };
+        f.debug_struct("HubConfig")
+            .field("endpoint", &self.endpoint)
+            .field("cache", &self.cache)
+            .field("token", &token)
+            .field("offline", &self.offline)
+            .finish()
+    }
+}
