@@ -2,7 +2,7 @@
 //! precision are widened in registers.
 
 use crate::attention::KernelPath;
-use crate::simd::{Element, Job, Simd, dispatch};
+use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use rayon::prelude::*;
 
 /// Outputs a task computes at least.
