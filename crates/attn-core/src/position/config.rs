@@ -5,7 +5,7 @@
 //! or refused by name: a scaling that is quietly dropped still generates fluent text, only a worse one.
 
 use super::rope_scaling::{Frequencies, Ramp, RopeScaling, positive};
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value};
 
 type Dict = Map<String, Value>;
@@ -204,7 +204,7 @@ impl Reader<'_> {
         let context = Context { declared, above, partial };
         config.scaling = scaling(&mut keys, kind, &context)?;
         keys.finish(kind)?;
-        config.validate().map_err(|e| candle_core::Error::Msg(format!("{}: {e}", self.key)))?;
+        config.validate().map_err(|e| within(self.key, e))?;
         Ok(config)
     }
 
@@ -373,7 +373,7 @@ impl<'a> Keys<'a> {
     }
 
     fn number(&mut self, key: &'static str) -> Result<Option<f64>> {
-        number(key, self.get(key)).map_err(|e| candle_core::Error::Msg(format!("{}: {e}", self.at)))
+        number(key, self.get(key)).map_err(|e| within(self.at, e))
     }
 
     fn required(&mut self, key: &'static str) -> Result<f64> {
@@ -411,6 +411,15 @@ impl<'a> Keys<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// Says where the key stands; one line even where candle records a backtrace with every error.
+fn within(at: &str, error: Error) -> Error {
+    let error = match error {
+        Error::WithBacktrace { inner, .. } => *inner,
+        other => other,
+    };
+    Error::Msg(format!("{at}: {error}"))
 }
 
 fn number(key: &str, value: Option<&Value>) -> Result<Option<f64>> {
