@@ -33,8 +33,8 @@ impl AlibiConfig {
         Self { scale: (head_dim as f64).powf(-0.5), round_bf16: true, ..Self::new(heads) }
     }
 
-    /// One slope per head, before `scale`: powers `2^(-bias_max i/n)` for n heads, if n is a power of two. Else those of
-    /// the next lower power of two, then every other one of twice as many.
+    /// One slope per head, before `scale`: powers `2^(-bias_max i/n)` for n heads, if n is a power of two. Else those
+    /// of the next lower power of two, then every other one of twice as many.
     pub fn slopes(&self) -> Vec<f64> {
         let wide = self.heads.next_power_of_two();
         let slope = |i: usize| (-self.bias_max * i as f64 / wide as f64).exp2();

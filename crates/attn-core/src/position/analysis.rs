@@ -44,11 +44,11 @@ pub fn discrimination_horizon(inv_freq: &[f64], limit: usize) -> Option<usize> {
     None
 }
 
-/// The smallest `rope_theta` whose [`discrimination`] stays at or above 0 for all distances below `len`, at rotary width
-/// `d`: the bound of Men et al. 2024, whose table is for d = 128.
+/// The smallest `rope_theta` whose [`discrimination`] stays at or above 0 for all distances below `len`, at rotary
+/// width `d`: the bound of Men et al. 2024, whose table is for d = 128.
 ///
-/// Whether a base holds is far from monotone in it (for 8192 tokens 84000 does, 84500 does not, 91000 does), so bases are
-/// tried upwards in steps of 0.1%. Takes a second or so for 32k tokens and grows with `len`.
+/// Whether a base holds is far from monotone in it (for 8192 tokens 84000 does, 84500 does not, 91000 does), so bases
+/// are tried upwards in steps of 0.1%. Takes a second or so for 32k tokens and grows with `len`.
 pub fn smallest_base(len: usize, d: usize) -> f64 {
     let holds = |log: f64| discrimination_horizon(&plain_frequencies(log.exp(), d, d / 2), len).is_none();
     // Some base that holds, to start looking from a quarter of it.

@@ -1,8 +1,8 @@
 //! RoPE's configuration and how it is read from a Hugging Face `config.json`.
 //!
-//! Two spellings exist: `rope_scaling` beside a top-level `rope_theta`, and since transformers 5 `rope_parameters`, which
-//! may hold one set per layer type. Both end in a [`RopeConfig`]. A key that would change the result is either understood
-//! or refused by name: a scaling that is quietly dropped still generates fluent text, only a worse one.
+//! Two spellings exist: `rope_scaling` beside a top-level `rope_theta`, and since transformers 5 `rope_parameters`,
+//! which may hold one set per layer type. Both end in a [`RopeConfig`]. A key that would change the result is either
+//! understood or refused by name: a scaling that is quietly dropped still generates fluent text, only a worse one.
 
 use super::rope_scaling::{Frequencies, Ramp, RopeScaling, positive};
 use candle_core::{Error, Result, bail};
@@ -80,8 +80,8 @@ impl RopeConfig {
 
     /// Reads the rotary encoding of a whole `config.json` as transformers 5.23 does.
     ///
-    /// * `layer_type` picks the entry of a `rope_parameters` that is nested per layer type (`sliding_attention`); a flat
-    ///   one serves every type.
+    /// * `layer_type` picks the entry of a `rope_parameters` that is nested per layer type (`sliding_attention`); a
+    ///   flat one serves every type.
     /// * Returns `None` for a layer type whose entry is null: its layers have no position encoding.
     ///
     /// # Errors

@@ -36,6 +36,8 @@ pub struct Nope {
 }
 
 impl Nope {
+    /// No encoding, tempered or not.
+    ///
     /// # Errors
     /// A `floor_scale` that is not a positive number.
     pub fn new(config: NopeConfig) -> Result<Self> {

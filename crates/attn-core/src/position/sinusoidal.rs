@@ -41,6 +41,8 @@ pub struct Sinusoidal {
 }
 
 impl Sinusoidal {
+    /// The sinusoids of this shape.
+    ///
     /// # Errors
     /// A width that is zero or odd, a base that is not a positive number.
     pub fn new(config: SinusoidalConfig) -> Result<Self> {
