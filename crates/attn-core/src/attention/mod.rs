@@ -10,6 +10,8 @@
 
 mod fused_cpu;
 mod key_norms;
+#[cfg(test)]
+pub(crate) mod laws;
 mod path;
 pub mod reference;
 
