@@ -272,15 +272,51 @@ fn alibi_leaves_far_keys_unread() {
     }
 }
 
-#[test]
-fn gradients_never_vanish() {
-    let case = Case::plain(2, 2, 20, 8);
-    let ([q, k, v], args) = (case.tensors().unwrap(), case.args().unwrap());
-    let vars = [q, k, v].map(|x| candle_core::Var::from_tensor(&x).unwrap());
-    let [q, k, v] = [0, 1, 2].map(|i| vars[i].as_tensor());
-    let ours = super::attend(q, k, v, &args).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
-    let theirs = reference::attend(q, k, v, &args).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
-    for x in [q, k, v] {
-        assert!(difference(ours.get(x).unwrap(), theirs.get(x).unwrap()).unwrap() < 2e-5);
+impl Case {
+    /// Checks the gradients of q, k and v on one path against the reference, with a weight on each output.
+    fn check_gradients(&self, path: KernelPath) -> Result<()> {
+        let (tensors, args) = (self.tensors()?, self.args()?);
+        let weight = noise(77, 1.0, &[self.b, self.h_kv * self.group, self.tq, self.dv])?.to_dtype(self.dtype)?;
+        let gradients = |f: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>| {
+            let [q, k, v] = tensors.each_ref().map(candle_core::Var::from_tensor);
+            let (q, k, v) = (q?, k?, v?);
+            let mut grads = (f(q.as_tensor(), k.as_tensor(), v.as_tensor())? * &weight)?.sum_all()?.backward()?;
+            Ok::<_, candle_core::Error>([q, k, v].map(|x| grads.remove(x.as_tensor()).expect("a gradient")))
+        };
+        let options = KernelOptions { path: Some(path), key_norms: None };
+        let ours = gradients(&|q, k, v| attend_with(q, k, v, &args, &options))?;
+        let theirs = gradients(&|q, k, v| reference::attend(q, k, v, &args))?;
+        for (name, (ours, theirs)) in ["q", "k", "v"].iter().zip(ours.iter().zip(&theirs)) {
+            let (difference, limit) = (difference(ours, theirs)?, 2.0 * self.tolerance());
+            assert!(difference <= limit, "{path}: gradient of {name} off by {difference:e} in {self:?}");
+        }
+        Ok(())
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn gradients_agree_with_the_reference(case in any_case()) {
+        let case = Case { tk: case.tk.min(600).max(case.tq), ..case };
+        let case = Case { dtype: DType::F32, q_start: (case.k_start + case.tk - case.tq).min(case.q_start), ..case };
+        for path in KernelPath::available() {
+            case.check_gradients(path).unwrap();
+        }
+    }
+}
+
+/// The kernel has no gradient for a table: such calls have to go where there is one.
+#[test]
+fn the_gradient_of_a_table_never_vanishes() {
+    let case = Case { bias: BiasKind::Relative, ..Case::plain(2, 2, 20, 8) };
+    let ([q, k, v], mut args) = (case.tensors().unwrap(), case.args().unwrap());
+    let ScoreBias::Relative { table, first } = &args.bias else { unreachable!() };
+    let table = candle_core::Var::from_tensor(table).unwrap();
+    args.bias = ScoreBias::Relative { table: table.as_tensor().clone(), first: *first };
+    let out = super::attend(&q, &k, &v, &args).unwrap();
+    let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let largest = grads.get(table.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+    assert!(largest.to_scalar::<f32>().unwrap() > 0.0);
 }
