@@ -1,2 +1,66 @@
-//! The `attn` command.
-fn main() {}
+//! The `attn` command: run real checkpoints and compare what position scalings do to them.
+//!
+//! Results go to stdout and everything else to stderr, so that output can be piped and redirected. Every failure is one
+//! line that begins with `error:`; the exit code is 2 if the command was used wrongly and 1 if it failed. A reader that
+//! goes away (`attn generate | head -1`) is no failure.
+
+mod args;
+mod compare;
+mod download;
+mod generate;
+mod inspect;
+mod logits;
+mod model;
+mod output;
+mod perplexity;
+mod progress;
+mod text;
+
+use args::{Cli, Command};
+use clap::{Parser, error::ErrorKind};
+use output::{StdoutClosed, UsageError};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(&format!("error: {}", output::one_line(&error)));
+            ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Perplexity(args) => perplexity::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Download(args) => download::run(&args),
+    }
+}
+
+/// Help and version as clap prints them; everything else in one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            output::note(&output::usage_line(&error.to_string()));
+            ExitCode::from(2)
+        }
+    }
+}

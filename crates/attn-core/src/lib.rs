@@ -2,10 +2,20 @@
 
 pub mod attention;
 mod bias;
+mod cache;
+mod latent;
+mod layer;
+mod linear;
 mod mask;
+mod norm;
 pub mod position;
 
 pub use attention::{AttendArgs, attend};
 pub use bias::ScoreBias;
+pub use cache::{KvCache, LayerCache};
+pub use latent::{LatentAttention, LatentConfig, LatentParts, QueryProjection};
+pub use layer::{AttentionConfig, MultiHeadAttention, Projections, QkNorm, QkNormPlace};
+pub use linear::Linear;
 pub use mask::Mask;
-pub use position::{PositionEncoding, Positions, Resolution};
+pub use norm::{Norm, NormKind};
+pub use position::{PositionConfig, PositionEncoding, Positions, Resolution, RopeConfig, RopeOverride};

@@ -1,1 +1,17 @@
-//! attn-eval
+//! Perplexity, comparison across position scalings, text generation and their reports.
+//!
+//! A model's position scaling can be swapped without touching its weights, so comparing scalings is one model load and
+//! one set of windows scored once per scaling. What this crate adds is the bookkeeping that makes such a comparison
+//! worth trusting: every token is scored at most once and weighs the same ([`windows`]), errors of estimation are
+//! stated ([`perplexity`]), and two scalings are compared on the very same tokens ([`compare`]).
+//!
+//! It depends on models only through `attn-models`, knows nothing about files or hubs, and prints nothing.
+
+pub mod compare;
+pub mod generate;
+pub mod perplexity;
+pub mod report;
+pub mod rng;
+pub mod sample;
+pub mod stats;
+pub mod windows;

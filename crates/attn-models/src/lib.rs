@@ -1,5 +1,20 @@
 //! Decoders and encoders as data on top of `attn-core`.
+//!
+//! A family reads a Hugging Face `config.json` into a [`spec::ModelSpec`]; one [`Model`] builds and runs any of them;
+//! a [`Session`] carries a sequence through it token by token. Position encodings can be exchanged on a loaded model
+//! ([`Model::with_rope`]) without touching its weights.
 
+pub mod activation;
+mod builder;
+pub mod config;
+pub mod families;
+mod mlp;
+mod model;
+mod session;
+pub mod spec;
+mod stack;
 mod weights;
 
+pub use model::{Architecture, Model, Options};
+pub use session::{RopeLength, Session};
 pub use weights::TensorSource;

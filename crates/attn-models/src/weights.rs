@@ -27,3 +27,27 @@ pub trait TensorSource: Send + Sync {
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
 }
+
+/// Tensors already in memory, such as those of a `VarMap`.
+impl<S: std::hash::BuildHasher + Send + Sync> TensorSource for std::collections::HashMap<String, Tensor, S> {
+    fn shape(&self, name: &str) -> Option<Shape> {
+        self.get(name).map(|t| t.shape().clone())
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.get(name).map(Tensor::dtype)
+    }
+
+    fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        match self.get(name) {
+            Some(tensor) => tensor.to_device(device)?.to_dtype(dtype),
+            None => candle_core::bail!("tensor {name} is missing"),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.keys().cloned().collect();
+        names.sort();
+        names
+    }
+}

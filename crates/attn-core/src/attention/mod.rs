@@ -90,7 +90,9 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<()> {
             let low = args.k_start as i64 - (args.q_start + tq) as i64 + 1;
             let high = (args.k_start + tk) as i64 - 1 - args.q_start as i64;
             if rows != h || low < *first || high >= *first + n as i64 {
-                bail!("attend: relative bias ({rows}, {n}) from {first} does not cover {h} heads, distances {low}..={high}")
+                bail!(
+                    "attend: relative bias ({rows}, {n}) from {first} does not cover {h} heads, distances {low}..={high}"
+                )
             }
         }
         ScoreBias::Dense(bias) => {

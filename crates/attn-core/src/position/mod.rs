@@ -1,7 +1,36 @@
 //! Position encodings: the open trait, its explicit positions, and the closed set that configs name.
+//!
+//! A model never asks which encoding it has: it calls every hook and most do nothing. That is what makes encodings
+//! interchangeable on a loaded model.
+//!
+//! A new encoding is one file, then a `mod`, a variant and an arm here.
+
+pub mod alibi;
+pub mod config;
+pub mod describe;
+pub mod learned;
+pub mod nope;
+pub mod rope;
+mod rope_apply;
+pub mod rope_override;
+pub mod rope_scaling;
+pub mod sinusoidal;
+pub mod t5;
+
+pub use alibi::{Alibi, AlibiConfig};
+pub use config::{Layout, RopeConfig, RopeDefaults};
+pub use describe::Description;
+pub use learned::{Learned, LearnedConfig};
+pub use nope::{Nope, NopeConfig, Temperature};
+pub use rope::Rope;
+pub use rope_override::RopeOverride;
+pub use rope_scaling::{Frequencies, Ramp, RopeScaling};
+pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
+pub use t5::{T5Bias, T5Config};
 
 use crate::ScoreBias;
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
 /// Where a block of tokens stands: the slots it fills and, for left-padded batches, how far each row's positions lag
@@ -10,6 +39,7 @@ use std::{fmt::Debug, ops::Range, sync::Arc};
 pub struct Positions {
     slots: Range<usize>,
     pads: Option<Arc<[usize]>>,
+    ends: Option<Arc<[usize]>>,
     length: usize,
 }
 
@@ -17,7 +47,7 @@ impl Positions {
     /// Tokens in `slots`, with positions equal to slots and frequencies resolved for a sequence of `slots.end` tokens.
     pub fn new(slots: Range<usize>) -> Self {
         let length = slots.end;
-        Self { slots, pads: None, length }
+        Self { slots, pads: None, ends: None, length }
     }
 
     /// Declares the sequence length that length-dependent scalings (dynamic NTK, LongRoPE) resolve their frequencies
@@ -33,6 +63,21 @@ impl Positions {
     pub fn with_pads(mut self, pads: Option<Arc<[usize]>>) -> Self {
         self.pads = pads;
         self
+    }
+
+    /// Row `i` of the batch has its last real token before slot `ends[i]`; right padding follows. For encoders.
+    #[must_use]
+    pub fn with_ends(mut self, ends: Option<Arc<[usize]>>) -> Self {
+        self.ends = ends;
+        self
+    }
+
+    /// The slots of each row that hold real tokens, if any row is padded.
+    pub fn keys(&self) -> Option<Arc<[Range<usize>]>> {
+        let rows = self.pads.as_ref().or(self.ends.as_ref())?.len();
+        let start = |row: usize| self.pads.as_ref().map_or(0, |pads| pads[row]);
+        let end = |row: usize| self.ends.as_ref().map_or(usize::MAX, |ends| ends[row]);
+        Some((0..rows).map(|row| start(row)..end(row)).collect())
     }
 
     /// The slots the tokens fill.
@@ -116,4 +161,43 @@ pub trait PositionEncoding: Debug + Send + Sync {
     fn max_positions(&self) -> Option<usize> {
         None
     }
+}
+
+/// The encodings that come with this crate, as data.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PositionConfig {
+    /// None, or Llama 4's tempered none.
+    Nope(NopeConfig),
+    /// Fixed sinusoids on the embeddings.
+    Sinusoidal(SinusoidalConfig),
+    /// A learned table on the embeddings.
+    Learned(LearnedConfig),
+    /// Rotated queries and keys.
+    Rope(RopeConfig),
+    /// A linear bias on the scores.
+    Alibi(AlibiConfig),
+    /// A learned bias on the scores by bucketed distance.
+    T5(T5Config),
+}
+
+/// Builds an encoding. `vb` stands at the encoding's own table for those that learn one (`transformer.wpe`,
+/// `...relative_attention_bias`); for the others its device is all that matters, and without it they live on the CPU.
+///
+/// # Errors
+/// Values out of range, and a learned encoding without a `vb` or without its tensor there.
+pub fn build(config: &PositionConfig, vb: Option<VarBuilder>) -> Result<Arc<dyn PositionEncoding>> {
+    let table = |name: &str| match &vb {
+        Some(vb) => Ok(vb.clone()),
+        None => bail!("{name} positions are learned: they need weights"),
+    };
+    Ok(match config.clone() {
+        PositionConfig::Nope(config) => Arc::new(Nope::new(config)?),
+        PositionConfig::Sinusoidal(config) => Arc::new(Sinusoidal::new(config)?),
+        PositionConfig::Learned(config) => Arc::new(Learned::new(config, table("learned")?)?),
+        PositionConfig::Rope(config) => Arc::new(Rope::new(config)?),
+        PositionConfig::Alibi(config) => {
+            Arc::new(Alibi::new(config, vb.as_ref().map_or(&Device::Cpu, |vb| vb.device()))?)
+        }
+        PositionConfig::T5(config) => Arc::new(T5Bias::new(config, table("T5")?)?),
+    })
 }

@@ -1,0 +1,434 @@
+//! The command line, as clap sees it.
+//!
+//! Flags are spelled as in llama.cpp and the Hugging Face command line where those have them. Groups of options that
+//! several commands share are structs that the commands flatten in.
+
+use attn_core::RopeOverride;
+use attn_eval::compare::{Factor, Mode};
+use candle_core::DType;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Run Hugging Face checkpoints, swap their position scaling, and compare what that does.
+#[derive(Debug, Parser)]
+#[command(name = "attn", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  attn compare                                  the embedded model, six scalings, four lengths
+  attn compare MODEL --text book.txt --plot chart.svg
+  attn generate HuggingFaceTB/SmolLM2-135M-Instruct --chat -p 'What is the capital of France?'
+  attn perplexity MODEL --text book.txt --context 16384 --rope-scaling yarn --rope-factor 2
+
+MODEL is a hub id (org/name or org/name@revision), a folder with config.json and safetensors, or a
+.gguf file. Without one, a small Llama that is part of the program is used.";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Continue a prompt, or answer it with --chat
+    #[command(after_help = "\
+Examples:
+  attn generate -p 'It was a truth'
+  attn generate MODEL --chat -p 'What is the capital of France?' -n 64
+  attn generate MODEL -f prompt.txt --temperature 0.8 --top-p 0.95 --seed 7")]
+    Generate(GenerateArgs),
+    /// Measure the perplexity of a text
+    #[command(after_help = "\
+Examples:
+  attn perplexity --context 256
+  attn perplexity MODEL --text book.txt --context 4096 --stride 2048
+  attn perplexity MODEL --text book.txt --context 16384 --rope-scaling dynamic --rope-factor 2 --json
+
+Windows are full and start every --stride tokens; a window's first token is not scored, no token is
+scored twice, and all weigh the same.")]
+    Perplexity(PerplexityArgs),
+    /// Compare position scalings on the same text: perplexity by mode and context
+    #[command(after_help = "\
+Examples:
+  attn compare
+  attn compare MODEL --text book.txt --contexts 8192,16384 --modes none,dynamic,yarn
+  attn compare MODEL --text book.txt --json > cells.json
+  attn compare --csv cells.csv --plot chart.svg
+
+Modes: none (no scaling), checkpoint (as its config says), linear, ntk, dynamic, ntk-by-parts, yarn,
+llama3, longrope, proportional. In the result, * marks the lowest perplexity of a context.")]
+    Compare(CompareArgs),
+    /// Write the logits of given token ids to a safetensors file
+    #[command(after_help = "\
+Examples:
+  attn logits MODEL --ids ids.json --out logits.safetensors
+  attn logits MODEL --ids ids.json --out logits.safetensors --decode --greedy 16
+
+ids.json holds rows of equal length: [[1, 2, 3], [4, 5, 6]]. The result holds logits (B, T, V) f32, and
+with --greedy N also greedy (B, T+N) i64. Encoders write hidden (B, T, H) f32 instead.")]
+    Logits(LogitsArgs),
+    /// Show a model's architecture and what its position encoding does
+    #[command(after_help = "\
+Examples:
+  attn inspect
+  attn inspect MODEL --rope-scaling yarn --rope-factor 4 --json")]
+    Inspect(InspectArgs),
+    /// Fetch a model from the Hugging Face hub into the cache
+    #[command(after_help = "\
+Examples:
+  attn download HuggingFaceTB/SmolLM2-135M-Instruct
+  HF_ENDPOINT=https://mirror.example attn download org/name@v1.0
+
+The cache is that of other Hugging Face tools: HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold.")]
+    Download(DownloadArgs),
+}
+
+/// Which model, and how to load it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// Hub id, folder or .gguf file [default: the embedded model]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) rope: RopeArgs,
+}
+
+/// How weights are loaded and where they live.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Loading")]
+pub(crate) struct LoadArgs {
+    /// Data type to compute in
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) dtype: Precision,
+    /// cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    pub(crate) device: DeviceName,
+    /// Threads to compute with [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = parse_positive)]
+    pub(crate) threads: Option<usize>,
+    /// Keep a GGUF file's weights quantised rather than expanding them
+    #[arg(long)]
+    pub(crate) keep_quantized: bool,
+    /// Read weights rather than mapping the file into memory
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
+    /// Never use the network, only what the cache has
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// What replaces the checkpoint's own position scaling.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Position scaling")]
+pub(crate) struct RopeArgs {
+    /// none, linear, ntk, dynamic, ntk-by-parts, yarn, longrope, llama3 or proportional
+    #[arg(long, value_name = "TYPE", value_parser = parse_scaling)]
+    pub(crate) rope_scaling: Option<String>,
+    /// Context wanted over context trained
+    #[arg(long, value_name = "S", value_parser = parse_factor)]
+    pub(crate) rope_factor: Option<f64>,
+    /// Base of the frequencies
+    #[arg(long, value_name = "THETA", value_parser = parse_positive_number)]
+    pub(crate) rope_theta: Option<f64>,
+    /// Context the model was trained for
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub(crate) rope_original_context: Option<usize>,
+    /// A further key of the scaling's config, such as beta_fast=16; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub(crate) rope_param: Vec<(String, String)>,
+    /// Length that dynamic and longrope resolve for: declared (known beforehand), exact (always the
+    /// current one) or a number [default: declared]
+    #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
+    pub(crate) rope_length: Option<LengthPolicy>,
+}
+
+impl RopeArgs {
+    /// The override these flags spell.
+    pub(crate) fn to_override(&self) -> RopeOverride {
+        RopeOverride {
+            scaling: self.rope_scaling.clone(),
+            factor: self.rope_factor,
+            theta: self.rope_theta,
+            original_context: self.rope_original_context,
+            params: self.rope_param.clone(),
+        }
+    }
+}
+
+/// What text is scored, and how it is cut.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Text")]
+pub(crate) struct TextArgs {
+    /// UTF-8 file, or - for stdin [default: an embedded sample]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// Tokens from one window's start to the next [default: the context]
+    #[arg(long, value_name = "S", value_parser = parse_positive)]
+    pub(crate) stride: Option<usize>,
+    /// Use only the first M tokens of the text
+    #[arg(long, value_name = "M", value_parser = parse_positive)]
+    pub(crate) max_tokens: Option<usize>,
+    /// Begin every window with the BOS token
+    #[arg(long)]
+    pub(crate) bos: bool,
+}
+
+/// `attn generate`
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "file")]
+    pub(crate) prompt: Option<String>,
+    /// Read the prompt from a file, or - for stdin
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) file: Option<PathBuf>,
+    /// At most this many new tokens
+    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = parse_count)]
+    pub(crate) n_predict: usize,
+    /// Take the prompt as a user's message and answer it, by the checkpoint's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// 0 always takes the most likely token
+    #[arg(long, alias = "temp", value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    pub(crate) temperature: f64,
+    /// Only the K most likely tokens; 0: all
+    #[arg(long, value_name = "K", default_value_t = 40, value_parser = parse_count)]
+    pub(crate) top_k: usize,
+    /// Only the most likely tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = parse_probability)]
+    pub(crate) top_p: f64,
+    /// Penalty on tokens seen lately; 1: none
+    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = parse_positive_number)]
+    pub(crate) repeat_penalty: f64,
+    /// How many tokens count as lately
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
+    pub(crate) repeat_last_n: usize,
+    /// Seed of the draws; the same seed gives the same text
+    #[arg(short, long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// `attn perplexity`
+#[derive(Debug, Args)]
+pub(crate) struct PerplexityArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// Tokens per window [default: the trained context, at most 2048]
+    #[arg(short, long, alias = "ctx-size", value_name = "N", value_parser = parse_positive, help_heading = "Text")]
+    pub(crate) context: Option<usize>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `attn compare`
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as
+    /// --max-tokens and the text reach]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_positive)]
+    pub(crate) contexts: Vec<usize>,
+    /// Scalings, one row each [default: none,linear,ntk,dynamic,ntk-by-parts,yarn]
+    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_mode)]
+    pub(crate) modes: Vec<Mode>,
+    /// The scalings' factor; auto: the context over the trained context
+    #[arg(long, value_name = "F", default_value = "auto", value_parser = parse_auto_factor)]
+    pub(crate) factor: Factor,
+    /// Seed of the bootstrap
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the figures as CSV
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Write a line chart
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// `attn logits`
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// JSON file with rows of token ids, or - for stdin
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) ids: PathBuf,
+    /// Rows of token ids for the decoder of an encoder-decoder model
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) decoder_ids: Option<PathBuf>,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) out: PathBuf,
+    /// Feed one token at a time through the cache
+    #[arg(long)]
+    pub(crate) decode: bool,
+    /// Also continue each row greedily by N tokens, always under the frequencies of the current length
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub(crate) greedy: Option<usize>,
+}
+
+/// `attn inspect`
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `attn download`
+#[derive(Debug, Args)]
+pub(crate) struct DownloadArgs {
+    /// Hub id: org/name or org/name@revision
+    pub(crate) model: String,
+}
+
+/// `--dtype`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Precision {
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+/// `--device`, not yet opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceName {
+    Cpu,
+    Cuda(usize),
+    Metal,
+}
+
+/// `--rope-length`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LengthPolicy {
+    Declared,
+    Exact,
+    Fixed(usize),
+}
+
+fn parse_device(text: &str) -> Result<DeviceName, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(DeviceName::Cpu),
+        None if text == "cuda" => Ok(DeviceName::Cuda(0)),
+        None if text == "metal" => Ok(DeviceName::Metal),
+        Some(("cuda", index)) => index.parse().map(DeviceName::Cuda).map_err(|_| "N in cuda:N is a number".into()),
+        _ => Err("known: cpu, cuda, cuda:N, metal".into()),
+    }
+}
+
+fn parse_scaling(text: &str) -> Result<String, String> {
+    const OTHERS: [&str; 2] = ["default", "su"];
+    match text.parse::<Mode>() {
+        Ok(Mode::Checkpoint) | Err(_) if !OTHERS.contains(&text) => {
+            let known = Mode::ALL.iter().filter(|mode| **mode != Mode::Checkpoint).map(|mode| mode.name());
+            Err(format!("unknown scaling; known: {}", known.collect::<Vec<_>>().join(", ")))
+        }
+        Ok(mode) => Ok(mode.name().to_string()),
+        Err(_) => Ok(text.to_string()),
+    }
+}
+
+fn parse_mode(text: &str) -> Result<Mode, String> {
+    text.parse()
+}
+
+fn parse_positive(text: &str) -> Result<usize, String> {
+    match parse_count(text) {
+        Ok(0) => Err("it has to be at least 1".into()),
+        other => other,
+    }
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        // Nothing holds more tokens, and sums of a few such numbers don't overflow.
+        Ok(n) if n > u32::MAX as usize => Err(format!("it can be at most {}", u32::MAX)),
+        Ok(n) => Ok(n),
+        Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(format!("it can be at most {}", u32::MAX))
+        }
+        Err(_) => Err("it has to be a whole number".into()),
+    }
+}
+
+fn parse_number(text: &str, ok: impl Fn(f64) -> bool, range: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && ok(x) => Ok(x),
+        Ok(_) => Err(format!("it has to be {range}")),
+        Err(_) => Err("it has to be a number".into()),
+    }
+}
+
+fn parse_positive_number(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x > 0.0, "above 0")
+}
+
+fn parse_factor(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x >= 1.0, "at least 1")
+}
+
+fn parse_auto_factor(text: &str) -> Result<Factor, String> {
+    if text == "auto" { Ok(Factor::Auto) } else { parse_factor(text).map(Factor::Fixed) }
+}
+
+fn parse_temperature(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x >= 0.0, "at least 0")
+}
+
+fn parse_probability(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_string(), value.to_string())),
+        _ => Err("it has the form key=value".into()),
+    }
+}
+
+fn parse_length(text: &str) -> Result<LengthPolicy, String> {
+    match text {
+        "declared" => Ok(LengthPolicy::Declared),
+        "exact" => Ok(LengthPolicy::Exact),
+        number => match parse_positive(number) {
+            Ok(n) => Ok(LengthPolicy::Fixed(n)),
+            Err(error) => Err(format!("declared, exact or a number; {error}")),
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "args_tests.rs"]
+mod tests;

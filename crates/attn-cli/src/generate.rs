@@ -1,0 +1,104 @@
+//! `attn generate`: text, shown as it comes.
+
+use crate::args::{GenerateArgs, LengthPolicy};
+use crate::model::{self, Opened};
+use crate::output::{note, print, usage};
+use crate::text;
+use anyhow::Result;
+use attn_eval::generate::{GenerateOptions, Generated, generate};
+use attn_eval::sample::{SampleOptions, Sampler};
+use attn_models::RopeLength;
+
+/// A cache larger than this is refused rather than tried.
+const LARGEST_CACHE: usize = 1 << 38;
+/// Tokens to make room for at first where the length has no other meaning.
+const FIRST_ROOM: usize = 4096;
+
+/// Runs the command.
+///
+/// # Errors
+/// The model can't be loaded or has no tokenizer, the prompt is empty or too long, or stdout is closed.
+pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
+    let prompt = match (&args.prompt, &args.file) {
+        (Some(prompt), _) => prompt.clone(),
+        (None, Some(file)) => text::read_file(file)?,
+        (None, None) => return usage("there is no prompt: give one with -p or -f"),
+    };
+    let opened = model::open(&args.model)?;
+    let ids = encode(&opened, &prompt, args.chat)?;
+    let options = GenerateOptions {
+        max_new: args.n_predict,
+        stop: opened.checkpoint.generation.eos_ids.clone(),
+        length: length(args, &opened, ids.len())?,
+        decoder_start: opened.config_id("decoder_start_token_id"),
+    };
+    let mut sampler = Sampler::new(sampling(args));
+    let mut decoder = opened.checkpoint.require_tokenizer()?.stream(true);
+    let result = generate(&opened.model, &ids, &mut sampler, &options, &mut |token| {
+        let text = decoder.push(token)?;
+        if text.is_empty() { Ok(()) } else { print(&text) }
+    })?;
+    print(&format!("{}\n", decoder.finish()?))?;
+    note(&speed(&result));
+    Ok(())
+}
+
+fn encode(opened: &Opened, prompt: &str, chat: bool) -> Result<Vec<u32>> {
+    let tokenizer = opened.checkpoint.require_tokenizer()?;
+    if !chat {
+        return Ok(tokenizer.encode(prompt, true)?);
+    }
+    Ok(tokenizer.encode(&opened.checkpoint.render_chat(&[("user", prompt)], true)?, false)?)
+}
+
+/// The policy for the session. Where the length changes nothing but how much room is made at first, a huge `-n` makes
+/// no huge room.
+fn length(args: &GenerateArgs, opened: &Opened, prompt: usize) -> Result<RopeLength> {
+    let declared = prompt.saturating_add(args.n_predict);
+    if let Some(max) = opened.model.max_context()
+        && declared > max
+    {
+        let message = format!("{prompt} tokens of prompt and {} new ones", args.n_predict);
+        return usage(format!("{message} are past the model's learned positions, which end at {max}"));
+    }
+    if !opened.model.depends_on_length() {
+        return Ok(RopeLength::Declared(declared.min(prompt + FIRST_ROOM)));
+    }
+    let policy = args.model.rope.rope_length;
+    let room = match policy {
+        Some(LengthPolicy::Fixed(n)) => n,
+        _ => declared,
+    };
+    if room.saturating_mul(opened.kv_bytes_per_token()) > LARGEST_CACHE {
+        return usage(format!("a cache for {room} tokens is past any memory: lower -n or --rope-length"));
+    }
+    Ok(model::session_length(policy, declared))
+}
+
+fn sampling(args: &GenerateArgs) -> SampleOptions {
+    let sampling = &args.sampling;
+    SampleOptions {
+        temperature: sampling.temperature,
+        top_k: (sampling.top_k > 0).then_some(sampling.top_k),
+        top_p: sampling.top_p,
+        repeat_penalty: sampling.repeat_penalty,
+        repeat_last_n: sampling.repeat_last_n,
+        seed: sampling.seed,
+    }
+}
+
+fn speed(result: &Generated) -> String {
+    let per_second = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
+    let decoded = result.new_tokens.saturating_sub(1);
+    let mut line = format!(
+        "[prompt: {} tokens, {:.1} tokens/s",
+        result.prompt_tokens,
+        per_second(result.prompt_tokens, result.prompt_seconds)
+    );
+    if decoded > 0 {
+        let speed = per_second(decoded, result.decode_seconds);
+        line.push_str(&format!("; generated: {} tokens, {speed:.1} tokens/s", result.new_tokens));
+    }
+    line.push(']');
+    line
+}

@@ -1,0 +1,253 @@
+//! `attn inspect`: what a model is made of, and what its position encoding does in numbers.
+
+use crate::args::InspectArgs;
+use crate::model::{self, Opened};
+use crate::output::{print, print_json};
+use anyhow::Result;
+use attn_core::PositionConfig;
+use attn_core::position::RopeScaling;
+use attn_models::spec::{AttentionSpec, ModelSpec, StackSpec};
+use attn_models::{Architecture, Model};
+use serde_json::{Map, Value, json};
+
+/// Runs the command.
+///
+/// # Errors
+/// The model can't be loaded.
+pub(crate) fn run(args: &InspectArgs) -> Result<()> {
+    let opened = model::open(&args.model)?;
+    let facts = facts(&opened, model::window_length(args.model.rope.rope_length))?;
+    if args.json { print_json(&facts) } else { print(&summary(&facts)) }
+}
+
+/// The scaling in effect and its factor, `none` and 1 for a model that has none, the encoding's name for other
+/// encodings.
+pub(crate) fn scaling(model: &Model) -> (String, f64) {
+    let spec = model.spec();
+    match positions(&spec.stack).find(|config| matches!(config, PositionConfig::Rope(_))) {
+        Some(PositionConfig::Rope(rope)) => match rope.scaling {
+            RopeScaling::Default => ("none".to_string(), 1.0),
+            ref scaling => (scaling.name().to_string(), scaling.factor().unwrap_or(1.0)),
+        },
+        _ => (positions(&spec.stack).next().map_or("nope", |config| config.describe(1).kind).to_string(), 1.0),
+    }
+}
+
+/// Whether any layer's encoding is RoPE.
+pub(crate) fn has_rope(model: &Model) -> bool {
+    positions(&model.spec().stack).any(|config| matches!(config, PositionConfig::Rope(_)))
+}
+
+/// The encodings of a stack: that on the embeddings if there is one, then those of the layers.
+fn positions(stack: &StackSpec) -> impl Iterator<Item = &PositionConfig> {
+    let embedding = Some(&stack.embedding.position).filter(|config| !matches!(config, PositionConfig::Nope(_)));
+    embedding.into_iter().chain(stack.layers.iter().map(|layer| layer.attention.position()))
+}
+
+/// Bytes of keys and values that one token adds to the cache, all layers together; layers with a window stop growing
+/// when it is full.
+pub(crate) fn kv_bytes_per_token(model: &Model) -> usize {
+    let lanes = |attention: &AttentionSpec| match attention {
+        AttentionSpec::MultiHead(a) => 2 * a.kv_heads * a.head_dim,
+        AttentionSpec::Latent(a) => a.kv_lora_rank + a.qk_rope_head_dim,
+    };
+    let all: usize = model.spec().stack.layers.iter().map(|layer| lanes(&layer.attention)).sum();
+    if model.architecture() == Architecture::Encoder { 0 } else { all * model.dtype().size_in_bytes() }
+}
+
+/// Everything there is to say, as the JSON document.
+fn facts(opened: &Opened, length: Option<usize>) -> Result<Value> {
+    let (model, spec) = (&opened.model, opened.model.spec());
+    let length = length.or(model.trained_context()).unwrap_or(1);
+    let mut facts = json!({
+        "model": opened.name,
+        "revision": opened.checkpoint.origin.commit,
+        "family": spec.family,
+        "architecture": architecture(spec),
+        "parameters": model.parameters(),
+        "dtype": format!("{:?}", model.dtype()).to_lowercase(),
+        "stored_dtypes": stored_dtypes(opened),
+        "layers": spec.stack.layers.len(),
+        "hidden_size": spec.hidden_size,
+        "vocab_size": spec.vocab_size,
+        "trained_context": model.trained_context(),
+        "max_context": model.max_context(),
+        "kv_bytes_per_token": kv_bytes_per_token(model),
+        "position": groups(&spec.stack, length)?,
+    });
+    if let (Some(facts), Some(first)) = (facts.as_object_mut(), spec.stack.layers.first()) {
+        heads(facts, &first.attention);
+        if let Some(encoder) = &spec.encoder {
+            facts.insert("encoder_layers".into(), json!(encoder.layers.len()));
+            facts.insert("encoder_position".into(), Value::Array(groups(encoder, length)?));
+        }
+    }
+    Ok(facts)
+}
+
+fn architecture(spec: &ModelSpec) -> &'static str {
+    match spec.architecture {
+        Architecture::Decoder => "decoder",
+        Architecture::Encoder => "encoder",
+        Architecture::EncoderDecoder => "encoder-decoder",
+    }
+}
+
+fn stored_dtypes(opened: &Opened) -> Vec<String> {
+    let weights = &opened.checkpoint.weights;
+    let name = |tensor: &String| match weights.dtype(tensor) {
+        Some(dtype) => format!("{dtype:?}").to_lowercase(),
+        None => "quantized".to_string(),
+    };
+    let mut names: Vec<String> = weights.names().iter().map(name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn heads(facts: &mut Map<String, Value>, attention: &AttentionSpec) {
+    let numbers = match attention {
+        AttentionSpec::MultiHead(a) => vec![("heads", a.heads), ("kv_heads", a.kv_heads), ("head_dim", a.head_dim)],
+        AttentionSpec::Latent(a) => vec![
+            ("heads", a.heads),
+            ("kv_lora_rank", a.kv_lora_rank),
+            ("qk_nope_head_dim", a.qk_nope_head_dim),
+            ("qk_rope_head_dim", a.qk_rope_head_dim),
+            ("v_head_dim", a.v_head_dim),
+        ],
+    };
+    facts.extend(numbers.into_iter().map(|(key, number)| (key.to_string(), json!(number))));
+}
+
+/// The encodings, each once with the layers that use it; `layers` of the one on the embeddings is empty.
+fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
+    let mut groups: Vec<(&PositionConfig, Option<usize>, Option<usize>, Vec<usize>)> = vec![];
+    if !matches!(stack.embedding.position, PositionConfig::Nope(_)) {
+        groups.push((&stack.embedding.position, None, None, vec![]));
+    }
+    let on_embedding = groups.len();
+    for (index, layer) in stack.layers.iter().enumerate() {
+        let (window, chunk) = match &layer.attention {
+            AttentionSpec::MultiHead(a) => (a.mask.window, a.mask.chunk),
+            AttentionSpec::Latent(_) => (None, None),
+        };
+        let config = layer.attention.position();
+        match groups[on_embedding..].iter_mut().find(|(c, w, k, _)| *c == config && (*w, *k) == (window, chunk)) {
+            Some(group) => group.3.push(index),
+            None => groups.push((config, window, chunk, vec![index])),
+        }
+    }
+    let describe = |(config, window, chunk, layers): (&PositionConfig, Option<usize>, Option<usize>, Vec<usize>)| {
+        let mut value = json!({ "layers": layers, "on": if layers.is_empty() { "embeddings" } else { "attention" } });
+        let described = serde_json::to_value(config.describe(length))?;
+        if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
+            value.extend(described);
+            value.extend(window.map(|w| ("sliding_window".to_string(), json!(w))));
+            value.extend(chunk.map(|c| ("chunk".to_string(), json!(c))));
+        }
+        Ok(value)
+    };
+    groups.into_iter().map(describe).collect()
+}
+
+/// The facts for a person.
+fn summary(facts: &Value) -> String {
+    let text = |key: &str| match &facts[key] {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    };
+    let mut out = String::new();
+    let mut row = |name: &str, value: String| out.push_str(&format!("{name:<13}{value}\n"));
+    row("model", text("model"));
+    row("architecture", format!("{} {}", text("family"), text("architecture")));
+    row("parameters", grouped(facts["parameters"].as_u64().unwrap_or(0)));
+    row("dtype", format!("{}, stored as {}", text("dtype"), text("stored_dtypes")));
+    row("layers", format!("{} of width {}", text("layers"), text("hidden_size")));
+    match facts.get("kv_heads") {
+        Some(kv) => row("heads", format!("{}, {kv} for keys and values, width {}", text("heads"), text("head_dim"))),
+        None => row("heads", format!("{} over a latent of width {}", text("heads"), text("kv_lora_rank"))),
+    }
+    row("vocabulary", text("vocab_size"));
+    if !facts["trained_context"].is_null() {
+        row("context", format!("trained to {}", text("trained_context")));
+    }
+    if !facts["max_context"].is_null() {
+        row("", format!("ends at {}", text("max_context")));
+    }
+    row("cache", format!("{} bytes per token", text("kv_bytes_per_token")));
+    for (title, key) in [("position", "position"), ("encoder", "encoder_position")] {
+        for group in facts[key].as_array().into_iter().flatten() {
+            out.push_str(&position(title, group, facts["trained_context"].as_f64()));
+        }
+    }
+    out
+}
+
+fn position(title: &str, group: &Value, trained: Option<f64>) -> String {
+    let layers: Vec<u64> = group["layers"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let place = if layers.is_empty() { "on the embeddings".to_string() } else { format!("layers {}", ranges(&layers)) };
+    let mut out = format!("\n{title:<13}{place}\n");
+    const SKIP: [&str; 5] = ["layers", "on", "inv_freq", "wavelengths", "slopes"];
+    for (key, value) in group.as_object().into_iter().flatten().filter(|(key, _)| !SKIP.contains(&key.as_str())) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        out.push_str(&format!("  {key} {value}\n"));
+    }
+    let slopes = group["slopes"].as_array().into_iter().flatten().enumerate();
+    for (head, slope) in slopes {
+        out.push_str(&format!("  head {head:<3} slope {slope}\n"));
+    }
+    let frequencies = group["inv_freq"].as_array().map_or(&[][..], Vec::as_slice);
+    if !frequencies.is_empty() {
+        out.push_str(&format!("  {:>4} {:>11} {:>11}", "pair", "inv_freq", "wavelength"));
+        out.push_str(if trained.is_some() { "  turns\n" } else { "\n" });
+    }
+    for (pair, frequency) in frequencies.iter().enumerate() {
+        let wavelength = group["wavelengths"][pair].as_f64();
+        let shown = wavelength.map_or("never".to_string(), |w| format!("{w:.1}"));
+        out.push_str(&format!("  {pair:>4} {:>11.5e} {shown:>11}", frequency.as_f64().unwrap_or(0.0)));
+        if let (Some(trained), Some(wavelength)) = (trained, wavelength) {
+            out.push_str(&format!("  {:.3}", trained / wavelength));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// `0-3, 5` for 0, 1, 2, 3, 5.
+fn ranges(sorted: &[u64]) -> String {
+    let mut runs: Vec<(u64, u64)> = vec![];
+    for &n in sorted {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == n => *end = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let shown = |(a, b): &(u64, u64)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    runs.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
+/// A number with its digits in threes.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let first = digits.len() % 3;
+    let (head, tail) = digits.split_at(first);
+    let mut parts: Vec<&str> = if head.is_empty() { vec![] } else { vec![head] };
+    parts.extend(tail.as_bytes().chunks(3).filter_map(|chunk| std::str::from_utf8(chunk).ok()));
+    parts.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_and_thousands_read_well() {
+        assert_eq!(ranges(&[0, 1, 2, 3, 5, 7, 8]), "0-3, 5, 7-8");
+        assert_eq!(ranges(&[4]), "4");
+        assert_eq!(
+            [grouped(0), grouped(999), grouped(1000), grouped(134_515_008)],
+            ["0", "999", "1 000", "134 515 008"]
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! `attn logits`: a model's raw output for given ids, to compare with other implementations.
+
+use crate::args::LogitsArgs;
+use crate::model::{self, Opened};
+use crate::output::{check_writable, usage, write_file};
+use crate::text;
+use anyhow::{Context, Result, bail, ensure};
+use attn_models::{Architecture, Model, RopeLength, Session};
+use candle_core::{DType, Tensor};
+use serde_json::Value;
+use std::path::Path;
+
+/// Runs the command.
+///
+/// # Errors
+/// The ids are no rectangle of ids of the vocabulary, the options don't fit the model, or the file can't be written.
+pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
+    check_writable(&args.out)?;
+    let ids = Rows::read(&args.ids)?;
+    let decoder_ids = args.decoder_ids.as_deref().map(Rows::read).transpose()?;
+    let opened = model::open(&args.model)?;
+    let named = outputs(args, &opened, &ids, decoder_ids.as_ref())?;
+    let bytes = serialize(&named)?;
+    write_file(&args.out, |out| Ok(out.write_all(&bytes)?))
+}
+
+/// The tensors to write, by name.
+fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows>) -> Result<Vec<(String, Tensor)>> {
+    let model = &opened.model;
+    let prompt = ids.tensor(model)?;
+    let (fed, encoded) = match (model.architecture(), decoder) {
+        (Architecture::EncoderDecoder, None) => {
+            return usage(format!("{} is an encoder-decoder model: it also takes --decoder-ids", opened.name));
+        }
+        (Architecture::EncoderDecoder, Some(decoder)) => {
+            if decoder.ids.len() != ids.ids.len() {
+                return usage(format!("--ids has {} rows, --decoder-ids {}", ids.ids.len(), decoder.ids.len()));
+            }
+            (decoder.tensor(model)?, Some(prompt))
+        }
+        (_, Some(_)) => return usage(format!("{} has no decoder of its own for --decoder-ids", opened.name)),
+        (_, None) => (prompt, None),
+    };
+    let tokens = fed.dim(1)?;
+    if model.architecture() == Architecture::Encoder {
+        if args.decode || args.greedy.is_some() {
+            return usage(format!("{} is an encoder: --decode and --greedy are for models that generate", opened.name));
+        }
+        let hidden = model.hidden(&fed, tokens, None)?.to_dtype(DType::F32)?;
+        return Ok(vec![("hidden".to_string(), hidden)]);
+    }
+    let policy = args.model.rope.rope_length;
+    let length = model::window_length(policy).unwrap_or(tokens);
+    let logits = if args.decode {
+        decode(model, &fed, encoded.as_ref(), model::session_length(policy, tokens))?
+    } else if encoded.is_some() {
+        session(model, encoded.as_ref(), RopeLength::Declared(length))?.feed_all(&fed)?
+    } else {
+        model.logits(&fed, length)?
+    };
+    let mut named = vec![("logits".to_string(), logits.to_dtype(DType::F32)?)];
+    if let Some(new) = args.greedy {
+        named.push(("greedy".to_string(), greedy(model, &fed, encoded.as_ref(), new)?));
+    }
+    Ok(named)
+}
+
+fn session(model: &Model, encoded: Option<&Tensor>, length: RopeLength) -> Result<Session> {
+    let mut session = Session::new(model, length, None)?;
+    if let Some(prompt) = encoded {
+        session.encode(prompt, None)?;
+    }
+    Ok(session)
+}
+
+/// Logits `(b, t, vocab)`, one token at a time through the cache.
+fn decode(model: &Model, ids: &Tensor, encoded: Option<&Tensor>, length: RopeLength) -> Result<Tensor> {
+    let mut session = session(model, encoded, length)?;
+    let steps = (0..ids.dim(1)?).map(|at| Ok(session.feed(&ids.narrow(1, at, 1)?.contiguous()?)?));
+    Ok(Tensor::stack(&steps.collect::<Result<Vec<_>>>()?, 1)?)
+}
+
+/// The ids and `new` more, `(b, t + new)` i64, each the likeliest under the frequencies of the length so far.
+fn greedy(model: &Model, ids: &Tensor, encoded: Option<&Tensor>, new: usize) -> Result<Tensor> {
+    let tokens = ids.dim(1)?;
+    if let Some(max) = model.max_context() {
+        let wanted = tokens.saturating_add(new);
+        ensure!(wanted <= max, "{wanted} tokens are past the model's learned positions, which end at {max}");
+    }
+    let mut session = session(model, encoded, RopeLength::Exact)?;
+    let mut all = vec![ids.clone()];
+    for _ in 0..new {
+        let last = all.last().context("there are ids")?;
+        all.push(Model::greedy(&session.feed(last)?)?);
+    }
+    Ok(Tensor::cat(&all, 1)?.to_dtype(DType::I64)?)
+}
+
+/// A rectangle of token ids.
+struct Rows {
+    name: String,
+    ids: Vec<Vec<u32>>,
+}
+
+impl Rows {
+    fn read(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let text = text::read_file(path)?;
+        let value: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
+        let ids = parse(&value).with_context(|| name.clone())?;
+        Ok(Self { name, ids })
+    }
+
+    /// `(b, t)` u32 on the model's device.
+    fn tensor(&self, model: &Model) -> Result<Tensor> {
+        let vocab = model.vocab_size();
+        for (r, row) in self.ids.iter().enumerate() {
+            if let Some(column) = row.iter().position(|&id| id as usize >= vocab) {
+                let id = row[column];
+                bail!("{}: id {id} in row {r}, column {column} is outside the vocabulary of {vocab}", self.name);
+            }
+        }
+        let (rows, columns) = (self.ids.len(), self.ids.first().map_or(0, Vec::len));
+        Ok(Tensor::from_vec(self.ids.concat(), (rows, columns), model.device())?)
+    }
+}
+
+fn parse(value: &Value) -> Result<Vec<Vec<u32>>> {
+    const FORM: &str = "ids have the form [[1, 2], [3, 4]]";
+    let rows = value.as_array().context(FORM)?;
+    let rows = rows.iter().enumerate().map(|(r, row)| {
+        let row = row.as_array().with_context(|| format!("row {r} is no list: {FORM}"))?;
+        let ids = row.iter().enumerate().map(|(c, id)| {
+            let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            number.with_context(|| format!("{id} in row {r}, column {c} is no token id"))
+        });
+        ids.collect::<Result<Vec<u32>>>()
+    });
+    let rows: Vec<Vec<u32>> = rows.collect::<Result<_>>()?;
+    let width = rows.first().map_or(0, Vec::len);
+    ensure!(width > 0, "there are no ids: {FORM}");
+    if let Some(r) = rows.iter().position(|row| row.len() != width) {
+        bail!("row {r} has {} ids, row 0 has {width}: rows have to be equally long", rows[r].len());
+    }
+    Ok(rows)
+}
+
+fn serialize(named: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let on_cpu = named.iter().map(|(name, tensor)| {
+        let tensor = tensor.to_device(&candle_core::Device::Cpu)?.contiguous()?;
+        Ok((name.as_str(), tensor))
+    });
+    Ok(safetensors::serialize(on_cpu.collect::<Result<Vec<_>>>()?, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn ids_are_a_rectangle_and_what_is_not_is_named() {
+        assert_eq!(parse(&json!([[1, 2], [3, 4]])).unwrap(), [[1, 2], [3, 4]]);
+        for (value, part) in [
+            (json!([[1, 2], [3]]), "row 1 has 1 ids, row 0 has 2"),
+            (json!([1, 2]), "row 0 is no list"),
+            (json!([[1, -2]]), "-2 in row 0, column 1"),
+            (json!([[1, 5_000_000_000u64]]), "5000000000 in row 0, column 1"),
+            (json!([[1, "x"]]), "\"x\" in row 0, column 1"),
+            (json!([]), "no ids"),
+            (json!([[]]), "no ids"),
+            (json!({}), "form"),
+        ] {
+            let error = parse(&value).unwrap_err().to_string();
+            assert!(error.contains(part), "{value}: {error}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! From the command line to a loaded model: the embedded checkpoint, or one that the loader finds.
+//!
+//! This is the only file that knows how the loader is called.
+
+use crate::args::{DeviceName, LengthPolicy, LoadArgs, ModelArgs};
+use crate::output::usage;
+use anyhow::{Context, Result};
+use attn_models::{Model, Options, RopeLength};
+use candle_core::Device;
+use loader::{Checkpoint, LoadOptions};
+
+const CONFIG: &[u8] = include_bytes!("../../../models/tiny-austen/config.json");
+const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-austen/model.safetensors");
+const TOKENIZER: &[u8] = include_bytes!("../../../models/tiny-austen/tokenizer.json");
+
+/// A model ready to run, and the checkpoint it came from.
+pub(crate) struct Opened {
+    /// The model, under the overrides of the command line.
+    pub(crate) model: Model,
+    /// Config, tokenizer, chat template, origin.
+    pub(crate) checkpoint: Checkpoint,
+    /// What reports call it: MODEL with its resolved revision.
+    pub(crate) name: String,
+}
+
+/// Opens MODEL and loads its weights under the command line's own position scaling.
+///
+/// # Errors
+/// Anything the loader or the model refuses, and a device that isn't there.
+pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
+    open_as(args, args.rope.to_override())
+}
+
+/// [`open`] as the checkpoint itself is, for commands that apply the scaling themselves.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_plain(args: &ModelArgs) -> Result<Opened> {
+    open_as(args, attn_core::RopeOverride::default())
+}
+
+fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
+    set_threads(args.load.threads)?;
+    let device = device(args.load.device)?;
+    let (checkpoint, name) = checkpoint(args.model.as_deref(), &args.load)?;
+    let options = Options { dtype: args.load.dtype.dtype(), device, rope };
+    let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &options)
+        .with_context(|| format!("can't load {name}"))?;
+    Ok(Opened { model, checkpoint, name })
+}
+
+fn checkpoint(model: Option<&str>, args: &LoadArgs) -> Result<(Checkpoint, String)> {
+    let Some(model) = model else {
+        let checkpoint = Checkpoint::from_bytes(CONFIG, WEIGHTS, Some(TOKENIZER))?;
+        return Ok((checkpoint, "tiny-austen (embedded)".to_string()));
+    };
+    let checkpoint = Checkpoint::open(model, &load_options(args))?;
+    let name = match &checkpoint.origin.commit {
+        Some(commit) => format!("{}@{commit}", model.split('@').next().unwrap_or(model)),
+        None => model.to_string(),
+    };
+    Ok((checkpoint, name))
+}
+
+/// The loader's options for these flags.
+pub(crate) fn load_options(args: &LoadArgs) -> LoadOptions {
+    let mut options = LoadOptions { keep_quantized: args.keep_quantized, mmap: !args.no_mmap, ..Default::default() };
+    options.hub.offline |= args.offline;
+    options
+}
+
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    if threads > 1024 {
+        return usage(format!("--threads {threads} is more than any machine has"));
+    }
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("can't start the threads")
+}
+
+fn device(name: DeviceName) -> Result<Device> {
+    let missing = |what: &str, feature: &str| {
+        usage(format!("--device {what}: this build has no {what}; build it with --features {feature}"))
+    };
+    match name {
+        DeviceName::Cpu => Ok(Device::Cpu),
+        DeviceName::Cuda(_) if !candle_core::utils::cuda_is_available() => missing("cuda", "cuda"),
+        DeviceName::Metal if !candle_core::utils::metal_is_available() => missing("metal", "metal"),
+        DeviceName::Cuda(index) => Device::new_cuda(index).with_context(|| format!("--device cuda:{index}")),
+        DeviceName::Metal => Device::new_metal(0).context("--device metal"),
+    }
+}
+
+impl Opened {
+    /// Bytes of keys and values that one token adds to the cache, all layers together, windows left aside.
+    pub(crate) fn kv_bytes_per_token(&self) -> usize {
+        crate::inspect::kv_bytes_per_token(&self.model)
+    }
+
+    /// The ids of the text, without the special tokens that begin or end one.
+    ///
+    /// # Errors
+    /// The checkpoint has no tokenizer, or the text has tokens that the model doesn't.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.checkpoint.require_tokenizer()?.encode(text, false)?)
+    }
+
+    /// The BOS token, if it is asked for.
+    ///
+    /// # Errors
+    /// The checkpoint names none.
+    pub(crate) fn bos(&self, wanted: bool) -> Result<Option<u32>> {
+        match (wanted, self.checkpoint.generation.bos_id) {
+            (false, _) => Ok(None),
+            (true, Some(bos)) => Ok(Some(bos)),
+            (true, None) => usage(format!("--bos: {} has no BOS token", self.name)),
+        }
+    }
+
+    /// A number of the config, such as `decoder_start_token_id`.
+    pub(crate) fn config_id(&self, key: &str) -> Option<u32> {
+        self.checkpoint.config.get(key)?.as_u64()?.try_into().ok()
+    }
+}
+
+/// The policy for a session of `declared` tokens.
+pub(crate) fn session_length(policy: Option<LengthPolicy>, declared: usize) -> RopeLength {
+    match policy {
+        None | Some(LengthPolicy::Declared) => RopeLength::Declared(declared),
+        Some(LengthPolicy::Exact) => RopeLength::Exact,
+        Some(LengthPolicy::Fixed(n)) => RopeLength::Declared(n),
+    }
+}
+
+/// The length that a pass over a whole window resolves for; `None` is the window's own, which is both what is declared
+/// and what is exact.
+pub(crate) fn window_length(policy: Option<LengthPolicy>) -> Option<usize> {
+    match policy {
+        Some(LengthPolicy::Fixed(n)) => Some(n),
+        _ => None,
+    }
+}

@@ -1,0 +1,209 @@
+//! Where output goes: stdout that may close early, stderr that may be gone, and files that are whole or not there.
+
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+/// Whoever read our stdout has gone: the end of the work, but no failure.
+#[derive(Debug)]
+pub(crate) struct StdoutClosed;
+
+impl std::fmt::Display for StdoutClosed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stdout is closed")
+    }
+}
+
+impl std::error::Error for StdoutClosed {}
+
+/// The command was used wrongly, in a way that only shows after parsing.
+#[derive(Debug)]
+pub(crate) struct UsageError(pub(crate) String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Fails with a [`UsageError`].
+pub(crate) fn usage<T>(message: impl Into<String>) -> Result<T> {
+    Err(UsageError(message.into()).into())
+}
+
+/// Writes to stdout and flushes.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        Err(error) => Err(error).context("can't write to stdout"),
+    }
+}
+
+/// Writes one JSON document to stdout.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Writes a line to stderr; if stderr is gone there is nobody to tell.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// An error and its causes in one line, a cause that its parent already spells out left away.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if line.is_empty() {
+            line = text;
+        } else if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// clap's message, without the usage below it, in one line.
+pub(crate) fn usage_line(message: &str) -> String {
+    let end = message.find("\nUsage:").or_else(|| message.find("\nFor more")).unwrap_or(message.len());
+    let line = message[..end].split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{line} (see attn --help)")
+}
+
+/// Columns to write for: `COLUMNS`, else the terminal's, else 100.
+pub(crate) fn width() -> usize {
+    let from_env = std::env::var("COLUMNS").ok().and_then(|text| text.trim().parse().ok()).filter(|&n| n > 0);
+    let from_terminal = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    from_env.or_else(from_terminal).unwrap_or(100)
+}
+
+/// Whether stdout wants colour: a terminal that isn't told not to (<https://no-color.org>).
+pub(crate) fn color() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stdout().is_terminal() && !refused && !dumb
+}
+
+/// Breaks `text` at spaces into lines of at most `width`, the second and later ones indented.
+pub(crate) fn wrap(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    let mut used = 0;
+    for word in text.split(' ') {
+        let len = word.chars().count();
+        if used > 0 && used + 1 + len > width {
+            out.push_str("\n  ");
+            used = 2;
+        } else if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out.push_str(word);
+        used += len;
+    }
+    out
+}
+
+/// Refuses a path that can't be written, before the work whose result is meant for it.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return usage(format!("{} is a folder, not a file to write", path.display()));
+    }
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return usage(format!("{}: there is no folder {}", path.display(), folder.display()));
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes a file so that it is never there in part: into a temporary one beside it, renamed when complete. What isn't a
+/// regular file (`/dev/stdout`, a pipe) is written directly; a link keeps pointing where it points.
+pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let failed = || format!("can't write {}", path.display());
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if fs::metadata(&target).is_ok_and(|existing| !existing.is_file()) {
+        let file = File::options().write(true).open(&target).with_context(failed)?;
+        return fill(file, write).with_context(failed);
+    }
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = folder_of(&target).join(format!(".{name}.{}.tmp", std::process::id()));
+    let cleanup = Cleanup(Some(temporary.clone()));
+    let file = File::create(&temporary).with_context(failed)?;
+    fill(file, write).with_context(failed)?;
+    fs::rename(&temporary, &target).with_context(failed)?;
+    cleanup.disarm();
+    Ok(())
+}
+
+fn fill(file: File, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(file);
+    write(&mut out)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Removes a temporary file unless the work ended well.
+struct Cleanup(Option<PathBuf>);
+
+impl Cleanup {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_one_line_without_repeats() {
+        let error = anyhow::anyhow!("no such\nfile").context("can't read x").context("opening: can't read x");
+        assert_eq!(one_line(&error), "opening: can't read x: no such file");
+    }
+
+    #[test]
+    fn a_usage_message_is_one_line() {
+        let message = "error: invalid value 'x' for '--dtype <D>'\n  [possible values: f32]\n\nUsage: attn\n\nFor more";
+        let expected = "error: invalid value 'x' for '--dtype <D>' [possible values: f32] (see attn --help)";
+        assert_eq!(usage_line(message), expected);
+    }
+
+    #[test]
+    fn text_wraps_at_spaces() {
+        assert_eq!(wrap("one two three four", 10), "one two\n  three\n  four");
+        assert_eq!(wrap("unbreakable", 3), "unbreakable");
+    }
+
+    #[test]
+    fn files_are_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.txt");
+        write_file(&path, |out| Ok(out.write_all(b"old")?)).unwrap();
+        let failed = write_file(&path, |out| {
+            out.write_all(b"half")?;
+            anyhow::bail!("interrupted")
+        });
+        assert!(one_line(&failed.unwrap_err()).ends_with("interrupted"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

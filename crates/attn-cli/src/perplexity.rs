@@ -1,0 +1,75 @@
+//! `attn perplexity`: how well a model predicts a text.
+
+use crate::args::{PerplexityArgs, TextArgs};
+use crate::model::{self, Opened};
+use crate::output::{print, print_json};
+use crate::progress::Progress;
+use crate::{inspect, text};
+use anyhow::Result;
+use attn_eval::perplexity::{Cell, ScoreOptions, check_room, score};
+use attn_eval::windows::{WindowOptions, Windows};
+use attn_models::Architecture;
+
+/// The window if none is asked for: no longer than this, so that it doesn't surprise on a slow machine.
+const LONGEST_DEFAULT: usize = 2048;
+
+/// Runs the command.
+///
+/// # Errors
+/// The model or the text can't be read, or the text can't be cut as asked.
+pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
+    let (_, text) = text::read(args.text.text.as_deref())?;
+    let opened = model::open(&args.model)?;
+    let tokens = tokens(&opened, &text, &args.text)?;
+    let trained = opened.model.trained_context().unwrap_or(512).min(LONGEST_DEFAULT);
+    let context = args.context.unwrap_or(trained.min(tokens.len()));
+    let (mode, factor) = inspect::scaling(&opened.model);
+    let options = ScoreOptions {
+        windows: WindowOptions { context, stride: args.text.stride, bos: opened.bos(args.text.bos)? },
+        length: model::window_length(args.model.rope.rope_length),
+        mode,
+        factor,
+    };
+    check_room(&opened.model, context)?;
+    let total = Windows::new(tokens.len(), &options.windows)?.work();
+    let mut progress = Progress::new();
+    let mut done = 0;
+    let cell = score(&opened.model, &tokens, &options, &mut |read| {
+        done += read;
+        progress.set(done, total, "scoring");
+    })?;
+    drop(progress);
+    if args.json { print_json(&cell) } else { print(&summary(&cell)) }
+}
+
+/// The ids of the text that a command scores.
+///
+/// # Errors
+/// The model generates no text, or has no tokenizer.
+pub(crate) fn tokens(opened: &Opened, text: &str, args: &TextArgs) -> Result<Vec<u32>> {
+    let only = "perplexity is for models that predict the next token";
+    anyhow::ensure!(opened.model.architecture() == Architecture::Decoder, "{} is none: {only}", opened.name);
+    let mut tokens = opened.encode(text)?;
+    if let Some(max) = args.max_tokens {
+        tokens.truncate(max);
+    }
+    Ok(tokens)
+}
+
+fn summary(cell: &Cell) -> String {
+    let mut out = format!("perplexity  {:.4} ± {:.4}", cell.perplexity, cell.stderr);
+    out.push_str("  (standard error, tokens taken as independent)\n");
+    if let Some(error) = cell.stderr_windows {
+        out.push_str(&format!("            ± {error:.4}  (windows taken as independent)\n"));
+    }
+    if let Some(last) = cell.last_quarter_perplexity {
+        out.push_str(&format!("last        {last:.4}  (last quarter of each window)\n"));
+    }
+    out.push_str(&format!(
+        "tokens      {} scored in {} windows of {}, one every {}\n",
+        cell.tokens, cell.windows, cell.context, cell.stride
+    ));
+    let speed = (cell.windows * cell.context) as f64 / cell.seconds.max(1e-9);
+    out.push_str(&format!("seconds     {:.1}  ({speed:.0} tokens a second)\n", cell.seconds));
+    out
+}

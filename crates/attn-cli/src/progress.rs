@@ -1,0 +1,46 @@
+//! A progress bar on stderr that only appears when there is something to wait for.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::{Duration, Instant};
+
+/// Shorter work than this shows no bar.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Progress towards a number of tokens. Nothing is ever drawn unless stderr is a terminal.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    started: Instant,
+    shown: bool,
+}
+
+impl Progress {
+    /// A bar that stays hidden for now.
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+        // `wide_bar` takes what the rest leaves, so the line fits any terminal.
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}") {
+            bar.set_style(style.progress_chars("##-"));
+        }
+        Self { bar, started: Instant::now(), shown: false }
+    }
+
+    /// Reports where the work stands.
+    pub(crate) fn set(&mut self, done: usize, total: usize, message: &str) {
+        if !self.shown && self.started.elapsed() >= PATIENCE {
+            self.shown = true;
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.bar.set_length(total as u64);
+        self.bar.set_position(done as u64);
+        if self.bar.message() != message {
+            self.bar.set_message(message.to_string());
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Leaves no trace of the bar, however the work ended.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

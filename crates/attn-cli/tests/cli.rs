@@ -1,0 +1,304 @@
+//! The program as a person meets it: what it prints, what it refuses, and what it leaves behind.
+
+use serde_json::Value;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn attn(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
+    command.args(args).env_remove("COLUMNS").env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    attn(args).output().expect("attn starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("stdout is UTF-8")
+}
+
+/// The one line on stderr of a command that has to fail with `code`, print nothing, and say each of `parts`.
+fn refused(args: &[&str], code: i32, parts: &[&str]) -> String {
+    check_refused(&run(args), args, code, parts)
+}
+
+fn check_refused(output: &Output, args: &[&str], code: i32, parts: &[&str]) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?} printed {:?}", stdout(output));
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{args:?}: {stderr}");
+    assert!(stderr.starts_with("error: "), "{args:?}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{args:?} should say {part:?}: {stderr}");
+    }
+    stderr
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("stdout is one JSON document")
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn golden(name: &str) -> PathBuf {
+    repository().join("tests/golden").join(name)
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A copy of a golden checkpoint that a test may spoil.
+fn checkpoint(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden("models").join(name).join(file), folder.path().join(file)).expect("golden files");
+    }
+    folder
+}
+
+/// A file with these contents in a folder of its own.
+fn file(name: &str, contents: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join(name);
+    fs::write(&file, contents).expect("the file is written");
+    (folder, file)
+}
+
+#[test]
+fn help_and_version_are_no_failures() {
+    for args in [&["--version"][..], &["--help"], &["compare", "--help"], &["logits", "-h"]] {
+        let output = run(args);
+        assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
+    }
+    assert_eq!(run(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn wrong_usage_is_code_2_and_one_line() {
+    refused(&["compare", "--modes", "none,yarm"], 2, &["yarm", "ntk-by-parts"]);
+    refused(&["compare", "--rope-scaling", "yarn"], 2, &["--modes"]);
+    refused(&["compare", "--contexts", "99999999999999999999"], 2, &["--contexts", "at most"]);
+    refused(&["inspect", "--rope-scaling", "yarm"], 2, &["yarm", "dynamic"]);
+    refused(&["inspect", "--device", "tpu"], 2, &["tpu", "cuda:N"]);
+    refused(&["generate", "-p", "x", "-n", "-1"], 2, &["-1"]);
+    refused(&["generate"], 2, &["--prompt"]);
+    refused(&["compere"], 2, &["compere"]);
+    refused(&["compare", "--csv", "/no/such/folder/x.csv"], 2, &["/no/such/folder"]);
+    refused(&["compare", "--plot", "x.png"], 2, &["svg"]);
+    refused(&["inspect", "--threads", "1000000"], 2, &["1000000"]);
+}
+
+#[test]
+fn text_that_does_not_fit_is_refused_with_its_numbers() {
+    let short = ["perplexity", "--max-tokens", "100", "--context", "512"];
+    refused(&short, 1, &["100 tokens", "512"]);
+    refused(&["compare", "--max-tokens", "100", "--contexts", "64,512"], 1, &["100 tokens", "512"]);
+    refused(&["perplexity", "--context", "256", "--stride", "300"], 1, &["300", "256"]);
+    refused(&["perplexity", "--context", "4000000000"], 1, &["4000000000"]);
+    let (_keep, latin1) = file("latin1.txt", b"caf\xe9");
+    refused(&["perplexity", "--text", path(&latin1)], 1, &["latin1.txt", "UTF-8", "byte 3"]);
+    refused(&["perplexity", "--text", "/no/such.txt"], 1, &["/no/such.txt"]);
+}
+
+#[test]
+fn broken_checkpoints_are_refused_by_name() {
+    refused(&["inspect", "/no/such/model"], 1, &["/no/such/model"]);
+    refused(&["inspect", "./model.gguf"], 1, &["./model.gguf"]);
+
+    let missing = checkpoint("llama");
+    fs::remove_file(missing.path().join("model.safetensors")).unwrap();
+    refused(&["inspect", path(missing.path())], 1, &["model.safetensors"]);
+
+    let short = checkpoint("llama");
+    let weights = short.path().join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 100]).unwrap();
+    refused(&["inspect", path(short.path())], 1, &["model.safetensors"]);
+
+    let shape = checkpoint("llama");
+    let config = shape.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap().replace("\"intermediate_size\": 56", "\"intermediate_size\": 64");
+    fs::write(&config, text).unwrap();
+    refused(&["inspect", path(shape.path())], 1, &["mlp", "56", "64"]);
+
+    let rope = checkpoint("llama");
+    let config = rope.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap().replace("\"default\"", "\"spiral\"");
+    fs::write(&config, text).unwrap();
+    refused(&["inspect", path(rope.path())], 1, &["spiral"]);
+}
+
+#[test]
+fn a_hub_that_does_not_answer_is_one_line() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["inspect", "org/name"];
+    let output = attn(&args)
+        .env_remove("HF_HUB_OFFLINE")
+        .env("HF_HOME", home.path())
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .output()
+        .unwrap();
+    check_refused(&output, &args, 1, &["org/name"]);
+    let offline = attn(&["inspect", "org/name", "--offline"]).env("HF_HOME", home.path()).output().unwrap();
+    check_refused(&offline, &args, 1, &["org/name"]);
+}
+
+#[test]
+fn perplexity_is_the_reference_and_its_json_one_cell() {
+    let cell = json(&["perplexity", "--context", "256", "--max-tokens", "16384", "--json"]);
+    let reference: Value = serde_json::from_slice(&fs::read(golden("tiny_austen_perplexity.json")).unwrap()).unwrap();
+    let expected = reference["results"][0]["ppl"].as_f64().unwrap();
+    let perplexity = cell["perplexity"].as_f64().unwrap();
+    assert!((perplexity / expected - 1.0).abs() < 0.005, "{perplexity} {expected}");
+    assert_eq!(cell["tokens"], 16320);
+    assert_eq!((&cell["mode"], &cell["context"], &cell["stride"]), (&"none".into(), &256.into(), &256.into()));
+    assert!(cell["stderr"].as_f64().unwrap() > 0.0 && cell["seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(cell["position_nll"].as_array().unwrap().len(), 8);
+}
+
+#[test]
+fn compare_prints_json_and_writes_its_files_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (csv, plot) = (folder.path().join("c.csv"), folder.path().join("p.svg"));
+    let result = json(&[
+        "compare",
+        "--contexts",
+        "256,512",
+        "--modes",
+        "none,dynamic,yarn",
+        "--max-tokens",
+        "2048",
+        "--json",
+        "--csv",
+        path(&csv),
+        "--plot",
+        path(&plot),
+    ]);
+    let cells = result["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 6);
+    let keys: Vec<&String> = result.as_object().unwrap().keys().collect();
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    assert_eq!(cells[0]["perplexity"], cells[2]["perplexity"]);
+    assert_eq!(cells[2]["same_as"], "none");
+    assert_eq!(
+        (&cells[5]["mode"], &cells[5]["factor"], &cells[5]["tokens"]),
+        (&"yarn".into(), &2.0.into(), &2044.into())
+    );
+    let none = cells[3]["perplexity"].as_f64().unwrap();
+    assert!(cells[4]["perplexity"].as_f64().unwrap() < none * 0.9, "dynamic helps past the trained context");
+    assert_eq!(fs::read_to_string(&csv).unwrap().lines().count(), 7);
+    assert!(fs::read_to_string(&plot).unwrap().ends_with("</svg>\n"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+}
+
+#[test]
+fn the_table_keeps_to_narrow_terminals() {
+    let args = ["compare", "--contexts", "256,512,1024", "--max-tokens", "1024", "--modes", "none,ntk-by-parts"];
+    let output = attn(&args).env("COLUMNS", "40").output().unwrap();
+    let text = stdout(&output);
+    assert!(text.lines().all(|line| line.chars().count() <= 40), "{text}");
+    assert!(text.contains("ntk-by-parts") && text.contains('*') && !text.contains('\x1b'), "{text}");
+}
+
+fn tensors(file: &Path) -> std::collections::HashMap<String, candle_core::Tensor> {
+    candle_core::safetensors::load(file, &candle_core::Device::Cpu).expect("a safetensors file")
+}
+
+fn largest_difference(a: &candle_core::Tensor, b: &candle_core::Tensor) -> f32 {
+    let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
+    difference.max(0).unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn logits_are_the_reference_in_one_pass_and_token_by_token() {
+    for name in ["llama", "llama-yarn", "mistral-window"] {
+        let model = golden("models").join(name);
+        let expected = tensors(&model.join("expected.safetensors"));
+        let ids = expected["input_ids"].to_vec2::<i64>().unwrap();
+        let (folder, all) = file("ids.json", serde_json::to_string(&ids).unwrap().as_bytes());
+        let half: Vec<&[i64]> = ids.iter().map(|row| &row[..row.len() / 2]).collect();
+        let first = folder.path().join("half.json");
+        fs::write(&first, serde_json::to_string(&half).unwrap()).unwrap();
+        let out = folder.path().join("out.safetensors");
+        for decode in [false, true] {
+            let mut args = vec!["logits", path(&model), "--ids", path(&all), "--out", path(&out)];
+            args.extend(decode.then_some("--decode"));
+            let output = run(&args);
+            assert!(output.status.success() && output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+            let difference = largest_difference(&tensors(&out)["logits"], &expected["logits"]);
+            assert!(difference < 1e-3, "{name} decode {decode}: {difference}");
+        }
+        run(&["logits", path(&model), "--ids", path(&first), "--out", path(&out), "--greedy", "16"]);
+        let greedy = tensors(&out)["greedy"].to_vec2::<i64>().unwrap();
+        assert_eq!(greedy, expected["greedy"].to_vec2::<i64>().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn ids_that_do_not_fit_leave_no_file() {
+    let model = golden("models").join("gpt2");
+    let long = serde_json::to_string(&[vec![5; 65]]).unwrap();
+    for (ids, parts) in [
+        ("[[1,2],[3]]", &["row 1", "ids.json"][..]),
+        ("[[1,96]]", &["96", "vocabulary"]),
+        ("[[1,-1]]", &["-1"]),
+        ("[[1,", &["JSON"]),
+        (&long, &["65", "64"]),
+    ] {
+        let (folder, ids) = file("ids.json", ids.as_bytes());
+        let out = folder.path().join("out.safetensors");
+        refused(&["logits", path(&model), "--ids", path(&ids), "--out", path(&out)], 1, parts);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the ids are there");
+    }
+}
+
+#[test]
+fn generated_text_streams_repeats_and_survives_a_reader_that_leaves() {
+    let args = ["generate", "-p", "It was a truth", "-n", "24", "--temperature", "0.8", "--seed", "3"];
+    let (first, second) = (run(&args), run(&args));
+    assert!(first.status.success());
+    assert!(!stdout(&first).trim().is_empty());
+    assert_eq!(stdout(&first), stdout(&second), "a seed repeats");
+    assert!(String::from_utf8_lossy(&first.stderr).contains("tokens/s"));
+
+    let args = ["generate", "-p", "It was a truth", "-n", "200"];
+    let mut child = attn(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let status = child.wait().unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert!(status.success(), "{status}: {stderr}");
+    assert!(!stderr.contains("panic") && !stderr.contains("error"), "{stderr}");
+}
+
+#[test]
+fn a_huge_number_of_tokens_takes_no_huge_memory() {
+    let args = ["generate", "-p", "x", "-n", "4000000000"];
+    let mut child = attn(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut some = [0; 8];
+    child.stdout.as_mut().unwrap().read_exact(&mut some).expect("text comes");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let scaled = ["--rope-scaling", "dynamic", "--rope-factor", "2"];
+    refused(&[&args[..], &scaled].concat(), 2, &["4000000001", "memory"]);
+}
+
+#[test]
+fn inspect_tells_what_an_override_does() {
+    let facts = json(&["inspect", "--json", "--rope-scaling", "yarn", "--rope-factor", "4"]);
+    let position = &facts["position"][0];
+    assert_eq!((&position["kind"], &position["rope_type"]), (&"rope".into(), &"yarn".into()));
+    assert_eq!(position["layers"].as_array().unwrap().len(), 4);
+    assert_eq!(position["inv_freq"].as_array().unwrap().len(), 16);
+    assert!((position["attention_factor"].as_f64().unwrap() - 1.138629).abs() < 1e-6);
+    assert_eq!(facts["kv_bytes_per_token"], 4 * 2 * 2 * 32 * 4);
+    assert!(stdout(&run(&["inspect"])).contains("wavelength"));
+}

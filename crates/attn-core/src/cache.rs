@@ -1,0 +1,285 @@
+//! Keys and values of the tokens already seen: allocated ahead, appended in place, never concatenated per token.
+//!
+//! A windowed layer keeps only what its window can still see. Its buffer is a flat one a little longer than the window
+//! whose tail moves to the front when it is full, rather than a ring, so that kernels always see keys in order and
+//! contiguous, at an amortised cost of one copy per token.
+
+use crate::{Mask, Resolution};
+use candle_core::{Result, Tensor, bail};
+use std::ops::Range;
+
+/// A growable buffer of `(b, h, t, d)` along `t`. Not `Clone`: copies would share memory and overwrite each other.
+#[derive(Debug, Default)]
+struct Buffer {
+    data: Option<Tensor>,
+}
+
+impl Buffer {
+    fn capacity(&self) -> usize {
+        self.data.as_ref().map_or(0, |t| t.dims()[2])
+    }
+
+    fn view(&self, range: Range<usize>) -> Result<Tensor> {
+        match &self.data {
+            Some(data) => data.narrow(2, range.start, range.len()),
+            None => bail!("kv cache: empty"),
+        }
+    }
+
+    /// Writes `xs` at `at`, moving `keep` (a range of the old contents) to the front of a buffer of `capacity` first if
+    /// that capacity is not there yet.
+    fn write(&mut self, xs: &Tensor, at: usize, keep: Range<usize>, capacity: usize) -> Result<()> {
+        let (b, h, _, d) = xs.dims4()?;
+        let data = match self.data.take() {
+            Some(old) if old.dims()[2] >= capacity && keep.start == 0 => old,
+            old => {
+                let new = Tensor::zeros((b, h, capacity, d), xs.dtype(), xs.device())?;
+                if let Some(old) = old
+                    && !keep.is_empty()
+                {
+                    new.slice_set(&old.narrow(2, keep.start, keep.len())?.contiguous()?, 2, 0)?;
+                }
+                new
+            }
+        };
+        data.slice_set(&xs.contiguous()?, 2, at)?;
+        self.data = Some(data);
+        Ok(())
+    }
+
+    fn size_in_bytes(&self) -> usize {
+        self.data.as_ref().map_or(0, |t| t.elem_count() * t.dtype().size_in_bytes())
+    }
+}
+
+/// The keys and values of one layer (for latent attention: the one latent that both are made from).
+#[derive(Debug, Default)]
+pub struct LayerCache {
+    buffers: Vec<Buffer>,
+    /// Slot of the first token kept.
+    start: usize,
+    /// Slot after the last token.
+    end: usize,
+    /// Keys a query can see, its own included; `None` for full attention.
+    window: Option<usize>,
+    /// Tokens to allocate for at the first append.
+    expected: usize,
+    resolution: Option<Resolution>,
+}
+
+impl LayerCache {
+    /// An empty cache that allocates room for `expected` tokens at once and grows past it. Masks that can only see back
+    /// so far make it keep only so much.
+    pub fn new(mask: &Mask, expected: usize) -> Self {
+        let window = match (mask.window, mask.chunk) {
+            (Some(w), Some(c)) => Some(w.min(c)),
+            (w, c) => w.or(c),
+        };
+        Self { window: window.filter(|_| mask.causal), expected, ..Self::default() }
+    }
+
+    /// Tokens seen so far, those that a window has dropped included: the slot of the next token.
+    pub fn len(&self) -> usize {
+        self.end
+    }
+
+    /// True if nothing was appended yet.
+    pub fn is_empty(&self) -> bool {
+        self.end == 0
+    }
+
+    /// Memory the buffers take.
+    pub fn size_in_bytes(&self) -> usize {
+        self.buffers.iter().map(Buffer::size_in_bytes).sum()
+    }
+
+    /// Appends what new tokens bring, usually keys `(b, h_kv, t, d)` and values `(b, h_kv, t, dv)`, computed under the
+    /// frequencies `resolution`. Returns the same tensors with everything a query among the new tokens may see in
+    /// front, as views of the cache, and the slot of the first.
+    ///
+    /// # Errors
+    /// Keys of another resolution than those in the cache: scores between them would be wrong, and look fine.
+    pub fn append<const N: usize>(&mut self, new: [&Tensor; N], resolution: Resolution) -> Result<([Tensor; N], usize)> {
+        if *self.resolution.get_or_insert(resolution) != resolution {
+            bail!(
+                "kv cache: filled under rotary frequencies {:?}, now asked for {resolution:?}; recompute it, or declare \
+                 the final length up front",
+                self.resolution.unwrap_or(resolution)
+            )
+        }
+        self.buffers.resize_with(N, Buffer::default);
+        let tokens = new[0].dim(2)?;
+        let held = self.end - self.start;
+        let keep = self.window.map_or(held, |w| held.min(w - 1));
+        if self.window.is_some_and(|w| keep + tokens > 2 * w) {
+            return self.append_long(new, keep);
+        }
+        let fits = held + tokens <= self.buffers[0].capacity();
+        let (from, at) = if fits { (0, held) } else { (held - keep, keep) };
+        let capacity = if fits { self.buffers[0].capacity() } else { self.grown(keep + tokens) };
+        for (buffer, new) in self.buffers.iter_mut().zip(new) {
+            buffer.write(new, at, from..held, capacity)?;
+        }
+        self.start += from;
+        self.end += tokens;
+        let views = self.buffers.iter().map(|b| b.view(0..self.end - self.start)).collect::<Result<Vec<_>>>()?;
+        Ok((array(views)?, self.start))
+    }
+
+    /// A block much longer than the window: attend to all of it, keep only its end.
+    fn append_long<const N: usize>(&mut self, new: [&Tensor; N], keep: usize) -> Result<([Tensor; N], usize)> {
+        let held = self.end - self.start;
+        let first = self.end - keep;
+        let tokens = keep + new[0].dim(2)?;
+        let tail = tokens.min(self.window.map_or(tokens, |w| (w - 1).max(1)));
+        let capacity = self.grown(tail);
+        let mut all = Vec::with_capacity(N);
+        for (buffer, new) in self.buffers.iter_mut().zip(new) {
+            let joined = match keep {
+                0 => new.clone(),
+                _ => Tensor::cat(&[&buffer.view(held - keep..held)?, new], 2)?,
+            };
+            buffer.write(&joined.narrow(2, tokens - tail, tail)?, 0, 0..0, capacity)?;
+            all.push(joined);
+        }
+        self.end = first + tokens;
+        self.start = self.end - tail;
+        Ok((array(all)?, first))
+    }
+
+    fn grown(&self, needed: usize) -> usize {
+        match self.window {
+            Some(w) => (2 * w).max(needed),
+            None => match self.buffers[0].capacity() {
+                0 => needed.max(self.expected),
+                full => needed.max(full * 2),
+            },
+        }
+    }
+
+    /// Forgets the tokens from slot `len` on.
+    ///
+    /// # Errors
+    /// A windowed cache that no longer holds what the token in slot `len` would have to see.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len >= self.end {
+            return Ok(());
+        }
+        let needed = self.window.map_or(0, |w| (len + 1).saturating_sub(w));
+        if self.start > needed {
+            bail!("kv cache: cannot go back to {len} tokens, the window has dropped those before {}", self.start)
+        }
+        self.end = len;
+        if len == 0 {
+            self.resolution = None;
+            self.start = 0;
+        }
+        Ok(())
+    }
+}
+
+fn array<const N: usize>(tensors: Vec<Tensor>) -> Result<[Tensor; N]> {
+    tensors.try_into().map_err(|_| candle_core::Error::Msg("kv cache: the number of tensors changed".into()))
+}
+
+/// The caches of all layers of a model.
+#[derive(Debug, Default)]
+pub struct KvCache {
+    /// One per layer, in order.
+    pub layers: Vec<LayerCache>,
+}
+
+impl KvCache {
+    /// Tokens seen so far.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, LayerCache::len)
+    }
+
+    /// True if nothing was appended yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Memory all buffers take.
+    pub fn size_in_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::size_in_bytes).sum()
+    }
+
+    /// Forgets the tokens from slot `len` on, see [`LayerCache::truncate`].
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.truncate(len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    fn tokens(range: Range<usize>) -> Tensor {
+        let n = range.len();
+        Tensor::from_iter(range.map(|i| i as f32), &Device::Cpu).and_then(|t| t.reshape((1, 1, n, 1))).unwrap()
+    }
+
+    /// Appends blocks of the given sizes and checks that every token that a query may see is there, in order.
+    fn check(mask: &Mask, blocks: &[usize]) {
+        let mut cache = LayerCache::new(mask, 4);
+        let mut slot = 0;
+        for &n in blocks {
+            let new = tokens(slot..slot + n);
+            let ([k, v], start) = cache.append([&new, &(&new * 2.0).unwrap()], Resolution::Fixed).unwrap();
+            let held: Vec<f32> = k.flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(held, (start..slot + n).map(|i| i as f32).collect::<Vec<_>>());
+            assert_eq!(v.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0], 2.0 * start as f32);
+            for q in slot..slot + n {
+                assert!(mask.visible(0, q, 0..slot + n).start >= start, "{blocks:?}: {q} needs more than {start}..");
+            }
+            slot += n;
+            assert_eq!(cache.len(), slot);
+        }
+    }
+
+    #[test]
+    fn holds_what_a_query_may_see() {
+        for mask in [Mask::causal(), Mask::causal().with_window(Some(5)), Mask::causal().with_chunk(Some(6))] {
+            for blocks in [&[1; 40][..], &[3, 1, 1, 9, 1, 30, 1, 1, 2], &[50, 1, 1, 1, 1, 50], &[5; 9]] {
+                check(&mask, blocks);
+            }
+        }
+        check(&Mask::causal().with_window(Some(1)), &[1, 3, 1, 1, 7, 1]);
+    }
+
+    #[test]
+    fn a_window_bounds_the_memory() {
+        let mut cache = LayerCache::new(&Mask::causal().with_window(Some(8)), 1000);
+        for slot in 0..500 {
+            let new = tokens(slot..slot + 1);
+            cache.append([&new, &new], Resolution::Fixed).unwrap();
+        }
+        assert_eq!(cache.size_in_bytes(), 2 * 16 * 4);
+    }
+
+    #[test]
+    fn truncates_and_refuses_what_is_gone() {
+        let mut cache = LayerCache::new(&Mask::causal(), 0);
+        cache.append([&tokens(0..5), &tokens(0..5)], Resolution::Fixed).unwrap();
+        cache.truncate(2).unwrap();
+        let ([k, _], _) = cache.append([&tokens(7..8), &tokens(7..8)], Resolution::Fixed).unwrap();
+        assert_eq!(k.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0.0, 1.0, 7.0]);
+
+        let mut windowed = LayerCache::new(&Mask::causal().with_window(Some(4)), 0);
+        windowed.append([&tokens(0..50), &tokens(0..50)], Resolution::Fixed).unwrap();
+        assert!(windowed.truncate(20).unwrap_err().to_string().contains("dropped those before 47"));
+    }
+
+    #[test]
+    fn refuses_to_mix_frequencies() {
+        let mut cache = LayerCache::new(&Mask::causal(), 0);
+        let one = tokens(0..1);
+        cache.append([&one, &one], Resolution::Length(8)).unwrap();
+        let error = cache.append([&one, &one], Resolution::Length(9)).unwrap_err().to_string();
+        assert!(error.contains("Length(8)") && error.contains("Length(9)"), "{error}");
+        cache.truncate(0).unwrap();
+        cache.append([&one, &one], Resolution::Length(9)).unwrap();
+    }
+}

@@ -1,0 +1,117 @@
+//! ALiBi (Press et al. 2021): a penalty on the score that grows linearly with distance, with a slope per head.
+//!
+//! Nothing is learned and nothing is tabled, so it has no maximal length; kernels take the slopes alone.
+
+use super::PositionEncoding;
+use super::rope_scaling::positive;
+use crate::ScoreBias;
+use candle_core::{Device, Result, Tensor, bail};
+use half::bf16;
+use std::ops::Range;
+
+/// How the slopes are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AlibiConfig {
+    /// Number of query heads.
+    pub heads: usize,
+    /// The exponent of the flattest slope, `2^-bias_max`: 8 in the paper, MPT's `alibi_bias_max`.
+    pub bias_max: f64,
+    /// Multiplies the bias: 1, or `head_dim^-1/2` for Falcon, which adds it before scaling the scores.
+    pub scale: f64,
+    /// Falcon: slopes and slope times position are rounded to bf16, whatever the dtype of the model.
+    pub round_bf16: bool,
+}
+
+impl AlibiConfig {
+    /// The paper's slopes, as in BLOOM and MPT.
+    pub fn new(heads: usize) -> Self {
+        Self { heads, bias_max: 8.0, scale: 1.0, round_bf16: false }
+    }
+
+    /// Falcon's variant for heads of this width.
+    pub fn falcon(heads: usize, head_dim: usize) -> Self {
+        Self { scale: (head_dim as f64).powf(-0.5), round_bf16: true, ..Self::new(heads) }
+    }
+
+    /// One slope per head, before `scale`: powers `2^(-bias_max i/n)` for n heads, if n is a power of two. Else those of
+    /// the next lower power of two, then every other one of twice as many.
+    pub fn slopes(&self) -> Vec<f64> {
+        let wide = self.heads.next_power_of_two();
+        let slope = |i: usize| (-self.bias_max * i as f64 / wide as f64).exp2();
+        let slopes: Vec<f64> = if wide == self.heads {
+            (1..=wide).map(slope).collect()
+        } else {
+            (1..=wide)
+                .filter(|i| i % 2 == 0)
+                .chain((1..=wide).filter(|i| i % 2 == 1))
+                .take(self.heads)
+                .map(slope)
+                .collect()
+        };
+        if self.round_bf16 { slopes.into_iter().map(|s| bf16::from_f64(s).to_f64()).collect() } else { slopes }
+    }
+}
+
+/// The linear bias.
+#[derive(Debug)]
+pub struct Alibi {
+    config: AlibiConfig,
+    slopes: Vec<f64>,
+    tensor: Tensor,
+}
+
+impl Alibi {
+    /// Slopes on `device`.
+    ///
+    /// # Errors
+    /// No heads; a `bias_max` or `scale` that is not a positive number.
+    pub fn new(config: AlibiConfig, device: &Device) -> Result<Self> {
+        if config.heads == 0 {
+            bail!("alibi: heads must be positive, got 0")
+        }
+        positive("alibi_bias_max", config.bias_max)?;
+        positive("scale", config.scale)?;
+        let slopes = config.slopes();
+        let scaled = slopes.iter().map(|s| (s * config.scale) as f32).collect::<Vec<_>>();
+        Ok(Self { tensor: Tensor::new(scaled, device)?, slopes, config })
+    }
+
+    /// One slope per head as the model sees it, `scale` multiplied in.
+    pub fn slopes(&self) -> Vec<f64> {
+        self.slopes.iter().map(|s| s * self.config.scale).collect()
+    }
+
+    /// The error that rounding to bf16 makes in `slope * position`, one row per head, or `None` if it makes none.
+    ///
+    /// Falcon computes `slope * k` in bf16, which from position 257 on moves the scores of near keys by whole units: it
+    /// is part of the model. The bias stays a function of the key alone, `(1, h, 1, tk)`.
+    fn rounded(&self, keys: &Range<usize>) -> Result<Option<Tensor>> {
+        let mut exact = true;
+        let mut bias = Vec::with_capacity(self.slopes.len() * keys.len());
+        for slope in &self.slopes {
+            for k in keys.clone() {
+                // torch rounds the position to bf16 too before it multiplies.
+                let product = slope * bf16::from_f64(k as f64).to_f64();
+                let rounded = bf16::from_f32(product as f32).to_f64();
+                exact &= rounded == slope * k as f64;
+                bias.push((rounded * self.config.scale) as f32);
+            }
+        }
+        if exact {
+            return Ok(None);
+        }
+        Tensor::from_vec(bias, (1, self.slopes.len(), 1, keys.len()), self.tensor.device()).map(Some)
+    }
+}
+
+impl PositionEncoding for Alibi {
+    /// `slope[h] * (k - q)`. Under softmax this equals the `slope * k` of BLOOM and the `slope * (k - n + 1)` of MPT.
+    fn bias(&self, _q: Range<usize>, k: Range<usize>) -> Result<ScoreBias> {
+        if self.config.round_bf16
+            && let Some(bias) = self.rounded(&k)?
+        {
+            return Ok(ScoreBias::Dense(bias));
+        }
+        Ok(ScoreBias::Linear { slopes: self.tensor.clone() })
+    }
+}

@@ -1,0 +1,157 @@
+//! What an encoding comes to in numbers, for people and for JSON.
+
+use super::{AlibiConfig, Layout, PositionConfig, Ramp, RopeConfig, RopeScaling, SinusoidalLayout, T5Config};
+use serde::Serialize;
+use std::f64::consts::TAU;
+
+/// The facts of one encoding; absent ones are left out of JSON.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Description {
+    /// `nope`, `sinusoidal`, `learned`, `rope`, `alibi` or `t5`.
+    pub kind: &'static str,
+    /// RoPE's scaling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_type: Option<&'static str>,
+    /// Base of the frequencies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub theta: Option<f64>,
+    /// `half` or `interleaved` (RoPE), `interleaved` or `concatenated` (sinusoidal).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<&'static str>,
+    /// Width of a head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Lanes that are rotated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary_dim: Option<usize>,
+    /// The declared context, or the end of a learned table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_position_embeddings: Option<usize>,
+    /// The trained context of a scaling that depends on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<usize>,
+    /// The scaling's factor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    /// YaRN's fast boundary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_fast: Option<f64>,
+    /// YaRN's slow boundary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_slow: Option<f64>,
+    /// The sequence length that the frequencies below hold for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length: Option<usize>,
+    /// Multiplies cos and sin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_factor: Option<f64>,
+    /// Radians per position of each pair.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inv_freq: Vec<f64>,
+    /// Positions per full turn of each pair; null for one that does not turn.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wavelengths: Vec<Option<f64>>,
+    /// ALiBi's slope of each head.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub slopes: Vec<f64>,
+    /// T5's number of buckets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<usize>,
+    /// T5's distance of the last bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_distance: Option<usize>,
+    /// T5: keys after the query have buckets of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bidirectional: Option<bool>,
+    /// Llama 4's positions per step of the query temperature.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor_scale: Option<f64>,
+    /// Llama 4's growth of the query temperature.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attn_scale: Option<f64>,
+}
+
+impl PositionConfig {
+    /// The facts of this encoding for a sequence of `len` tokens; only length-dependent scalings look at it.
+    pub fn describe(&self, len: usize) -> Description {
+        match self {
+            Self::Nope(config) => Description {
+                kind: "nope",
+                floor_scale: config.temperature.map(|t| t.floor_scale),
+                attn_scale: config.temperature.map(|t| t.attn_scale),
+                ..Default::default()
+            },
+            Self::Sinusoidal(config) => {
+                let pairs = config.hidden / 2;
+                let inv_freq = super::rope_scaling::plain_frequencies(config.base, config.hidden, pairs);
+                Description {
+                    kind: "sinusoidal",
+                    theta: Some(config.base),
+                    layout: Some(match config.layout {
+                        SinusoidalLayout::Interleaved => "interleaved",
+                        SinusoidalLayout::Concatenated => "concatenated",
+                    }),
+                    wavelengths: wavelengths(&inv_freq),
+                    inv_freq,
+                    ..Default::default()
+                }
+            }
+            Self::Learned(config) => Description {
+                kind: "learned",
+                max_position_embeddings: Some(config.rows.saturating_sub(config.offset)),
+                ..Default::default()
+            },
+            Self::Rope(config) => rope(config, len),
+            Self::Alibi(config) => alibi(config),
+            Self::T5(config) => t5(config),
+        }
+    }
+}
+
+fn rope(config: &RopeConfig, len: usize) -> Description {
+    let frequencies = config.frequencies(len);
+    let ramp: Option<Ramp> = match &config.scaling {
+        RopeScaling::Yarn { ramp, .. } | RopeScaling::NtkByParts { ramp, .. } => Some(*ramp),
+        _ => None,
+    };
+    Description {
+        kind: "rope",
+        rope_type: Some(config.scaling.name()),
+        theta: Some(config.theta),
+        layout: Some(match config.layout {
+            Layout::Half => "half",
+            Layout::Interleaved => "interleaved",
+        }),
+        head_dim: Some(config.head_dim),
+        rotary_dim: Some(config.rotary_dim),
+        max_position_embeddings: Some(config.max_position_embeddings),
+        original_max_position_embeddings: config.scaling.original_max_position_embeddings(),
+        factor: config.scaling.factor(),
+        beta_fast: ramp.map(|r| r.beta_fast),
+        beta_slow: ramp.map(|r| r.beta_slow),
+        length: Some(len),
+        attention_factor: Some(frequencies.attention_factor),
+        wavelengths: wavelengths(&frequencies.inv_freq),
+        inv_freq: frequencies.inv_freq,
+        ..Default::default()
+    }
+}
+
+fn wavelengths(inv_freq: &[f64]) -> Vec<Option<f64>> {
+    inv_freq.iter().map(|&f| (f > 0.0).then_some(TAU / f)).collect()
+}
+
+fn alibi(config: &AlibiConfig) -> Description {
+    let slopes = config.slopes().iter().map(|s| s * config.scale).collect();
+    Description { kind: "alibi", slopes, ..Default::default() }
+}
+
+fn t5(config: &T5Config) -> Description {
+    Description {
+        kind: "t5",
+        buckets: Some(config.buckets),
+        max_distance: Some(config.max_distance),
+        bidirectional: Some(config.bidirectional),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,67 @@
+//! Learned absolute positions (GPT-2, BERT, OPT): one vector per position, added to the token embeddings.
+//!
+//! The table ends somewhere, and so does the encoding: past it is an error, not a clamp.
+
+use super::{PositionEncoding, Positions};
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+
+/// The size of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LearnedConfig {
+    /// Rows of the table, those below `offset` included.
+    pub rows: usize,
+    /// Width of the token embeddings.
+    pub hidden: usize,
+    /// Added to every position: 2 in OPT, BART and RoBERTa, else 0.
+    pub offset: usize,
+}
+
+/// The learned table.
+#[derive(Debug, Clone)]
+pub struct Learned {
+    config: LearnedConfig,
+    table: Tensor,
+}
+
+impl Learned {
+    /// Takes the tensor `weight` of shape `(rows, hidden)` from `vb`, for example at `transformer.wpe`.
+    pub fn new(config: LearnedConfig, vb: VarBuilder) -> Result<Self> {
+        let table = vb.get((config.rows, config.hidden), "weight")?;
+        Self::from_table(config, table)
+    }
+
+    /// From a table `(rows, hidden)`; gradients flow into it.
+    ///
+    /// # Errors
+    /// A table of another shape, or one that the offset leaves no row of.
+    pub fn from_table(config: LearnedConfig, table: Tensor) -> Result<Self> {
+        if table.dims() != [config.rows, config.hidden] {
+            bail!("learned positions: expected a table ({}, {}), got {:?}", config.rows, config.hidden, table.dims())
+        }
+        if config.offset >= config.rows {
+            bail!("learned positions: an offset of {} leaves none of {} rows", config.offset, config.rows)
+        }
+        Ok(Self { config, table })
+    }
+}
+
+impl PositionEncoding for Learned {
+    fn embed(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let limit = self.config.rows - self.config.offset;
+        let least = positions.rows().iter().copied().min().unwrap_or(0);
+        let end = positions.slots().end.saturating_sub(least);
+        if end > limit {
+            bail!("learned positions end at {limit}: this model cannot take a sequence of {end} tokens")
+        }
+        let rows = positions.rows();
+        let index = rows.iter().flat_map(|&pad| positions.row(pad)).map(|p| (p + self.config.offset) as u32);
+        let index = Tensor::new(index.collect::<Vec<_>>(), self.table.device())?;
+        let added = self.table.index_select(&index, 0)?.reshape((rows.len(), positions.len(), self.config.hidden))?;
+        xs.broadcast_add(&added.to_dtype(xs.dtype())?)
+    }
+
+    fn max_positions(&self) -> Option<usize> {
+        Some(self.config.rows - self.config.offset)
+    }
+}

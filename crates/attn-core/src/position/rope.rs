@@ -1,0 +1,228 @@
+//! Rotary position embeddings (Su et al. 2021): pairs of lanes turned by an angle proportional to the position.
+//!
+//! The angle is formed in f64 from an integer position and only its cosine and sine are rounded, because an f32 angle at
+//! position 131072 is off by up to 1/128 rad and a bf16 position is off from 257 on. The rotation runs in f32 (f64 for
+//! f64 inputs) and is cast back to the dtype of the input. Tables grow as positions come and are shared by all layers
+//! that hold the same [`Rope`].
+
+use super::rope_apply::{FastRope, rotate_plain};
+use super::rope_scaling::Frequencies;
+use super::{PositionEncoding, Positions, Resolution, RopeConfig};
+use candle_core::{DType, Device, DeviceLocation, Result, Tensor, bail};
+use rayon::prelude::*;
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Positions that a table from 0 on may cover; past it only the positions of the call are tabled.
+const MAX_TABLE: usize = 1 << 18;
+/// Tables kept, the latest used first: a few resolutions, or one per length while dynamic NTK grows.
+const TABLES: usize = 4;
+
+/// A rotary encoding. Cheap to share: keep it in an `Arc` and give it to every layer.
+#[derive(Debug)]
+pub struct Rope {
+    config: RopeConfig,
+    tables: Mutex<VecDeque<(Key, Arc<Table>)>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Key {
+    resolution: Resolution,
+    device: DeviceLocation,
+    dtype: DType,
+}
+
+/// cos and sin of some positions, the attention factor multiplied in.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// The positions tabled.
+    positions: Range<usize>,
+    /// `(positions, pairs)`.
+    cos: Tensor,
+    sin: Tensor,
+    /// For the CPU kernel: per position all cosines, then all sines.
+    raw: Vec<f32>,
+    pairs: usize,
+}
+
+impl Table {
+    fn new(frequencies: &Frequencies, positions: Range<usize>, dtype: DType, device: &Device) -> Result<Self> {
+        let pairs = frequencies.inv_freq.len();
+        let shape = (positions.len(), pairs);
+        let mut both = vec![(0f64, 0f64); positions.len() * pairs];
+        both.par_chunks_mut(pairs * 64).enumerate().for_each(|(block, rows)| {
+            for (i, row) in rows.chunks_mut(pairs).enumerate() {
+                let position = (positions.start + block * 64 + i) as f64;
+                for (out, inv_freq) in row.iter_mut().zip(&frequencies.inv_freq) {
+                    let (sin, cos) = (position * inv_freq).sin_cos();
+                    *out = (cos * frequencies.attention_factor, sin * frequencies.attention_factor);
+                }
+            }
+        });
+        let (cos, sin) = if dtype == DType::F64 {
+            let (cos, sin): (Vec<f64>, Vec<f64>) = both.iter().copied().unzip();
+            (Tensor::from_vec(cos, shape, device)?, Tensor::from_vec(sin, shape, device)?)
+        } else {
+            let (cos, sin): (Vec<f32>, Vec<f32>) = both.iter().map(|&(c, s)| (c as f32, s as f32)).unzip();
+            (Tensor::from_vec(cos, shape, device)?, Tensor::from_vec(sin, shape, device)?)
+        };
+        let mut raw = Vec::new();
+        if device.is_cpu() && dtype != DType::F64 {
+            raw.reserve_exact(2 * both.len());
+            for row in both.chunks(pairs) {
+                raw.extend(row.iter().map(|x| x.0 as f32));
+                raw.extend(row.iter().map(|x| x.1 as f32));
+            }
+        }
+        Ok(Self { positions, cos, sin, raw, pairs })
+    }
+
+    fn covers(&self, wanted: &Range<usize>) -> bool {
+        self.positions.start <= wanted.start && wanted.end <= self.positions.end
+    }
+
+    /// The cosines and the sines of one position.
+    pub(super) fn row(&self, position: usize) -> (&[f32], &[f32]) {
+        let start = (position - self.positions.start) * 2 * self.pairs;
+        self.raw[start..start + 2 * self.pairs].split_at(self.pairs)
+    }
+
+    /// cos and sin of the positions as tensors that broadcast to `(b, h, t, pairs)`.
+    fn select(&self, positions: &Positions) -> Result<(Tensor, Tensor)> {
+        let shape = (positions.rows().len(), 1, positions.len(), self.pairs);
+        if let [pad] = positions.rows()
+            && *pad <= positions.slots().start
+        {
+            let start = positions.slots().start - pad - self.positions.start;
+            let pick = |table: &Tensor| table.narrow(0, start, positions.len())?.reshape(shape);
+            return Ok((pick(&self.cos)?, pick(&self.sin)?));
+        }
+        let rows = positions.rows().iter().flat_map(|&pad| positions.row(pad));
+        let index = rows.map(|p| (p - self.positions.start) as u32).collect::<Vec<_>>();
+        let index = Tensor::new(index, self.cos.device())?;
+        let pick = |table: &Tensor| table.index_select(&index, 0)?.reshape(shape);
+        Ok((pick(&self.cos)?, pick(&self.sin)?))
+    }
+}
+
+impl Rope {
+    /// A rotary encoding.
+    ///
+    /// # Errors
+    /// Whatever [`RopeConfig::validate`] refuses.
+    pub fn new(config: RopeConfig) -> Result<Self> {
+        config.validate()?;
+        Ok(Self { config, tables: Mutex::default() })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &RopeConfig {
+        &self.config
+    }
+
+    /// Radians per position of each pair, for a sequence of `len` tokens.
+    pub fn inv_freq(&self, len: usize) -> Vec<f64> {
+        self.config.frequencies(len).inv_freq
+    }
+
+    /// What cos and sin are multiplied by, for a sequence of `len` tokens.
+    pub fn attention_factor(&self, len: usize) -> f64 {
+        self.config.frequencies(len).attention_factor
+    }
+
+    /// Positions per full turn of each pair, for a sequence of `len` tokens.
+    pub fn wavelengths(&self, len: usize) -> Vec<f64> {
+        self.config.frequencies(len).wavelengths()
+    }
+
+    /// [`rotate`](PositionEncoding::rotate) in plain Candle ops: any device, keeps the autograd graph.
+    pub fn rotate_plain(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
+        self.check(xs, positions)?;
+        if positions.is_empty() {
+            return Ok(xs.clone());
+        }
+        let dtype = if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let (cos, sin) = self.table(positions, dtype, xs.device())?.select(positions)?;
+        rotate_plain(xs, &cos, &sin, &self.config)
+    }
+
+    /// [`rotate`](PositionEncoding::rotate) in one pass over the data, for f32, f16 and bf16 on the CPU. Takes any
+    /// strides with contiguous lanes, returns a contiguous tensor without a graph.
+    pub fn rotate_fast(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
+        self.check(xs, positions)?;
+        if positions.is_empty() {
+            return Ok(xs.clone());
+        }
+        let table = self.table(positions, DType::F32, xs.device())?;
+        let lanes_contiguous = xs.stride().last() == Some(&1) || xs.dim(3)? == 1;
+        let xs = if lanes_contiguous { xs.clone() } else { xs.contiguous()? };
+        xs.apply_op1_no_bwd(&FastRope { table, positions, config: &self.config })
+    }
+
+    fn check(&self, xs: &Tensor, positions: &Positions) -> Result<()> {
+        let (b, _, t, d) = xs.dims4()?;
+        if d != self.config.head_dim || t != positions.len() {
+            bail!(
+                "rope: expected (b, h, {}, {}) for {} positions of head_dim {}, got {:?}",
+                positions.len(),
+                self.config.head_dim,
+                positions.len(),
+                self.config.head_dim,
+                xs.dims()
+            )
+        }
+        if positions.pads().is_some_and(|pads| pads.len() != b) {
+            bail!("rope: padding is given for {} rows, the batch has {b}", positions.rows().len())
+        }
+        Ok(())
+    }
+
+    fn table(&self, positions: &Positions, dtype: DType, device: &Device) -> Result<Arc<Table>> {
+        let resolution = self.resolve(positions.length());
+        let key = Key { resolution, device: device.location(), dtype };
+        let most = positions.rows().iter().copied().max().unwrap_or(0);
+        let slots = positions.slots();
+        let wanted = slots.start.saturating_sub(most)..slots.end;
+        // A poisoned lock is harmless: entries are only ever complete.
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = tables.iter().position(|(k, table)| *k == key && table.covers(&wanted)) {
+            if let Some(entry) = tables.remove(i) {
+                tables.push_front(entry);
+            }
+            return Ok(tables[0].1.clone());
+        }
+        let range = if wanted.end > MAX_TABLE {
+            wanted
+        } else if let Resolution::Length(n) = resolution {
+            0..n.clamp(wanted.end, MAX_TABLE)
+        } else {
+            // Room to grow, so that decoding rebuilds the table a handful of times.
+            0..wanted.end.max(256).next_power_of_two()
+        };
+        let frequencies = self.config.frequencies(positions.length());
+        let table = Arc::new(Table::new(&frequencies, range, dtype, device)?);
+        tables.retain(|(k, old)| *k != key || !(table.covers(&old.positions)));
+        tables.push_front((key, table.clone()));
+        tables.truncate(TABLES);
+        Ok(table)
+    }
+}
+
+impl PositionEncoding for Rope {
+    /// Rotates the first `rotary_dim` lanes. `xs` is `(b, h, t, head_dim)` of any strides; the result has its dtype.
+    fn rotate(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let fast = xs.device().is_cpu() && matches!(xs.dtype(), DType::F32 | DType::F16 | DType::BF16);
+        if fast && !xs.track_op() { self.rotate_fast(xs, positions) } else { self.rotate_plain(xs, positions) }
+    }
+
+    fn resolve(&self, len: usize) -> Resolution {
+        self.config.scaling.resolve(len)
+    }
+}
+
+#[cfg(test)]
+#[path = "rope_tests.rs"]
+mod tests;

@@ -1,0 +1,74 @@
+//! Fixed sinusoids added to the token embeddings (Vaswani et al. 2017). Computed for the positions that occur, so there
+//! is no maximal length.
+
+use super::rope_scaling::{plain_frequencies, positive};
+use super::{PositionEncoding, Positions};
+use candle_core::{DType, Result, Tensor, bail};
+
+/// Where sines and cosines go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SinusoidalLayout {
+    /// `sin, cos, sin, cos, ...`: the paper.
+    #[default]
+    Interleaved,
+    /// All sines, then all cosines: tensor2tensor, Marian.
+    Concatenated,
+}
+
+/// The shape of the sinusoids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SinusoidalConfig {
+    /// Width of the token embeddings; even.
+    pub hidden: usize,
+    /// Base of the wavelengths; 10000 in the paper.
+    pub base: f64,
+    /// Where sines and cosines go.
+    pub layout: SinusoidalLayout,
+}
+
+impl SinusoidalConfig {
+    /// The paper's.
+    pub fn new(hidden: usize) -> Self {
+        Self { hidden, base: 10_000.0, layout: SinusoidalLayout::Interleaved }
+    }
+}
+
+/// The fixed encoding.
+#[derive(Debug, Clone)]
+pub struct Sinusoidal {
+    config: SinusoidalConfig,
+    inv_freq: Vec<f64>,
+}
+
+impl Sinusoidal {
+    /// # Errors
+    /// A width that is zero or odd, a base that is not a positive number.
+    pub fn new(config: SinusoidalConfig) -> Result<Self> {
+        if config.hidden == 0 || !config.hidden.is_multiple_of(2) {
+            bail!("sinusoidal positions: the width must be even and positive, got {}", config.hidden)
+        }
+        positive("base", config.base)?;
+        let inv_freq = plain_frequencies(config.base, config.hidden, config.hidden / 2);
+        Ok(Self { config, inv_freq })
+    }
+
+    /// The vector of one position.
+    pub fn at(&self, position: usize) -> Vec<f64> {
+        let angles = self.inv_freq.iter().map(|f| position as f64 * f);
+        match self.config.layout {
+            SinusoidalLayout::Interleaved => angles.flat_map(|a| [a.sin(), a.cos()]).collect(),
+            SinusoidalLayout::Concatenated => angles.clone().map(f64::sin).chain(angles.map(f64::cos)).collect(),
+        }
+    }
+}
+
+impl PositionEncoding for Sinusoidal {
+    fn embed(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let rows = positions.rows();
+        let data = rows.iter().flat_map(|&pad| positions.row(pad)).flat_map(|p| self.at(p)).collect::<Vec<f64>>();
+        let added = Tensor::from_vec(data, (rows.len(), positions.len(), self.config.hidden), xs.device())?;
+        // The sum is rounded once: a sinusoid that was rounded to bf16 on its own would be off by as much again.
+        let dtype = if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        xs.to_dtype(dtype)?.broadcast_add(&added.to_dtype(dtype)?)?.to_dtype(xs.dtype())
+    }
+}

@@ -1,0 +1,133 @@
+//! T5's relative position bias (Raffel et al. 2019): a learned number per head and distance, where far distances share
+//! logarithmically wide buckets.
+//!
+//! Only the distances that occur are looked up, `tq + tk - 1` of them per head rather than `tq * tk`. The table belongs
+//! to the first layer of a stack and serves all of them; encoder and decoder have one each, and their buckets differ.
+
+use super::PositionEncoding;
+use crate::ScoreBias;
+use candle_core::{DType, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
+/// How distances fall into buckets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct T5Config {
+    /// Number of query heads.
+    pub heads: usize,
+    /// `relative_attention_num_buckets`.
+    pub buckets: usize,
+    /// `relative_attention_max_distance`: from here on all distances share the last bucket.
+    pub max_distance: usize,
+    /// True in an encoder: keys after the query have buckets of their own.
+    pub bidirectional: bool,
+}
+
+impl T5Config {
+    /// T5's 32 buckets up to distance 128.
+    pub fn new(heads: usize, bidirectional: bool) -> Self {
+        Self { heads, buckets: 32, max_distance: 128, bidirectional }
+    }
+
+    /// The bucket of the distance `k - q`.
+    pub fn bucket(&self, distance: i64) -> usize {
+        let (mut first, mut n) = (0, self.buckets);
+        let mut back = -distance;
+        if self.bidirectional {
+            n /= 2;
+            if distance > 0 {
+                first = n;
+            }
+            back = distance.abs();
+        }
+        let back = back.max(0) as usize;
+        let exact = n / 2;
+        if back < exact {
+            return first + back;
+        }
+        // In f32 and in this order, as in transformers: a boundary may lie within a rounding error.
+        let octaves = (self.max_distance as f64 / exact as f64).ln() as f32;
+        let log = (back as f32 / exact as f32).ln() / octaves * (n - exact) as f32;
+        first + (exact + log as usize).min(n - 1)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let half = if self.bidirectional { self.buckets / 2 } else { self.buckets };
+        if half < 2 || (self.bidirectional && !self.buckets.is_multiple_of(2)) {
+            bail!("t5: relative_attention_num_buckets {} is too small or odd", self.buckets)
+        }
+        if self.max_distance <= half / 2 {
+            bail!("t5: relative_attention_max_distance {} must be above {}", self.max_distance, half / 2)
+        }
+        Ok(())
+    }
+}
+
+/// The learned bias.
+#[derive(Debug)]
+pub struct T5Bias {
+    config: T5Config,
+    /// `(buckets, heads)`, f32 or f64.
+    table: Tensor,
+    /// The last answer: all layers of a forward pass ask the same question.
+    last: Mutex<Option<(i64, usize, Tensor)>>,
+}
+
+impl T5Bias {
+    /// Takes the table from `vb`, usually at `encoder.block.0.layer.0.SelfAttention.relative_attention_bias`: a tensor
+    /// `weight` of shape `(buckets, heads)`.
+    pub fn new(config: T5Config, vb: VarBuilder) -> Result<Self> {
+        let table = vb.get((config.buckets, config.heads), "weight")?;
+        Self::from_table(config, table)
+    }
+
+    /// From a table `(buckets, heads)` of any float dtype; gradients flow into it.
+    ///
+    /// # Errors
+    /// A table of another shape, fewer than two buckets per direction, a `max_distance` inside the exact buckets.
+    pub fn from_table(config: T5Config, table: Tensor) -> Result<Self> {
+        config.validate()?;
+        if table.dims() != [config.buckets, config.heads] {
+            bail!("t5: expected a table ({}, {}), got {:?}", config.buckets, config.heads, table.dims())
+        }
+        let table = if table.dtype() == DType::F64 { table } else { table.to_dtype(DType::F32)? };
+        Ok(Self { config, table, last: Mutex::default() })
+    }
+
+    /// How distances fall into buckets.
+    pub fn config(&self) -> &T5Config {
+        &self.config
+    }
+
+    /// `(heads, n)`: the bias of the distances `first..first + n`.
+    fn distances(&self, first: i64, n: usize) -> Result<Tensor> {
+        let buckets = (first..first + n as i64).map(|d| self.config.bucket(d) as u32).collect::<Vec<_>>();
+        let buckets = Tensor::new(buckets, self.table.device())?;
+        self.table.index_select(&buckets, 0)?.t()?.contiguous()
+    }
+}
+
+impl PositionEncoding for T5Bias {
+    fn bias(&self, q: Range<usize>, k: Range<usize>) -> Result<ScoreBias> {
+        if q.is_empty() || k.is_empty() {
+            return Ok(ScoreBias::None);
+        }
+        let first = k.start as i64 - (q.end - 1) as i64;
+        let n = q.len() + k.len() - 1;
+        if self.table.track_op() {
+            return Ok(ScoreBias::Relative { table: self.distances(first, n)?, first });
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((cached_first, cached_n, table)) = &*last
+            && (*cached_first, *cached_n) == (first, n)
+        {
+            return Ok(ScoreBias::Relative { table: table.clone(), first });
+        }
+        let table = self.distances(first, n)?;
+        *last = Some((first, n, table.clone()));
+        Ok(ScoreBias::Relative { table, first })
+    }
+}

@@ -1,0 +1,242 @@
+//! Perplexity of a text under a model, with what it takes to judge it.
+//!
+//! The perplexity is the exponential of the mean negative log-likelihood (`nll`) over the scored tokens, each weighing
+//! the same; sums are kept in f64. Two standard errors come with it, both carried from the mean to the perplexity by the
+//! delta method (`perplexity * error of the mean`): `stderr` takes the tokens as independent, which is what llama.cpp
+//! prints; `stderr_windows` takes only whole windows as independent, and is usually the larger and the honest one.
+
+use crate::stats::{self, Difference, WindowNll};
+use crate::windows::{WindowOptions, Windows};
+use anyhow::{Context, Result, ensure};
+use attn_models::Model;
+use candle_core::Tensor;
+use serde::Serialize;
+use std::time::Instant;
+
+/// Into how many parts a window is cut for the curve of `nll` by position.
+pub const BUCKETS: usize = 8;
+
+/// Short windows are scored together, about this many tokens to a forward pass.
+const BATCH_TOKENS: usize = 2048;
+
+/// What one setting scored on one cut of one text.
+#[derive(Debug, Clone, Serialize)]
+pub struct Cell {
+    /// The position scaling.
+    pub mode: String,
+    /// Tokens per window.
+    pub context: usize,
+    /// Tokens from one window's start to the next.
+    pub stride: usize,
+    /// The scaling's factor.
+    pub factor: f64,
+    /// Exponential of `nll`.
+    pub perplexity: f64,
+    /// Standard error of the perplexity, tokens taken as independent.
+    pub stderr: f64,
+    /// Standard error of the perplexity, windows taken as independent; absent with fewer than two.
+    pub stderr_windows: Option<f64>,
+    /// Tokens scored.
+    pub tokens: usize,
+    /// Windows scored.
+    pub windows: usize,
+    /// Wall-clock time of the scoring.
+    pub seconds: f64,
+    /// Mean negative log-likelihood in nats per token.
+    pub nll: f64,
+    /// Perplexity of the scored tokens in the last quarter of their window.
+    pub last_quarter_perplexity: Option<f64>,
+    /// Mean negative log-likelihood by position in the window, in eighths; absent where no token is scored.
+    pub position_nll: Vec<Option<f64>>,
+    /// The mode whose figures these are, if the two are the same computation (every scaling at factor 1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<String>,
+    /// Paired difference to the best mode at this context, in a comparison.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub versus_best: Option<Difference>,
+    /// What each window contributed, in the order of the text.
+    #[serde(skip)]
+    pub window_nll: Vec<WindowNll>,
+}
+
+/// How a score is taken and labelled.
+#[derive(Debug, Clone, Default)]
+pub struct ScoreOptions {
+    /// How the text is cut.
+    pub windows: WindowOptions,
+    /// The sequence length that length-dependent scalings resolve for; `None`: the window's.
+    pub length: Option<usize>,
+    /// The name of the scaling, for the report.
+    pub mode: String,
+    /// Its factor, for the report.
+    pub factor: f64,
+}
+
+/// Scores `tokens` under `model`. `progress` is told the number of tokens read after each forward pass.
+///
+/// # Errors
+/// The text can't be cut ([`Windows::new`]), the model has no room for such a window, or a likelihood isn't finite.
+pub fn score(model: &Model, tokens: &[u32], options: &ScoreOptions, progress: &mut dyn FnMut(usize)) -> Result<Cell> {
+    let context = options.windows.context;
+    check_room(model, context)?;
+    let length = options.length.unwrap_or(context);
+    let mut nll = |batch: &[Vec<u32>]| -> Result<Vec<Vec<f32>>> {
+        let flat: Vec<u32> = batch.concat();
+        let ids = Tensor::from_vec(flat, (batch.len(), context), model.device())?;
+        Ok(model.nll(&ids, length)?.to_vec2()?)
+    };
+    score_with(&mut nll, tokens, options, progress)
+}
+
+/// Refuses a context that a learned position table can't represent.
+///
+/// # Errors
+/// The table is shorter than `context`.
+pub fn check_room(model: &Model, context: usize) -> Result<()> {
+    if let Some(max) = model.max_context() {
+        ensure!(context <= max, "a context of {context} is past the model's learned positions, which end at {max}");
+    }
+    Ok(())
+}
+
+/// Turns a batch of equally long rows of ids into the negative log-likelihoods of tokens `1..` of each row.
+pub type Scorer<'a> = dyn FnMut(&[Vec<u32>]) -> Result<Vec<Vec<f32>>> + 'a;
+
+/// [`score`] under anything that can tell likelihoods.
+///
+/// # Errors
+/// As [`score`].
+pub fn score_with(
+    nll: &mut Scorer<'_>,
+    tokens: &[u32],
+    options: &ScoreOptions,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Cell> {
+    let started = Instant::now();
+    let windows = Windows::new(tokens.len(), &options.windows)?;
+    let mut tally = Tally::default();
+    for batch in windows.windows().chunks((BATCH_TOKENS / windows.context()).max(1)) {
+        let ids: Vec<Vec<u32>> = batch.iter().map(|window| windows.ids(window, tokens)).collect();
+        let rows = nll(&ids).with_context(|| format!("scoring a context of {}", windows.context()))?;
+        for (window, row) in batch.iter().zip(&rows) {
+            tally.add(row, windows.positions(window), windows.context(), window.scored.start)?;
+        }
+        progress(batch.len() * windows.context());
+    }
+    Ok(tally.cell(&windows, options, started.elapsed().as_secs_f64()))
+}
+
+/// Running sums over windows.
+#[derive(Default)]
+struct Tally {
+    windows: Vec<WindowNll>,
+    buckets: [(f64, usize); BUCKETS],
+    last_quarter: (f64, usize),
+}
+
+impl Tally {
+    /// Adds a window's `row` of likelihoods (entry `p - 1` belongs to position `p`) at its scored `positions`.
+    fn add(&mut self, row: &[f32], positions: std::ops::Range<usize>, context: usize, first: usize) -> Result<()> {
+        let mut window = WindowNll { sum: 0.0, squares: 0.0, tokens: positions.len() };
+        for (offset, position) in positions.enumerate() {
+            let nll = f64::from(row[position - 1]);
+            ensure!(nll.is_finite(), "token {} of the text has a log-likelihood of {}", first + offset, -nll);
+            window.sum += nll;
+            window.squares += nll * nll;
+            let add = |slot: &mut (f64, usize)| *slot = (slot.0 + nll, slot.1 + 1);
+            add(&mut self.buckets[position * BUCKETS / context]);
+            if position >= context - context / 4 {
+                add(&mut self.last_quarter);
+            }
+        }
+        self.windows.push(window);
+        Ok(())
+    }
+
+    fn cell(self, windows: &Windows, options: &ScoreOptions, seconds: f64) -> Cell {
+        let mean = |(sum, count): (f64, usize)| (count > 0).then(|| sum / count as f64);
+        let nll = stats::mean(&self.windows);
+        let perplexity = nll.exp();
+        Cell {
+            mode: options.mode.clone(),
+            context: windows.context(),
+            stride: windows.stride(),
+            factor: options.factor,
+            perplexity,
+            stderr: perplexity * stats::token_error(&self.windows),
+            stderr_windows: stats::window_error(&self.windows).map(|error| perplexity * error),
+            tokens: self.windows.iter().map(|w| w.tokens).sum(),
+            windows: self.windows.len(),
+            seconds,
+            nll,
+            last_quarter_perplexity: mean(self.last_quarter).map(f64::exp),
+            position_nll: self.buckets.map(mean).to_vec(),
+            same_as: None,
+            versus_best: None,
+            window_nll: self.windows,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(context: usize, stride: Option<usize>) -> ScoreOptions {
+        let windows = WindowOptions { context, stride, bos: None };
+        ScoreOptions { windows, length: None, mode: "none".into(), factor: 1.0 }
+    }
+
+    /// A "model" under which the token with id `i` costs `i` nats, whatever comes before.
+    fn by_id(batch: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        Ok(batch.iter().map(|row| row[1..].iter().map(|&id| id as f32).collect()).collect())
+    }
+
+    #[test]
+    fn disjoint_windows_by_hand() {
+        let tokens = [9, 1, 2, 3, 9, 4, 5, 6, 9, 9];
+        let mut read = 0;
+        let cell = score_with(&mut by_id, &tokens, &options(4, None), &mut |n| read += n).unwrap();
+        assert_eq!((cell.tokens, cell.windows, cell.stride, read), (6, 2, 4, 8));
+        assert_eq!(cell.nll, 3.5);
+        assert_eq!(cell.perplexity, 3.5f64.exp());
+        // Variance of 1..=6 is 3.5.
+        assert!((cell.stderr - cell.perplexity * (3.5f64 / 6.0).sqrt()).abs() < 1e-9);
+        // The last quarter of 4 tokens is the last: 3 and 6.
+        assert!((cell.last_quarter_perplexity.unwrap() - 4.5f64.exp()).abs() < 1e-9);
+        // Positions 1, 2, 3 of 4 fall into eighths 2, 4 and 6.
+        let expected = [None, None, Some(2.5), None, Some(3.5), None, Some(4.5), None];
+        assert_eq!(cell.position_nll, expected);
+        assert_eq!(cell.window_nll.iter().map(|w| w.sum).collect::<Vec<_>>(), [6.0, 15.0]);
+    }
+
+    #[test]
+    fn a_stride_counts_every_token_after_the_first_once() {
+        let tokens: Vec<u32> = (0..11).collect();
+        let cell = score_with(&mut by_id, &tokens, &options(4, Some(2)), &mut |_| ()).unwrap();
+        assert_eq!((cell.tokens, cell.windows), (10, 5));
+        assert_eq!(cell.nll, 5.5);
+    }
+
+    #[test]
+    fn short_windows_are_batched_and_the_batching_does_not_show() {
+        let tokens: Vec<u32> = (0..2000).map(|i| i % 7).collect();
+        let mut largest = 0;
+        let mut nll = |batch: &[Vec<u32>]| {
+            largest = largest.max(batch.len());
+            by_id(batch)
+        };
+        let cell = score_with(&mut nll, &tokens, &options(100, None), &mut |_| ()).unwrap();
+        assert_eq!(largest, 20);
+        assert_eq!(cell.windows, 20);
+        let sum: u32 = tokens.iter().enumerate().filter(|(i, _)| i % 100 != 0).map(|(_, t)| t).sum();
+        assert!((cell.nll - f64::from(sum) / 1980.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_likelihood_that_is_no_number_is_an_error_that_says_where() {
+        let mut nll = |batch: &[Vec<u32>]| Ok(vec![vec![f32::NAN; batch[0].len() - 1]; batch.len()]);
+        let error = score_with(&mut nll, &[0; 8], &options(4, None), &mut |_| ()).unwrap_err();
+        assert!(error.to_string().contains("token 1"), "{error}");
+    }
+}

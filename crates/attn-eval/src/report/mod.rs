@@ -1,0 +1,44 @@
+//! A comparison, presented: a table for the terminal, a sentence of judgement, CSV, SVG and JSON.
+//!
+//! All of them return text; where it goes is the caller's business.
+
+mod csv;
+mod svg;
+mod table;
+mod verdict;
+
+pub use csv::csv;
+pub use svg::svg;
+pub use table::{TableStyle, table};
+pub use verdict::verdict;
+
+use crate::perplexity::Cell;
+use serde::Serialize;
+
+/// A comparison as JSON: `{model, text, cells}`.
+#[derive(Debug, Serialize)]
+pub struct Document<'a> {
+    /// The model, with its resolved revision if it has one.
+    pub model: &'a str,
+    /// The text's name.
+    pub text: &'a str,
+    /// The cells, context by context.
+    pub cells: &'a [Cell],
+}
+
+/// A perplexity with as many digits as are worth reading.
+pub(crate) fn short(perplexity: f64) -> String {
+    match perplexity {
+        x if !x.is_finite() => "inf".to_string(),
+        x if x < 99.995 => format!("{x:.2}"),
+        x if x < 999.95 => format!("{x:.1}"),
+        x if x < 99_999.5 => format!("{x:.0}"),
+        x => format!("{x:.0e}"),
+    }
+}
+
+/// A factor without needless zeros.
+pub(crate) fn factor(factor: f64) -> String {
+    let text = format!("{factor:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}

@@ -1,0 +1,263 @@
+//! The comparison as a line chart: perplexity on a logarithmic scale over context length, one line per mode.
+//!
+//! Written by hand: it is a few lines of geometry, and the file carries its own style, so that it reads well on a light
+//! and on a dark page and its figures can be found by hovering and by screen readers.
+
+use super::short;
+use crate::compare::{contexts, modes};
+use crate::perplexity::Cell;
+use std::fmt::Write;
+
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 440.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 600.0;
+const TOP: f64 = 56.0;
+const BOTTOM: f64 = 380.0;
+
+/// Okabe and Ito's palette without its black, told apart with any colour vision, on light and on dark.
+const COLORS: [&str; 7] = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#b8a900"];
+/// Lines that share a colour, or lie on each other, differ in their dashes.
+const DASHES: [&str; 4] = ["none", "7 4", "2 4", "9 4 2 4"];
+
+const STYLE: &str = "
+  svg { background: #ffffff; }
+  text { font: 13px system-ui, sans-serif; fill: #222222; }
+  .title { font-size: 16px; font-weight: 600; }
+  .grid { stroke: #dddddd; }
+  .axis { stroke: #666666; }
+  .line { fill: none; stroke-width: 2.2; }
+  @media (prefers-color-scheme: dark) {
+    svg { background: #16181d; }
+    text { fill: #e6e6e6; }
+    .grid { stroke: #363a43; }
+    .axis { stroke: #9a9a9a; }
+  }
+";
+
+/// The chart as an SVG document; `title` heads it.
+pub fn svg(cells: &[Cell], title: &str) -> String {
+    let scale = Scale::new(cells);
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
+         height=\"{HEIGHT}\" role=\"img\" aria-label=\"{0}\">\n<title>{0}</title>\n<style>{STYLE}</style>\n\
+         <text class=\"title\" x=\"{LEFT}\" y=\"28\">{0}</text>\n",
+        escape(title)
+    );
+    axes(&mut out, cells, &scale);
+    let mut labels = vec![];
+    for (i, mode) in modes(cells).into_iter().enumerate() {
+        let mut points: Vec<&Cell> = cells.iter().filter(|cell| cell.mode == mode).collect();
+        points.sort_by_key(|cell| cell.context);
+        line(&mut out, &points, i, &scale);
+        if let Some(last) = points.last() {
+            labels.push((scale.y(last.perplexity), i, mode));
+        }
+    }
+    legend(&mut out, labels);
+    out.push_str("</svg>\n");
+    out
+}
+
+/// From contexts and perplexities to the page; both logarithmic.
+struct Scale {
+    x: (f64, f64),
+    y: (f64, f64),
+}
+
+impl Scale {
+    fn new(cells: &[Cell]) -> Self {
+        let range = |values: &mut dyn Iterator<Item = f64>| {
+            let (low, high) = values
+                .filter(|v| v.is_finite())
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v.ln()), b.max(v.ln())));
+            if low > high { (0.0, 1.0) } else { (low, high) }
+        };
+        let x = range(&mut cells.iter().map(|cell| cell.context as f64));
+        let y = range(&mut cells.iter().map(|cell| cell.perplexity));
+        let margin = ((y.1 - y.0) * 0.06).max(0.02);
+        Self { x, y: (y.0 - margin, y.1 + margin) }
+    }
+
+    fn x(&self, context: usize) -> f64 {
+        let (low, high) = self.x;
+        let share = if high > low { ((context as f64).ln() - low) / (high - low) } else { 0.5 };
+        LEFT + 16.0 + share * (RIGHT - LEFT - 32.0)
+    }
+
+    fn y(&self, perplexity: f64) -> f64 {
+        let share = (perplexity.max(f64::MIN_POSITIVE).ln() - self.y.0) / (self.y.1 - self.y.0);
+        BOTTOM - share.clamp(0.0, 1.0) * (BOTTOM - TOP)
+    }
+
+    /// Round perplexities inside the range, close enough together that at least three show.
+    fn ticks(&self) -> Vec<f64> {
+        let (low, high) = (self.y.0.exp(), self.y.1.exp());
+        let steps: [&[f64]; 3] =
+            [&[1.0, 10.0], &[1.0, 2.0, 5.0], &[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]];
+        let within = |steps: &[f64]| -> Vec<f64> {
+            let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
+            let all = decades.flat_map(|d| steps.iter().map(move |s| s * 10f64.powi(d)));
+            let mut ticks: Vec<f64> = all.filter(|t| (low..=high).contains(t)).collect();
+            ticks.dedup_by(|a, b| (*a / *b - 1.0).abs() < 1e-9);
+            ticks
+        };
+        if let Some(ticks) = steps.iter().map(|steps| within(steps)).find(|ticks| ticks.len() >= 3) {
+            return ticks;
+        }
+        let step = (high - low) / 4.0;
+        (0..=4).map(|i| low + step * f64::from(i)).collect()
+    }
+}
+
+fn axes(out: &mut String, cells: &[Cell], scale: &Scale) {
+    for tick in scale.ticks() {
+        let y = scale.y(tick);
+        let _ = writeln!(out, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>");
+        let label = short(tick);
+        let label = if label.contains('.') { label.trim_end_matches('0').trim_end_matches('.') } else { &label };
+        let (x, y) = (LEFT - 8.0, y + 4.0);
+        let _ = writeln!(out, "<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{label}</text>");
+    }
+    let mut contexts = contexts(cells);
+    contexts.sort_unstable();
+    let mut free_from = f64::NEG_INFINITY;
+    for context in contexts {
+        let x = scale.x(context);
+        let tick = BOTTOM + 5.0;
+        let _ = writeln!(out, "<line class=\"axis\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{BOTTOM}\" y2=\"{tick}\"/>");
+        if x >= free_from {
+            let y = BOTTOM + 21.0;
+            let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{context}</text>");
+            free_from = x + 9.0 * context.to_string().len() as f64;
+        }
+    }
+    let _ = writeln!(out, "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{BOTTOM}\" y2=\"{BOTTOM}\"/>");
+    let (x, y) = ((LEFT + RIGHT) / 2.0, BOTTOM + 44.0);
+    let _ = writeln!(out, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">context (tokens, log scale)</text>");
+    let y = TOP - 10.0;
+    let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"{y}\">perplexity (log scale, lower is better)</text>");
+}
+
+fn line(out: &mut String, points: &[&Cell], index: usize, scale: &Scale) {
+    let color = COLORS[index % COLORS.len()];
+    let finite = points.iter().filter(|cell| cell.perplexity.is_finite());
+    let path: Vec<String> =
+        finite.clone().map(|cell| format!("{:.1},{:.1}", scale.x(cell.context), scale.y(cell.perplexity))).collect();
+    let dash = DASHES[index % DASHES.len()];
+    let _ = writeln!(
+        out,
+        "<polyline class=\"line\" stroke=\"{color}\" stroke-dasharray=\"{dash}\" points=\"{}\"/>",
+        path.join(" ")
+    );
+    for cell in finite {
+        let (x, y) = (scale.x(cell.context), scale.y(cell.perplexity));
+        let name = escape(&cell.mode);
+        let (perplexity, error) = (short(cell.perplexity), short(cell.stderr));
+        let _ = writeln!(
+            out,
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{color}\"><title>{name} at {}: {perplexity} ±{error}\
+             </title></circle>",
+            cell.context
+        );
+    }
+}
+
+/// Names beside the ends of their lines, moved apart where they would overlap.
+fn legend(out: &mut String, mut labels: Vec<(f64, usize, &str)>) {
+    const GAP: f64 = 19.0;
+    labels.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut at = TOP;
+    for label in &mut labels {
+        label.0 = label.0.max(at);
+        at = label.0 + GAP;
+    }
+    let mut limit = BOTTOM;
+    for label in labels.iter_mut().rev() {
+        label.0 = label.0.min(limit);
+        limit = label.0 - GAP;
+    }
+    for (y, index, mode) in labels {
+        let (color, dash) = (COLORS[index % COLORS.len()], DASHES[index % DASHES.len()]);
+        let (x1, x2, x) = (RIGHT + 12.0, RIGHT + 40.0, RIGHT + 48.0);
+        let _ = writeln!(
+            out,
+            "<line class=\"line\" stroke=\"{color}\" stroke-dasharray=\"{dash}\" x1=\"{x1}\" x2=\"{x2}\" \
+             y1=\"{y:.1}\" y2=\"{y:.1}\"/>\n<text x=\"{x}\" y=\"{:.1}\">{}</text>",
+            y + 4.0,
+            escape(mode)
+        );
+    }
+}
+
+fn escape(text: &str) -> String {
+    let printable = text.chars().filter(|c| !c.is_control());
+    printable.fold(String::new(), |mut out, c| {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            c => out.push(c),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::tests::cells;
+
+    /// Checks that tags nest and close and that text holds no bare `&` or `<`: what an XML parser would refuse.
+    fn well_formed(text: &str) {
+        let mut open: Vec<String> = vec![];
+        let mut rest = text;
+        while let Some(start) = rest.find('<') {
+            let end = start + rest[start..].find('>').expect("a tag ends");
+            let tag = &rest[start + 1..end];
+            assert!(!tag.contains('<') && tag.matches('"').count().is_multiple_of(2), "{tag}");
+            if let Some(name) = tag.strip_prefix('/') {
+                assert_eq!(open.pop().as_deref(), Some(name), "{tag}");
+            } else if !tag.ends_with('/') {
+                open.push(tag.split_whitespace().next().unwrap().to_string());
+            }
+            rest = &rest[end + 1..];
+        }
+        assert!(open.is_empty(), "left open: {open:?}");
+        for (i, _) in text.match_indices('&') {
+            assert!(["&amp;", "&lt;", "&gt;", "&quot;"].iter().any(|e| text[i..].starts_with(e)));
+        }
+    }
+
+    #[test]
+    fn a_chart_is_well_formed_and_has_every_point() {
+        let modes = ["none", "linear", "ntk", "dynamic", "ntk-by-parts", "yarn", "llama3", "longrope"];
+        let rows: Vec<_> = [256, 512, 1024, 4096]
+            .iter()
+            .flat_map(|&c| modes.iter().enumerate().map(move |(i, &m)| (m, c, 3.0 + i as f32 / 5.0)))
+            .collect();
+        let chart = svg(&cells(&rows), "a <b> & \"c\"");
+        well_formed(&chart);
+        assert_eq!(chart.matches("<circle").count(), 32);
+        assert_eq!(chart.matches("<polyline").count(), 8);
+        assert!(modes.iter().all(|mode| chart.contains(&format!(">{mode}</text>"))));
+        assert!(!chart.contains("NaN") && !chart.contains("inf"), "{chart}");
+    }
+
+    #[test]
+    fn one_point_and_flat_lines_have_a_scale_too() {
+        for rows in [vec![("none", 256, 3.0)], vec![("none", 256, 3.0), ("yarn", 512, 3.0)], vec![]] {
+            let chart = svg(&cells(&rows), "t");
+            well_formed(&chart);
+            assert!(!chart.contains("NaN"), "{chart}");
+        }
+    }
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        let scale = Scale { x: (0.0, 1.0), y: (25f64.ln(), 95f64.ln()) };
+        let ticks = scale.ticks();
+        assert!(ticks.len() >= 3 && ticks.iter().all(|t| (25.0..=95.0).contains(t)), "{ticks:?}");
+    }
+}

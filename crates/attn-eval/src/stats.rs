@@ -1,0 +1,144 @@
+//! How sure an average over tokens is, and whether two modes really differ.
+//!
+//! Neighbouring tokens are not independent draws, so each figure here says what it takes as independent: single
+//! tokens for the standard error that other tools print, whole windows for the one beside it and for the paired
+//! differences that a verdict rests on.
+
+use crate::rng::Rng;
+use serde::Serialize;
+
+/// The log-likelihood of one window.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WindowNll {
+    /// Sum of the negative log-likelihoods of its scored tokens.
+    pub sum: f64,
+    /// Sum of their squares.
+    pub squares: f64,
+    /// How many there are.
+    pub tokens: usize,
+}
+
+/// The mean over all tokens of all windows.
+pub fn mean(windows: &[WindowNll]) -> f64 {
+    windows.iter().map(|w| w.sum).sum::<f64>() / tokens(windows) as f64
+}
+
+fn tokens(windows: &[WindowNll]) -> usize {
+    windows.iter().map(|w| w.tokens).sum()
+}
+
+/// Standard error of the [`mean`] with tokens taken as independent; 0 for fewer than two.
+pub fn token_error(windows: &[WindowNll]) -> f64 {
+    let (n, mean) = (tokens(windows) as f64, mean(windows));
+    if n < 2.0 {
+        return 0.0;
+    }
+    let squares: f64 = windows.iter().map(|w| w.squares).sum();
+    ((squares - n * mean * mean).max(0.0) / (n - 1.0) / n).sqrt()
+}
+
+/// Standard error of the [`mean`] with windows taken as independent and tokens within one as dependent in whatever way
+/// (the ratio estimator's linearised variance); `None` for fewer than two windows.
+pub fn window_error(windows: &[WindowNll]) -> Option<f64> {
+    let (n, mean, count) = (tokens(windows) as f64, mean(windows), windows.len() as f64);
+    let spread: f64 = windows.iter().map(|w| (w.sum - mean * w.tokens as f64).powi(2)).sum();
+    (windows.len() >= 2).then(|| (spread * count / (count - 1.0)).sqrt() / n)
+}
+
+/// By how much a mode's mean negative log-likelihood exceeds another's on the same tokens.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub struct Difference {
+    /// The mode compared with.
+    pub mode: String,
+    /// Nats per token; the ratio of the perplexities is its exponential.
+    pub nll: f64,
+    /// Lower end of the bootstrap 95 % interval; `None` where there are too few windows to resample.
+    pub low: Option<f64>,
+    /// Upper end.
+    pub high: Option<f64>,
+}
+
+impl Difference {
+    /// Whether the interval excludes "no difference"; `None` without an interval.
+    pub fn is_real(&self) -> Option<bool> {
+        Some(self.low? > 0.0 || self.high? < 0.0)
+    }
+}
+
+/// With fewer windows than this, resampling them says nothing worth printing.
+pub const MIN_WINDOWS: usize = 4;
+const RESAMPLES: usize = 4000;
+
+/// The paired difference `a - b` in mean negative log-likelihood and its 95 % percentile interval, resampling whole
+/// windows. Both have to come from the same windows.
+pub fn paired_difference(a: &[WindowNll], b: &[WindowNll], mode: &str, seed: u64) -> Difference {
+    debug_assert!(a.iter().zip(b).all(|(a, b)| a.tokens == b.tokens) && a.len() == b.len());
+    let pairs: Vec<(f64, f64)> = a.iter().zip(b).map(|(a, b)| (a.sum - b.sum, a.tokens as f64)).collect();
+    let ratio = |sum: (f64, f64)| sum.0 / sum.1;
+    let add = |x: (f64, f64), y: &(f64, f64)| (x.0 + y.0, x.1 + y.1);
+    let nll = ratio(pairs.iter().fold((0.0, 0.0), add));
+    if pairs.len() < MIN_WINDOWS {
+        return Difference { mode: mode.to_string(), nll, low: None, high: None };
+    }
+    let mut rng = Rng::new(seed);
+    let mut draws: Vec<f64> = (0..RESAMPLES)
+        .map(|_| ratio((0..pairs.len()).fold((0.0, 0.0), |sum, _| add(sum, &pairs[rng.below(pairs.len())]))))
+        .collect();
+    draws.sort_by(f64::total_cmp);
+    let at = |share: f64| Some(draws[((RESAMPLES - 1) as f64 * share).round() as usize]);
+    Difference { mode: mode.to_string(), nll, low: at(0.025), high: at(0.975) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(nlls: &[f64]) -> WindowNll {
+        WindowNll { sum: nlls.iter().sum(), squares: nlls.iter().map(|x| x * x).sum(), tokens: nlls.len() }
+    }
+
+    #[test]
+    fn tokens_weigh_the_same_whatever_window_they_are_in() {
+        let windows = [window(&[1.0, 2.0, 3.0]), window(&[6.0])];
+        assert_eq!(mean(&windows), 3.0);
+        // Variance of 1, 2, 3, 6 is 14/3, so the error of their mean is sqrt(14/12).
+        assert!((token_error(&windows) - (14.0f64 / 12.0).sqrt()).abs() < 1e-12);
+        // Window residuals 6 - 9 = -3 and 6 - 3 = 3: sqrt((9 + 9) * 2 / 1) / 4.
+        assert!((window_error(&windows).unwrap() - 1.5).abs() < 1e-12);
+        assert_eq!(window_error(&windows[..1]), None);
+    }
+
+    #[test]
+    fn equal_windows_of_independent_tokens_give_the_textbook_error() {
+        let windows: Vec<_> = [1.0, 2.0, 4.0, 5.0].iter().map(|&x| window(&[x])).collect();
+        assert!((window_error(&windows).unwrap() - token_error(&windows)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_constant_difference_has_a_tight_interval_however_noisy_the_text() {
+        let b: Vec<_> = (0..20).map(|i| window(&[1.0 + f64::from(i), 2.0])).collect();
+        let a: Vec<_> = (0..20).map(|i| window(&[1.1 + f64::from(i), 2.1])).collect();
+        let d = paired_difference(&a, &b, "b", 0);
+        assert!((d.nll - 0.1).abs() < 1e-12);
+        assert!((d.low.unwrap() - 0.1).abs() < 1e-9 && (d.high.unwrap() - 0.1).abs() < 1e-9);
+        assert_eq!(d.is_real(), Some(true));
+    }
+
+    #[test]
+    fn the_interval_is_that_of_the_normal_theory_and_repeats_with_its_seed() {
+        // 50 windows of one token, difference +1 or -1 in turn: standard error 1 / sqrt(50) = 0.1414.
+        let b = vec![window(&[0.0]); 50];
+        let a: Vec<_> = (0..50).map(|i| window(&[if i % 2 == 0 { 1.0 } else { -1.0 }])).collect();
+        let d = paired_difference(&a, &b, "b", 7);
+        let (low, high) = (d.low.unwrap(), d.high.unwrap());
+        assert!((low + 0.277).abs() < 0.05 && (high - 0.277).abs() < 0.05, "{low} {high}");
+        assert_eq!(d.is_real(), Some(false));
+        assert_eq!(d, paired_difference(&a, &b, "b", 7));
+    }
+
+    #[test]
+    fn few_windows_have_no_interval() {
+        let d = paired_difference(&[window(&[2.0])], &[window(&[1.0])], "b", 0);
+        assert_eq!((d.nll, d.low, d.is_real()), (1.0, None, None));
+    }
+}

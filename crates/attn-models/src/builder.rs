@@ -1,0 +1,262 @@
+//! From specs to modules: reads the tensors a spec names, and notices those that nobody asked for.
+
+use crate::TensorSource;
+use crate::spec::{
+    FusedLayout, HeadSpec, LatentSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec,
+};
+use attn_core::{
+    AttentionConfig, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention, Norm, PositionEncoding,
+    Projections, QkNorm, QueryProjection,
+};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
+
+/// A source of tensors under a prefix, in one dtype on one device, that remembers what was read.
+pub(crate) struct Builder<'a> {
+    source: &'a dyn TensorSource,
+    prefix: String,
+    pub(crate) dtype: DType,
+    pub(crate) device: Device,
+    used: RefCell<HashMap<String, usize>>,
+}
+
+impl<'a> Builder<'a> {
+    /// Picks the first of the spec's prefixes under which the token embedding is found.
+    pub(crate) fn new(source: &'a dyn TensorSource, spec: &ModelSpec, dtype: DType, device: &Device) -> Result<Self> {
+        let embedding = &spec.stack.embedding.tokens;
+        let found = spec.prefixes.iter().find(|p| source.shape(&format!("{p}{embedding}")).is_some());
+        let Some(prefix) = found.or(spec.prefixes.first()) else { bail!("{}: no tensor prefix", spec.family) };
+        let (prefix, device) = (prefix.clone(), device.clone());
+        Ok(Self { source, prefix, dtype, device, used: RefCell::default() })
+    }
+
+    /// The checkpoint's name of a tensor: heads live outside the prefix of the bare model.
+    fn full(&self, name: &str) -> String {
+        let full = format!("{}{name}", self.prefix);
+        if self.source.shape(&full).is_none() && self.source.shape(name).is_some() { name.to_string() } else { full }
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.source.shape(&self.full(name)).is_some()
+    }
+
+    /// Tensor `name` of `shape`.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor_as(name, shape, self.dtype)
+    }
+
+    /// Tensor `name` of `shape` in a dtype of its own.
+    pub(crate) fn tensor_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let full = self.full(name);
+        if let Some(found) = self.source.shape(&full)
+            && found.dims() != shape
+        {
+            bail!("tensor {full} has shape {:?}, the config asks for {shape:?}", found.dims())
+        }
+        let tensor = self.source.load(&full, dtype, &self.device)?;
+        self.used.borrow_mut().insert(full, tensor.elem_count());
+        Ok(tensor)
+    }
+
+    pub(crate) fn norm(&self, prefix: &str, spec: &NormSpec) -> Result<Norm> {
+        let Some(name) = &spec.name else { return Ok(Norm::new(spec.kind, None, None, spec.eps)) };
+        let mut weight = match spec.split_rows {
+            false => self.tensor(&format!("{prefix}{name}.weight"), &spec.shape)?,
+            true => {
+                let row = |i| self.tensor(&format!("{prefix}{name}.norms.{i}.weight"), &spec.shape[1..]);
+                Tensor::stack(&(0..spec.shape[0]).map(row).collect::<Result<Vec<_>>>()?, 0)?
+            }
+        };
+        if spec.unit_offset {
+            // Added in f32: bf16 would round 1 + w before it is used.
+            weight = (weight.to_dtype(DType::F32)? + 1.0)?;
+        }
+        let bias = match spec.bias {
+            true => Some(self.tensor(&format!("{prefix}{name}.bias"), &spec.shape)?),
+            false => None,
+        };
+        Ok(Norm::new(spec.kind, Some(weight), bias, spec.eps))
+    }
+
+    pub(crate) fn linear(&self, prefix: &str, spec: &LinearSpec) -> Result<Linear> {
+        let name = format!("{prefix}{}", spec.name);
+        let bias = self.bias(prefix, spec)?;
+        if !spec.transposed {
+            let full = self.full(&format!("{name}.weight"));
+            if let Some(weight) = self.source.quantized(&full, &self.device)? {
+                if weight.shape().dims() != [spec.out_dim, spec.in_dim] {
+                    let want = [spec.out_dim, spec.in_dim];
+                    bail!("tensor {full} has shape {:?}, the config asks for {want:?}", weight.shape().dims())
+                }
+                self.used.borrow_mut().insert(full, weight.shape().elem_count());
+                return Linear::quantized(weight, bias);
+            }
+        }
+        Linear::new(self.weight(prefix, spec)?, bias)
+    }
+
+    fn weight(&self, prefix: &str, spec: &LinearSpec) -> Result<Tensor> {
+        let name = format!("{prefix}{}.weight", spec.name);
+        match spec.transposed {
+            true => self.tensor(&name, &[spec.in_dim, spec.out_dim])?.t()?.contiguous(),
+            false => self.tensor(&name, &[spec.out_dim, spec.in_dim]),
+        }
+    }
+
+    fn bias(&self, prefix: &str, spec: &LinearSpec) -> Result<Option<Tensor>> {
+        if !spec.bias {
+            return Ok(None);
+        }
+        Ok(Some(self.tensor(&format!("{prefix}{}.bias", spec.name), &[spec.out_dim])?))
+    }
+
+    /// Several products over the same input as one, rows in order, unless any of them stays quantised.
+    pub(crate) fn stacked(&self, prefix: &str, specs: &[&LinearSpec]) -> Result<Option<Linear>> {
+        for spec in specs {
+            if self.source.quantized(&self.full(&format!("{prefix}{}.weight", spec.name)), &self.device)?.is_some() {
+                return Ok(None);
+            }
+        }
+        if specs.iter().any(|s| s.bias) && !specs.iter().all(|s| s.bias) {
+            return Ok(None);
+        }
+        let weights = specs.iter().map(|s| self.weight(prefix, s)).collect::<Result<Vec<_>>>()?;
+        let biases = specs.iter().filter_map(|s| self.bias(prefix, s).transpose()).collect::<Result<Vec<_>>>()?;
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        Ok(Some(Linear::new(Tensor::cat(&weights, 0)?, bias)?))
+    }
+
+    pub(crate) fn multi_head(
+        &self,
+        prefix: &str,
+        hidden_size: usize,
+        spec: &MultiHeadSpec,
+        position: Arc<dyn PositionEncoding>,
+    ) -> Result<MultiHeadAttention> {
+        let config = AttentionConfig {
+            hidden_size,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            scale: spec.scale,
+            softcap: spec.softcap,
+            qkv_clip: spec.qkv_clip,
+            mask: spec.mask.clone(),
+            ..AttentionConfig::new(hidden_size, spec.heads, spec.kv_heads)
+        };
+        let projections = self.projections(prefix, spec)?;
+        let qk_norm = match &spec.qk_norm {
+            Some((q, k, place)) => Some(QkNorm { q: self.norm(prefix, q)?, k: self.norm(prefix, k)?, place: *place }),
+            None => None,
+        };
+        let out = self.linear(prefix, &spec.out)?;
+        MultiHeadAttention::from_parts(config, projections, qk_norm, out, position)
+    }
+
+    fn projections(&self, prefix: &str, spec: &MultiHeadSpec) -> Result<Projections> {
+        match &spec.qkv {
+            QkvSpec::Separate { q, k, v } => match self.stacked(prefix, &[q, k, v])? {
+                Some(fused) if spec.mask.causal => Ok(Projections::Fused(fused)),
+                _ => Ok(Projections::Separate {
+                    q: self.linear(prefix, q)?,
+                    k: self.linear(prefix, k)?,
+                    v: self.linear(prefix, v)?,
+                }),
+            },
+            QkvSpec::Fused { qkv, layout: FusedLayout::Blocks } => Ok(Projections::Fused(self.linear(prefix, qkv)?)),
+            QkvSpec::Fused { qkv, layout: FusedLayout::PerKvHead } => {
+                let order = blocks_from_groups(spec.heads, spec.kv_heads, spec.head_dim, &self.device)?;
+                let weight = self.weight(prefix, qkv)?.index_select(&order, 0)?;
+                let bias = self.bias(prefix, qkv)?.map(|b| b.index_select(&order, 0)).transpose()?;
+                Ok(Projections::Fused(Linear::new(weight, bias)?))
+            }
+        }
+    }
+
+    pub(crate) fn latent(
+        &self,
+        prefix: &str,
+        hidden_size: usize,
+        spec: &LatentSpec,
+        position: Arc<dyn PositionEncoding>,
+        scale: f64,
+    ) -> Result<LatentAttention> {
+        /// DeepSeek's norms on the latents ignore the config's epsilon.
+        const EPS: f64 = 1e-6;
+        let (h, r, dk, dr) = (spec.heads, spec.kv_lora_rank, spec.qk_nope_head_dim, spec.qk_rope_head_dim);
+        let linear = |name: &str, i, o, bias| self.linear(prefix, &LinearSpec::new(name, i, o).bias(bias));
+        let q = match spec.q_lora_rank {
+            None => QueryProjection::Full(linear("q_proj", hidden_size, h * (dk + dr), false)?),
+            Some(rank) => QueryProjection::LowRank {
+                a: linear("q_a_proj", hidden_size, rank, spec.bias)?,
+                norm: self.norm(prefix, &NormSpec::rms("q_a_layernorm", rank, EPS))?,
+                b: linear("q_b_proj", rank, h * (dk + dr), false)?,
+            },
+        };
+        let parts = LatentParts {
+            q,
+            kv_a: linear("kv_a_proj_with_mqa", hidden_size, r + dr, spec.bias)?,
+            kv_a_norm: self.norm(prefix, &NormSpec::rms("kv_a_layernorm", r, EPS))?,
+            kv_b: self.weight(prefix, &LinearSpec::new("kv_b_proj", r, h * (dk + spec.v_head_dim)))?,
+            out: linear("o_proj", h * spec.v_head_dim, hidden_size, spec.bias)?,
+        };
+        let config = LatentConfig {
+            heads: h,
+            kv_lora_rank: r,
+            qk_nope_head_dim: dk,
+            qk_rope_head_dim: dr,
+            v_head_dim: spec.v_head_dim,
+            scale,
+            mask: attn_core::Mask::causal(),
+        };
+        LatentAttention::new(config, parts, position)
+    }
+
+    /// The output head; shares the embedding's tensor if it is tied.
+    pub(crate) fn head(&self, spec: &HeadSpec, embedding: &Tensor) -> Result<Linear> {
+        let (vocab, hidden) = embedding.dims2()?;
+        match &spec.name {
+            Some(name) if spec.or_tied && !self.contains(&format!("{name}.weight")) => Linear::new(embedding.clone(), None),
+            Some(name) => self.linear("", &LinearSpec::new(name, hidden, vocab).bias(spec.bias)),
+            None => Linear::new(embedding.clone(), None),
+        }
+    }
+
+    /// Numbers in all tensors read so far; shared ones count once.
+    pub(crate) fn parameters(&self) -> usize {
+        self.used.borrow().values().sum()
+    }
+
+    /// Refuses a checkpoint with tensors that the model did not use: a bias or norm that is silently left out gives
+    /// results that are wrong and look fine.
+    pub(crate) fn finish(&self, spec: &ModelSpec) -> Result<()> {
+        /// Buffers that older checkpoints carry along, and heads for training.
+        const BUFFERS: &[&str] = &["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
+            ".attention.masked_bias", "position_ids", "rotary_pos_emb"];
+        let used = self.used.borrow();
+        let names = self.source.names();
+        let stray = names.iter().find(|name| {
+            !used.contains_key(*name)
+                && !BUFFERS.iter().any(|b| name.ends_with(b))
+                && !spec.unused.iter().any(|part| name.contains(part))
+        });
+        match stray {
+            None => Ok(()),
+            Some(name) => bail!(
+                "the checkpoint has a tensor {name} that a {} model with this config does not use: the result would be \
+                 wrong",
+                spec.family
+            ),
+        }
+    }
+}
+
+/// Row order that turns groups of (queries, key, value) per kv head into all queries, all keys, all values.
+fn blocks_from_groups(heads: usize, kv_heads: usize, d: usize, device: &Device) -> Result<Tensor> {
+    let group = heads / kv_heads + 2;
+    let head = |kv: usize, i: usize| (0..d).map(move |lane| ((kv * group + i) * d + lane) as u32);
+    let q = (0..kv_heads).flat_map(|kv| (0..group - 2).flat_map(move |i| head(kv, i)));
+    let k = (0..kv_heads).flat_map(|kv| head(kv, group - 2));
+    let v = (0..kv_heads).flat_map(|kv| head(kv, group - 1));
+    Tensor::from_iter(q.chain(k).chain(v), device)
+}

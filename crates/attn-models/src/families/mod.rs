@@ -1,0 +1,300 @@
+//! One file per family: how its `config.json` reads and what its tensors are called. Adding one touches its own file
+//! and one line of [`spec`].
+
+mod bert;
+mod bloom;
+mod cohere;
+mod deepseek;
+mod falcon;
+mod gemma;
+mod gpt2;
+mod gpt_neox;
+mod gptj;
+mod granite;
+mod llama;
+mod llama4;
+mod mpt;
+mod olmo2;
+mod phi;
+mod phi3;
+mod qwen;
+mod smollm3;
+mod stablelm;
+mod t5;
+
+use crate::Architecture;
+use crate::activation::Activation;
+use crate::config::Config;
+use crate::spec::{
+    AttentionSpec, EmbeddingSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
+    NormSpec, QkvSpec, StackSpec, Wiring,
+};
+use attn_core::Mask;
+use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults};
+use candle_core::{Result, bail};
+use serde_json::Value;
+
+/// Reads a `config.json` of any family that is known.
+///
+/// # Errors
+/// An unknown `model_type`, by name; a key that is missing, wrong, or not understood.
+pub fn spec(json: &Value) -> Result<ModelSpec> {
+    let config = Config::new(json)?;
+    let Some(model_type) = config.text_opt("model_type")? else { bail!("config.json: model_type is missing") };
+    // Text models inside multimodal checkpoints have a config of their own.
+    if matches!(model_type, "gemma3" | "llama4")
+        && let Some(text) = json.get("text_config")
+    {
+        return multimodal(spec(text)?);
+    }
+    let spec = match model_type {
+        "llama" => llama::llama(&config),
+        "mistral" => llama::mistral(&config),
+        "qwen2" => qwen::qwen2(&config),
+        "qwen3" => qwen::qwen3(&config),
+        "gemma" => gemma::gemma(&config),
+        "gemma2" => gemma::gemma2(&config),
+        "gemma3_text" | "gemma3" => gemma::gemma3(&config),
+        "phi" => phi::spec(&config),
+        "phi3" => phi3::spec(&config),
+        "stablelm" => stablelm::spec(&config),
+        "smollm3" => smollm3::spec(&config),
+        "olmo2" => olmo2::spec(&config),
+        "granite" => granite::spec(&config),
+        "cohere" => cohere::spec(&config),
+        "gptj" => gptj::spec(&config),
+        "gpt_neox" => gpt_neox::spec(&config),
+        "bloom" => bloom::spec(&config),
+        "mpt" => mpt::spec(&config),
+        "falcon" | "RefinedWeb" | "RefinedWebModel" => falcon::spec(&config),
+        "gpt2" => gpt2::spec(&config),
+        "bert" => bert::spec(&config),
+        "t5" => t5::spec(&config),
+        "deepseek_v3" => deepseek::spec(&config),
+        "llama4_text" => llama4::spec(&config),
+        other => bail!("config.json: model_type {other} is not supported; known: {}", KNOWN.join(", ")),
+    }?;
+    config.finish()?;
+    Ok(spec)
+}
+
+/// The `model_type`s that [`spec`] reads.
+pub const KNOWN: &[&str] = &[
+    "bert", "bloom", "cohere", "deepseek_v3", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox",
+    "gptj", "granite", "llama", "llama4_text", "mistral", "mpt", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3",
+    "stablelm", "t5",
+];
+
+fn multimodal(mut spec: ModelSpec) -> Result<ModelSpec> {
+    spec.prefixes = ["model.language_model.", "language_model.model.", "model."].map(String::from).to_vec();
+    spec.unused.extend(["vision_", "multi_modal_projector"].map(String::from));
+    Ok(spec)
+}
+
+/// What nearly every decoder's config says.
+struct Common {
+    vocab_size: usize,
+    hidden_size: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    max_positions: usize,
+}
+
+impl Common {
+    /// Reads the keys of Llama-style configs, in any of the older spellings that `attribute_map`s know.
+    fn read(c: &Config) -> Result<Self> {
+        let mut common = Self::read_mha(c)?;
+        common.kv_heads = c.size_opt("num_key_value_heads")?.unwrap_or(common.heads);
+        if let Some(head_dim) = c.size_opt("head_dim")? {
+            common.head_dim = head_dim;
+        } else if !common.hidden_size.is_multiple_of(common.heads) {
+            bail!("config.json: hidden_size {} does not divide among {} heads", common.hidden_size, common.heads)
+        }
+        if !common.heads.is_multiple_of(common.kv_heads) {
+            let Self { heads, kv_heads, .. } = common;
+            bail!("config.json: num_attention_heads {heads} does not divide among num_key_value_heads {kv_heads}")
+        }
+        Ok(common)
+    }
+
+    /// As [`read`](Self::read), for families whose transformers code knows neither grouped heads nor a head width nor an
+    /// `intermediate_size`: it ignores these keys if they are there, and so do we.
+    fn read_mha(c: &Config) -> Result<Self> {
+        c.mark(&["intermediate_size", "num_key_value_heads", "head_dim"]);
+        let hidden_size = c.size(&["hidden_size", "n_embd", "n_embed", "d_model"])?;
+        let heads = c.size(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
+        Ok(Self {
+            vocab_size: c.size(&["vocab_size"])?,
+            hidden_size,
+            layers: c.size(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])?,
+            heads,
+            kv_heads: heads,
+            head_dim: hidden_size / heads,
+            max_positions: c.size(&["max_position_embeddings", "n_positions", "max_seq_len"]).unwrap_or(2048),
+        })
+    }
+
+    /// Refuses heads that do not fill the hidden size, for families that have no `head_dim`.
+    fn divided(self) -> Result<Self> {
+        match self.head_dim * self.heads == self.hidden_size {
+            true => Ok(self),
+            false => bail!("config.json: hidden size {} does not divide among {} heads", self.hidden_size, self.heads),
+        }
+    }
+
+    fn scale(&self) -> f64 {
+        (self.head_dim as f64).powf(-0.5)
+    }
+
+    /// Separate projections under `self_attn.`, causal, with the given position encoding.
+    fn attention(&self, bias: bool, position: PositionConfig) -> MultiHeadSpec {
+        let (hidden, d) = (self.hidden_size, self.head_dim);
+        let linear = |name: &str, heads| LinearSpec::new(&format!("self_attn.{name}"), hidden, heads * d).bias(bias);
+        MultiHeadSpec {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: d,
+            scale: self.scale(),
+            softcap: None,
+            qkv_clip: None,
+            mask: Mask::causal(),
+            qkv: QkvSpec::Separate {
+                q: linear("q_proj", self.heads),
+                k: linear("k_proj", self.kv_heads),
+                v: linear("v_proj", self.kv_heads),
+            },
+            out: LinearSpec::new("self_attn.o_proj", self.heads * d, hidden).bias(bias),
+            qk_norm: None,
+            position,
+            overridable: true,
+        }
+    }
+
+    /// `mlp.gate_proj`, `mlp.up_proj`, `mlp.down_proj`.
+    fn gated_mlp(&self, intermediate: usize, bias: bool, activation: Activation) -> MlpSpec {
+        gated("mlp.", self.hidden_size, intermediate, bias, activation)
+    }
+
+    /// `model.embed_tokens`, `model.layers.N.`, `model.norm`, `lm_head`.
+    fn decoder(&self, family: &str, layers: Vec<LayerSpec>, final_norm: NormSpec, tied: bool) -> ModelSpec {
+        ModelSpec {
+            family: family.into(),
+            architecture: Architecture::Decoder,
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            trained_context: Some(trained_context(&layers).unwrap_or(self.max_positions)),
+            stack: StackSpec {
+                embedding: embedding("embed_tokens.weight"),
+                layers,
+                final_norm: Some(final_norm),
+                relative_table: None,
+            },
+            encoder: None,
+            head: Some(head(tied, "lm_head")),
+            prefixes: vec!["model.".into(), String::new()],
+            unused: if tied { vec!["lm_head.weight".into()] } else { Vec::new() },
+        }
+    }
+}
+
+/// The context a rotary scaling was given for, if a layer has one.
+fn trained_context(layers: &[LayerSpec]) -> Option<usize> {
+    layers.iter().find_map(|layer| match layer.attention.position() {
+        PositionConfig::Rope(rope) => Some(rope.original_context()),
+        _ => None,
+    })
+}
+
+fn gated(prefix: &str, hidden: usize, intermediate: usize, bias: bool, activation: Activation) -> MlpSpec {
+    let linear = |name: &str, i, o| LinearSpec::new(&format!("{prefix}{name}"), i, o).bias(bias);
+    MlpSpec::Gated {
+        gate_up: GateUpSpec::Separate {
+            gate: linear("gate_proj", hidden, intermediate),
+            up: linear("up_proj", hidden, intermediate),
+        },
+        down: linear("down_proj", intermediate, hidden),
+        activation,
+    }
+}
+
+fn plain(up: LinearSpec, down: LinearSpec, activation: Activation) -> MlpSpec {
+    MlpSpec::Plain { up, down, activation }
+}
+
+fn embedding(name: &str) -> EmbeddingSpec {
+    EmbeddingSpec {
+        tokens: name.into(),
+        scale: 1.0,
+        position: nope(),
+        position_table: None,
+        token_types: None,
+        norm: None,
+    }
+}
+
+fn head(tied: bool, name: &str) -> HeadSpec {
+    HeadSpec { name: (!tied).then(|| name.into()), or_tied: false, bias: false, scale: 1.0, softcap: None }
+}
+
+fn nope() -> PositionConfig {
+    PositionConfig::Nope(NopeConfig::default())
+}
+
+/// A block with a norm before attention and one before the feed-forward.
+fn pre_norm(prefix: String, attention: MultiHeadSpec, mlp: MlpSpec, norms: [NormSpec; 2]) -> LayerSpec {
+    let [attention_norm, mlp_norm] = norms;
+    LayerSpec {
+        prefix,
+        attention: AttentionSpec::MultiHead(attention),
+        cross: None,
+        mlp,
+        wiring: Wiring { attention_norm: Some(attention_norm), mlp_norm: Some(mlp_norm), ..Wiring::default() },
+    }
+}
+
+/// The names of Llama's two norms.
+const LLAMA_NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
+
+/// `config`'s activation.
+fn activation(c: &Config, key: &'static str, default: &'static str) -> Result<Activation> {
+    Activation::parse(key, c.text_opt(key)?.unwrap_or(default))
+}
+
+/// The rotary encoding of a config; `None` layers have NoPE.
+fn rope(c: &Config, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<PositionConfig> {
+    c.mark(&[
+        "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings",
+        "rotary_emb_base", "rotary_pct", "rope_pct", "rope_freq_factors",
+    ]);
+    let found = RopeConfig::from_hf(c.root(), layer_type, defaults)
+        .map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))?;
+    Ok(found.map_or_else(nope, PositionConfig::Rope))
+}
+
+/// Full-width, half-split rotation.
+fn llama_rope(c: &Config, head_dim: usize) -> Result<PositionConfig> {
+    rope(c, None, &RopeDefaults::new(head_dim))
+}
+
+/// The kind of every layer, `full_attention` if the config doesn't say.
+fn layer_types(c: &Config, layers: usize, default: impl Fn(usize) -> &'static str) -> Result<Vec<String>> {
+    let known = |v: &Value| v.as_str().map(String::from);
+    let types = c.list("layer_types", layers, known)?;
+    let types = types.unwrap_or_else(|| (0..layers).map(|i| default(i).to_string()).collect());
+    match types.iter().find(|t| !["full_attention", "sliding_attention", "chunked_attention"].contains(&t.as_str())) {
+        Some(other) => bail!("config.json: layer_types: unknown kind {other}"),
+        None => Ok(types),
+    }
+}
+
+/// The window of a layer of the given kind.
+fn window(kind: &str, sliding_window: Option<usize>) -> Result<Option<usize>> {
+    match (kind, sliding_window) {
+        ("sliding_attention", None) => bail!("config.json: sliding_window is missing, but layer_types has sliding layers"),
+        ("sliding_attention", window) => Ok(window),
+        _ => Ok(None),
+    }
+}
+

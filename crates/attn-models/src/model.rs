@@ -1,0 +1,297 @@
+//! A loaded model: weights once, position encodings exchangeable, from ids to logits.
+
+use crate::builder::Builder;
+use crate::families;
+use crate::spec::{ModelSpec, StackSpec};
+use crate::stack::{Encodings, Memory, Stack};
+use crate::TensorSource;
+use attn_core::position::{self, PositionConfig};
+use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride};
+use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use std::sync::Arc;
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Dtype of weights and activations.
+    pub dtype: DType,
+    /// Where the weights live.
+    pub device: Device,
+    /// Overrides the checkpoint's rotary settings.
+    pub rope: RopeOverride,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { dtype: DType::F32, device: Device::Cpu, rope: RopeOverride::default() }
+    }
+}
+
+/// What a model maps its input to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// Next-token logits from the tokens so far.
+    Decoder,
+    /// Hidden states (BERT).
+    Encoder,
+    /// Logits of a decoder that attends to an encoded prompt (T5).
+    EncoderDecoder,
+}
+
+/// Scores computed at a time by [`Model::nll`]: tokens times vocabulary, 64 MiB in f32.
+const MAX_LOGITS: usize = 1 << 24;
+
+/// A loaded model; cloning shares the weights.
+#[derive(Debug, Clone)]
+pub struct Model {
+    spec: Arc<ModelSpec>,
+    stack: Stack,
+    encoder: Option<Stack>,
+    head: Option<Linear>,
+    /// The T5 tables of decoder and encoder, to build their encodings anew.
+    tables: Arc<Tables>,
+    parameters: usize,
+    dtype: DType,
+}
+
+/// Learned tables of position encodings, by stack.
+#[derive(Debug, Default)]
+struct Tables {
+    stack: StackTables,
+    encoder: StackTables,
+}
+
+#[derive(Debug, Default)]
+struct StackTables {
+    absolute: Option<Tensor>,
+    relative: Option<Tensor>,
+}
+
+impl StackTables {
+    fn load(spec: &StackSpec, weights: &Builder) -> Result<Self> {
+        let absolute = match (&spec.embedding.position_table, &spec.embedding.position) {
+            (Some(name), PositionConfig::Learned(c)) => Some(weights.tensor(name, &[c.rows, c.hidden])?),
+            _ => None,
+        };
+        let relative = match (&spec.relative_table, spec.layers.first().map(|l| l.attention.position())) {
+            (Some(name), Some(PositionConfig::T5(c))) => {
+                Some(weights.tensor_as(name, &[c.buckets, c.heads], DType::F32)?)
+            }
+            _ => None,
+        };
+        Ok(Self { absolute, relative })
+    }
+
+    /// Builds the encodings of a stack; layers with equal configs share one.
+    fn encodings(&self, spec: &StackSpec, device: &Device) -> Result<Encodings> {
+        let at = |table: &Option<Tensor>| {
+            let named = table.iter().map(|t| ("weight".to_string(), t.clone())).collect();
+            let dtype = table.as_ref().map_or(DType::F32, Tensor::dtype);
+            Some(VarBuilder::from_tensors(named, dtype, device))
+        };
+        let embedding = position::build(&spec.embedding.position, at(&self.absolute))?;
+        let mut built: Vec<(&PositionConfig, Arc<dyn PositionEncoding>)> = Vec::new();
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for layer in &spec.layers {
+            let config = layer.attention.position();
+            let shared = built.iter().find(|(c, _)| *c == config).map(|(_, e)| e.clone());
+            let encoding = match shared {
+                Some(encoding) => encoding,
+                None => position::build(config, at(&self.relative))?,
+            };
+            built.push((config, encoding.clone()));
+            layers.push(encoding);
+        }
+        Ok(Encodings { embedding, layers })
+    }
+}
+
+impl Model {
+    /// Reads the config, then the tensors it calls for.
+    ///
+    /// # Errors
+    /// An unknown family, a key that is missing, wrong or not understood, a tensor that is missing or of another shape,
+    /// a tensor in the checkpoint that the model does not use; each names the key or the tensor.
+    pub fn load(config: &serde_json::Value, weights: Arc<dyn TensorSource>, options: &Options) -> Result<Self> {
+        let spec = families::spec(config)?.with_rope(&options.rope)?;
+        let builder = Builder::new(weights.as_ref(), &spec, options.dtype, &options.device)?;
+        let hidden = spec.hidden_size;
+        let load = |stack: &StackSpec| -> Result<(Stack, StackTables)> {
+            let tables = StackTables::load(stack, &builder)?;
+            Ok((Stack::load(stack, spec.vocab_size, hidden, tables.encodings(stack, &options.device)?, &builder)?, tables))
+        };
+        let (stack, stack_tables) = load(&spec.stack)?;
+        let (encoder, encoder_tables) = match &spec.encoder {
+            Some(encoder) => load(encoder).map(|(stack, tables)| (Some(stack), tables))?,
+            None => (None, StackTables::default()),
+        };
+        let head = spec.head.as_ref().map(|h| builder.head(h, stack.tokens())).transpose()?;
+        builder.finish(&spec)?;
+        let parameters = builder.parameters();
+        let tables = Arc::new(Tables { stack: stack_tables, encoder: encoder_tables });
+        Ok(Self { spec: Arc::new(spec), stack, encoder, head, tables, parameters, dtype: options.dtype })
+    }
+
+    /// The same weights under another rotary setting.
+    ///
+    /// # Errors
+    /// A model without rotary layers, by name; parameters that don't fit.
+    pub fn with_rope(&self, rope: &RopeOverride) -> Result<Self> {
+        let spec = self.spec.with_rope(rope)?;
+        let stack = self.stack.with_encodings(&spec.stack, self.tables.stack.encodings(&spec.stack, self.device())?);
+        let encoder = match (&self.encoder, &spec.encoder) {
+            (Some(stack), Some(spec)) => Some(stack.with_encodings(spec, self.tables.encoder.encodings(spec, self.device())?)),
+            _ => None,
+        };
+        Ok(Self { spec: Arc::new(spec), stack, encoder, ..self.clone() })
+    }
+
+    /// The model as data.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Decoder, encoder or both.
+    pub fn architecture(&self) -> Architecture {
+        self.spec.architecture
+    }
+
+    /// The longest context the model was trained for, without overrides.
+    pub fn trained_context(&self) -> Option<usize> {
+        self.spec.trained_context
+    }
+
+    /// Where a learned table ends: no sequence can be longer. `None` if the encoding has no end.
+    pub fn max_context(&self) -> Option<usize> {
+        let layers = self.stack.encodings().filter_map(|e| e.max_positions());
+        layers.chain(self.stack.embedding_encoding().max_positions()).min()
+    }
+
+    /// Vocabulary size.
+    pub fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
+    }
+
+    /// Numbers in all tensors that were read.
+    pub fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    /// Dtype of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Device of the weights.
+    pub fn device(&self) -> &Device {
+        self.stack.tokens().device()
+    }
+
+    pub(crate) fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// The frequencies each layer uses for a sequence of `length` tokens.
+    pub(crate) fn resolutions(&self, length: usize) -> Vec<Resolution> {
+        self.stack.encodings().map(|e| e.resolve(length)).collect()
+    }
+
+    /// True if any layer's frequencies depend on the length of the sequence.
+    pub fn depends_on_length(&self) -> bool {
+        self.resolutions(1) != self.resolutions(usize::MAX >> 16)
+    }
+
+    pub(crate) fn check_context(&self, tokens: usize) -> Result<()> {
+        match self.max_context() {
+            Some(max) if tokens > max => {
+                bail!("{tokens} tokens are more than the {max} positions of the model's learned table")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn check_ids(&self, ids: &Tensor) -> Result<()> {
+        let largest = ids.flatten_all()?.max(0)?.to_scalar::<u32>()? as usize;
+        if largest >= self.vocab_size() {
+            bail!("token id {largest} is outside the vocabulary of {}", self.vocab_size())
+        }
+        Ok(())
+    }
+
+    /// Hidden states after the final norm, `(b, t, hidden)`, of ids `(b, t)` u32 in one pass.
+    ///
+    /// `length`: what length-dependent frequencies are resolved for, usually `t`. For encoders `ends` gives the real
+    /// tokens of each right-padded row.
+    pub fn hidden(&self, ids: &Tensor, length: usize, ends: Option<Arc<[usize]>>) -> Result<Tensor> {
+        if self.architecture() == Architecture::EncoderDecoder {
+            bail!("{} is an encoder-decoder model: use a session", self.spec.family)
+        }
+        let positions = self.positions(ids, length)?.with_ends(ends);
+        self.stack.forward(ids, &positions, None, None)
+    }
+
+    fn positions(&self, ids: &Tensor, length: usize) -> Result<Positions> {
+        let t = ids.dim(1)?;
+        if t == 0 {
+            bail!("no tokens")
+        }
+        self.check_ids(ids)?;
+        self.check_context(t)?;
+        Ok(Positions::new(0..t).with_length(length))
+    }
+
+    /// Encodes ids `(b, s)` and projects the keys and values that the decoder's cross-attention reads.
+    pub(crate) fn memory(&self, ids: &Tensor, ends: Option<Arc<[usize]>>) -> Result<Memory> {
+        let Some(encoder) = &self.encoder else { bail!("{} has no encoder", self.spec.family) };
+        let positions = self.positions(ids, ids.dim(1)?)?.with_ends(ends);
+        let keys = positions.keys();
+        self.stack.memory(&encoder.forward(ids, &positions, None, None)?, keys)
+    }
+
+    /// Logits f32 of hidden states.
+    pub fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (Some(head), Some(spec)) = (&self.head, &self.spec.head) else {
+            bail!("{} is an encoder: it has hidden states but no logits", self.spec.family)
+        };
+        let mut logits = head.forward(hidden)?.to_dtype(DType::F32)?;
+        if spec.scale != 1.0 {
+            logits = (logits * spec.scale)?;
+        }
+        match spec.softcap {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
+    }
+
+    /// Logits `(b, t, vocab)` f32 of ids `(b, t)` u32 in one prefill; see [`hidden`](Self::hidden) for `length`.
+    pub fn logits(&self, ids: &Tensor, length: usize) -> Result<Tensor> {
+        self.head_logits(&self.hidden(ids, length, None)?)
+    }
+
+    /// Negative log-likelihoods of tokens 1.. of each row of ids `(b, t)` u32: `(b, t - 1)` f32 on the CPU.
+    ///
+    /// The head runs in chunks, so no `(b, t, vocab)` tensor is ever held.
+    pub fn nll(&self, ids: &Tensor, length: usize) -> Result<Tensor> {
+        let (b, t) = ids.dims2()?;
+        if t < 2 {
+            bail!("a row of {t} tokens has none to score")
+        }
+        let hidden = self.hidden(ids, length, None)?.narrow(1, 0, t - 1)?.reshape((b * (t - 1), ()))?;
+        let targets = ids.narrow(1, 1, t - 1)?.flatten_all()?;
+        let chunk = (MAX_LOGITS / self.vocab_size()).max(1);
+        let chunks = (0..b * (t - 1)).step_by(chunk).map(|start| {
+            let rows = chunk.min(b * (t - 1) - start);
+            let logits = self.head_logits(&hidden.narrow(0, start, rows)?)?;
+            let picked = logits.gather(&targets.narrow(0, start, rows)?.unsqueeze(1)?, 1)?.squeeze(1)?;
+            logits.log_sum_exp(D::Minus1)? - picked
+        });
+        let nll = Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?;
+        nll.reshape((b, t - 1))?.to_device(&Device::Cpu)
+    }
+
+    /// Greedy choice per row of logits `(b, vocab)`: `(b, 1)` u32.
+    pub fn greedy(logits: &Tensor) -> Result<Tensor> {
+        logits.argmax(D::Minus1)?.to_dtype(DType::U32)?.i(..)?.unsqueeze(1)
+    }
+}
