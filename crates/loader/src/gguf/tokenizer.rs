@@ -44,14 +44,14 @@ pub(super) fn build(meta: &Meta, vocab_size: usize) -> Result<Option<Tokenizer>>
         None | Some("none" | "no_vocab") => return Ok(None),
         Some(model) => model,
     };
+    if !["gpt2", "llama"].contains(&model) {
+        let reason = format!("{model:?} is not supported (gpt2 and llama are)");
+        return Err(meta.global_error("tokenizer.ggml.model", reason));
+    }
     let vocab = read_vocab(meta)?;
     let (inner, bos_by_default) = match model {
         "gpt2" => byte_level(meta, &vocab)?,
-        "llama" => (sentence_piece(meta, &vocab)?, true),
-        other => {
-            let reason = format!("{other:?} is not supported (gpt2 and llama are)");
-            return Err(meta.global_error("tokenizer.ggml.model", reason));
-        }
+        _ => (sentence_piece(meta, &vocab)?, true),
     };
     let mut tok = Tokenizer::new(inner);
     let count = vocab.tokens.len() as u64;
