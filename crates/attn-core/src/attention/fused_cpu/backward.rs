@@ -6,7 +6,7 @@
 
 use super::{
     forward::{Shared, on_threads},
-    problem::{Inputs, LOG2E, Problem},
+    problem::{Inputs, LOG2E, Problem, RowBias, View},
     scratch::Scratch,
     simd::{Element, Job, KEYS, Simd, TILE_STRIDE, dispatch},
     tile::{ROW_PAD, ROWS, exp_and_gradient, finish_scores, pack_panel, pack_rows},
@@ -22,12 +22,11 @@ const KEY_ROWS: usize = KEYS.next_multiple_of(ROW_PAD);
 
 /// What the backward pass has besides the inputs.
 pub(super) struct Saved<'a> {
-    /// The output's gradient, as q.
-    pub(super) grad: super::problem::View<'a, f32>,
+    /// The output and its gradient, `(b, h, tq, dv)`.
+    pub(super) out: View<'a, f32>,
+    pub(super) grad: View<'a, f32>,
     /// log2 of each row's sum of weights, `(b, h, tq)`.
     pub(super) log_sums: &'a [f32],
-    /// The product of the output and its gradient in each row, `(b, h, tq)`.
-    pub(super) deltas: &'a [f32],
 }
 
 /// Where the gradients go: `(b, h, t, d)`, those of k and v per query head.
@@ -79,6 +78,8 @@ struct Head<'s> {
     /// Tiles: scores, then weights; products of gradient and value, then gradients of the scores.
     weights: &'s mut [f32],
     scores: &'s mut [f32],
+    /// The product of the output and its gradient in each row.
+    deltas: &'s mut [f32],
     /// Sums: for all queries, and for the current block's keys and values.
     dq: &'s mut [f32],
     dk: &'s mut [f32],
@@ -92,13 +93,28 @@ impl Worker<'_> {
         let rows = s.tq.next_multiple_of(ROW_PAD);
         let tile = ROWS * TILE_STRIDE;
         let mut scratch = Scratch::take();
-        let needs =
-            [rows * s.d, rows * s.dv, KEYS * s.d, KEYS * s.dv, tile, tile, rows * s.d, KEY_ROWS * s.d, KEY_ROWS * s.dv];
-        let [q, grad, k, v, weights, scores, dq, dk, dv] = scratch.split(needs);
+        let needs = [
+            rows * s.d,
+            rows * s.dv,
+            KEYS * s.d,
+            KEYS * s.dv,
+            tile,
+            tile,
+            rows * s.d,
+            KEY_ROWS * s.d,
+            KEY_ROWS * s.dv,
+            s.tq,
+        ];
+        let [q, grad, k, v, weights, scores, dq, dk, dv, deltas] = scratch.split(needs);
         pack_rows((0..s.tq).map(|t| self.inputs.q.row(b, head, t)), S::MR, s.d, self.p.q_factor(), q);
         pack_rows((0..s.tq).map(|t| self.saved.grad.row(b, head, t)), S::MR, s.dv, 1.0, grad);
+        for (t, delta) in deltas.iter_mut().enumerate() {
+            let (out, grad) = (self.saved.out.row(b, head, t), self.saved.grad.row(b, head, t));
+            // SAFETY: rows are as long, and a multiple of 16.
+            *delta = unsafe { dot::<S>(out, grad) };
+        }
         dq.fill(0.0);
-        let mut h = Head { b, head, q, grad, k, v, weights, scores, dq, dk, dv };
+        let mut h = Head { b, head, q, grad, k, v, weights, scores, deltas, dq, dk, dv };
         let keys = self.p.seen_by_any(b, 0..s.tq);
         for k0 in (0..s.tk).step_by(KEYS) {
             let block = k0..s.tk.min(k0 + KEYS);
@@ -191,21 +207,20 @@ impl Worker<'_> {
         if !seen.is_empty() {
             let cols = seen.start / S::LANES * S::LANES..seen.end;
             let at = (h.b * self.p.sizes.h + h.head) * self.p.sizes.tq + q;
-            let (log_sum, delta) = (self.saved.log_sums[at], self.saved.deltas[at]);
+            let (log_sum, delta) = (self.saved.log_sums[at], h.deltas[q]);
             let bias = self.p.row_bias(h.b, h.head, q);
-            let mut slopes = [1f32; TILE_STRIDE];
+            let mut slopes = None;
             // SAFETY: columns rounded up to whole vectors are within the lines.
             unsafe {
                 let w = weights.as_mut_ptr();
                 if let Some(cap) = self.p.softcap {
-                    finish_scores::<S>(w, cols.clone(), k0, Some(cap), super::problem::RowBias::None);
-                    for (slope, score) in slopes[cols.clone()].iter_mut().zip(&weights[cols.clone()]) {
-                        *slope = 1.0 - (score / (cap * LOG2E)).powi(2);
-                    }
+                    finish_scores::<S>(w, cols.clone(), k0, Some(cap), RowBias::None);
+                    let slope = |c: usize| 1.0 - (weights[c] / (cap * LOG2E)).powi(2);
+                    slopes = Some(std::array::from_fn::<f32, TILE_STRIDE, _>(slope));
                 }
                 let w = weights.as_mut_ptr();
                 finish_scores::<S>(w, cols.clone(), k0, None, bias);
-                let slopes = self.p.softcap.map(|_| &slopes[..]);
+                let slopes = slopes.as_ref().map(|slopes| &slopes[..]);
                 exp_and_gradient::<S>(w, scores.as_mut_ptr(), cols, (log_sum, delta), slopes);
             }
         }
@@ -213,6 +228,22 @@ impl Worker<'_> {
             line[..seen.start].fill(0.0);
             line[seen.end..].fill(0.0);
         }
+    }
+}
+
+/// The product of two rows.
+///
+/// # Safety
+/// They are as long as each other, and a multiple of `LANES`.
+#[inline(always)]
+unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    // SAFETY: c + LANES is within both.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for c in (0..a.len()).step_by(S::LANES) {
+            sum = S::fma(S::load(a.as_ptr().add(c)), S::load(b.as_ptr().add(c)), sum);
+        }
+        S::sum(sum)
     }
 }
 

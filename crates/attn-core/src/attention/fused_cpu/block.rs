@@ -4,7 +4,7 @@ use super::{
     forward::{Output, Shared, part_len},
     problem::{Bias, Inputs, Problem},
     scratch::Scratch,
-    simd::{Element, KEYS, Simd, TILE_STRIDE},
+    simd::{Element, Simd, TILE_STRIDE},
     skip::RowBound,
     tile::{
         ROW_PAD, ROWS, Row, RowState, direct_scores, finish_scores, pack_panel, pack_rows, rescale, row_at,
@@ -14,6 +14,8 @@ use super::{
 use crate::attention::key_norms::NORM_BLOCK;
 use std::ops::Range;
 
+/// Keys per tile: with 48 rows, the scores, a panel and a few columns of values share the first-level cache.
+const KEYS: usize = 128;
 /// Up to this many rows, keys are used where they lie instead of being packed.
 const DIRECT_ROWS: usize = 8;
 

@@ -86,11 +86,11 @@ impl Fused {
     }
 }
 
-/// `x` in f32, contiguous, its last dimension padded with zeros to whole vectors of any path.
+/// `x` in f32, its last dimension contiguous and padded with zeros to whole vectors of any path.
 fn padded(x: &Tensor) -> Result<Tensor> {
     let last = x.dims()[3];
     let x = x.detach().to_dtype(DType::F32)?;
-    x.pad_with_zeros(3, 0, last.next_multiple_of(16) - last)?.contiguous()
+    with_contiguous_rows(&x.pad_with_zeros(3, 0, last.next_multiple_of(16) - last)?)
 }
 
 impl Fused {
@@ -102,9 +102,8 @@ impl Fused {
         let (d, dv) = (q.dim(3)?, v.dim(3)?);
         let [qf, kf, vf, grad, out] = [q, k, v, grad, out].map(padded);
         let (qf, kf, vf, grad, out) = (qf?, kf?, vf?, grad?, out?);
-        let deltas = (&grad * out)?.sum(3)?.flatten_all()?.to_vec1::<f32>()?;
-        let guards = [&qf, &kf, &vf, &grad].map(|x| x.storage_and_layout());
-        let [qv, kv, vv, gv] = guards.each_ref().map(|(storage, layout)| match &**storage {
+        let guards = [&qf, &kf, &vf, &grad, &out].map(|x| x.storage_and_layout());
+        let [qv, kv, vv, gv, ov] = guards.each_ref().map(|(storage, layout)| match &**storage {
             Storage::Cpu(storage) => View::<f32>::new(storage, layout),
             _ => bail!("fused attention runs on the CPU"),
         });
@@ -114,7 +113,7 @@ impl Fused {
         let problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
         let [mut dq, mut dk, mut dvs] = [s.tq * s.d, s.tk * s.d, s.tk * s.dv].map(|each| vec![0f32; s.b * s.h * each]);
         let to = Gradients { q: Shared::new(&mut dq), k: Shared::new(&mut dk), v: Shared::new(&mut dvs) };
-        let saved = Saved { grad: gv?, log_sums, deltas: &deltas };
+        let saved = Saved { out: ov?, grad: gv?, log_sums };
         backward::backward(self.path, &problem, Inputs { q: qv?, k: kv?, v: vv? }, &saved, &to);
         let shared = |x: Vec<f32>, width: usize, keep: usize| -> Result<Tensor> {
             let x = Tensor::from_vec(x, (s.b, s.h_kv, s.group(), s.tk * width), &Device::Cpu)?;

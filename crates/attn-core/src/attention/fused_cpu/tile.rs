@@ -117,16 +117,9 @@ pub(super) unsafe fn widen<S: Simd, T: Element>(src: *const T, n: usize, dst: *m
 /// The machine has the instruction set of `S`.
 #[inline(always)]
 unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
-    const TOP: [f32; 7] = [
-        4.893_524_6e-3,
-        6.372_619_3e-4,
-        1.485_722_4e-5,
-        5.122_297e-8,
-        -8.604_671_5e-11,
-        2.000_187_9e-13,
-        -2.760_768_5e-16,
-    ];
-    const BOTTOM: [f32; 4] = [4.893_525_2e-3, 2.268_434_6e-3, 1.185_347_1e-4, 1.198_258_4e-6];
+    const TOP: [f32; 7] =
+        [4.893_524_6e-3, 6.372_619_3e-4, 1.485_722_4e-5, 5.122_297e-8, -8.604_672e-11, 2.000_188e-13, -2.760_768_5e-16];
+    const BOTTOM: [f32; 4] = [4.893_525e-3, 2.268_434_6e-3, 1.185_347_1e-4, 1.198_258_4e-6];
     // SAFETY: arithmetic only.
     unsafe {
         let x = S::max(S::splat(-7.905_311), S::min(S::splat(7.905_311), x));

@@ -14,7 +14,7 @@ mod portable;
 use crate::attention::KernelPath;
 use half::{bf16, f16};
 
-/// Keys per tile, a multiple of every path's panel width.
+/// The most keys in a tile, a multiple of every path's panel width.
 pub(super) const KEYS: usize = 256;
 /// Distance between the rows of a score tile. Not a power of two, so that a column of rows doesn't share cache sets;
 /// a constant, so that a micro-kernel addresses all rows from one pointer.
