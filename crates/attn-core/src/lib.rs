@@ -9,6 +9,7 @@ mod linear;
 mod mask;
 mod norm;
 pub mod position;
+pub mod product;
 
 pub use attention::{AttendArgs, attend};
 pub use bias::ScoreBias;

@@ -3,6 +3,7 @@
 //! Models hold [`Linear`]s and never see which; a faster product replaces the inside of [`Linear::forward`] and
 //! nothing else.
 
+use crate::product;
 use candle_core::{
     Module, Result, Tensor, bail,
     quantized::{QMatMul, QTensor},
@@ -71,7 +72,11 @@ impl Module for Linear {
                 if let Some(last) = shape.last_mut() {
                     *last = w.dim(0)?;
                 }
-                flat.matmul(&w.t()?)?.reshape(shape)?
+                match product::matmul_t(&flat, w)? {
+                    Some(ys) => ys,
+                    None => flat.matmul(&w.t()?)?,
+                }
+                .reshape(shape)?
             }
             // Candle's quantised product computes in f32.
             Weight::Quantized(w) => {

@@ -1,14 +1,24 @@
 //! Scaled dot-product attention: [`attend`] is the only place that picks a kernel.
 //!
-//! | device | gradients tracked | kernel |
-//! |---|---|---|
-//! | any | yes | reference: plain Candle ops, which keep the graph |
-//! | CPU | no | fused |
-//! | other | no | reference |
+//! | device | dtype | gradients tracked | kernel |
+//! |---|---|---|---|
+//! | CPU | f32, bf16, f16 | none, or of q, k and v | fused: tiles, one pass; recomputed for the gradients |
+//! | CPU | f32, bf16, f16 | of the bias | reference: plain Candle ops, which keep the graph |
+//! | any | f64 | any | reference |
+//! | other | any | any | reference |
 //!
-//! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()` first.
+//! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()`.
+//! The fused kernel runs on rayon's current pool: `RAYON_NUM_THREADS` or `ThreadPool::install` set how many threads.
 
+pub(crate) mod fused_cpu;
+mod key_norms;
+#[cfg(test)]
+pub(crate) mod laws;
+mod path;
 pub mod reference;
+
+pub use key_norms::KeyNorms;
+pub use path::{KernelOptions, KernelPath};
 
 use crate::{Mask, ScoreBias};
 use candle_core::{Result, Tensor, bail};
@@ -55,8 +65,23 @@ impl AttendArgs {
 /// # Errors
 /// Shapes that don't fit together, a bias that doesn't cover the heads or distances, mixed dtypes.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<Tensor> {
+    attend_with(q, k, v, args, &KernelOptions::default())
+}
+
+/// [`attend`], with a say in how it is computed.
+///
+/// # Errors
+/// As [`attend`]; also a path that this machine doesn't have, and key norms that don't match `k`.
+pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
     check(q, k, v, args)?;
-    reference::attend(q, k, v, args)
+    if let Some(norms) = &options.key_norms {
+        norms.check(k)?;
+    }
+    if fused_cpu::supports(q, k, v, args) {
+        fused_cpu::attend(q, k, v, args, options)
+    } else {
+        reference::attend(q, k, v, args)
+    }
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<()> {

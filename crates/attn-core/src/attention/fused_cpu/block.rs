@@ -1,0 +1,311 @@
+//! One unit of the forward pass: a block of queries goes over its keys, tile by tile, with a running softmax.
+
+use super::{
+    forward::{Output, Shared, part_len},
+    problem::{Bias, Inputs, Problem},
+    scratch::Scratch,
+    simd::{Element, KEYS, Simd, TILE_STRIDE},
+    skip::RowBound,
+    tile::{
+        ROW_PAD, ROWS, Row, RowState, direct_scores, finish_scores, pack_panel, pack_rows, rescale, row_at,
+        softmax_step, widen,
+    },
+};
+use crate::attention::key_norms::NORM_BLOCK;
+use std::ops::Range;
+
+/// Up to this many rows, keys are used where they lie instead of being packed.
+const DIRECT_ROWS: usize = 8;
+
+/// A block of queries of one kv head's query heads, against a range of keys.
+#[derive(Debug, Clone)]
+pub(super) struct Unit {
+    pub(super) b: usize,
+    pub(super) kv_head: usize,
+    pub(super) queries: Range<usize>,
+    pub(super) keys: Range<usize>,
+    /// The part that the result is, if other units have the other keys.
+    pub(super) part: Option<usize>,
+}
+
+/// Rows of a unit that are worked on together.
+struct Rows {
+    /// Which of the unit's rows.
+    range: Range<usize>,
+    /// The keys that any of them sees.
+    keys: Range<usize>,
+}
+
+/// A unit in progress.
+struct Work<'a, 's, T> {
+    p: &'a Problem<'a>,
+    inputs: &'a Inputs<'a, T>,
+    unit: &'a Unit,
+    rows: Vec<Row>,
+    states: Vec<RowState>,
+    bounds: Vec<RowBound>,
+    direct: bool,
+    /// dv rounded up to whole vectors: the width of the accumulators.
+    wide: usize,
+    /// The queries, packed; in plain order if `direct`.
+    q: &'s mut [f32],
+    /// Panels of keys of the current block, and which of them are packed.
+    k: &'s mut [f32],
+    packed: u64,
+    copied: u64,
+    copies_v: bool,
+    /// Values of the current block, if they can't be used where they lie.
+    v: &'s mut [f32],
+    s: &'s mut [f32],
+    acc: &'s mut [f32],
+}
+
+/// Computes a unit and writes its result.
+///
+/// # Safety
+/// The machine has the instruction set of `S`, and nobody else writes the unit's rows or part.
+#[inline(always)]
+pub(super) unsafe fn run_unit<S: Simd, T: Element>(
+    p: &Problem,
+    inputs: &Inputs<T>,
+    unit: &Unit,
+    output: &Output<T>,
+    parts: &Shared<f32>,
+) {
+    let sizes = p.sizes;
+    let n = sizes.group() * unit.queries.len();
+    let padded = n.next_multiple_of(ROW_PAD);
+    let (wide, deep) = (sizes.dv.next_multiple_of(S::LANES), sizes.d.next_multiple_of(16));
+    let copies_v = !T::IS_F32 || wide != sizes.dv;
+    let direct = n <= DIRECT_ROWS;
+    let needs = [
+        padded * sizes.d,
+        if direct { 0 } else { KEYS * deep },
+        if copies_v { KEYS * wide } else { 0 },
+        ROWS * TILE_STRIDE,
+        padded * wide,
+    ];
+    // No closure from here on: code in closures is not compiled for the instruction set.
+    let mut scratch = Scratch::take();
+    let [q, k, v, s, acc] = scratch.split(needs);
+    let rows: Vec<_> = (0..n).map(|i| row_at(p, unit.b, unit.kv_head, &unit.queries, i)).collect();
+    let query = |row: &Row| inputs.q.row(unit.b, row.head, row.q);
+    let group = if direct { 1 } else { S::MR };
+    pack_rows(rows.iter().map(query), group, sizes.d, p.q_factor(), q);
+    acc.fill(0.0);
+    let bounds = p.skip.iter().flat_map(|skip| rows.iter().map(|row| skip.row(p, inputs, unit.b, row))).collect();
+    let states = vec![RowState::EMPTY; n];
+    let (packed, copied) = (0, 0);
+    let mut work =
+        Work { p, inputs, unit, rows, states, bounds, direct, wide, q, k, packed, copied, copies_v, v, s, acc };
+    // SAFETY: the instruction set is there by the caller's word.
+    unsafe { work.all_keys::<S>() };
+    // SAFETY: by the caller's word.
+    unsafe { work.finish(output, parts) };
+}
+
+impl<T: Element> Work<'_, '_, T> {
+    #[inline(always)]
+    unsafe fn all_keys<S: Simd>(&mut self) {
+        let mut blocks: Vec<Rows> = Vec::new();
+        for start in (0..self.rows.len()).step_by(ROWS) {
+            let range = start..self.rows.len().min(start + ROWS);
+            let seen = self.rows[range.clone()].iter().map(|row| row.seen.clone()).filter(|seen| !seen.is_empty());
+            if let Some(seen) = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) {
+                let keys = seen.start.max(self.unit.keys.start)..seen.end.min(self.unit.keys.end);
+                blocks.push(Rows { range, keys });
+            }
+        }
+        // Nearest first, for a linear bias: it is the order in which the rest can be left out early.
+        let backwards = matches!(self.p.bias, Bias::Linear { .. });
+        let (first, last) = (self.unit.keys.start / KEYS, self.unit.keys.end.div_ceil(KEYS));
+        for i in first..last {
+            let k0 = KEYS * if backwards { first + last - 1 - i } else { i };
+            (self.packed, self.copied) = (0, 0);
+            let mut any = false;
+            for rows in &mut blocks {
+                let keys = rows.keys.start.max(k0)..rows.keys.end.min(k0 + KEYS);
+                any |= !rows.keys.is_empty();
+                if keys.is_empty() {
+                    continue;
+                }
+                let keys = if self.bounds.is_empty() { keys } else { self.without_negligible(rows, keys) };
+                if !keys.is_empty() {
+                    // SAFETY: the instruction set is there by the caller's word.
+                    unsafe { self.tile::<S>(rows.range.clone(), k0, keys) };
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+    }
+
+    /// The part of `keys` that may matter to any of the rows; shortens the rows' own range when nothing before does.
+    fn without_negligible(&self, rows: &mut Rows, mut keys: Range<usize>) -> Range<usize> {
+        let Some(skip) = &self.p.skip else { return keys };
+        let norms = skip.norms(self.unit.b, self.unit.kv_head, self.p.sizes.h_kv);
+        let negligible = |norm: f32, keys: Range<usize>| {
+            let rows = rows.range.clone().filter(|i| !self.rows[*i].seen.is_empty());
+            rows.clone().all(|i| self.bounds[i].negligible(norm, keys.start, keys.end, &self.states[i]))
+        };
+        let cut = |keys: &Range<usize>| keys.end.min((keys.start / NORM_BLOCK + 1) * NORM_BLOCK);
+        while !keys.is_empty() && negligible(norms[keys.start / NORM_BLOCK], keys.start..cut(&keys)) {
+            keys.start = cut(&keys);
+        }
+        if keys.is_empty() {
+            let before = norms[rows.keys.start / NORM_BLOCK..keys.end.div_ceil(NORM_BLOCK)].iter();
+            if negligible(before.fold(0f32, |a, b| a.max(*b)), rows.keys.start..keys.end) {
+                rows.keys.end = rows.keys.start;
+            }
+        }
+        keys
+    }
+
+    /// One tile: rows `range` of the unit and `keys` of the block that starts at `k0`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(&mut self, range: Range<usize>, k0: usize, keys: Range<usize>) {
+        let panels = (keys.start - k0) / S::NR..(keys.end - k0).div_ceil(S::NR);
+        // Columns of the tile that hold scores.
+        let (from, to) = (panels.start * S::NR, panels.end * S::NR);
+        // SAFETY: panels and rows lie within the tile, which has ROWS rows and KEYS columns.
+        unsafe {
+            if self.direct {
+                self.direct_tile::<S>(range.clone(), k0 + from, keys.end, from);
+            } else {
+                self.packed_tile::<S>(range.clone(), k0, panels);
+            }
+        }
+        let plain = self.p.softcap.is_none() && matches!(self.p.bias, Bias::None);
+        for (line, i) in range.clone().enumerate() {
+            let row = &self.rows[i];
+            let seen = row.seen.start.clamp(keys.start, keys.end) - k0..row.seen.end.clamp(keys.start, keys.end) - k0;
+            // SAFETY: line < ROWS, and columns from..to are within the tile; so are the accumulators of row i.
+            unsafe {
+                let s = self.s.as_mut_ptr().add(line * TILE_STRIDE);
+                if !plain && !seen.is_empty() {
+                    let bias = self.p.row_bias(self.unit.b, row.head, row.q);
+                    let cols = seen.start / S::LANES * S::LANES..seen.end;
+                    finish_scores::<S>(s, cols, k0, self.p.softcap, bias);
+                }
+                let seen = seen.start - from..seen.end - from;
+                let factor = softmax_step::<S>(s.add(from), seen, to - from, &mut self.states[i]);
+                if factor != 1.0 {
+                    rescale::<S>(self.acc.as_mut_ptr().add(i * self.wide), self.wide, factor);
+                }
+            }
+        }
+        // SAFETY: token k0 + from and the following up to keys.end exist; padding rows exist in tile and accumulators.
+        unsafe {
+            let depth = keys.end - (k0 + from);
+            let v = self.values::<S>(k0, from, keys.end);
+            // A few columns of the values at a time stay in the first-level cache for all rows.
+            let (step, width) = if self.direct { (4, self.wide) } else { (S::MR, S::NR) };
+            for col in (0..self.wide).step_by(width) {
+                let cols = (self.wide - col).min(width);
+                for i in range.clone().step_by(step) {
+                    let rows = if self.direct { (range.end - i).min(4) } else { S::MR };
+                    let weights = self.s.as_ptr().add((i - range.start) * TILE_STRIDE + from);
+                    let acc = self.acc.as_mut_ptr().add(i * self.wide + col);
+                    S::accumulate((rows, cols), depth, weights, (v.0.add(col), v.1), (acc, self.wide));
+                }
+            }
+        }
+    }
+
+    /// Scores of the rows with the panels, which are packed when first needed.
+    #[inline(always)]
+    unsafe fn packed_tile<S: Simd>(&mut self, range: Range<usize>, k0: usize, panels: Range<usize>) {
+        let sizes = self.p.sizes;
+        let panel_len = sizes.d.next_multiple_of(16) * S::NR;
+        for panel in panels {
+            // SAFETY: the panel has room in `k`; groups of MR rows have room in `q` and in the tile.
+            unsafe {
+                let packed = self.k.as_mut_ptr().add(panel * panel_len);
+                if self.packed & (1 << panel) == 0 {
+                    self.packed |= 1 << panel;
+                    let t = k0 + panel * S::NR;
+                    let keys = self.inputs.k.tokens(self.unit.b, self.unit.kv_head, t);
+                    pack_panel::<S, T>(keys, S::NR.min(sizes.tk - t), sizes.d, packed);
+                }
+                for i in range.clone().step_by(S::MR) {
+                    let q = self.q.as_ptr().add(i * sizes.d);
+                    let s = self.s.as_mut_ptr().add((i - range.start) * TILE_STRIDE + panel * S::NR);
+                    S::scores(sizes.d, q, packed, s);
+                }
+            }
+        }
+    }
+
+    /// Scores of a few rows with keys where they lie, from column `col` on.
+    #[inline(always)]
+    unsafe fn direct_tile<S: Simd>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
+        let d = self.p.sizes.d;
+        let k = self.inputs.k.tokens(self.unit.b, self.unit.kv_head, start);
+        for i in range.clone().step_by(4) {
+            // SAFETY: keys start..end exist, and so do rows i.. of `q` and of the tile.
+            unsafe {
+                let q = (self.q.as_ptr().add(i * d), d);
+                let s = self.s.as_mut_ptr().add((i - range.start) * TILE_STRIDE + col);
+                match range.end - i {
+                    1 => direct_scores::<S, T, 1>(q, k, end - start, d, s),
+                    2 => direct_scores::<S, T, 2>(q, k, end - start, d, s),
+                    3 => direct_scores::<S, T, 3>(q, k, end - start, d, s),
+                    _ => direct_scores::<S, T, 4>(q, k, end - start, d, s),
+                }
+            }
+        }
+        // Rows that only fill up a group of four weigh nothing.
+        for line in range.len()..range.len().next_multiple_of(4) {
+            self.s[line * TILE_STRIDE..(line + 1) * TILE_STRIDE].fill(0.0);
+        }
+    }
+
+    /// The values from key `k0 + from` up to `end` as rows of f32: where they lie, or copied.
+    #[inline(always)]
+    unsafe fn values<S: Simd>(&mut self, k0: usize, from: usize, end: usize) -> (*const f32, usize) {
+        let (b, head, sizes) = (self.unit.b, self.unit.kv_head, self.p.sizes);
+        if !self.copies_v {
+            let (v, stride) = self.inputs.v.tokens(b, head, k0 + from);
+            return (v.cast(), stride);
+        }
+        for panel in from / S::NR..(end - k0).div_ceil(S::NR) {
+            if self.copied & (1 << panel) != 0 {
+                continue;
+            }
+            self.copied |= 1 << panel;
+            for t in panel * S::NR..((panel + 1) * S::NR).min(sizes.tk - k0) {
+                let row = self.inputs.v.row(b, head, k0 + t);
+                let line = &mut self.v[t * self.wide..(t + 1) * self.wide];
+                // SAFETY: the line has room for the row.
+                unsafe { widen::<S, T>(row.as_ptr(), sizes.dv, line.as_mut_ptr()) };
+                line[sizes.dv..].fill(0.0);
+            }
+        }
+        (self.v[from * self.wide..].as_ptr(), self.wide)
+    }
+
+    /// Writes the rows, or the part that they make up.
+    ///
+    /// # Safety
+    /// Nobody else writes them.
+    #[inline(always)]
+    unsafe fn finish(&self, output: &Output<T>, parts: &Shared<f32>) {
+        let dv = self.p.sizes.dv;
+        let part_len = part_len(self.p, self.unit.queries.len());
+        for (i, (row, state)) in self.rows.iter().zip(&self.states).enumerate() {
+            let acc = &self.acc[i * self.wide..][..dv];
+            // SAFETY: by the caller's word.
+            unsafe {
+                match self.unit.part {
+                    None => output.put(self.p, (self.unit.b, row.head, row.q), acc, state.max, state.sum),
+                    Some(part) => {
+                        let line = parts.part(part * part_len + i * (dv + 2), dv + 2);
+                        line[..dv].copy_from_slice(acc);
+                        line[dv..].copy_from_slice(&[state.max, state.sum]);
+                    }
+                }
+            }
+        }
+    }
+}

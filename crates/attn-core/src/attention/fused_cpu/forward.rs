@@ -1,0 +1,208 @@
+//! The forward pass: a call is cut into blocks of queries and, where there are few of those, of keys.
+//!
+//! One unit is a block of queries of all the query heads that share a kv head, so that every key packed serves them all.
+//! Units depend on the shape of the call and never on the number of threads, and partial results are merged in order:
+//! results are the same from run to run and on any number of cores.
+
+use super::{
+    block::{Unit, run_unit},
+    problem::{Inputs, Problem},
+    simd::{Element, Job, KEYS, Simd, dispatch},
+    tile::ROWS,
+};
+use crate::attention::KernelPath;
+use std::{
+    cmp::Reverse,
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+/// Rows in a unit, about: enough to pay for packing its keys, few enough to stay in the second-level cache.
+const UNIT_ROWS: usize = 576;
+/// Below this many units a call with one block of queries is split over the keys as well.
+const FEW_UNITS: usize = 32;
+/// Multiplications below which a call isn't worth a second thread.
+const ONE_THREAD: usize = 1 << 17;
+
+/// How a call is cut up.
+struct Plan {
+    units: Vec<Unit>,
+    /// The runs of parts that make up one result, with the unit they stand for.
+    merges: Vec<(Unit, Range<usize>)>,
+}
+
+impl Plan {
+    fn new(p: &Problem) -> Self {
+        let s = p.sizes;
+        let mut block = (UNIT_ROWS / s.group() / ROWS * ROWS).max(ROWS);
+        while block > ROWS && s.b * s.h_kv * s.tq.div_ceil(block) < FEW_UNITS / 2 {
+            block -= ROWS;
+        }
+        let blocks = s.tq.div_ceil(block);
+        let split = blocks == 1 && s.b * s.h_kv < FEW_UNITS;
+        let (mut units, mut merges, mut parts) = (Vec::new(), Vec::new(), 0);
+        for (b, kv_head) in (0..s.b).flat_map(|b| (0..s.h_kv).map(move |head| (b, head))) {
+            for queries in (0..blocks).map(|i| i * block..s.tq.min((i + 1) * block)) {
+                let keys = p.seen_by_any(b, queries.clone());
+                let unit = Unit { b, kv_head, queries, keys, part: None };
+                let step = unit.keys.len().div_ceil(16).max(512).next_multiple_of(KEYS);
+                if !split || unit.keys.len() <= step {
+                    units.push(unit);
+                    continue;
+                }
+                let before = parts;
+                for start in (unit.keys.start / KEYS * KEYS..unit.keys.end).step_by(step) {
+                    let keys = start.max(unit.keys.start)..unit.keys.end.min(start + step);
+                    units.push(Unit { keys, part: Some(parts), ..unit.clone() });
+                    parts += 1;
+                }
+                merges.push((unit, before..parts));
+            }
+        }
+        // Longest first, so that the threads finish together.
+        units.sort_by_key(|unit| Reverse(unit.keys.len() * unit.queries.len()));
+        Self { units, merges }
+    }
+
+    fn parts(&self) -> usize {
+        self.merges.last().map_or(0, |(_, parts)| parts.end)
+    }
+
+    fn work(&self, p: &Problem) -> usize {
+        let pairs: usize = self.units.iter().map(|unit| unit.keys.len() * unit.queries.len()).sum();
+        pairs * p.sizes.group() * (p.sizes.d + p.sizes.dv)
+    }
+}
+
+/// A buffer that threads write to at the same time, each to places of its own.
+pub(super) struct Shared<T> {
+    start: *mut T,
+    len: usize,
+}
+
+// SAFETY: the only access is `Shared::part`, whose callers vouch that parts in use at the same time are disjoint.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(super) fn new(data: &mut [T]) -> Self {
+        Self { start: data.as_mut_ptr(), len: data.len() }
+    }
+
+    /// The numbers from `start` on.
+    ///
+    /// # Safety
+    /// The buffer that this was made from is alive and used in no other way, and nobody else uses this part of it
+    /// until the last use of the result.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.len, "{start} + {len} numbers of {}", self.len);
+        // SAFETY: in bounds, and exclusive by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+/// Where results go.
+pub(super) struct Output<T> {
+    /// `(b, tq, h, dv)`
+    pub(super) out: Shared<T>,
+    /// Per row the log2 of the sum of its weights, `(b, h, tq)`, for the backward pass.
+    pub(super) log_sums: Option<Shared<f32>>,
+}
+
+impl<T: Element> Output<T> {
+    /// Finishes one row: divides by the sum of the weights.
+    ///
+    /// # Safety
+    /// As [`Shared::part`]: nobody else writes this row.
+    #[inline(always)]
+    pub(super) unsafe fn put(&self, p: &Problem, (b, head, q): (usize, usize, usize), acc: &[f32], max: f32, sum: f32) {
+        let s = p.sizes;
+        // SAFETY: by the caller's word.
+        let to = unsafe { self.out.part(((b * s.tq + q) * s.h + head) * s.dv, s.dv) };
+        let factor = if sum > 0.0 || sum.is_nan() { 1.0 / sum } else { 0.0 };
+        for (to, x) in to.iter_mut().zip(acc) {
+            *to = T::narrow(x * factor);
+        }
+        if let Some(log_sums) = &self.log_sums {
+            let log_sum = if sum > 0.0 || sum.is_nan() { max + sum.log2() } else { f32::INFINITY };
+            // SAFETY: by the caller's word.
+            unsafe { log_sums.part((b * s.h + head) * s.tq + q, 1)[0] = log_sum };
+        }
+    }
+}
+
+/// What one thread does: units, as long as there are any.
+struct Worker<'a, T> {
+    p: &'a Problem<'a>,
+    inputs: Inputs<'a, T>,
+    units: &'a [Unit],
+    next: &'a AtomicUsize,
+    output: &'a Output<T>,
+    parts: &'a Shared<f32>,
+}
+
+impl<T: Element> Job for Worker<'_, T> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        while let Some(unit) = self.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            // SAFETY: the instruction set is there by the caller's word, and no two units share rows or parts.
+            unsafe { run_unit::<S, T>(self.p, &self.inputs, unit, self.output, self.parts) };
+        }
+    }
+}
+
+/// Numbers in a part: per row its accumulators, its reference score and its sum.
+pub(super) fn part_len(p: &Problem, queries: usize) -> usize {
+    p.sizes.group() * queries * (p.sizes.dv + 2)
+}
+
+/// Computes the whole call.
+pub(super) fn forward<T: Element>(path: KernelPath, p: &Problem, inputs: Inputs<'_, T>, output: &Output<T>) {
+    let plan = Plan::new(p);
+    let next = AtomicUsize::new(0);
+    let mut buffer = vec![0f32; plan.parts() * part_len(p, p.sizes.tq)];
+    let parts = Shared::new(&mut buffer);
+    let worker = || dispatch(path, Worker { p, inputs, units: &plan.units, next: &next, output, parts: &parts });
+    on_threads(if plan.work(p) < ONE_THREAD { 1 } else { plan.units.len() }, worker);
+    for (unit, range) in &plan.merges {
+        merge(p, unit, &buffer, range.clone(), output);
+    }
+}
+
+/// Runs `worker` on up to `most` threads of the current pool at once.
+pub(super) fn on_threads(most: usize, worker: impl Fn() + Sync) {
+    let threads = most.min(rayon::current_num_threads());
+    if threads <= 1 {
+        return worker();
+    }
+    rayon::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| worker());
+        }
+        worker();
+    });
+}
+
+/// Adds up the parts of a unit, in order.
+fn merge<T: Element>(p: &Problem, unit: &Unit, parts: &[f32], range: Range<usize>, output: &Output<T>) {
+    let s = p.sizes;
+    let (len, width) = (part_len(p, s.tq), s.dv + 2);
+    let mut acc = vec![0f32; s.dv];
+    for i in 0..s.group() * unit.queries.len() {
+        let lines = || range.clone().map(|part| &parts[part * len + i * width..][..width]);
+        let max = lines().map(|line| line[s.dv]).fold(f32::NEG_INFINITY, f32::max);
+        let (mut sum, reference) = (0.0, if max == f32::NEG_INFINITY { 0.0 } else { max });
+        acc.fill(0.0);
+        for line in lines() {
+            let factor = (line[s.dv] - reference).exp2();
+            sum += line[s.dv + 1] * factor;
+            for (acc, x) in acc.iter_mut().zip(line) {
+                *acc += x * factor;
+            }
+        }
+        let head = unit.kv_head * s.group() + i / unit.queries.len();
+        let q = unit.queries.start + i % unit.queries.len();
+        // SAFETY: the threads are done; this is the only writer.
+        unsafe { output.put(p, (unit.b, head, q), &acc, max, sum) };
+    }
+}

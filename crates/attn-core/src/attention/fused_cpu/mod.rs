@@ -1,0 +1,163 @@
+//! Attention on the CPU at the machine's limit: the scores never leave the cache.
+//!
+//! Plain Candle ops write out `(tq, tk)` scores per head, read them back for the softmax, and again for the product with
+//! the values. Here a tile of scores is computed, turned into weights by a running ("online") softmax and multiplied
+//! with the values while it is still in the first-level cache. What makes that fast:
+//!
+//! * both products are one micro-kernel whose accumulators fill the vector registers;
+//! * keys are packed into transposed panels that all query heads of a group and many queries share;
+//! * the mask is loop bounds: what no query of a tile sees is never touched;
+//! * bias and softcap are applied to the tile, so an encoding costs next to nothing;
+//! * under ALiBi, keys too far away to matter are proven so and not read (`skip`).
+//!
+//! `simd` has the vector operations per instruction set, `tile` the steps on one tile, `block` the loop over the tiles of
+//! a block of queries, `forward` the cut into blocks and threads, `backward` the gradients, `problem` the call's sizes, bounds and bias.
+
+mod backward;
+mod block;
+mod forward;
+mod problem;
+mod scratch;
+pub(crate) mod simd;
+mod skip;
+mod tile;
+
+use super::{AttendArgs, KernelOptions, KernelPath};
+use backward::{Gradients, Saved};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use forward::{Output, Shared};
+use half::{bf16, f16};
+use problem::{Bias, BiasSource, Inputs, Problem, Sizes, View};
+use simd::Element;
+use skip::Skip;
+use std::sync::OnceLock;
+
+/// True if the kernel can run the call; otherwise it is the reference kernel's.
+pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> bool {
+    let all = [q, k, v];
+    // Lengths are kept in 32 bits, and distances in f32, which is exact below 2^24.
+    let fits = q.elem_count() > 0 && v.elem_count() > 0 && k.elem_count() > 0 && k.dims()[2] < 1 << 24;
+    all.iter().all(|x| x.device().is_cpu())
+        && matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F16)
+        && fits
+        // The op has no gradient for a bias.
+        && !args.bias.track_op()
+}
+
+/// See [`attend`](super::attend), which checks the arguments first.
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
+    let path = KernelPath::choose(options.path)?;
+    let tracks = [q, k, v].iter().any(|x| x.track_op());
+    let op = Fused { args: args.clone(), options: options.clone(), path, tracks, log_sums: OnceLock::new() };
+    let [q, k, v] = [q, k, v].map(with_contiguous_rows);
+    // The op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the layer wants them.
+    q?.apply_op3(&k?, &v?, op)?.transpose(1, 2)
+}
+
+fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
+    if x.stride()[3] == 1 || x.dims()[3] == 1 { Ok(x.clone()) } else { x.contiguous() }
+}
+
+struct Fused {
+    args: AttendArgs,
+    options: KernelOptions,
+    path: KernelPath,
+    /// Whether a backward pass may follow.
+    tracks: bool,
+    /// What the forward pass leaves for it: log2 of each row's sum of weights, `(b, h, tq)`.
+    log_sums: OnceLock<Vec<f32>>,
+}
+
+impl Fused {
+    fn run<T: Element>(&self, [q, k, v]: [(&CpuStorage, &Layout); 3]) -> Result<(Vec<T>, Shape)> {
+        let s = Sizes::new(q.1, k.1, v.1)?;
+        let inputs =
+            Inputs { q: View::<T>::new(q.0, q.1)?, k: View::<T>::new(k.0, k.1)?, v: View::<T>::new(v.0, v.1)? };
+        let source = BiasSource::new(&self.args.bias, &s)?;
+        let locked = source.lock();
+        let mut problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
+        problem.skip = Skip::new(&problem, &inputs, self.options.key_norms.as_ref());
+        let mut out = vec![T::zero(); s.b * s.tq * s.h * s.dv];
+        let mut log_sums = vec![0f32; if self.tracks { s.b * s.h * s.tq } else { 0 }];
+        let sums = self.tracks.then(|| Shared::new(&mut log_sums));
+        forward::forward(self.path, &problem, inputs, &Output { out: Shared::new(&mut out), log_sums: sums });
+        self.log_sums.get_or_init(|| log_sums);
+        Ok((out, (s.b, s.tq, s.h, s.dv).into()))
+    }
+}
+
+/// `x` in f32, contiguous, its last dimension padded with zeros to whole vectors of any path.
+fn padded(x: &Tensor) -> Result<Tensor> {
+    let last = x.dims()[3];
+    let x = x.detach().to_dtype(DType::F32)?;
+    x.pad_with_zeros(3, 0, last.next_multiple_of(16) - last)?.contiguous()
+}
+
+impl Fused {
+    /// Gradients of q, k and v, given the output and its gradient, both `(b, h, tq, dv)`.
+    fn gradients(&self, [q, k, v]: [&Tensor; 3], out: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+        let Some(log_sums) = self.log_sums.get().filter(|_| self.tracks) else {
+            bail!("fused attention: the forward pass was not told of a backward pass")
+        };
+        let (d, dv) = (q.dim(3)?, v.dim(3)?);
+        let [qf, kf, vf, grad, out] = [q, k, v, grad, out].map(padded);
+        let (qf, kf, vf, grad, out) = (qf?, kf?, vf?, grad?, out?);
+        let deltas = (&grad * out)?.sum(3)?.flatten_all()?.to_vec1::<f32>()?;
+        let guards = [&qf, &kf, &vf, &grad].map(|x| x.storage_and_layout());
+        let [qv, kv, vv, gv] = guards.each_ref().map(|(storage, layout)| match &**storage {
+            Storage::Cpu(storage) => View::<f32>::new(storage, layout),
+            _ => bail!("fused attention runs on the CPU"),
+        });
+        let s = Sizes::new(qf.layout(), kf.layout(), vf.layout())?;
+        let source = BiasSource::new(&self.args.bias, &s)?;
+        let locked = source.lock();
+        let problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
+        let [mut dq, mut dk, mut dvs] = [s.tq * s.d, s.tk * s.d, s.tk * s.dv].map(|each| vec![0f32; s.b * s.h * each]);
+        let to = Gradients { q: Shared::new(&mut dq), k: Shared::new(&mut dk), v: Shared::new(&mut dvs) };
+        let saved = Saved { grad: gv?, log_sums, deltas: &deltas };
+        backward::backward(self.path, &problem, Inputs { q: qv?, k: kv?, v: vv? }, &saved, &to);
+        let shared = |x: Vec<f32>, width: usize, keep: usize| -> Result<Tensor> {
+            let x = Tensor::from_vec(x, (s.b, s.h_kv, s.group(), s.tk * width), &Device::Cpu)?;
+            let x = if s.group() == 1 { x } else { x.sum_keepdim(2)? };
+            x.reshape((s.b, s.h_kv, s.tk, width))?.narrow(3, 0, keep)?.to_dtype(q.dtype())
+        };
+        let dq = Tensor::from_vec(dq, (s.b, s.h, s.tq, s.d), &Device::Cpu)?.narrow(3, 0, d)?.to_dtype(q.dtype())?;
+        Ok([dq, shared(dk, s.d, d)?, shared(dvs, s.dv, dv)?])
+    }
+}
+
+impl CustomOp3 for Fused {
+    fn name(&self) -> &'static str {
+        "fused-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let inputs = [(q, q_layout), (k, k_layout), (v, v_layout)];
+        match q {
+            CpuStorage::F32(_) => self.run::<f32>(inputs).map(|(out, shape)| (CpuStorage::F32(out), shape)),
+            CpuStorage::BF16(_) => self.run::<bf16>(inputs).map(|(out, shape)| (CpuStorage::BF16(out), shape)),
+            CpuStorage::F16(_) => self.run::<f16>(inputs).map(|(out, shape)| (CpuStorage::F16(out), shape)),
+            _ => bail!("fused attention takes f32, bf16 and f16"),
+        }
+    }
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (out, grad) = (out.transpose(1, 2)?, grad.transpose(1, 2)?);
+        let [q, k, v] = self.gradients([q, k, v], &out, &grad)?;
+        Ok((Some(q), Some(k), Some(v)))
+    }
+}

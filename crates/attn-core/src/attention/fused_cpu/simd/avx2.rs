@@ -1,0 +1,156 @@
+//! AVX2 with fused multiply-add: 16 registers of 8 lanes, so micro-kernels of 6 rows by 2 vectors.
+
+use super::{Job, Simd, accumulate, accumulate_transposed, product};
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2;
+
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn enter<J: Job>(job: J) {
+    // SAFETY: the features are enabled here and present by the caller's word.
+    unsafe { job.run::<Avx2>() }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+    // SAFETY: by the caller's word.
+    unsafe { product::<Avx2, 6, 2, 1, 6, false>(depth, a, (b, 16), (c, super::TILE_STRIDE)) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn accumulate_rows(
+    size: (usize, usize),
+    depth: usize,
+    a: *const f32,
+    b: (*const f32, usize),
+    c: (*mut f32, usize),
+) {
+    // SAFETY: by the caller's word.
+    unsafe { accumulate::<Avx2, 6, 2, 2>(size, depth, a, b, c) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
+    // SAFETY: by the caller's word.
+    unsafe { accumulate_transposed::<Avx2, 6, 2>(cols, depth, a, b, c) }
+}
+
+#[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const MR: usize = 6;
+    const NR: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m256 {
+        _mm256_set1_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m256 {
+        _mm256_loadu_ps(p)
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m256) {
+        _mm256_storeu_ps(p, v)
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m256, b: __m256) -> __m256 {
+        _mm256_add_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+        _mm256_sub_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        _mm256_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: __m256, b: __m256) -> __m256 {
+        _mm256_div_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn min(a: __m256, b: __m256) -> __m256 {
+        _mm256_min_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        _mm256_max_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: __m256) -> f32 {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+
+    #[inline(always)]
+    unsafe fn largest(v: __m256) -> f32 {
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> __m256 {
+        let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> __m256 {
+        _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn round_and_power(x: __m256) -> (__m256, __m256) {
+        let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        let bits = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        (n, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits)))
+    }
+
+    #[inline(always)]
+    unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+        scores(depth, a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate(
+        size: (usize, usize),
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        accumulate_rows(size, depth, a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn accumulate_transposed(
+        cols: usize,
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        accumulate_columns(cols, depth, a, b, c)
+    }
+}

@@ -1,0 +1,204 @@
+//! AVX-512: 32 registers of 16 lanes, so micro-kernels of 12 rows by 2 vectors.
+
+use super::{Job, Simd, accumulate, accumulate_transposed, product};
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx512;
+
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx2,f16c,bmi2")]
+pub(super) unsafe fn enter<J: Job>(job: J) {
+    // SAFETY: the features are enabled here and present by the caller's word.
+    unsafe { job.run::<Avx512>() }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+    // SAFETY: by the caller's word.
+    unsafe { product::<Avx512, 12, 2, 1, 12, false>(depth, a, (b, 32), (c, super::TILE_STRIDE)) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn accumulate_rows(
+    size: (usize, usize),
+    depth: usize,
+    a: *const f32,
+    b: (*const f32, usize),
+    c: (*mut f32, usize),
+) {
+    // SAFETY: by the caller's word.
+    unsafe { accumulate::<Avx512, 12, 2, 4>(size, depth, a, b, c) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
+    // SAFETY: by the caller's word.
+    unsafe { accumulate_transposed::<Avx512, 12, 2>(cols, depth, a, b, c) }
+}
+
+#[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const MR: usize = 12;
+    const NR: usize = 32;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        _mm512_loadu_ps(p)
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        _mm512_storeu_ps(p, v)
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        _mm512_sub_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        _mm512_div_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        _mm512_min_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        _mm512_reduce_add_ps(v)
+    }
+
+    #[inline(always)]
+    unsafe fn largest(v: __m512) -> f32 {
+        _mm512_reduce_max_ps(v)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> __m512 {
+        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn round_and_power(x: __m512) -> (__m512, __m512) {
+        let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        (n, _mm512_scalef_ps(_mm512_set1_ps(1.0), n))
+    }
+
+    #[inline(always)]
+    unsafe fn exp2(x: __m512) -> __m512 {
+        let x = _mm512_max_ps(_mm512_set1_ps(-200.0), x);
+        let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        let f = _mm512_sub_ps(x, n);
+        let mut y = _mm512_set1_ps(super::EXP2[5]);
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(super::EXP2[4]));
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(super::EXP2[3]));
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(super::EXP2[2]));
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(super::EXP2[1]));
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(super::EXP2[0]));
+        _mm512_scalef_ps(y, n)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
+        _mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, p)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+        let mut r = [_mm512_setzero_ps(); 16];
+        for (i, r) in r.iter_mut().enumerate() {
+            *r = _mm512_loadu_ps(src.add(i * src_stride));
+        }
+        // Pairs, then quadruples within each 128-bit lane, then the lanes themselves.
+        let mut t = r;
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        for i in 0..4 {
+            let (a, b) = (4 * i, 4 * i + 2);
+            r[a] = _mm512_shuffle_ps::<0x44>(t[a], t[b]);
+            r[a + 1] = _mm512_shuffle_ps::<0xee>(t[a], t[b]);
+            r[a + 2] = _mm512_shuffle_ps::<0x44>(t[a + 1], t[b + 1]);
+            r[a + 3] = _mm512_shuffle_ps::<0xee>(t[a + 1], t[b + 1]);
+        }
+        for i in 0..4 {
+            let low = _mm512_shuffle_f32x4::<0x88>(r[i], r[i + 4]);
+            let high = _mm512_shuffle_f32x4::<0x88>(r[i + 8], r[i + 12]);
+            let low_odd = _mm512_shuffle_f32x4::<0xdd>(r[i], r[i + 4]);
+            let high_odd = _mm512_shuffle_f32x4::<0xdd>(r[i + 8], r[i + 12]);
+            t[i] = _mm512_shuffle_f32x4::<0x88>(low, high);
+            t[i + 4] = _mm512_shuffle_f32x4::<0x88>(low_odd, high_odd);
+            t[i + 8] = _mm512_shuffle_f32x4::<0xdd>(low, high);
+            t[i + 12] = _mm512_shuffle_f32x4::<0xdd>(low_odd, high_odd);
+        }
+        for (j, t) in t.iter().enumerate() {
+            _mm512_storeu_ps(dst.add(j * dst_stride), *t);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+        scores(depth, a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate(
+        size: (usize, usize),
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        accumulate_rows(size, depth, a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn accumulate_transposed(
+        cols: usize,
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        accumulate_columns(cols, depth, a, b, c)
+    }
+}

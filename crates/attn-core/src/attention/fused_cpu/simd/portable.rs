@@ -1,0 +1,136 @@
+//! Plain Rust over arrays of eight, for machines without a path of their own and for Miri.
+
+use super::{Simd, accumulate, accumulate_transposed, product};
+use half::{bf16, f16};
+
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+type V = [f32; 8];
+
+#[inline(always)]
+fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type V = V;
+    const LANES: usize = 8;
+    const MR: usize = 4;
+    const NR: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> V {
+        [x; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> V {
+        // SAFETY: eight numbers are readable at p by the caller's word; arrays are only aligned to their elements.
+        unsafe { p.cast::<V>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: V) {
+        // SAFETY: as for `load`.
+        unsafe { p.cast::<V>().write(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: V, b: V) -> V {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: V, b: V) -> V {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: V, b: V) -> V {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: V, b: V) -> V {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: V, b: V, c: V) -> V {
+        // Not `mul_add`, which is a library call on targets without the instruction.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    unsafe fn min(a: V, b: V) -> V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: V, b: V) -> V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: V) -> f32 {
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+
+    #[inline(always)]
+    unsafe fn largest(v: V) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> V {
+        // SAFETY: eight numbers are readable at p by the caller's word.
+        let raw = unsafe { p.cast::<[u16; 8]>().read() };
+        raw.map(|x| f32::from_bits((x as u32) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> V {
+        // SAFETY: eight numbers are readable at p by the caller's word.
+        let raw = unsafe { p.cast::<[f16; 8]>().read() };
+        raw.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn round_and_power(x: V) -> (V, V) {
+        // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+        const MAGIC: f32 = 12_582_912.0;
+        let shifted = x.map(|x| x + MAGIC);
+        let power = shifted.map(|s| f32::from_bits(s.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23));
+        (shifted.map(|s| s - MAGIC), power)
+    }
+
+    #[inline(never)]
+    unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+        // SAFETY: by the caller's word.
+        unsafe { product::<Self, 4, 1, 1, 4, false>(depth, a, (b, 8), (c, super::TILE_STRIDE)) }
+    }
+
+    #[inline(never)]
+    unsafe fn accumulate(
+        size: (usize, usize),
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        // SAFETY: by the caller's word. Four rows by one vector is this path's only shape.
+        unsafe { accumulate::<Self, 4, 1, 1>(size, depth, a, b, c) }
+    }
+    #[inline(never)]
+    unsafe fn accumulate_transposed(
+        cols: usize,
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        // SAFETY: by the caller's word.
+        unsafe { accumulate_transposed::<Self, 4, 1>(cols, depth, a, b, c) }
+    }
+}

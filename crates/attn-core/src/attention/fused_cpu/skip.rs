@@ -1,0 +1,137 @@
+//! ALiBi as the soft window it is: keys whose weights cannot matter are not read.
+//!
+//! A score is at most `scale * |q| * |k|` (or the softcap), so a bound on the norms of a run of keys, plus the largest
+//! bias among them, bounds their weights. If that is under 2^-24 of the row's largest weight, divided by how many keys
+//! could be that close to the bound, then all the skipped keys together are below the rounding of the row's sum.
+//! The row's largest weight is known early because keys are visited from the nearest on.
+
+use super::{
+    problem::{Bias, Inputs, LOG2E, Problem},
+    simd::Element,
+    tile::{Row, RowState},
+};
+use crate::attention::{KeyNorms, key_norms::NORM_BLOCK};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Queries below which the bounds aren't worth computing: reading every key for them would cost what it saves.
+const WORTHWHILE: usize = 64;
+
+/// Bounds for one call.
+pub(super) struct Skip {
+    norms: Arc<KeyNorms>,
+    /// Per query head, how many factors of two a weight has to be below the row's largest.
+    margins: Vec<f32>,
+}
+
+/// What the kernel needs to know of one row.
+#[derive(Clone, Copy)]
+pub(super) struct RowBound {
+    /// `scale * |q|` in factors of two, rounded up.
+    strength: f32,
+    slope: f32,
+    margin: f32,
+    /// The query's place among the keys.
+    origin: i64,
+    cap: f32,
+    /// The row's largest score is at least this.
+    floor: f32,
+}
+
+impl Skip {
+    /// The bounds, where the bias is linear and they are given or worth computing.
+    pub(super) fn new<T: Element>(p: &Problem, inputs: &Inputs<T>, given: Option<&Arc<KeyNorms>>) -> Option<Self> {
+        let Bias::Linear { slopes } = &p.bias else { return None };
+        let s = p.sizes;
+        let norms = match given {
+            Some(norms) => norms.clone(),
+            None if s.tq * s.group() >= WORTHWHILE && s.tk >= 4 * NORM_BLOCK => Arc::new(measure(p, inputs)),
+            None => return None,
+        };
+        let margins = slopes.iter().map(|slope| {
+            let geometric = -1.0 / (-slope.abs()).exp2_m1_accurate();
+            24.0 + geometric.clamp(1.0, s.tk as f32).log2()
+        });
+        Some(Self { norms, margins: margins.collect() })
+    }
+
+    pub(super) fn norms(&self, b: usize, kv_head: usize, h_kv: usize) -> &[f32] {
+        self.norms.blocks(b * h_kv + kv_head)
+    }
+
+    /// The bound of one row. It knows the score of the row's favoured key, so that a part of a split call that has only
+    /// far keys can be left out without waiting for the part with the near ones.
+    pub(super) fn row<T: Element>(&self, p: &Problem, inputs: &Inputs<T>, b: usize, row: &Row) -> RowBound {
+        let Bias::Linear { slopes } = &p.bias else { unreachable!("bounds exist for a linear bias only") };
+        let (slope, q) = (slopes[row.head], inputs.q.row(b, row.head, row.q));
+        let origin = (p.q_start + row.q) as i64 - p.k_start as i64;
+        let mut floor = f32::NEG_INFINITY;
+        if !row.seen.is_empty() {
+            let nearest = if slope >= 0.0 { row.seen.end - 1 } else { row.seen.start };
+            let k = inputs.k.row(b, row.head / p.sizes.group(), nearest);
+            let dot: f64 = q.iter().zip(k).map(|(q, k)| q.widen() as f64 * k.widen() as f64).sum();
+            let score = dot as f32 * p.scale;
+            let score = p.softcap.map_or(score, |cap| cap * (score / cap).tanh());
+            // Less what the kernel's own rounding may differ by.
+            floor = score * LOG2E - score.abs() * 1e-4 - 1e-3 + slope * (nearest as i64 - origin) as f32;
+        }
+        let norm = q.iter().map(|x| (x.widen() as f64).powi(2)).sum::<f64>().sqrt() as f32;
+        RowBound {
+            // The factor covers the rounding of both norms and of the score itself.
+            strength: norm * p.scale.abs() * LOG2E * 1.0001,
+            slope,
+            margin: self.margins[row.head],
+            origin,
+            floor,
+            cap: p.softcap.map_or(f32::INFINITY, |cap| cap.abs() * LOG2E * 1.0001),
+        }
+    }
+}
+
+impl RowBound {
+    /// True if no key in `start..end`, all with norms up to `norm`, can matter to the row.
+    pub(super) fn negligible(&self, norm: f32, start: usize, end: usize, state: &RowState) -> bool {
+        let nearest = if self.slope >= 0.0 { end - 1 } else { start };
+        let bias = self.slope * (nearest as i64 - self.origin) as f32;
+        let score = (self.strength * norm).min(self.cap);
+        // False if anything is NaN or nothing has been seen yet.
+        score + bias < state.max.max(self.floor) - self.margin
+    }
+}
+
+/// The largest norm in each block of keys.
+fn measure<T: Element>(p: &Problem, inputs: &Inputs<T>) -> KeyNorms {
+    let s = p.sizes;
+    let per_row = s.tk.div_ceil(NORM_BLOCK);
+    let block = |i: usize| {
+        let (row, first) = (i / per_row, i % per_row * NORM_BLOCK);
+        let mut max = 0f32;
+        for t in first..s.tk.min(first + NORM_BLOCK) {
+            let key = inputs.k.row(row / s.h_kv, row % s.h_kv, t);
+            let mut sums = [0f32; 16];
+            let mut chunks = key.chunks_exact(16);
+            for chunk in &mut chunks {
+                for (sum, x) in sums.iter_mut().zip(chunk) {
+                    *sum += x.widen() * x.widen();
+                }
+            }
+            let rest = chunks.remainder().iter().map(|x| x.widen() * x.widen()).sum::<f32>();
+            let norm = (sums.iter().sum::<f32>() + rest).sqrt();
+            max = if norm.is_nan() { f32::INFINITY } else { max.max(norm) };
+        }
+        max
+    };
+    let all: Vec<f32> = (0..s.b * s.h_kv * per_row).into_par_iter().with_min_len(16).map(block).collect();
+    KeyNorms::from_blocks(s.tk, all.chunks(per_row.max(1)).map(<[f32]>::to_vec).collect())
+}
+
+trait Exp2M1 {
+    fn exp2_m1_accurate(self) -> f32;
+}
+
+impl Exp2M1 for f32 {
+    /// 2^x - 1 without cancellation near zero.
+    fn exp2_m1_accurate(self) -> f32 {
+        (self as f64 * std::f64::consts::LN_2).exp_m1() as f32
+    }
+}

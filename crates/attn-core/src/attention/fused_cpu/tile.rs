@@ -1,0 +1,326 @@
+//! What happens to one tile of scores: packing the operands, bias and softcap, and a step of the online softmax.
+
+use super::{
+    problem::{LOG2E, Problem, RowBias},
+    simd::{Element, Simd, TILE_STRIDE},
+};
+use std::ops::Range;
+
+/// Rows of a score tile, a multiple of every path's `MR`.
+pub(super) const ROWS: usize = 48;
+/// Row counts are padded to a multiple of this: the least common multiple of the paths' `MR` and of 4.
+pub(super) const ROW_PAD: usize = 12;
+/// The reference point of a row's softmax moves only when a score exceeds it by this many factors of two, which saves
+/// most of the rescaling of accumulators; weights stay below 2^8 and sums far below f32's limit.
+const SLACK: f32 = 8.0;
+
+/// The running softmax of one query row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowState {
+    /// What scores are taken relative to: the row's largest score so far, or up to [`SLACK`] less.
+    pub(super) max: f32,
+    /// The sum of the weights.
+    pub(super) sum: f32,
+}
+
+impl RowState {
+    pub(super) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+/// Packs rows `MR` at a time and transposed, as the score kernel reads its left side. `dst` has room for a multiple of
+/// `mr` rows of `width`; missing rows are zero.
+pub(super) fn pack_rows<'a, T: Element>(
+    rows: impl ExactSizeIterator<Item = &'a [T]>,
+    mr: usize,
+    width: usize,
+    factor: f32,
+    dst: &mut [f32],
+) {
+    let n = rows.len();
+    for (i, row) in rows.enumerate() {
+        let group = &mut dst[i / mr * mr * width..];
+        for (c, x) in row.iter().enumerate() {
+            group[c * mr + i % mr] = x.widen() * factor;
+        }
+    }
+    for i in n..n.next_multiple_of(mr) {
+        let group = &mut dst[i / mr * mr * width..];
+        for c in 0..width {
+            group[c * mr + i % mr] = 0.0;
+        }
+    }
+}
+
+/// Packs `n <= NR` tokens of `width` numbers into a panel: `dst[c * NR + j]` is number `c` of token `j`; missing tokens
+/// are zero.
+///
+/// # Safety
+/// `src` holds `n` tokens; `dst` has room for `width` rounded up to 16, times `NR`.
+#[inline(always)]
+pub(super) unsafe fn pack_panel<S: Simd, T: Element>(
+    (src, stride): (*const T, usize),
+    n: usize,
+    width: usize,
+    dst: *mut f32,
+) {
+    let lanes = S::LANES;
+    let mut staged = [0f32; 256];
+    for j in (0..S::NR).step_by(lanes) {
+        for c in (0..width).step_by(lanes) {
+            // SAFETY: whole blocks are read where they are; partial ones go through `staged`, which holds LANES^2
+            // numbers. Rows c..c + LANES of the panel exist by the caller's word.
+            unsafe {
+                let to = dst.add(c * S::NR + j);
+                if T::IS_F32 && j + lanes <= n && c + lanes <= width {
+                    S::transpose(src.add(j * stride + c).cast(), stride, to, S::NR);
+                    continue;
+                }
+                let cols = lanes.min(width - c);
+                for i in 0..lanes {
+                    let line = &mut staged[i * lanes..(i + 1) * lanes];
+                    if j + i < n {
+                        widen::<S, T>(src.add((j + i) * stride + c), cols, line.as_mut_ptr());
+                        line[cols..].fill(0.0);
+                    } else {
+                        line.fill(0.0);
+                    }
+                }
+                S::transpose(staged.as_ptr(), lanes, to, S::NR);
+            }
+        }
+    }
+}
+
+/// Copies `n` numbers as f32.
+///
+/// # Safety
+/// `n` numbers are readable at `src` and writable at `dst`.
+#[inline(always)]
+pub(super) unsafe fn widen<S: Simd, T: Element>(src: *const T, n: usize, dst: *mut f32) {
+    let mut i = 0;
+    // SAFETY: i + LANES <= n, then i < n.
+    unsafe {
+        while i + S::LANES <= n {
+            S::store(dst.add(i), T::load::<S>(src.add(i)));
+            i += S::LANES;
+        }
+        while i < n {
+            *dst.add(i) = (*src.add(i)).widen();
+            i += 1;
+        }
+    }
+}
+
+/// tanh to 2 units in the last place: a ratio of polynomials, as in Eigen.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
+    const TOP: [f32; 7] = [
+        4.893_524_6e-3,
+        6.372_619_3e-4,
+        1.485_722_4e-5,
+        5.122_297e-8,
+        -8.604_671_5e-11,
+        2.000_187_9e-13,
+        -2.760_768_5e-16,
+    ];
+    const BOTTOM: [f32; 4] = [4.893_525_2e-3, 2.268_434_6e-3, 1.185_347_1e-4, 1.198_258_4e-6];
+    // SAFETY: arithmetic only.
+    unsafe {
+        let x = S::max(S::splat(-7.905_311), S::min(S::splat(7.905_311), x));
+        let x2 = S::mul(x, x);
+        let mut top = S::splat(TOP[6]);
+        for c in TOP[..6].iter().rev() {
+            top = S::fma(top, x2, S::splat(*c));
+        }
+        let mut bottom = S::splat(BOTTOM[3]);
+        for c in BOTTOM[..3].iter().rev() {
+            bottom = S::fma(bottom, x2, S::splat(*c));
+        }
+        S::div(S::mul(top, x), bottom)
+    }
+}
+
+/// Turns products into scores in place: softcap, then bias. Column `c` is key `k0 + c`; works on whole vectors from
+/// `cols.start`, and reads no bias at or past `cols.end`.
+///
+/// # Safety
+/// `s` has room for `cols.end` rounded up to whole vectors from `cols.start`.
+#[inline(always)]
+pub(super) unsafe fn finish_scores<S: Simd>(
+    s: *mut f32,
+    cols: Range<usize>,
+    k0: usize,
+    softcap: Option<f32>,
+    bias: RowBias<'_>,
+) {
+    let iota: [f32; 16] = std::array::from_fn(|i| i as f32);
+    // SAFETY: columns are in bounds by the caller's word, values are checked against their slice.
+    unsafe {
+        let iota = S::load(iota.as_ptr());
+        let mut c = cols.start;
+        while c < cols.end {
+            let mut x = S::load(s.add(c));
+            if let Some(cap) = softcap {
+                x = S::mul(tanh::<S>(x), S::splat(cap * LOG2E));
+            }
+            match bias {
+                RowBias::None => {}
+                RowBias::Ramp { slope, origin } => {
+                    // Distances are integers and exact, so far keys lose nothing to cancellation.
+                    let distance = S::add(S::splat(((k0 + c) as i64 - origin) as f32), iota);
+                    x = S::fma(S::splat(slope), distance, x);
+                }
+                RowBias::Values { values: [value], factor } => x = S::add(x, S::splat(value * factor)),
+                RowBias::Values { values, factor } => {
+                    let values = &values[k0 + c..k0 + cols.end.min(c + S::LANES)];
+                    let value = if values.len() == S::LANES {
+                        S::load(values.as_ptr())
+                    } else {
+                        S::load_first(values.as_ptr(), values.len())
+                    };
+                    x = S::fma(value, S::splat(factor), x);
+                }
+            }
+            S::store(s.add(c), x);
+            c += S::LANES;
+        }
+    }
+}
+
+/// One step of a row's softmax: scores in columns `seen` become weights, every other column up to `width` becomes zero.
+/// Returns what the row's accumulators have to be multiplied by.
+///
+/// # Safety
+/// `s` has room for `width`, a multiple of `LANES`; `seen` lies within.
+#[inline(always)]
+pub(super) unsafe fn softmax_step<S: Simd>(s: *mut f32, seen: Range<usize>, width: usize, row: &mut RowState) -> f32 {
+    // SAFETY: `s` holds `width` numbers, and nothing else refers to them.
+    let line = unsafe { std::slice::from_raw_parts_mut(s, width) };
+    if seen.is_empty() {
+        line.fill(0.0);
+        return 1.0;
+    }
+    let (start, end) = (seen.start / S::LANES * S::LANES, seen.end.next_multiple_of(S::LANES));
+    line[..start].fill(0.0);
+    line[start..seen.start].fill(f32::NEG_INFINITY);
+    line[seen.end..end].fill(f32::NEG_INFINITY);
+    line[end..].fill(0.0);
+    // SAFETY: start and end are multiples of LANES within the line.
+    unsafe {
+        let mut max = S::splat(f32::NEG_INFINITY);
+        for c in (start..end).step_by(S::LANES) {
+            max = S::max(S::load(s.add(c)), max);
+        }
+        let max = S::largest(max);
+        let mut factor = 1.0;
+        if max > row.max + SLACK || row.max == f32::NEG_INFINITY {
+            if row.max != f32::NEG_INFINITY {
+                factor = (row.max - max).exp2();
+            }
+            row.max = max;
+        }
+        let reference = S::splat(if row.max == f32::NEG_INFINITY { 0.0 } else { row.max });
+        let mut sum = S::splat(0.0);
+        for c in (start..end).step_by(S::LANES) {
+            let weight = S::exp2(S::sub(S::load(s.add(c)), reference));
+            S::store(s.add(c), weight);
+            sum = S::add(sum, weight);
+        }
+        row.sum = row.sum * factor + S::sum(sum);
+        factor
+    }
+}
+
+/// For the backward pass: turns scores `s` into weights and `g`, products of the output's gradient with values, into
+/// gradients of the scores before the softcap, whose derivatives are `slopes`. Works on whole vectors from `cols.start`.
+///
+/// # Safety
+/// `s`, `g` and `slopes` have room for `cols.end` rounded up to whole vectors from `cols.start`.
+#[inline(always)]
+pub(super) unsafe fn exp_and_gradient<S: Simd>(
+    s: *mut f32,
+    g: *mut f32,
+    cols: Range<usize>,
+    (log_sum, delta): (f32, f32),
+    slopes: Option<&[f32]>,
+) {
+    for c in cols.step_by(S::LANES) {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let weight = S::exp2(S::sub(S::load(s.add(c)), S::splat(log_sum)));
+            let mut gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
+            if let Some(slopes) = slopes {
+                gradient = S::mul(gradient, S::load(slopes.as_ptr().add(c)));
+            }
+            S::store(s.add(c), weight);
+            S::store(g.add(c), gradient);
+        }
+    }
+}
+
+/// Multiplies `n` numbers, a multiple of `LANES`.
+///
+/// # Safety
+/// `p` has room for `n`.
+#[inline(always)]
+pub(super) unsafe fn rescale<S: Simd>(p: *mut f32, n: usize, factor: f32) {
+    for c in (0..n).step_by(S::LANES) {
+        // SAFETY: c + LANES <= n.
+        unsafe { S::store(p.add(c), S::mul(S::load(p.add(c)), S::splat(factor))) }
+    }
+}
+
+/// Scores of `R` query rows, in plain order, with `n` keys where they lie: what decoding does, where packing keys that
+/// are used once would cost more than it saves.
+///
+/// # Safety
+/// `q` holds `R` rows of `q_stride >= d`, `k` holds `n` tokens, and a tile of `R` rows starts at `s`.
+#[inline(always)]
+pub(super) unsafe fn direct_scores<S: Simd, T: Element, const R: usize>(
+    (q, q_stride): (*const f32, usize),
+    (k, k_stride): (*const T, usize),
+    n: usize,
+    d: usize,
+    s: *mut f32,
+) {
+    for j in 0..n {
+        // SAFETY: token j, numbers below d, and column j < n of each row are in bounds.
+        unsafe {
+            let k = k.add(j * k_stride);
+            let mut acc = [S::splat(0.0); R];
+            let mut c = 0;
+            while c + S::LANES <= d {
+                let key = T::load::<S>(k.add(c));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::fma(S::load(q.add(i * q_stride + c)), key, *acc);
+                }
+                c += S::LANES;
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                let mut sum = S::sum(acc);
+                for c in c..d {
+                    sum += *q.add(i * q_stride + c) * (*k.add(c)).widen();
+                }
+                *s.add(i * TILE_STRIDE + j) = sum;
+            }
+        }
+    }
+}
+
+/// One query row of a block of work.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) head: usize,
+    pub(super) q: usize,
+    pub(super) seen: Range<usize>,
+}
+
+/// Row `i` of a block: heads of one kv group one after another, each with the same `queries`.
+pub(super) fn row_at(p: &Problem, b: usize, kv_head: usize, queries: &Range<usize>, i: usize) -> Row {
+    let head = kv_head * p.sizes.group() + i / queries.len();
+    let q = queries.start + i % queries.len();
+    Row { head, q, seen: p.seen(b, q) }
+}

@@ -1,0 +1,123 @@
+//! Which instruction set the fused CPU kernel uses.
+//!
+//! The fastest one that the processor has is found at run time, so one binary runs everywhere. Forcing another is for
+//! tests and measurements: through [`KernelOptions`] for one call, or through the environment variable `ATTN_KERNEL`
+//! for a whole process.
+
+use super::KeyNorms;
+use candle_core::{Result, bail};
+use std::{fmt, str::FromStr, sync::Arc, sync::OnceLock};
+
+/// One implementation of the fused CPU kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KernelPath {
+    /// 512-bit vectors, x86-64.
+    Avx512,
+    /// 256-bit vectors with fused multiply-add, x86-64.
+    Avx2,
+    /// 128-bit vectors, aarch64.
+    Neon,
+    /// Plain Rust; the compiler vectorises it for the target it was built for.
+    Portable,
+}
+
+impl KernelPath {
+    /// All of them, fastest first.
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
+
+    /// True if this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("fma")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            Self::Portable => true,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// Those that this machine can run, fastest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|path| path.is_available())
+    }
+
+    /// The path for a call: the one asked for, else `ATTN_KERNEL`, else the fastest.
+    pub(crate) fn choose(asked: Option<Self>) -> Result<Self> {
+        static DEFAULT: OnceLock<std::result::Result<KernelPath, String>> = OnceLock::new();
+        let path = match asked {
+            Some(path) => path,
+            None => {
+                let default = DEFAULT.get_or_init(|| match std::env::var("ATTN_KERNEL") {
+                    Ok(name) if !name.is_empty() => name.parse(),
+                    _ => Ok(Self::available().next().unwrap_or(Self::Portable)),
+                });
+                match default {
+                    Ok(path) => *path,
+                    Err(message) => bail!("ATTN_KERNEL: {message}"),
+                }
+            }
+        };
+        if !path.is_available() {
+            bail!("this machine has no {path} kernel")
+        }
+        Ok(path)
+    }
+}
+
+impl fmt::Display for KernelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+            Self::Portable => "portable",
+        })
+    }
+}
+
+impl FromStr for KernelPath {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|path| path.to_string() == name)
+            .ok_or_else(|| format!("unknown kernel path '{name}': one of avx512, avx2, neon, portable"))
+    }
+}
+
+/// How to compute an attention call, as opposed to what: nothing here changes the result beyond rounding.
+#[derive(Debug, Clone, Default)]
+pub struct KernelOptions {
+    /// The instruction set; `None`: `ATTN_KERNEL` or the fastest. Only the fused CPU kernel looks at it.
+    pub path: Option<KernelPath>,
+    /// Bounds on the norms of the keys, kept by a cache as it grows. With ALiBi they let decoding leave far keys
+    /// unread; without them the kernel computes its own bounds where that pays (long prompts).
+    pub key_norms: Option<Arc<KeyNorms>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_unknown_ones_are_refused() {
+        for path in KernelPath::ALL {
+            assert_eq!(path.to_string().parse(), Ok(path));
+        }
+        assert!("sse".parse::<KernelPath>().is_err());
+        assert!(KernelPath::available().any(|path| path == KernelPath::Portable));
+    }
+}

@@ -1,0 +1,58 @@
+//! The product on `vdpbf16ps`: sixteen sums of pairs per instruction.
+
+use super::{Block, COLS, ROWS, Target};
+use half::bf16;
+use std::arch::x86_64::{
+    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+/// Rows held in registers at once, by two vectors of outputs.
+const STEP: usize = 8;
+
+/// True if the processor has bf16 dot products.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+}
+
+/// All rows of `block`, 32 at a time.
+pub(super) fn columns(block: &Block, target: &Target) {
+    assert!(block.packed.len() == COLS * block.depth / 2 && block.depth > 0);
+    let mut sums = [0f32; ROWS * COLS];
+    for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {
+        for (xs, sums) in xs.chunks_exact(STEP * block.depth).zip(sums.chunks_exact_mut(STEP * COLS)) {
+            // SAFETY: is_available() was true; the slices hold STEP rows of inputs, all packed weights, STEP rows of sums.
+            unsafe { multiply(xs, block.packed, block.depth, sums) };
+        }
+        target.write(step * ROWS, &sums, block);
+    }
+}
+
+/// # Safety
+/// The machine has avx512bf16; the slices are of the sizes named above.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn multiply(xs: &[bf16], packed: &[u32], depth: usize, sums: &mut [f32]) {
+    let (low, high) = packed.split_at(packed.len() / 2);
+    // SAFETY: both are 64 plain bytes.
+    let pairs = |v: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };
+    let mut acc = [[_mm512_setzero_ps(); 2]; STEP];
+    for pair in 0..depth / 2 {
+        // SAFETY: line `pair` of either half of the weights, and pair `pair` of every row, are in bounds.
+        unsafe {
+            let w0 = pairs(_mm512_loadu_si512(low.as_ptr().add(pair * 16).cast()));
+            let w1 = pairs(_mm512_loadu_si512(high.as_ptr().add(pair * 16).cast()));
+            for (row, acc) in acc.iter_mut().enumerate() {
+                let x = xs.as_ptr().add(row * depth + 2 * pair).cast::<i32>().read_unaligned();
+                let x = pairs(_mm512_set1_epi32(x));
+                acc[0] = _mm512_dpbf16_ps(acc[0], x, w0);
+                acc[1] = _mm512_dpbf16_ps(acc[1], x, w1);
+            }
+        }
+    }
+    for (acc, sums) in acc.iter().zip(sums.chunks_exact_mut(COLS)) {
+        // SAFETY: `sums` is a row of COLS = 32 numbers.
+        unsafe {
+            _mm512_storeu_ps(sums.as_mut_ptr(), acc[0]);
+            _mm512_storeu_ps(sums.as_mut_ptr().add(16), acc[1]);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Products of a few rows: bound by reading the weights, so every core reads its share of them once, and weights in half
+//! precision are widened in registers.
+
+use crate::attention::KernelPath;
+use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
+use rayon::prelude::*;
+
+/// Outputs a task computes at least.
+const MIN_TASK: usize = 64;
+
+/// `ys[r][o] = sum_k xs[r][k] * w[o][k]` for `(rows, depth, out)`.
+pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out): (usize, usize, usize)) -> Vec<f32> {
+    let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
+    let task = out.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(8).max(MIN_TASK);
+    if rows == 1 {
+        let mut ys = vec![0f32; out];
+        ys.par_chunks_mut(task).zip(w.par_chunks(task * depth)).for_each(|(ys, w)| {
+            dispatch(path, Rows { xs, w, depth, ys });
+        });
+        return ys;
+    }
+    // Tasks fill blocks of their own, `(out of task, rows)`, which are then turned into rows.
+    let mut blocks = vec![0f32; out * rows];
+    blocks.par_chunks_mut(task * rows).zip(w.par_chunks(task * depth)).for_each(|(ys, w)| {
+        dispatch(path, Rows { xs, w, depth, ys });
+    });
+    let mut ys = vec![0f32; rows * out];
+    for (o, column) in blocks.chunks_exact(rows).enumerate() {
+        for (r, y) in column.iter().enumerate() {
+            ys[r * out + o] = *y;
+        }
+    }
+    ys
+}
+
+/// `ys[o][r]` for the outputs whose weights are in `w`.
+struct Rows<'a, E> {
+    xs: &'a [f32],
+    w: &'a [E],
+    depth: usize,
+    ys: &'a mut [f32],
+}
+
+impl<E: Element> Job for Rows<'_, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { xs, w, depth, ys } = self;
+        let rows = xs.len() / depth;
+        let outs = w.len() / depth;
+        let mut o = 0;
+        while o < outs {
+            let n = if outs - o >= 4 { 4 } else { 1 };
+            let mut r = 0;
+            while r < rows {
+                let m = if rows - r >= 4 { 4 } else { 1 };
+                let (x, w) = (&xs[r * depth..(r + m) * depth], &w[o * depth..(o + n) * depth]);
+                // SAFETY: the machine has the instruction set by this function's contract; the slices hold m and n whole
+                // rows of `depth`.
+                unsafe {
+                    match (m, n) {
+                        (1, 4) => block::<S, E, 1, 4>(x, w, depth, &mut ys[o * rows + r..], rows),
+                        (4, 4) => block::<S, E, 4, 4>(x, w, depth, &mut ys[o * rows + r..], rows),
+                        (4, _) => block::<S, E, 4, 1>(x, w, depth, &mut ys[o * rows + r..], rows),
+                        _ => block::<S, E, 1, 1>(x, w, depth, &mut ys[o * rows + r..], rows),
+                    }
+                }
+                r += m;
+            }
+            o += n;
+        }
+    }
+}
+
+/// `M` rows by `N` outputs, all accumulators in registers; with one row, two of each, so that the loop is not bound by the
+/// latency of its additions.
+///
+/// # Safety
+/// The machine has the instruction set of `S`; `xs` holds `M` and `w` holds `N` rows of `depth`.
+#[inline(always)]
+unsafe fn block<S: Simd, E: Element, const M: usize, const N: usize>(
+    xs: &[f32],
+    w: &[E],
+    depth: usize,
+    ys: &mut [f32],
+    stride: usize,
+) {
+    let whole = depth / S::LANES * S::LANES;
+    // SAFETY: every load is of LANES elements at k <= whole - LANES within a row of `depth`, by the contract above.
+    let mut sums = unsafe {
+        let mut acc = [[S::splat(0.0); N]; M];
+        let mut odd = [[S::splat(0.0); N]; M];
+        let mut k = 0;
+        while k + 2 * S::LANES <= whole && M == 1 {
+            for n in 0..N {
+                let at = w.as_ptr().add(n * depth + k);
+                let (a, b) = (E::load::<S>(at), E::load::<S>(at.add(S::LANES)));
+                acc[0][n] = S::fma(S::load(xs.as_ptr().add(k)), a, acc[0][n]);
+                odd[0][n] = S::fma(S::load(xs.as_ptr().add(k + S::LANES)), b, odd[0][n]);
+            }
+            k += 2 * S::LANES;
+        }
+        while k < whole {
+            for n in 0..N {
+                let weight = E::load::<S>(w.as_ptr().add(n * depth + k));
+                for (m, acc) in acc.iter_mut().enumerate() {
+                    acc[n] = S::fma(S::load(xs.as_ptr().add(m * depth + k)), weight, acc[n]);
+                }
+            }
+            k += S::LANES;
+        }
+        let mut sums = [[0f32; N]; M];
+        for m in 0..M {
+            for n in 0..N {
+                sums[m][n] = S::sum(S::add(acc[m][n], odd[m][n]));
+            }
+        }
+        sums
+    };
+    for k in whole..depth {
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum += xs[m * depth + k] * w[n * depth + k].widen();
+            }
+        }
+    }
+    for (m, sums) in sums.iter().enumerate() {
+        for (n, sum) in sums.iter().enumerate() {
+            ys[n * stride + m] = *sum;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Matrix products for models on the CPU, where Candle's leave most of the machine idle: products of a few rows run on one
+//! thread there, and bf16 operands are widened whole before every product.
+//!
+//! | rows of `xs` | weights | kernel |
+//! |---|---|---|
+//! | up to [`FEW_ROWS`] | f32, bf16, f16 | [`few_rows`]: every core reads its share of the weights once, widening in registers |
+//! | more | bf16 | [`bf16`]: tiles of bf16 dot products, with AMX or AVX-512, f32 accumulation |
+//! | more | others | Candle's product, which is near the machine's limit there |
+//!
+//! None of them keeps gradients: [`Linear`](crate::Linear) comes here only when none are tracked.
+
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+mod few_rows;
+
+use candle_core::{DType, Device, Result, Storage, Tensor};
+
+/// Rows up to which a product is bound by reading the weights.
+pub const FEW_ROWS: usize = 8;
+
+/// `xs W^T` for `xs` of shape `(rows, in)` and `w` of shape `(out, in)` in the same dtype, both on the CPU and
+/// contiguous; `None` where Candle's product is the better one or these conditions don't hold.
+///
+/// Sums are accumulated in f32 whatever the dtype.
+///
+/// # Errors
+/// A read of storage that fails; never a matter of values.
+pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Option<Tensor>> {
+    let ((rows, width), (out, depth)) = (xs.dims2()?, w.dims2()?);
+    let plain = xs.device().is_cpu()
+        && w.device().is_cpu()
+        && xs.dtype() == w.dtype()
+        && width == depth
+        && w.is_contiguous()
+        && !xs.track_op()
+        && !w.track_op();
+    if !plain || rows == 0 || depth == 0 {
+        return Ok(None);
+    }
+    if rows > FEW_ROWS {
+        #[cfg(target_arch = "x86_64")]
+        if w.dtype() == DType::BF16
+            && let Some(kernel) = bf16::Kernel::fastest()
+        {
+            let ys = with_slices(&xs.contiguous()?, w, |xs: &[half::bf16], w| {
+                bf16::product(kernel, xs, w, (rows, depth, out))
+            })?;
+            return Tensor::from_vec(ys, (rows, out), &Device::Cpu).map(Some);
+        }
+        return Ok(None);
+    }
+    let xs32 = xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let size = (rows, depth, out);
+    let ys = match w.dtype() {
+        DType::F32 => with_slices(w, w, |w: &[f32], _| few_rows::product(&xs32, w, size))?,
+        DType::BF16 => with_slices(w, w, |w: &[half::bf16], _| few_rows::product(&xs32, w, size))?,
+        DType::F16 => with_slices(w, w, |w: &[half::f16], _| few_rows::product(&xs32, w, size))?,
+        _ => return Ok(None),
+    };
+    Tensor::from_vec(ys, (rows, out), &Device::Cpu)?.to_dtype(xs.dtype()).map(Some)
+}
+
+/// Runs `f` on the elements of two contiguous CPU tensors.
+fn with_slices<T: candle_core::WithDType, R>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[T], &[T]) -> R) -> Result<R> {
+    let ((a_storage, a_layout), (b_storage, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
+    match (&*a_storage, &*b_storage) {
+        (Storage::Cpu(a), Storage::Cpu(b)) => {
+            let (a, b) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
+            let a = &a[a_layout.start_offset()..][..a_layout.shape().elem_count()];
+            let b = &b[b_layout.start_offset()..][..b_layout.shape().elem_count()];
+            Ok(f(a, b))
+        }
+        _ => candle_core::bail!("product: not on the CPU"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::D;
+
+    /// Every kernel against a product in f64 of the same rounded numbers.
+    #[test]
+    fn products_agree_with_f64() -> Result<()> {
+        let dev = Device::Cpu;
+        for (rows, depth, out) in [(1, 1, 1), (1, 576, 100), (2, 33, 7), (3, 40, 65), (5, 64, 4), (8, 100, 33)] {
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let xs = Tensor::randn(0f32, 1., (rows, depth), &dev)?.to_dtype(dtype)?;
+                let w = Tensor::randn(0f32, 1., (out, depth), &dev)?.to_dtype(dtype)?;
+                compare(&xs, &w, &matmul_t(&xs, &w)?.expect("few rows are always ours"))?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn bf16_products_agree_with_f64_on_every_kernel() -> Result<()> {
+        use bf16::Kernel;
+        for (rows, depth, out) in [(9, 3, 5), (33, 64, 32), (40, 100, 70), (100, 576, 48), (64, 31, 1)] {
+            let xs = Tensor::randn(0f32, 1., (rows, depth), &Device::Cpu)?.to_dtype(DType::BF16)?;
+            let w = Tensor::randn(0f32, 1., (out, depth), &Device::Cpu)?.to_dtype(DType::BF16)?;
+            for kernel in [Kernel::Amx, Kernel::Avx512].into_iter().filter(|k| k.is_available()) {
+                let ys = with_slices(&xs, &w, |xs, w| bf16::product(kernel, xs, w, (rows, depth, out)))?;
+                compare(&xs, &w, &Tensor::from_vec(ys, (rows, out), &Device::Cpu)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(xs: &Tensor, w: &Tensor, ys: &Tensor) -> Result<()> {
+        let (xs, w) = (xs.to_dtype(DType::F64)?, w.to_dtype(DType::F64)?);
+        let exact = xs.matmul(&w.t()?)?;
+        let tolerance = match ys.dtype() {
+            DType::F32 => 1e-6,
+            DType::F16 => 1e-3,
+            _ => 8e-3,
+        } * (xs.dim(D::Minus1)? as f64).sqrt();
+        let worst = (ys.to_dtype(DType::F64)? - exact)?.abs()?.max_all()?.to_scalar::<f64>()?;
+        assert!(worst <= tolerance, "{:?} x {:?} {:?}: {worst}", xs.dims(), w.dims(), ys.dtype());
+        Ok(())
+    }
+}
