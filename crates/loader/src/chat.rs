@@ -1,7 +1,9 @@
 //! Chat templates: the Jinja program in a checkpoint that turns a conversation into one prompt.
 //!
 //! Templates are code from a stranger. They run here in an interpreter without files or network, with a bound on its
-//! steps and on its output, so that a template that loops for ever is an error like any other.
+//! steps and on its output, so that a template that loops for ever is an error like any other. What is not bounded is
+//! the memory of values in between: a template written to exhaust it, by joining a string to itself again and again,
+//! can, since the interpreter offers no hook for that.
 
 use crate::error::{LoadError, Result};
 use minijinja::{Environment, Error, ErrorKind, Value, context};

@@ -88,11 +88,8 @@ impl OriginFile {
         Ok(Self { name, size, content: Content::Path(path) })
     }
 
-    pub(crate) fn in_memory(name: &str, bytes: &Cow<'static, [u8]>) -> Self {
-        match bytes {
-            Cow::Borrowed(b) => Self { name: name.to_string(), size: b.len() as u64, content: Content::Static(b) },
-            Cow::Owned(b) => Self::digested(name, b),
-        }
+    pub(crate) fn embedded(name: &str, bytes: &'static [u8]) -> Self {
+        Self { name: name.to_string(), size: bytes.len() as u64, content: Content::Static(bytes) }
     }
 
     pub(crate) fn digested(name: &str, bytes: &[u8]) -> Self {

@@ -9,6 +9,7 @@ use crate::{
 };
 use serde_json::Value;
 use std::{
+    borrow::Cow,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -84,15 +85,15 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
 }
 
 /// The checkpoint whose files are given as bytes.
-pub(crate) fn from_bytes(
-    config: &[u8],
-    weights: std::borrow::Cow<'static, [u8]>,
-    tokenizer: Option<&[u8]>,
-) -> Result<Checkpoint> {
+pub(crate) fn from_bytes(config: &[u8], weights: Cow<'static, [u8]>, tokenizer: Option<&[u8]>) -> Result<Checkpoint> {
     let name = Path::new("embedded config.json");
     let config_value = parse_object(name, config)?;
     let generation = generation_defaults(&config_value, None, name)?;
-    let mut files = vec![OriginFile::digested("config.json", config), OriginFile::in_memory(SINGLE, &weights)];
+    let weights_file = match &weights {
+        Cow::Borrowed(bytes) => OriginFile::embedded(SINGLE, bytes),
+        Cow::Owned(bytes) => OriginFile::digested(SINGLE, bytes),
+    };
+    let mut files = vec![OriginFile::digested("config.json", config), weights_file];
     let tokenizer = match tokenizer {
         Some(bytes) => {
             files.push(OriginFile::digested("tokenizer.json", bytes));

@@ -21,6 +21,7 @@ mod convert;
 mod error;
 mod folder;
 mod gguf;
+mod guard;
 mod hub;
 mod safetensors;
 mod source;

@@ -4,7 +4,10 @@
 //! and end a text, whether they are added at all, and whether the ids fit the model. A wrong answer to any of these
 //! does not fail, it only makes a model worse.
 
-use crate::error::{LoadError, Result};
+use crate::{
+    error::{LoadError, Result},
+    guard::guard,
+};
 use std::path::Path;
 
 /// Text to token ids and back.
@@ -28,8 +31,12 @@ impl Tokenizer {
     /// # Errors
     /// The contents are not a tokenizer.
     pub fn from_json(file: &Path, bytes: &[u8]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| LoadError::Tokenizer { file: file.to_path_buf(), reason: e.to_string() })?;
+        let err = |reason: String| LoadError::Tokenizer { file: file.to_path_buf(), reason };
+        let inner = match guard(|| tokenizers::Tokenizer::from_bytes(bytes)) {
+            Ok(Ok(inner)) => inner,
+            Ok(Err(e)) => return Err(err(format!("not a valid tokenizer.json: {e}"))),
+            Err(panic) => return Err(err(format!("not a valid tokenizer.json: {panic}"))),
+        };
         Ok(Self::new(inner))
     }
 
@@ -59,8 +66,8 @@ impl Tokenizer {
     /// # Errors
     /// The text can't be tokenised, or has a token that the model has no embedding for.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special);
-        let encoding = encoding.map_err(|e| self.failed(format!("can't tokenise the text: {e}")))?;
+        let encoding = guard(|| self.inner.encode_fast(text, add_special).map_err(|e| e.to_string()));
+        let encoding = encoding.flatten().map_err(|e| failed(format!("can't tokenise the text: {e}")))?;
         let mut ids = encoding.get_ids().to_vec();
         if add_special {
             self.set_ends(&mut ids);
@@ -97,7 +104,8 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| self.failed(format!("can't decode: {e}")))
+        let text = guard(|| self.inner.decode(ids, skip_special).map_err(|e| e.to_string()));
+        text.flatten().map_err(|e| failed(format!("can't decode: {e}")))
     }
 
     /// A decoder for ids that come one at a time.
@@ -123,10 +131,10 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+}
 
-    fn failed(&self, reason: String) -> LoadError {
-        LoadError::Tokenizer { file: Path::new("tokenizer").to_path_buf(), reason }
-    }
+fn failed(reason: String) -> LoadError {
+    LoadError::Tokenizer { file: Path::new("tokenizer.json").to_path_buf(), reason }
 }
 
 /// Turns ids that come one at a time into text, holding back characters whose bytes are not all there yet.

@@ -311,6 +311,32 @@ fn streaming_equals_decoding_at_once() {
     assert!(!shown.is_empty());
 }
 
+/// Each of these makes the tokenizers crate panic, the last one only when text comes.
+#[test]
+fn tokenizers_that_panic_are_errors() {
+    let good: serde_json::Value = serde_json::from_slice(TOKENIZER).unwrap();
+    for (part, value) in [
+        ("decoder", json!({"type": "Strip"})),
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+        (
+            "model",
+            json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "toolong"}),
+        ),
+    ] {
+        let mut bad = good.clone();
+        bad[part] = value;
+        let err = loader::Tokenizer::from_json(Path::new("x/tokenizer.json"), bad.to_string().as_bytes()).unwrap_err();
+        assert!(err.to_string().contains("x/tokenizer.json") && !err.to_string().contains('\n'), "{part}: {err}");
+    }
+    let mut bad = good.clone();
+    bad["post_processor"] = json!({"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+        "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}]});
+    let tok = loader::Tokenizer::from_json(Path::new("tokenizer.json"), bad.to_string().as_bytes());
+    if let Ok(tok) = tok {
+        assert!(tok.encode("hello", true).is_err());
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn links_are_followed_as_in_the_cache() {

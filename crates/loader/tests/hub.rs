@@ -286,6 +286,22 @@ fn what_comes_is_checked() {
 }
 
 #[test]
+fn a_password_in_the_address_stays_secret() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let mut options = hub.options(dir.path());
+    options.hub.endpoint = hub.url.replace("http://", "http://me:secret@");
+    for (path, reply) in [("/api/", Reply::status(403)), ("/api/", Reply::status(200)), ("resolve", Reply::status(404))]
+    {
+        hub.script(path, reply);
+        let err = fails_for("org/name", &options, dir.path());
+        assert!(!format!("{err} {err:?}").contains("secret"), "{err}");
+    }
+    hub.script("resolve", Reply::status(200).header("Content-Type", "text/html").body(b"<html>"));
+    let err = fails_for("org/name", &options, dir.path());
+    assert!(err.to_string().contains("web page") && !format!("{err:?}").contains("secret"), "{err}");
+}
+
+#[test]
 fn answers_that_are_not_the_api() {
     for (body, want) in [
         (&b"[]"[..], "not the hub's API"),
@@ -453,4 +469,6 @@ fn settings_come_from_the_environment() {
     let c = HubConfig::from_lookup(|name| (name == "HF_HOME").then(|| home.clone()));
     assert_eq!(c.token.as_deref(), Some("stored"));
     assert!(!format!("{c:?}").contains("stored"));
+    let c = env(&[("HF_ENDPOINT", "https://me:secret@mirror.example")]);
+    assert!(!format!("{c:?}").contains("secret") && format!("{c:?}").contains("mirror.example"));
 }

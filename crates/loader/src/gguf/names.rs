@@ -139,10 +139,10 @@ impl Undo {
     /// The rows do not divide among the heads.
     pub(crate) fn rows(self, n: usize) -> Result<Option<Vec<usize>>, String> {
         let divide = |parts: usize| -> Result<usize, String> {
-            match n.checked_div(parts) {
-                Some(d) if n % parts == 0 => Ok(d),
-                _ => Err(format!("{n} rows do not divide among heads ({parts} parts)")),
+            if parts == 0 || !n.is_multiple_of(parts) {
+                return Err(format!("{n} rows do not divide among heads ({parts} parts)"));
             }
+            Ok(n / parts)
         };
         match self {
             Self::Interleaved { heads } => {

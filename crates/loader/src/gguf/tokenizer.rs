@@ -30,6 +30,20 @@ const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
+/// Control tokens that end an answer, which files often do not list: llama.cpp recognises them by their text too.
+const ENDS: [&str; 10] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "<|return|>",
+    "<end_of_utterance>",
+];
+
 /// The vocabulary as stored.
 struct Vocab<'a> {
     tokens: &'a [String],
@@ -66,8 +80,10 @@ pub(super) fn build(meta: &Meta, vocab_size: usize) -> Result<Option<Tokenizer>>
     let default = if model == "llama" { (Some(1), Some(2)) } else { (None, None) };
     tok.bos_id = id("bos")?.or(default.0.filter(|&d| u64::from(d) < count));
     tok.eos_ids = id("eos")?.or(default.1.filter(|&d| u64::from(d) < count)).into_iter().collect();
-    for name in ["eot", "eom"] {
-        if let Some(id) = id(name)?.filter(|id| !tok.eos_ids.contains(id)) {
+    let named = ENDS.iter().filter_map(|text| vocab.ids.get(text).copied());
+    let named = named.filter(|&id| vocab.types.get(id as usize) == Some(&CONTROL));
+    for id in [id("eot")?, id("eom")?].into_iter().flatten().chain(named) {
+        if !tok.eos_ids.contains(&id) {
             tok.eos_ids.push(id);
         }
     }

@@ -112,8 +112,8 @@ impl<'a> Client<'a> {
 
     /// Asks the hub which commit a revision is at, and for its files.
     pub(super) fn info(&self, repo: &Repo, id: &HubRef) -> Result<Info, Failure> {
-        let shown = format!("{}/api/{}", self.config.endpoint, repo.api_url());
-        let url = format!("{shown}?blobs=true");
+        let shown = format!("{}/api/{}", self.config.shown(), repo.api_url());
+        let url = format!("{}/api/{}?blobs=true", self.config.endpoint, repo.api_url());
         let mut attempt = 0;
         let mut response = loop {
             let (reason, wait) = match self.get(&url, 0) {
@@ -158,7 +158,7 @@ impl<'a> Client<'a> {
     pub(super) fn refusal(&self, response: &Response<Body>, id: &HubRef, file: Option<&str>) -> LoadError {
         let status = response.status().as_u16();
         let code = response.headers().get("x-error-code").and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let (repo, endpoint) = (id.repo.clone(), self.config.endpoint.clone());
+        let (repo, endpoint) = (id.repo.clone(), self.config.shown());
         let login = "set HF_TOKEN or run `hf auth login`";
         let page = format!("{endpoint}/{repo}");
         let missing = |what: String, hint: String| LoadError::NotOnHub {

@@ -31,6 +31,17 @@ impl HubConfig {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
 
+    /// The address for messages: without a password that it may hold.
+    pub(crate) fn shown(&self) -> String {
+        match self.endpoint.split_once("://") {
+            Some((scheme, rest)) => match rest.split_once('@') {
+                Some((_, host)) => format!("{scheme}://{host}"),
+                None => self.endpoint.clone(),
+            },
+            None => self.endpoint.clone(),
+        }
+    }
+
     /// As [`HubConfig::from_env`] with another environment.
     pub fn from_lookup(var: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| var(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
@@ -62,7 +73,7 @@ impl fmt::Debug for HubConfig {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let token = if self.token.is_some() { "set" } else { "none" };
         f.debug_struct("HubConfig")
-            .field("endpoint", &self.endpoint)
+            .field("endpoint", &self.shown())
             .field("cache", &self.cache)
             .field("token", &token)
             .field("offline", &self.offline)

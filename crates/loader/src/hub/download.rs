@@ -211,7 +211,8 @@ impl Download<'_> {
     }
 
     fn not_the_file(&self, reason: String) -> LoadError {
-        LoadError::BadResponse { url: self.url.clone(), reason }
+        let url = self.url.replacen(&self.config.endpoint, &self.config.shown(), 1);
+        LoadError::BadResponse { url, reason }
     }
 
     /// Compares the partial file, now complete, with what the hub announced.

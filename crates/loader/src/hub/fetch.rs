@@ -97,12 +97,12 @@ impl Plan<'_> {
             return Err(LoadError::NotOnHub {
                 repo: self.id.repo.clone(),
                 what: format!("file {name}"),
-                endpoint: self.config.endpoint.clone(),
+                endpoint: self.config.shown(),
                 hint: format!("the repository is incomplete at revision {}", self.id.revision()),
             });
         };
         let Some(expected) = sibling.expected() else {
-            let url = format!("{}/{}", self.config.endpoint, self.id.repo);
+            let url = format!("{}/{}", self.config.shown(), self.id.repo);
             let reason = format!("no size and hash for {name} in the answer; is HF_ENDPOINT a full mirror of the hub?");
             return Err(LoadError::BadResponse { url, reason });
         };

@@ -1,6 +1,7 @@
 //! Builders of good and bad files.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+#[cfg(feature = "hub")]
 #[path = "hub.rs"]
 pub mod hub;
 
