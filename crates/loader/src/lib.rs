@@ -29,7 +29,7 @@ mod tokenizer;
 pub use chat::ChatTemplate;
 pub use checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile};
 pub use error::{LoadError, Result};
-pub use hub::{Fetched, HubConfig};
+pub use hub::{Fetched, HubConfig, download};
 pub use safetensors::SafetensorsSource;
 pub use source::{HubRef, ModelRef};
 pub use tokenizer::{StreamDecoder, Tokenizer};

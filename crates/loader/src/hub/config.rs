@@ -1,6 +1,6 @@
 //! Where the hub and its cache are.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// The settings other Hugging Face tools take from the environment, as an explicit value.
 #[derive(Clone)]
@@ -13,6 +13,12 @@ pub struct HubConfig {
     pub token: Option<String>,
     /// Never use the network (`HF_HUB_OFFLINE`).
     pub offline: bool,
+    /// How often a request is repeated after an error that may pass.
+    pub retries: u32,
+    /// How long to wait before the first repetition; doubled for each after it.
+    pub backoff: Duration,
+    /// How long to wait for another process that holds the lock on a file without making progress.
+    pub lock_patience: Duration,
 }
 
 impl HubConfig {
@@ -44,6 +50,9 @@ impl HubConfig {
             cache: cache.map_or_else(|| home.join("hub"), PathBuf::from),
             token: token.filter(|t| !t.is_empty()),
             offline: set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).is_some_and(yes),
+            retries: 5,
+            backoff: Duration::from_secs(1),
+            lock_patience: Duration::from_secs(60),
         }
     }
 }
@@ -57,6 +66,6 @@ impl fmt::Debug for HubConfig {
             .field("cache", &self.cache)
             .field("token", &token)
             .field("offline", &self.offline)
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -1,13 +1,25 @@
 //! The Hugging Face hub: its cache on this machine, and downloads into it.
+//!
+//! The cache is the one that all Hugging Face tools share, so what is put there must be right: a file appears under its
+//! final name only when its size and its hash are what the hub announced. A download that is cut off stays beside it
+//! under a name of its own and is continued by the next one.
 
-mod cache;
 mod config;
-
 pub use config::HubConfig;
 
+#[cfg(feature = "hub")]
+mod cache;
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod download;
+#[cfg(feature = "hub")]
+mod fetch;
+
 use crate::{
+    checkpoint::LoadOptions,
     error::{LoadError, Result},
-    source::HubRef,
+    source::ModelRef,
 };
 use std::path::PathBuf;
 
@@ -18,12 +30,30 @@ pub struct Fetched {
     pub folder: PathBuf,
     /// The commit it is of.
     pub commit: String,
+    /// The files, within the folder.
+    pub files: Vec<PathBuf>,
+}
+
+/// Brings the files that MODEL needs into the cache, if it is a hub id.
+///
+/// # Errors
+/// MODEL is not a hub id, or the files can't be fetched.
+pub fn download(model: &str, options: &LoadOptions) -> Result<Fetched> {
+    match ModelRef::parse(model)? {
+        ModelRef::Hub(id) => fetch(&id, &options.hub, options.quiet),
+        ModelRef::Path(_) => {
+            let reason = "it is already on this machine".to_string();
+            Err(LoadError::BadModel { model: model.to_string(), reason })
+        }
+    }
 }
 
 /// Brings the files a checkpoint needs into the cache.
-pub(crate) fn fetch(id: &HubRef, config: &HubConfig, _quiet: bool) -> Result<Fetched> {
-    match cache::find(id, config) {
-        Some(found) => Ok(found),
-        None => Err(LoadError::HubDisabled { repo: id.repo.clone() }),
-    }
+#[cfg(feature = "hub")]
+pub(crate) use fetch::fetch;
+
+/// There is no network in this build.
+#[cfg(not(feature = "hub"))]
+pub(crate) fn fetch(id: &crate::source::HubRef, _config: &HubConfig, _quiet: bool) -> Result<Fetched> {
+    Err(LoadError::HubDisabled { repo: id.repo.clone() })
 }
