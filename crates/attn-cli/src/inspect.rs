@@ -188,8 +188,12 @@ fn position(title: &str, group: &Value, trained: Option<f64>) -> String {
     let layers: Vec<u64> = group["layers"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
     let place = if layers.is_empty() { "on the embeddings".to_string() } else { format!("layers {}", ranges(&layers)) };
     let mut out = format!("\n{title:<13}{place}\n");
-    const SKIP: [&str; 5] = ["layers", "on", "inv_freq", "wavelengths", "slopes"];
-    for (key, value) in group.as_object().into_iter().flatten().filter(|(key, _)| !SKIP.contains(&key.as_str())) {
+    const FIRST: [&str; 6] = ["kind", "rope_type", "factor", "theta", "attention_factor", "length"];
+    const ELSEWHERE: [&str; 5] = ["layers", "on", "inv_freq", "wavelengths", "slopes"];
+    let mut rows: Vec<_> = group.as_object().into_iter().flatten().collect();
+    rows.retain(|(key, _)| !ELSEWHERE.contains(&key.as_str()));
+    rows.sort_by_key(|(key, _)| FIRST.iter().position(|first| first == key).unwrap_or(FIRST.len()));
+    for (key, value) in rows {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
         out.push_str(&format!("  {key} {value}\n"));
     }
