@@ -33,8 +33,8 @@ impl AlibiConfig {
         Self { scale: (head_dim as f64).powf(-0.5), round_bf16: true, ..Self::new(heads) }
     }
 
-    /// One slope per head, before `scale`: powers `2^(-bias_max i/n)` for n heads, if n is a power of two. Else those of
-    /// the next lower power of two, then every other one of twice as many.
+    /// One slope per head, before `scale`: powers `2^(-bias_max i/n)` for n heads, if n is a power of two. Else those
+    /// of the next lower power of two, then every other one of twice as many.
     pub fn slopes(&self) -> Vec<f64> {
         let wide = self.heads.next_power_of_two();
         let slope = |i: usize| (-self.bias_max * i as f64 / wide as f64).exp2();
@@ -113,5 +113,55 @@ impl PositionEncoding for Alibi {
             return Ok(ScoreBias::Dense(bias));
         }
         Ok(ScoreBias::Linear { slopes: self.tensor.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn golden() -> serde_json::Value {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/alibi.json");
+        serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect("golden data is JSON")
+    }
+
+    #[test]
+    fn slopes_are_those_of_transformers() {
+        for (heads, expected) in golden().as_object().expect("an object") {
+            let slopes = AlibiConfig::new(heads.parse().expect("a number")).slopes();
+            let expected: Vec<f64> = expected.as_array().expect("a list").iter().filter_map(|x| x.as_f64()).collect();
+            assert_eq!(slopes.len(), expected.len(), "{heads} heads");
+            for (got, want) in slopes.iter().zip(&expected) {
+                assert!((got - want).abs() <= 1e-6 * want, "{heads} heads: {got} instead of {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn twelve_heads_and_another_maximum() {
+        let log2 = |c: AlibiConfig| c.slopes().iter().map(|s| s.log2()).collect::<Vec<_>>();
+        let expected = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0, -0.5, -1.5, -2.5, -3.5];
+        assert!(log2(AlibiConfig::new(12)).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert_eq!(log2(AlibiConfig { bias_max: 16.0, ..AlibiConfig::new(4) }), [-4.0, -8.0, -12.0, -16.0]);
+    }
+
+    #[test]
+    fn falcon_rounds_to_bf16_where_that_changes_something() -> Result<()> {
+        // Powers of two times small positions are exact: no tensor of keys is needed.
+        let four = Alibi::new(AlibiConfig::falcon(4, 16), &Device::Cpu)?;
+        assert_eq!(four.slopes()[0], 0.25 / 4.0);
+        assert!(matches!(four.bias(0..9, 0..9)?, ScoreBias::Linear { .. }));
+        // 2^-0.5 is 0.70703125 in bf16; times 3 that is 2.12109375, in bf16 2.125.
+        let twelve = Alibi::new(AlibiConfig { scale: 1.0, ..AlibiConfig::falcon(12, 16) }, &Device::Cpu)?;
+        let ScoreBias::Dense(bias) = twelve.bias(0..4, 0..4)? else { panic!("expected a rounded bias") };
+        assert_eq!(bias.dims(), [1, 12, 1, 4]);
+        assert_eq!(bias.get(0)?.get(8)?.get(0)?.to_vec1::<f32>()?, [0.0, 0.70703125, 1.4140625, 2.125]);
+        Ok(())
+    }
+
+    #[test]
+    fn senseless_configurations_are_refused() {
+        assert!(Alibi::new(AlibiConfig::new(0), &Device::Cpu).is_err());
+        assert!(Alibi::new(AlibiConfig { bias_max: 0.0, ..AlibiConfig::new(4) }, &Device::Cpu).is_err());
     }
 }

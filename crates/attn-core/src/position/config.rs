@@ -1,11 +1,11 @@
 //! RoPE's configuration and how it is read from a Hugging Face `config.json`.
 //!
-//! Two spellings exist: `rope_scaling` beside a top-level `rope_theta`, and since transformers 5 `rope_parameters`, which
-//! may hold one set per layer type. Both end in a [`RopeConfig`]. A key that would change the result is either understood
-//! or refused by name: a scaling that is quietly dropped still generates fluent text, only a worse one.
+//! Two spellings exist: `rope_scaling` beside a top-level `rope_theta`, and since transformers 5 `rope_parameters`,
+//! which may hold one set per layer type. Both end in a [`RopeConfig`]. A key that would change the result is either
+//! understood or refused by name: a scaling that is quietly dropped still generates fluent text, only a worse one.
 
 use super::rope_scaling::{Frequencies, Ramp, RopeScaling, positive};
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value};
 
 type Dict = Map<String, Value>;
@@ -80,8 +80,8 @@ impl RopeConfig {
 
     /// Reads the rotary encoding of a whole `config.json` as transformers 5.23 does.
     ///
-    /// * `layer_type` picks the entry of a `rope_parameters` that is nested per layer type (`sliding_attention`); a flat
-    ///   one serves every type.
+    /// * `layer_type` picks the entry of a `rope_parameters` that is nested per layer type (`sliding_attention`); a
+    ///   flat one serves every type.
     /// * Returns `None` for a layer type whose entry is null: its layers have no position encoding.
     ///
     /// # Errors
@@ -204,7 +204,7 @@ impl Reader<'_> {
         let context = Context { declared, above, partial };
         config.scaling = scaling(&mut keys, kind, &context)?;
         keys.finish(kind)?;
-        config.validate().map_err(|e| candle_core::Error::Msg(format!("{}: {e}", self.key)))?;
+        config.validate().map_err(|e| within(self.key, e))?;
         Ok(config)
     }
 
@@ -373,7 +373,7 @@ impl<'a> Keys<'a> {
     }
 
     fn number(&mut self, key: &'static str) -> Result<Option<f64>> {
-        number(key, self.get(key)).map_err(|e| candle_core::Error::Msg(format!("{}: {e}", self.at)))
+        number(key, self.get(key)).map_err(|e| within(self.at, e))
     }
 
     fn required(&mut self, key: &'static str) -> Result<f64> {
@@ -411,6 +411,15 @@ impl<'a> Keys<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// Says where the key stands; one line even where candle records a backtrace with every error.
+fn within(at: &str, error: Error) -> Error {
+    let error = match error {
+        Error::WithBacktrace { inner, .. } => *inner,
+        other => other,
+    };
+    Error::Msg(format!("{at}: {error}"))
 }
 
 fn number(key: &str, value: Option<&Value>) -> Result<Option<f64>> {

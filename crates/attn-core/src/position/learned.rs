@@ -65,3 +65,25 @@ impl PositionEncoding for Learned {
         Some(self.config.rows - self.config.offset)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn the_offset_and_the_padding_pick_the_row() -> Result<()> {
+        let table = Tensor::arange(0f32, 7., &Device::Cpu)?.reshape((7, 1))?;
+        let learned = Learned::from_table(LearnedConfig { rows: 7, hidden: 1, offset: 2 }, table.clone())?;
+        let xs = Tensor::zeros((2, 3, 1), DType::F32, &Device::Cpu)?;
+        let rows = learned.embed(&xs, &Positions::new(2..5).with_pads(Some([0, 3].into())))?;
+        assert_eq!(rows.flatten_all()?.to_vec1::<f32>()?, [4., 5., 6., 2., 2., 3.]);
+        assert_eq!(learned.max_positions(), Some(5));
+        // Padding does not count against the limit, tokens do.
+        assert!(learned.embed(&xs, &Positions::new(3..6).with_pads(Some([1, 2].into()))).is_ok());
+        let message = learned.embed(&xs, &Positions::new(3..6)).expect_err("past the table").to_string();
+        assert!(message.contains("end at 5") && message.contains("6 tokens"), "{message}");
+        assert!(Learned::from_table(LearnedConfig { rows: 7, hidden: 1, offset: 7 }, table).is_err());
+        Ok(())
+    }
+}

@@ -6,8 +6,11 @@
 //! A new encoding is one file, then a `mod`, a variant and an arm here.
 
 pub mod alibi;
+pub mod analysis;
 pub mod config;
 pub mod describe;
+#[cfg(test)]
+mod laws;
 pub mod learned;
 pub mod nope;
 pub mod rope;
@@ -18,13 +21,14 @@ pub mod sinusoidal;
 pub mod t5;
 
 pub use alibi::{Alibi, AlibiConfig};
+pub use analysis::{decay, smallest_base};
 pub use config::{Layout, RopeConfig, RopeDefaults};
 pub use describe::Description;
 pub use learned::{Learned, LearnedConfig};
 pub use nope::{Nope, NopeConfig, Temperature};
 pub use rope::Rope;
 pub use rope_override::RopeOverride;
-pub use rope_scaling::{Frequencies, Ramp, RopeScaling};
+pub use rope_scaling::{Frequencies, Ramp, RopeScaling, yarn_mscale};
 pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 pub use t5::{T5Bias, T5Config};
 

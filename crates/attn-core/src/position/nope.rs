@@ -36,6 +36,8 @@ pub struct Nope {
 }
 
 impl Nope {
+    /// No encoding, tempered or not.
+    ///
     /// # Errors
     /// A `floor_scale` that is not a positive number.
     pub fn new(config: NopeConfig) -> Result<Self> {
@@ -54,5 +56,25 @@ impl PositionEncoding for Nope {
         let factors = rows.iter().flat_map(|&pad| positions.row(pad)).map(|p| temperature.at(p)).collect::<Vec<_>>();
         let factors = Tensor::from_vec(factors, (rows.len(), 1, positions.len(), 1), q.device())?.to_dtype(dtype)?;
         q.to_dtype(dtype)?.broadcast_mul(&factors)?.to_dtype(q.dtype())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn temperature_is_that_of_llama_4() -> Result<()> {
+        let nope = Nope::new(NopeConfig { temperature: Some(Temperature { floor_scale: 8.0, attn_scale: 0.1 }) })?;
+        let q = Tensor::ones((2, 1, 3, 1), DType::F32, &Device::Cpu)?;
+        let positions = Positions::new(6..9).with_pads(Some([0, 1].into()));
+        let got = nope.temper(&q, &positions)?.flatten_all()?.to_vec1::<f32>()?;
+        let grown = 1.0 + 0.1 * 2f32.ln();
+        assert_eq!(got, [1.0, grown, grown, 1.0, 1.0, grown]);
+        assert!(
+            Nope::new(NopeConfig { temperature: Some(Temperature { floor_scale: 0.0, attn_scale: 0.1 }) }).is_err()
+        );
+        Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! Rotary position embeddings (Su et al. 2021): pairs of lanes turned by an angle proportional to the position.
 //!
-//! The angle is formed in f64 from an integer position and only its cosine and sine are rounded, because an f32 angle at
-//! position 131072 is off by up to 1/128 rad and a bf16 position is off from 257 on. The rotation runs in f32 (f64 for
-//! f64 inputs) and is cast back to the dtype of the input. Tables grow as positions come and are shared by all layers
-//! that hold the same [`Rope`].
+//! The angle is formed in f64 from an integer position and only its cosine and sine are rounded, because an f32 angle
+//! at position 131072 is off by up to 1/128 rad and a bf16 position is off from 257 on. The rotation runs in f32 (f64
+//! for f64 inputs) and is cast back to the dtype of the input. Tables grow as positions come and are shared by all
+//! layers that hold the same [`Rope`].
 
 use super::rope_apply::{FastRope, rotate_plain};
 use super::rope_scaling::Frequencies;

@@ -26,10 +26,10 @@ pub struct RopeOverride {
 impl RopeConfig {
     /// This configuration with parts replaced.
     ///
-    /// The trained context is `original_context`, else the checkpoint's own `original_max_position_embeddings`, else its
-    /// `max_position_embeddings`; `dynamic` starts from it too. Keys that are not given keep the checkpoint's values if
-    /// its scaling is of the same type, except that a new factor drops an explicit `attention_factor`, which belonged to
-    /// the old one. `llama3`'s boundaries default to the original implementation's 1 and 4.
+    /// The trained context is `original_context`, else the checkpoint's own `original_max_position_embeddings`, else
+    /// its `max_position_embeddings`; `dynamic` starts from it too. Keys that are not given keep the checkpoint's
+    /// values if its scaling is of the same type, except that a new factor drops an explicit `attention_factor`, which
+    /// belonged to the old one. `llama3`'s boundaries default to the original implementation's 1 and 4.
     ///
     /// # Errors
     /// An unknown scaling or key, a missing or ill-formed value, anything [`validate`](Self::validate) refuses.

@@ -74,7 +74,8 @@ pub enum RopeScaling {
         /// DeepSeek: denominator of the derived attention factor.
         mscale_all_dim: Option<f64>,
     },
-    /// LongRoPE (Ding et al. 2024), as in Phi-3: one divisor per pair, and another set of them past the trained context.
+    /// LongRoPE (Ding et al. 2024), as in Phi-3: one divisor per pair, and another set of them past the trained
+    /// context.
     LongRope {
         /// Divisors for sequences of up to `original_max_position_embeddings` tokens, one per rotated pair.
         short_factor: Vec<f64>,
@@ -341,8 +342,8 @@ fn ntk_theta(theta: f64, d: usize, factor: f64) -> f64 {
     theta * factor.powf(d / (d - 2.0))
 }
 
-/// YaRN's `m(s, x)`: the growth of the attention temperature with the factor. DeepSeek also multiplies its softmax scale
-/// by `yarn_mscale(factor, mscale_all_dim)` squared.
+/// YaRN's `m(s, x)`: the growth of the attention temperature with the factor. DeepSeek also multiplies its softmax
+/// scale by `yarn_mscale(factor, mscale_all_dim)` squared.
 pub fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }

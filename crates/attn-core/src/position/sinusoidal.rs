@@ -41,6 +41,8 @@ pub struct Sinusoidal {
 }
 
 impl Sinusoidal {
+    /// The sinusoids of this shape.
+    ///
     /// # Errors
     /// A width that is zero or odd, a base that is not a positive number.
     pub fn new(config: SinusoidalConfig) -> Result<Self> {
@@ -70,5 +72,36 @@ impl PositionEncoding for Sinusoidal {
         // The sum is rounded once: a sinusoid that was rounded to bf16 on its own would be off by as much again.
         let dtype = if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         xs.to_dtype(dtype)?.broadcast_add(&added.to_dtype(dtype)?)?.to_dtype(xs.dtype())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn the_paper_s_formula_in_both_layouts() -> Result<()> {
+        let angles = [3.0f64, 3.0 / 100.0];
+        let interleaved = Sinusoidal::new(SinusoidalConfig::new(4))?;
+        let expected = [angles[0].sin(), angles[0].cos(), angles[1].sin(), angles[1].cos()];
+        assert!(interleaved.at(3).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
+        let layout = SinusoidalLayout::Concatenated;
+        let concatenated = Sinusoidal::new(SinusoidalConfig { layout, ..SinusoidalConfig::new(4) })?;
+        let expected = [angles[0].sin(), angles[1].sin(), angles[0].cos(), angles[1].cos()];
+        assert!(concatenated.at(3).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert!(Sinusoidal::new(SinusoidalConfig::new(5)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn embeddings_are_added_per_row() -> Result<()> {
+        let sinusoidal = Sinusoidal::new(SinusoidalConfig::new(4))?;
+        let positions = Positions::new(1..3).with_pads(Some([0, 1].into()));
+        let xs = Tensor::zeros((2, 2, 4), DType::F64, &Device::Cpu)?;
+        let got = sinusoidal.embed(&xs, &positions)?.to_vec3::<f64>()?;
+        let at = |p| sinusoidal.at(p);
+        assert_eq!(got, [[at(1), at(2)], [at(0), at(1)]]);
+        Ok(())
     }
 }

@@ -131,3 +131,78 @@ impl PositionEncoding for T5Bias {
         Ok(ScoreBias::Relative { table, first })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn buckets_are_those_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/t5_buckets.json");
+        let golden: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect("golden data is JSON");
+        for case in golden.as_array().expect("a list") {
+            let config = T5Config {
+                heads: 1,
+                buckets: case["num_buckets"].as_u64().expect("number") as usize,
+                max_distance: case["max_distance"].as_u64().expect("number") as usize,
+                bidirectional: case["bidirectional"].as_bool().expect("bool"),
+            };
+            let list =
+                |key: &str| case[key].as_array().expect("list").iter().filter_map(|x| x.as_i64()).collect::<Vec<_>>();
+            for (distance, bucket) in list("relative_position").into_iter().zip(list("bucket")) {
+                assert_eq!(config.bucket(distance) as i64, bucket, "{config:?} at {distance}");
+            }
+        }
+        let causal = T5Config::new(1, false);
+        for (back, bucket) in [(15, 15), (18, 16), (31, 21), (63, 26), (112, 30), (113, 31)] {
+            assert_eq!(causal.bucket(-back), bucket);
+        }
+    }
+
+    #[test]
+    fn the_bias_covers_the_distances_that_occur() -> Result<()> {
+        let config = T5Config { heads: 3, buckets: 8, max_distance: 20, bidirectional: true };
+        let table = Tensor::randn(0f32, 1., (8, 3), &Device::Cpu)?;
+        let t5 = T5Bias::from_table(config.clone(), table.clone())?;
+        for (q, k) in [(0..5, 0..5), (7..8, 0..8), (7..8, 0..8), (3..6, 2..9)] {
+            let ScoreBias::Relative { table: bias, first } = t5.bias(q.clone(), k.clone())? else { panic!("relative") };
+            assert_eq!(bias.dims(), [3, q.len() + k.len() - 1]);
+            let (table, bias) = (table.to_vec2::<f32>()?, bias.to_vec2::<f32>()?);
+            for q in q {
+                for k in k.clone() {
+                    let distance = k as i64 - q as i64;
+                    for head in 0..3 {
+                        assert_eq!(bias[head][(distance - first) as usize], table[config.bucket(distance)][head]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_table_that_is_trained_is_read_afresh() -> Result<()> {
+        let table = Var::zeros((4, 1), DType::F32, &Device::Cpu)?;
+        let config = T5Config { heads: 1, buckets: 4, max_distance: 8, bidirectional: false };
+        let t5 = T5Bias::from_table(config, table.as_tensor().clone())?;
+        let sum = || -> Result<f32> {
+            let ScoreBias::Relative { table, .. } = t5.bias(0..3, 0..3)? else { panic!("relative") };
+            table.sum_all()?.to_scalar()
+        };
+        assert_eq!(sum()?, 0.0);
+        table.set(&Tensor::ones((4, 1), DType::F32, &Device::Cpu)?)?;
+        assert_eq!(sum()?, 5.0);
+        Ok(())
+    }
+
+    #[test]
+    fn senseless_configurations_are_refused() -> Result<()> {
+        let table = Tensor::zeros((32, 2), DType::F32, &Device::Cpu)?;
+        assert!(T5Bias::from_table(T5Config::new(3, true), table.clone()).is_err());
+        assert!(T5Bias::from_table(T5Config { max_distance: 8, ..T5Config::new(2, true) }, table.clone()).is_err());
+        assert!(T5Bias::from_table(T5Config { buckets: 1, ..T5Config::new(2, false) }, table).is_err());
+        Ok(())
+    }
+}
