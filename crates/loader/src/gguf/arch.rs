@@ -273,7 +273,7 @@ fn rope_scaling(meta: &Meta, arch: Arch, context: u64, rope: &RopeTensors) -> Re
     Ok(Some(Json::Object(s)))
 }
 
-/// Gemma 3: five windowed layers to one global, each kind with its own theta.
+/// Gemma 3: five windowed layers to one global, each kind with its own theta; scaling is for the global ones only.
 fn gemma3(c: &mut Map<String, Json>, meta: &Meta, d: Dims) -> Result<()> {
     const GLOBAL_EVERY: u64 = 6;
     // Of all sizes only the largest (62 layers) scales by the width per head instead of the head's own.
@@ -281,7 +281,15 @@ fn gemma3(c: &mut Map<String, Json>, meta: &Meta, d: Dims) -> Result<()> {
     c.insert("query_pre_attn_scalar".into(), scalar.into());
     c.insert("hidden_activation".into(), "gelu_pytorch_tanh".into());
     c.remove("hidden_act");
-    c.insert("rope_local_base_freq".into(), meta.f64("rope.freq_base_swa")?.unwrap_or(1e4).into());
+    let theta = c.remove("rope_theta").unwrap_or_default();
+    let mut global = match c.remove("rope_scaling") {
+        Some(Json::Object(scaling)) => scaling,
+        _ => Map::from_iter([("rope_type".to_string(), "default".into())]),
+    };
+    global.insert("rope_theta".into(), theta);
+    let local = meta.f64("rope.freq_base_swa")?.unwrap_or(1e4);
+    let local = json!({"rope_type": "default", "rope_theta": local});
+    c.insert("rope_parameters".into(), json!({"full_attention": global, "sliding_attention": local}));
     c.insert("final_logit_softcapping".into(), meta.f64("final_logit_softcapping")?.into());
     c.insert("attn_logit_softcapping".into(), Json::Null);
     let window = meta.u64("attention.sliding_window")?.filter(|&w| w > 0);

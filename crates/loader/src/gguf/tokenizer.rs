@@ -13,7 +13,6 @@ use crate::{
     error::{LoadError, Result},
     tokenizer::Tokenizer,
 };
-use std::collections::HashMap;
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
     decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip},
@@ -35,7 +34,7 @@ const USER_DEFINED: i64 = 4;
 struct Vocab<'a> {
     tokens: &'a [String],
     types: &'a [i64],
-    ids: HashMap<&'a str, u32>,
+    ids: ahash::AHashMap<&'a str, u32>,
 }
 
 /// Builds the tokenizer, or `None` if the file has none.
@@ -44,14 +43,14 @@ pub(super) fn build(meta: &Meta, vocab_size: usize) -> Result<Option<Tokenizer>>
         None | Some("none" | "no_vocab") => return Ok(None),
         Some(model) => model,
     };
+    if !["gpt2", "llama"].contains(&model) {
+        let reason = format!("{model:?} is not supported (gpt2 and llama are)");
+        return Err(meta.global_error("tokenizer.ggml.model", reason));
+    }
     let vocab = read_vocab(meta)?;
     let (inner, bos_by_default) = match model {
         "gpt2" => byte_level(meta, &vocab)?,
-        "llama" => (sentence_piece(meta, &vocab)?, true),
-        other => {
-            let reason = format!("{other:?} is not supported (gpt2 and llama are)");
-            return Err(meta.global_error("tokenizer.ggml.model", reason));
-        }
+        _ => (sentence_piece(meta, &vocab)?, true),
     };
     let mut tok = Tokenizer::new(inner);
     let count = vocab.tokens.len() as u64;
@@ -90,7 +89,7 @@ fn read_vocab<'a>(meta: &Meta<'a>) -> Result<Vocab<'a>> {
         Some(Value::Ints(types)) if types.len() == tokens.len() => types,
         Some(_) => return Err(meta.global_error(TYPES, format!("expected {} integers", tokens.len()))),
     };
-    let mut ids = HashMap::with_capacity(tokens.len());
+    let mut ids = ahash::AHashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if ids.insert(token.as_str(), id as u32).is_some() {
             return Err(meta.global_error(TOKENS, format!("token {token:?} appears twice")));
@@ -203,28 +202,26 @@ fn sentence_piece(meta: &Meta, vocab: &Vocab) -> Result<tokenizers::Tokenizer> {
 fn merges_by_score(vocab: &Vocab, scores: &[f32]) -> Vec<(String, String)> {
     // Tokens longer than this are never made by merging; the cap keeps the work linear in a hostile vocabulary.
     const MAX_CHARS: usize = 256;
-    let mut found = Vec::new();
+    // Score and the halves with their lengths; the lengths only decide between equal scores.
+    let mut found: Vec<(f32, [u16; 2], u32, u32)> = Vec::new();
     for (id, token) in vocab.tokens.iter().enumerate() {
-        if vocab.is_special(id as u32) || token.chars().nth(MAX_CHARS).is_some() {
+        let chars = token.chars().take(MAX_CHARS + 1).count();
+        if vocab.is_special(id as u32) || chars > MAX_CHARS {
             continue;
         }
         let first = found.len();
-        for (at, _) in token.char_indices().skip(1) {
+        for (n, (at, _)) in token.char_indices().enumerate().skip(1) {
             let halves = (vocab.ids.get(&token[..at]), vocab.ids.get(&token[at..]));
             if let (Some(&left), Some(&right)) = halves
                 && !vocab.is_special(left)
                 && !vocab.is_special(right)
             {
-                found.push((scores[id], left, right));
+                found.push((scores[id], [n as u16, (chars - n) as u16], left, right));
             }
         }
-        found[first..].sort_by_key(|&(_, left, right)| (left, right));
+        found[first..].sort_by_key(|&(_, _, left, right)| (left, right));
     }
-    let chars = |id: u32| vocab.tokens[id as usize].chars().count();
-    found.sort_by(|a, b| {
-        let by_score = b.0.total_cmp(&a.0);
-        by_score.then_with(|| chars(b.1).cmp(&chars(a.1))).then_with(|| chars(b.2).cmp(&chars(a.2)))
-    });
+    found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
     let text = |id: u32| vocab.tokens[id as usize].clone();
-    found.into_iter().map(|(_, left, right)| (text(left), text(right))).collect()
+    found.into_iter().map(|(_, _, left, right)| (text(left), text(right))).collect()
 }

@@ -1,0 +1,438 @@
+//! GGUF files: golden checkpoints written as llama.cpp would, read back, and files that lie.
+#![allow(missing_docs)]
+
+mod common;
+
+use candle_core::{
+    DType, Device, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
+use common::*;
+use loader::{Checkpoint, LoadError};
+use serde_json::Value;
+use std::path::Path;
+
+fn open(path: &Path) -> Result<Checkpoint, LoadError> {
+    Checkpoint::open(path.to_str().unwrap(), &offline())
+}
+
+/// What llama.cpp's converter does to Llama's q and k: `(h, 2, d/2)` to `(h, d/2, 2)`.
+fn interleave(t: &Tensor, heads: usize) -> Tensor {
+    let n = t.dims()[0];
+    let rest: usize = t.dims()[1..].iter().product();
+    let split = t.reshape((heads, 2, n / heads / 2, rest)).unwrap();
+    split.transpose(1, 2).unwrap().contiguous().unwrap().reshape(t.shape()).unwrap()
+}
+
+/// Names and values as llama.cpp's converter makes them, written down independently of the loader's table.
+fn convert(arch: &str, name: &str, t: &Tensor, heads: usize, kv: usize) -> (String, Tensor) {
+    let parts: Vec<&str> = name.split('.').collect();
+    let layer = parts.iter().position(|p| *p == "layers" || *p == "h").map(|i| parts[i + 1]);
+    let rest = layer.map(|l| name.split_once(&format!(".{l}.")).unwrap().1).unwrap_or(name);
+    let (stem, suffix) = rest.rsplit_once('.').unwrap();
+    let norm = match (arch, stem) {
+        ("gemma3", "post_attention_layernorm") => "post_attention_norm",
+        ("gemma3", "pre_feedforward_layernorm") => "ffn_norm",
+        ("gemma3", "post_feedforward_layernorm") => "post_ffw_norm",
+        (_, "post_attention_layernorm" | "ln_2") => "ffn_norm",
+        (_, "input_layernorm" | "ln_1") => "attn_norm",
+        (_, "self_attn.q_norm") => "attn_q_norm",
+        (_, "self_attn.k_norm") => "attn_k_norm",
+        _ => "",
+    };
+    let stem = match stem {
+        _ if !norm.is_empty() => norm,
+        "model.embed_tokens" | "transformer.wte" | "transformer.word_embeddings" => "token_embd",
+        "transformer.word_embeddings_layernorm" => "token_embd_norm",
+        "transformer.wpe" => "position_embd",
+        "model.norm" | "transformer.ln_f" => "output_norm",
+        "lm_head" => "output",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" | "attn.c_proj" | "self_attention.dense" => "attn_output",
+        "self_attn.qkv_proj" | "attn.c_attn" | "self_attention.query_key_value" => "attn_qkv",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" | "mlp.gate_up_proj" | "mlp.c_fc" | "mlp.dense_h_to_4h" => "ffn_up",
+        "mlp.down_proj" | "mlp.c_proj" | "mlp.dense_4h_to_h" => "ffn_down",
+        other => panic!("{other}"),
+    };
+    let t = match (arch, stem) {
+        ("llama", "attn_q") => interleave(t, heads),
+        ("llama", "attn_k") => interleave(t, kv),
+        ("gemma3", s) if s.ends_with("norm") => (t + 1.0).unwrap(),
+        ("gpt2", "attn_qkv" | "attn_output" | "ffn_up" | "ffn_down") if suffix == "weight" => t.t().unwrap(),
+        ("bloom", "attn_qkv") => {
+            let rest: usize = t.dims()[1..].iter().product();
+            let split = t.reshape((heads, 3, t.dims()[0] / heads / 3, rest)).unwrap();
+            split.transpose(0, 1).unwrap().contiguous().unwrap().reshape(t.shape()).unwrap()
+        }
+        _ => t.clone(),
+    };
+    let prefix = layer.map_or(String::new(), |l| format!("blk.{l}."));
+    (format!("{prefix}{stem}.{suffix}"), t.contiguous().unwrap())
+}
+
+/// The metadata that the converter writes for a golden config.
+fn metadata(g: &mut Gguf, arch: &str, config: &Value) {
+    g.set("general.architecture", arch);
+    let get = |keys: &[&str]| keys.iter().find_map(|k| config.get(k)?.as_u64()).map(|v| v as u32);
+    let heads = get(&["num_attention_heads", "n_head"]).unwrap();
+    let mut int = |key: &str, value: Option<u32>| {
+        if let Some(v) = value {
+            g.set(&format!("{arch}.{key}"), Meta::U32(v));
+        }
+    };
+    int("block_count", get(&["num_hidden_layers", "n_layer"]));
+    int("embedding_length", get(&["hidden_size", "n_embd"]));
+    int("feed_forward_length", get(&["intermediate_size"]).or(Some(128)));
+    int("context_length", get(&["max_position_embeddings", "n_positions", "seq_length"]).or(Some(32)));
+    int("attention.head_count", Some(heads));
+    let kv = if ["gpt2", "bloom"].contains(&arch) { Some(heads) } else { get(&["num_key_value_heads"]) };
+    int("attention.head_count_kv", kv);
+    int("attention.key_length", get(&["head_dim"]));
+    int("attention.value_length", get(&["head_dim"]));
+    int("attention.sliding_window", get(&["sliding_window"]));
+    let eps = if ["gpt2", "bloom"].contains(&arch) { "epsilon" } else { "rms_epsilon" };
+    g.set(&format!("{arch}.attention.layer_norm_{eps}"), Meta::F32(1e-6));
+    let rope = &config["rope_parameters"];
+    let rope = rope.get("full_attention").unwrap_or(rope);
+    if let Some(theta) = rope["rope_theta"].as_f64() {
+        g.set(&format!("{arch}.rope.freq_base"), Meta::F32(theta as f32));
+    }
+}
+
+fn as_gguf(arch: &str, name: &str) -> Gguf {
+    let config = golden_config(name);
+    let mut g = Gguf::default();
+    metadata(&mut g, arch, &config);
+    let count = |keys: [&str; 2]| keys.iter().find_map(|k| config.get(k)?.as_u64()).unwrap() as usize;
+    let heads = count(["num_attention_heads", "n_head"]);
+    let kv = config.get("num_key_value_heads").and_then(Value::as_u64).map_or(heads, |k| k as usize);
+    for (name, t) in golden_tensors(name) {
+        let (name, t) = convert(arch, &name, &t, heads, kv);
+        g.tensor(&name, Data::f32(t.dims(), &values(&t)));
+    }
+    g
+}
+
+#[test]
+fn golden_checkpoints_come_back_as_they_were() {
+    for (arch, name) in [
+        ("llama", "llama"),
+        ("llama", "llama-head-dim"),
+        ("qwen2", "qwen2"),
+        ("qwen3", "qwen3"),
+        ("gemma3", "gemma3"),
+        ("phi3", "phi3-longrope"),
+        ("gpt2", "gpt2"),
+        ("bloom", "bloom"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = as_gguf(arch, name).write(dir.path());
+        let want = golden_tensors(name);
+        for mmap in [true, false] {
+            let mut options = offline();
+            options.mmap = mmap;
+            let c = Checkpoint::open(path.to_str().unwrap(), &options).unwrap();
+            assert_eq!(c.weights.names(), want.keys().cloned().collect::<Vec<_>>(), "{name}");
+            for (tensor, t) in &want {
+                let got = c.weights.load(tensor, DType::F32, &Device::Cpu).unwrap();
+                assert_eq!(c.weights.shape(tensor).unwrap(), *t.shape(), "{name} {tensor}");
+                assert_eq!(got.shape(), t.shape(), "{name} {tensor}");
+                // Adding and taking away one rounds; everything else is exact.
+                let exact = arch != "gemma3";
+                let same = |a: f32, b: f32| a == b || !exact && (a - b).abs() < 2e-7;
+                let equal = values(&got).iter().zip(values(t)).all(|(a, b)| same(*a, b));
+                assert!(equal, "{name} {tensor}");
+            }
+            let config = golden_config(name);
+            for key in [
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "head_dim",
+                "n_embd",
+                "n_head",
+                "n_layer",
+                "intermediate_size",
+                "vocab_size",
+                "tie_word_embeddings",
+                "layer_types",
+                "sliding_window",
+            ] {
+                if let (Some(a), Some(b)) = (c.config.get(key), config.get(key).filter(|v| !v.is_null()))
+                    && (key, arch) != ("layer_types", "gemma3")
+                {
+                    assert_eq!(a, b, "{name} {key}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_rows_are_put_back_exactly() {
+    let (rows, cols, heads) = (64, 64, 4);
+    let values_in: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0).collect();
+    let original = Tensor::from_vec(values_in, (rows, cols), &Device::Cpu).unwrap();
+    for (dtype, tag) in [(GgmlDType::Q8_0, 8), (GgmlDType::Q4_1, 3), (GgmlDType::F16, 1), (GgmlDType::BF16, 30)] {
+        let want = QTensor::quantize(&original, dtype).unwrap();
+        let stored = QTensor::quantize(&interleave(&original, heads), dtype).unwrap();
+        let mut g = tiny_llama();
+        g.set("llama.embedding_length", Meta::U32(64)).set("llama.attention.head_count", Meta::U32(heads as u32));
+        let bytes = stored.data().unwrap().into_owned();
+        let data = Data { dims: vec![rows as u64, cols as u64], tag, bytes, offset: None };
+        g.tensor("blk.0.attn_q.weight", data);
+        let dir = tempfile::tempdir().unwrap();
+        let path = g.write(dir.path());
+        let name = "model.layers.0.self_attn.q_proj.weight";
+        let c = open(&path).unwrap();
+        let got = c.weights.load(name, DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(values(&got), values(&want.dequantize(&Device::Cpu).unwrap()), "{dtype:?}");
+        assert!(c.weights.quantized(name, &Device::Cpu).unwrap().is_none());
+        let mut options = offline();
+        options.keep_quantized = true;
+        let c = Checkpoint::open(path.to_str().unwrap(), &options).unwrap();
+        match c.weights.quantized(name, &Device::Cpu).unwrap() {
+            Some(q) => assert_eq!(q.data().unwrap(), want.data().unwrap(), "{dtype:?}"),
+            None => assert!(tag == 1 || tag == 30),
+        }
+    }
+}
+
+#[test]
+fn rope_scaling_is_translated() {
+    let config = |edit: &dyn Fn(&mut Gguf)| {
+        let mut g = tiny_llama();
+        edit(&mut g);
+        let dir = tempfile::tempdir().unwrap();
+        open(&g.write(dir.path())).map(|c| c.config)
+    };
+    let c = config(&|_| {}).unwrap();
+    assert_eq!((&c["rope_theta"], c.get("rope_scaling")), (&Value::from(10000.0), None));
+    assert_eq!((&c["rms_norm_eps"], &c["tie_word_embeddings"]), (&Value::from(1e-5), &Value::from(true)));
+    let c = config(&|g| {
+        g.set("llama.rope.scaling.type", "yarn").set("llama.rope.scaling.factor", Meta::F32(4.0));
+        g.set("llama.rope.scaling.original_context_length", Meta::U32(8));
+        g.set("llama.rope.scaling.yarn_beta_fast", Meta::F32(24.0));
+        g.set("llama.rope.scaling.yarn_attn_factor", Meta::F32(1.5));
+    });
+    let want = serde_json::json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8,
+        "beta_fast": 24.0, "attention_factor": 1.5});
+    assert_eq!(c.unwrap()["rope_scaling"], want);
+    let c = config(&|g| _ = g.set("llama.rope.scale_linear", Meta::F32(2.0))).unwrap();
+    assert_eq!(c["rope_scaling"], serde_json::json!({"rope_type": "linear", "factor": 2.0}));
+    let c = config(&|g| {
+        g.set("llama.rope.scaling.original_context_length", Meta::U32(8));
+        g.tensor("rope_factors_long.weight", Data::f32(&[2], &[4.0, 5.0]));
+        g.tensor("rope_factors_short.weight", Data::f32(&[2], &[1.0, 1.5]));
+    });
+    let want = serde_json::json!({"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 8,
+        "long_factor": [4.0, 5.0], "short_factor": [1.0, 1.5]});
+    assert_eq!(c.unwrap()["rope_scaling"], want);
+    let c = config(&|g| _ = g.tensor("rope_freqs.weight", Data::f32(&[2], &[1.0, 8.0]))).unwrap();
+    assert_eq!(c["rope_freq_factors"], serde_json::json!([1.0, 8.0]));
+    let err = config(&|g| _ = g.set("llama.rope.scaling.type", "magic")).unwrap_err().to_string();
+    assert!(err.contains("llama.rope.scaling.type") && err.contains("magic"), "{err}");
+    let err = config(&|g| _ = g.tensor("rope_freqs.weight", Data::f32(&[3], &[1.0; 3]))).unwrap_err().to_string();
+    assert!(err.contains("rope_freqs.weight"), "{err}");
+}
+
+/// The error of opening these bytes, which has to name the file and be one line.
+fn refused(bytes: &[u8]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let err = open(&path).unwrap_err().to_string();
+    assert!(err.contains("model.gguf") && !err.contains('\n'), "{err}");
+    err
+}
+
+fn refused_with(edit: impl Fn(&mut Gguf)) -> String {
+    let mut g = tiny_llama();
+    edit(&mut g);
+    refused(&g.bytes())
+}
+
+#[test]
+fn containers_that_lie() {
+    let good = tiny_llama().bytes();
+    assert!(open_bytes(&good).is_ok());
+    for n in 0..good.len().min(700) {
+        refused(&good[..n]);
+    }
+    assert!(refused(&good[..good.len() - 1]).contains("truncated"));
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut out = good.clone();
+        out[at..at + bytes.len()].copy_from_slice(bytes);
+        refused(&out)
+    };
+    assert!(patched(0, b"GGML").contains("GGUF header"));
+    assert!(patched(4, &1u32.to_le_bytes()).contains("version"));
+    assert!(patched(4, &3u32.to_be_bytes()).contains("big-endian"));
+    assert!(patched(8, &u64::MAX.to_le_bytes()).contains("tensors"));
+    assert!(patched(16, &u64::MAX.to_le_bytes()).contains("metadata keys"));
+    assert!(patched(24, &u64::MAX.to_le_bytes()).contains("metadata key"));
+    assert!(patched(24, &(1u64 << 20).to_le_bytes()).contains("truncated"));
+    // One bit at a time: an error or a file that opens, never a panic.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    for at in (0..good.len().min(700)).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+        let mut out = good.clone();
+        out[at.0] ^= 1 << at.1;
+        std::fs::write(&path, out).unwrap();
+        let _ = open(&path);
+    }
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<Checkpoint, LoadError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    open(&path)
+}
+
+#[test]
+fn metadata_that_lies() {
+    let array = |tag: u32, len: u64| [tag.to_le_bytes().to_vec(), len.to_le_bytes().to_vec()].concat();
+    for (key, value, want) in [
+        ("general.architecture", Meta::from("mamba"), "mamba"),
+        ("general.architecture", Meta::U32(1), "general.architecture"),
+        ("general.alignment", Meta::U32(0), "power of two"),
+        ("general.alignment", Meta::U32(33), "power of two"),
+        ("general.alignment", Meta::U32(1 << 31), "power of two"),
+        ("split.count", Meta::U32(4), "gguf-split"),
+        ("x", Meta::Raw(99, vec![]), "unknown type 99"),
+        ("x", Meta::Raw(7, vec![2]), "not a boolean"),
+        ("x", Meta::Raw(9, array(4, u64::MAX)), "elements"),
+        ("x", Meta::Raw(9, array(8, 1 << 40)), "elements"),
+        ("x", Meta::Raw(9, array(9, 1)), "array of arrays"),
+        ("x", Meta::Raw(9, array(77, 1)), "unknown type 77"),
+        ("x", Meta::Raw(8, [2u64.to_le_bytes().to_vec(), vec![0xff, 0xfe]].concat()), "UTF-8"),
+        ("llama.block_count", Meta::U32(0), "layers"),
+        ("llama.block_count", Meta::U32(u32::MAX), "layers"),
+        ("llama.block_count", Meta::from("two"), "llama.block_count"),
+        ("llama.attention.head_count", Meta::U32(0), "heads"),
+        ("llama.attention.head_count", Meta::U32(3), "heads"),
+        ("llama.attention.head_count_kv", Meta::U32(0), "heads"),
+        ("llama.attention.head_count", Meta::I32s(vec![1, 2]), "layer to layer"),
+        ("llama.attention.value_length", Meta::U32(3), "key length"),
+        ("llama.rope.dimension_count", Meta::U32(5), "dimensions"),
+        ("llama.rope.freq_base", Meta::F32(f32::NAN), "finite"),
+        ("llama.attention.layer_norm_rms_epsilon", Meta::F32(f32::INFINITY), "finite"),
+        ("llama.expert_count", Meta::U32(8), "experts"),
+        ("tokenizer.ggml.model", Meta::from("bert"), "bert"),
+        ("tokenizer.ggml.model", Meta::from("gpt2"), "tokenizer.ggml.tokens"),
+        ("tokenizer.chat_template", Meta::from("{% if %}"), ""),
+    ] {
+        let mut g = tiny_llama();
+        g.set(key, value);
+        let err = open_bytes(&g.bytes()).unwrap_err().to_string();
+        assert!(err.contains(want) && !err.contains('\n'), "{key}: {err}");
+    }
+    assert!(refused_with(|g| _ = g.remove("general.architecture")).contains("general.architecture"));
+    assert!(refused_with(|g| _ = g.remove("llama.context_length")).contains("llama.context_length"));
+    assert!(refused_with(|g| g.meta.push(("llama.block_count".into(), Meta::U32(1)))).contains("twice"));
+}
+
+#[test]
+fn tables_that_lie() {
+    let tensor = |dims: &[u64], tag: u32, len: usize, offset: Option<u64>| {
+        let data = Data { dims: dims.to_vec(), tag, bytes: vec![0; len], offset };
+        refused_with(|g| _ = g.tensor("weight", data.clone()))
+    };
+    for (err, want) in [
+        (tensor(&[], 0, 4, None), "0 dimensions"),
+        (tensor(&[1; 5], 0, 4, None), "5 dimensions"),
+        (tensor(&[u64::MAX, 2], 0, 4, None), "overflows"),
+        (tensor(&[1 << 31, 1 << 31], 0, 4, None), "overflows"),
+        (tensor(&[1 << 40], 0, 4, None), "truncated"),
+        (tensor(&[2, 31], 8, 68, None), "blocks of 32"),
+        (tensor(&[4], 0, 16, Some(u64::MAX - 31)), "truncated"),
+        (tensor(&[4], 0, 16, Some(1)), "alignment"),
+        (tensor(&[4], 0, 16, Some(0)), "overlaps"),
+        (tensor(&[256], 23, 136, None), "IQ4_XS"),
+        (tensor(&[256], 4, 136, None), "type 4"),
+    ] {
+        assert!(err.contains("weight") && err.contains(want), "{want}: {err}");
+    }
+    let twice = refused_with(|g| _ = g.tensor("token_embd.weight", Data::f32(&[8, 8], &[0.0; 64])));
+    assert!(twice.contains("twice"), "{twice}");
+    let none = refused_with(|g| g.tensors.clear());
+    assert!(none.contains("token_embd.weight"), "{none}");
+    let odd = refused_with(|g| _ = g.tensor("blk.0.attn_q.weight", Data::f32(&[7, 8], &[0.0; 56])));
+    assert!(odd.contains("blk.0.attn_q.weight") && odd.contains("heads"), "{odd}");
+}
+
+#[test]
+fn byte_level_tokenizer_equals_tokenizer_json() {
+    let json = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-austen/tokenizer.json"));
+    let json = json.unwrap();
+    let value: Value = serde_json::from_slice(&json).unwrap();
+    let mut tokens = vec![String::new(); 1024];
+    for (token, id) in value["model"]["vocab"].as_object().unwrap() {
+        tokens[id.as_u64().unwrap() as usize] = token.clone();
+    }
+    let merge = |m: &Value| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap());
+    let merges = value["model"]["merges"].as_array().unwrap().iter().map(merge).collect();
+    let mut g = tiny_llama();
+    g.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", "gpt-2");
+    g.set("tokenizer.ggml.tokens", Meta::Strs(tokens)).set("tokenizer.ggml.merges", Meta::Strs(merges));
+    g.set("tokenizer.ggml.token_type", Meta::I32s((0..1024).map(|i| if i == 0 { 3 } else { 1 }).collect()));
+    g.set("tokenizer.ggml.bos_token_id", Meta::U32(0)).set("tokenizer.ggml.eos_token_id", Meta::U32(0));
+    g.set("tokenizer.chat_template", "{{ eos_token }}{{ messages[0].content }}");
+    g.tensors[0].1 = Data::f32(&[1024, 8], &[0.0; 8192]);
+    let c = open_bytes(&g.bytes()).unwrap();
+    let tok = c.require_tokenizer().unwrap();
+    let want = loader::Tokenizer::from_json(Path::new("tokenizer.json"), &json).unwrap();
+    for text in ["", "She was glad.", "  naïve\n\n 🙂 1815<|endoftext|>'s  \u{a0}x", "日本語"] {
+        let ids = want.encode(text, false).unwrap();
+        assert_eq!(tok.encode(text, false).unwrap(), ids, "{text}");
+        assert_eq!(tok.decode(&ids, false).unwrap(), text);
+    }
+    assert_eq!((tok.add_bos, c.generation.bos_id, c.generation.eos_ids.as_slice()), (Some(false), Some(0), &[0][..]));
+    assert_eq!(c.render_chat(&[("user", "hi")], true).unwrap(), "<|endoftext|>hi");
+
+    for (key, value, want) in [
+        ("tokenizer.ggml.pre", Meta::from("martian"), "martian"),
+        ("tokenizer.ggml.merges", Meta::Strs(vec!["nospace".into()]), "not a pair"),
+        ("tokenizer.ggml.merges", Meta::Strs(vec!["qqqq zzzz".into()]), "tokenizer"),
+        ("tokenizer.ggml.merges", Meta::U32(1), "tokenizer.ggml.merges"),
+        ("tokenizer.ggml.tokens", Meta::Strs(vec!["a".into(), "a".into()]), "token"),
+        ("tokenizer.ggml.token_type", Meta::I32s(vec![1]), "1024"),
+        ("tokenizer.ggml.bos_token_id", Meta::U32(5000), "5000"),
+    ] {
+        let mut g = g.clone();
+        g.set(key, value);
+        let err = refused(&g.bytes());
+        assert!(err.contains(want), "{key}: {err}");
+    }
+}
+
+#[test]
+fn sentencepiece_falls_back_to_bytes() {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
+    tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+    let pieces = ["▁", "h", "e", "l", "o", "▁h", "el", "lo", "▁he", "ello", "▁hello", "ll"];
+    tokens.extend(pieces.map(String::from));
+    let scores = (0..259).map(|_| 0.0).chain((0..pieces.len()).map(|i| -(i as f32))).collect();
+    let types = [2, 3, 3].into_iter().chain([6; 256]).chain([1; 12]).collect();
+    let n = tokens.len();
+    let mut g = tiny_llama();
+    g.set("tokenizer.ggml.model", "llama").set("tokenizer.ggml.tokens", Meta::Strs(tokens));
+    g.set("tokenizer.ggml.scores", Meta::F32s(scores)).set("tokenizer.ggml.token_type", Meta::I32s(types));
+    g.tensors[0].1 = Data::f32(&[n, 8], &vec![0.0; n * 8]);
+    let c = open_bytes(&g.bytes()).unwrap();
+    let tok = c.require_tokenizer().unwrap();
+    assert_eq!((tok.bos_id, tok.eos_ids.as_slice(), tok.add_bos), (Some(1), &[2][..], Some(true)));
+    let ids = tok.encode("hello é", true).unwrap();
+    let texts: Vec<String> = ids.iter().map(|&id| tok.token(id).unwrap()).collect();
+    assert_eq!(texts, ["<s>", "▁hello", "▁", "<0xC3>", "<0xA9>"]);
+    assert_eq!(tok.decode(&ids, true).unwrap(), "hello é");
+    let mut stream = tok.stream(true);
+    let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    assert_eq!(pieces.concat() + &stream.finish().unwrap(), "hello é");
+    g.set("tokenizer.ggml.scores", Meta::F32s(vec![0.0]));
+    assert!(refused(&g.bytes()).contains("tokenizer.ggml.scores"));
+}

@@ -1,0 +1,456 @@
+//! Downloads from a hub that answers well, badly, slowly, or not at all.
+#![cfg(feature = "hub")]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{
+    hub::{COMMIT, Hub, Reply, TOKEN, sha256},
+    two_tensors,
+};
+use loader::{Checkpoint, LoadError, LoadOptions, download};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+fn cache() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn repo(cache: &Path) -> PathBuf {
+    cache.join("models--org--name")
+}
+
+/// The error, after checking that it is one line, tells no secrets and left nothing broken behind.
+fn fails(hub: &Hub, cache: &Path) -> LoadError {
+    fails_for("org/name", &hub.options(cache), cache)
+}
+
+fn fails_for(model: &str, options: &LoadOptions, cache: &Path) -> LoadError {
+    let err = download(model, options).unwrap_err();
+    let text = format!("{err} {err:?}");
+    assert!(!err.to_string().contains('\n'), "{text}");
+    assert!(!text.contains(TOKEN) && !text.contains("sig="), "{text}");
+    nothing_broken(cache);
+    err
+}
+
+/// Every file under a final name is whole: its name is its hash, or its contents are the small files'.
+fn nothing_broken(cache: &Path) {
+    let Ok(blobs) = std::fs::read_dir(repo(cache).join("blobs")) else { return };
+    for blob in blobs.flatten() {
+        let name = blob.file_name().to_string_lossy().into_owned();
+        if !name.contains('.') {
+            let digest = sha256(&std::fs::read(blob.path()).unwrap());
+            assert!(digest.starts_with(&name), "{name} is broken");
+        }
+    }
+}
+
+#[test]
+fn a_model_is_fetched_once() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let c = Checkpoint::open("org/name", &hub.options(dir.path())).unwrap();
+    assert_eq!(c.weights.names(), ["a", "b"]);
+    assert_eq!(c.origin.commit.as_deref(), Some(COMMIT));
+    assert_eq!(hub.hits("README"), 0, "only what is needed");
+    nothing_broken(dir.path());
+    // As huggingface_hub lays it out.
+    let repo = repo(dir.path());
+    assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
+    let link = repo.join("snapshots").join(COMMIT).join("model.safetensors");
+    let blob = sha256(&two_tensors());
+    #[cfg(unix)]
+    assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("../../blobs").join(&blob));
+    assert_eq!(std::fs::read(link).unwrap(), two_tensors());
+    assert!(dir.path().join(".locks/models--org--name").join(format!("{blob}.lock")).exists());
+    // The token goes to the hub and not to the storage behind it.
+    for request in hub.log() {
+        assert_eq!(request.token.is_some(), !request.path.starts_with("/storage"), "{request:?}");
+    }
+    // Again: one question, no download.
+    let before = hub.log().len();
+    download("org/name", &hub.options(dir.path())).unwrap();
+    assert_eq!(hub.log().len(), before + 1);
+    // By commit: not even a question.
+    let fetched = download(&format!("org/name@{COMMIT}"), &hub.options(dir.path())).unwrap();
+    assert_eq!(hub.log().len(), before + 1);
+    assert_eq!((fetched.commit.as_str(), fetched.files.len()), (COMMIT, 2));
+    // A branch with a slash.
+    download("org/name@refs/pr/1", &hub.options(dir.path())).unwrap();
+    assert_eq!(std::fs::read_to_string(repo.join("refs/refs/pr/1")).unwrap(), COMMIT);
+}
+
+#[test]
+fn shards_and_gguf_files() {
+    let index = br#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#;
+    let tensor = |name: &str| {
+        let header = serde_json::json!({name: {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}});
+        common::safetensors(&header, &[1])
+    };
+    let (one, two) = (tensor("a"), tensor("b"));
+    let gguf = common::tiny_llama().bytes();
+    let config: &[u8] = b"{}";
+    let files: Vec<(&str, &[u8])> = vec![
+        ("config.json", config),
+        ("model.safetensors.index.json", index),
+        ("m-1.safetensors", &one),
+        ("m-2.safetensors", &two),
+        ("q/x y.gguf", &gguf),
+    ];
+    let (hub, dir) = (Hub::new(&files[..4]), cache());
+    assert_eq!(Checkpoint::open("org/name", &hub.options(dir.path())).unwrap().weights.names(), ["a", "b"]);
+    let (hub, dir) = (Hub::new(&files[..3]), cache());
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("m-2.safetensors"), "{err}");
+
+    let (hub, dir) = (Hub::new(&[("config.json", config), ("q/x.gguf", &gguf)]), cache());
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("org/name/q/x.gguf"), "the way out is not named: {err}");
+    let c = Checkpoint::open("org/name/q/x.gguf", &hub.options(dir.path())).unwrap();
+    assert_eq!(c.weights.names(), ["model.embed_tokens.weight"]);
+    let err = fails_for("org/name/q/y.gguf", &hub.options(dir.path()), dir.path());
+    assert!(matches!(err, LoadError::NotOnHub { .. }), "{err}");
+
+    let (hub, dir) = (Hub::new(&[("config.json", config), ("pytorch_model.bin", b"x")]), cache());
+    let err = fails(&hub, dir.path());
+    assert!(matches!(err, LoadError::PickledWeights { .. }), "{err}");
+    assert_eq!(hub.hits("resolve"), 0);
+    let (hub, dir) = (Hub::new(&[("model.safetensors", &two_tensors())]), cache());
+    assert!(fails(&hub, dir.path()).to_string().contains("config.json"));
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let options = hub.options(dir.path());
+    let err = fails_for("org/other", &options, dir.path());
+    assert!(matches!(&err, LoadError::NotOnHub { what, .. } if what == "the repository"), "{err}");
+    assert!(err.to_string().contains("private"), "{err}");
+    let err = fails_for("org/name@v9", &options, dir.path());
+    assert!(matches!(&err, LoadError::NotOnHub { what, .. } if what == "revision v9"), "{err}");
+    hub.script("resolve", Reply::status(404).header("X-Error-Code", "EntryNotFound"));
+    let err = fails(&hub, dir.path());
+    assert!(matches!(&err, LoadError::NotOnHub { what, .. } if what.contains("config.json")), "{err}");
+}
+
+#[test]
+fn gated_models_say_what_to_do() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let mut options = hub.options(dir.path());
+    for status in [401, 403] {
+        hub.script("/api/", Reply::status(status).header("X-Error-Code", "GatedRepo"));
+        let err = fails_for("org/name", &options, dir.path()).to_string();
+        assert!(err.contains("ask for it") && err.contains(&format!("{}/org/name", hub.url)), "{err}");
+    }
+    hub.script("/api/", Reply::status(401));
+    assert!(fails_for("org/name", &options, dir.path()).to_string().contains("token was not accepted"));
+    options.hub.token = None;
+    hub.script("/api/", Reply::status(401).header("X-Error-Code", "GatedRepo"));
+    let err = fails_for("org/name", &options, dir.path()).to_string();
+    assert!(err.contains("accept its terms") && err.contains("HF_TOKEN"), "{err}");
+    // Gating shows only at the file for some repositories.
+    hub.script("resolve", Reply::status(403));
+    let err = fails_for("org/name", &options, dir.path());
+    assert!(matches!(err, LoadError::AccessDenied { status: 403, .. }), "{err}");
+}
+
+#[test]
+fn passing_errors_pass() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    hub.script("/api/", Reply::status(503)).script("/api/", Reply::status(500));
+    hub.script("resolve", Reply::status(502)).script("storage", Reply::status(504));
+    hub.script("storage", Reply::status(429).header("Retry-After", "1"));
+    let start = Instant::now();
+    download("org/name", &hub.options(dir.path())).unwrap();
+    assert!(start.elapsed() > Duration::from_millis(900), "Retry-After was not honoured");
+    assert_eq!((hub.hits("/api/"), hub.hits("storage")), (3, 3));
+    // And those that do not are given up, in words.
+    let dir = cache();
+    for _ in 0..4 {
+        hub.script("storage", Reply::status(429).header("Retry-After", "0"));
+    }
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("429") && err.contains("model.safetensors"), "{err}");
+    for _ in 0..4 {
+        hub.script("/api/", Reply::status(500));
+    }
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("500") && err.contains("no complete copy"), "{err}");
+}
+
+#[test]
+fn a_cut_connection_is_continued() {
+    let big = weights(300_000);
+    let (hub, dir) = (Hub::new(&[("config.json", b"{}"), ("model.safetensors", &big)]), cache());
+    hub.script("storage", Reply::status(200).body(&big).cut(100_000));
+    download("org/name", &hub.options(dir.path())).unwrap();
+    let ranges: Vec<_> = hub.log().into_iter().filter(|r| r.path.contains("storage")).map(|r| r.range).collect();
+    assert_eq!(ranges, [None, Some("bytes=100000-".to_string())]);
+    nothing_broken(dir.path());
+
+    // Across processes: the first gives up, the second goes on from there.
+    let dir = cache();
+    let mut options = hub.options(dir.path());
+    options.hub.retries = 0;
+    hub.script("storage", Reply::status(200).body(&big).cut(200_000));
+    let err = fails_for("org/name", &options, dir.path()).to_string();
+    assert!(err.contains("200000 of") && err.contains("again"), "{err}");
+    let part = repo(dir.path()).join("blobs").join(format!("{}.incomplete", sha256(&big)));
+    assert_eq!(std::fs::metadata(&part).unwrap().len(), 200_000);
+    assert!(!repo(dir.path()).join("refs/main").exists());
+    download("org/name", &options).unwrap();
+    assert_eq!(hub.log().last().unwrap().range.as_deref(), Some("bytes=200000-"));
+    assert!(!part.exists());
+    nothing_broken(dir.path());
+}
+
+/// A safetensors file of one tensor of `n` bytes.
+fn weights(n: usize) -> Vec<u8> {
+    let header = serde_json::json!({"w": {"dtype": "U8", "shape": [n], "data_offsets": [0, n]}});
+    common::safetensors(&header, &(0..n).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_server_without_ranges_starts_over() {
+    let big = weights(10_000);
+    let (hub, dir) = (Hub::new(&[("config.json", b"{}"), ("model.safetensors", &big)]), cache());
+    let start = Reply::status(200).body(&big).cut(5_000);
+    hub.script("storage", start.clone()).script("storage", Reply::status(200).body(&big));
+    download("org/name", &hub.options(dir.path())).unwrap();
+    nothing_broken(dir.path());
+    // The wrong range, and a range that is refused.
+    let wrong = Reply::status(206).body(&big[1..]).header("Content-Range", "bytes 1-2/3");
+    for bad in [wrong, Reply::status(416)] {
+        let dir = cache();
+        hub.script("storage", start.clone()).script("storage", bad);
+        download("org/name", &hub.options(dir.path())).unwrap();
+        nothing_broken(dir.path());
+    }
+    // What was left from before is not what it should be.
+    let dir = cache();
+    let part = repo(dir.path()).join("blobs").join(format!("{}.incomplete", sha256(&big)));
+    std::fs::create_dir_all(part.parent().unwrap()).unwrap();
+    for junk in [vec![9; 4000], vec![9; big.len()], vec![9; big.len() + 10]] {
+        std::fs::write(&part, junk).unwrap();
+        download("org/name", &hub.options(dir.path())).unwrap();
+        nothing_broken(dir.path());
+        std::fs::remove_file(repo(dir.path()).join("blobs").join(sha256(&big))).unwrap();
+    }
+}
+
+#[test]
+fn what_comes_is_checked() {
+    let big = weights(1000);
+    let fresh = || (Hub::new(&[("config.json", b"{}"), ("model.safetensors", &big)]), cache());
+    let n = big.len() as u64;
+
+    let (hub, dir) = fresh();
+    hub.lie("model.safetensors", n, &"ab".repeat(32));
+    let err = fails(&hub, dir.path());
+    assert!(matches!(err, LoadError::Damaged { .. }) && err.to_string().contains("SHA-256"), "{err}");
+    let left = std::fs::read_dir(repo(dir.path()).join("blobs")).unwrap().count();
+    assert_eq!(left, 1, "the damaged file is still there");
+
+    for size in [n - 1, n + 1] {
+        let (hub, dir) = fresh();
+        hub.lie("model.safetensors", size, &sha256(&big));
+        let err = fails(&hub, dir.path()).to_string();
+        assert!(err.contains(&format!("sends {n} bytes where {size}")), "{err}");
+    }
+    // No length announced, and more bytes than there should be.
+    let (hub, dir) = fresh();
+    let chunked = [format!("{:x}\r\n", n + 5).as_bytes(), &big, b"extra\r\n0\r\n\r\n"].concat();
+    let reply = Reply::status(200).body(&chunked).header("Transfer-Encoding", "chunked");
+    hub.script("storage", reply);
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("more than") || err.contains("sends"), "{err}");
+
+    for html in [b"<!DOCTYPE html><title>Log in</title>".as_slice(), b"\n <HTML>"] {
+        let (hub, dir) = fresh();
+        hub.script("resolve", Reply::status(200).body(html).header("Content-Type", "text/html"));
+        let err = fails(&hub, dir.path()).to_string();
+        assert!(err.contains("web page"), "{err}");
+        hub.script("/api/", Reply::status(200).body(html));
+        let err = fails(&hub, dir.path()).to_string();
+        assert!(err.contains("web page"), "{err}");
+    }
+    // A page of exactly the announced length, without saying that it is one.
+    let (hub, dir) = fresh();
+    hub.script("resolve/0123456789abcdef0123456789abcdef01234567/config", Reply::status(200).body(b"{}"));
+    let mut page = b"<html>".to_vec();
+    page.resize(big.len(), b' ');
+    hub.script("storage", Reply::status(200).body(&page));
+    assert!(fails(&hub, dir.path()).to_string().contains("web page"));
+}
+
+#[test]
+fn answers_that_are_not_the_api() {
+    for (body, want) in [
+        (&b"[]"[..], "not the hub's API"),
+        (b"{\"sha\": \"../../evil\", \"siblings\": []}", "commit"),
+        (b"{\"sha\": \"0123456789abcdef0123456789abcdef01234567\", \"siblings\": [{\"rfilename\": \"config.json\", \"size\": 2, \"blobId\": \"../x\"}, {\"rfilename\": \"model.safetensors\"}]}", "mirror"),
+    ] {
+        let (hub, dir) = (Hub::with_model(), cache());
+        hub.script("/api/", Reply::status(200).body(body));
+        let err = fails(&hub, dir.path()).to_string();
+        assert!(err.contains(want), "{err}");
+    }
+    // A shard that would be written outside the cache.
+    let index = br#"{"weight_map": {"a": "../../../evil.safetensors"}}"#;
+    let files: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("model.safetensors.index.json", index)];
+    let (hub, dir) = (Hub::new(&files), cache());
+    let err = fails(&hub, dir.path());
+    assert!(matches!(err, LoadError::UnsafePath { .. }), "{err}");
+}
+
+#[test]
+fn without_a_network() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let mut gone = hub.options(dir.path());
+    // A port that nothing listens on.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    gone.hub.endpoint = format!("http://{free}");
+    let mut offline = hub.options(dir.path());
+    offline.hub.offline = true;
+    let start = Instant::now();
+    let err = fails_for("org/name", &gone, dir.path());
+    assert!(matches!(err, LoadError::Unreachable { .. }) && err.to_string().contains("no complete copy"), "{err}");
+    let err = fails_for("org/name", &offline, dir.path()).to_string();
+    assert!(err.contains("HF_HUB_OFFLINE"), "{err}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+
+    download("org/name", &hub.options(dir.path())).unwrap();
+    let asked = hub.log().len();
+    for options in [&gone, &offline] {
+        let c = Checkpoint::open("org/name", options).unwrap();
+        assert_eq!(c.origin.commit.as_deref(), Some(COMMIT));
+    }
+    assert_eq!(hub.log().len(), asked);
+    // Half a copy is none.
+    std::fs::remove_file(repo(dir.path()).join("snapshots").join(COMMIT).join("model.safetensors")).unwrap();
+    fails_for("org/name", &offline, dir.path());
+}
+
+#[test]
+fn two_at_once_download_once() {
+    let big = weights(50_000);
+    let (hub, dir) = (Hub::new(&[("config.json", b"{}"), ("model.safetensors", &big)]), cache());
+    hub.delay(Duration::from_millis(300));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| download("org/name", &hub.options(dir.path())).unwrap());
+        }
+    });
+    nothing_broken(dir.path());
+    assert_eq!(hub.hits("storage"), 1);
+}
+
+/// Not a test of its own: what the next two run in another process.
+#[test]
+#[ignore = "run by other tests"]
+fn child() {
+    let [url, cache] = ["TEST_HUB_URL", "TEST_HUB_CACHE"].map(|v| std::env::var(v).unwrap());
+    let mut options = Hub::with_model().options(Path::new(&cache));
+    options.hub.endpoint = url;
+    download("org/name", &options).unwrap();
+}
+
+fn spawn(hub: &Hub, cache: &Path) -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored"])
+        .env("TEST_HUB_URL", &hub.url)
+        .env("TEST_HUB_CACHE", cache)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn two_processes_download_once() {
+    let big = weights(50_000);
+    let (hub, dir) = (Hub::new(&[("config.json", b"{}"), ("model.safetensors", &big)]), cache());
+    hub.delay(Duration::from_millis(500));
+    let children = [spawn(&hub, dir.path()), spawn(&hub, dir.path())];
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    nothing_broken(dir.path());
+    assert_eq!(hub.hits("storage"), 1);
+}
+
+/// What Ctrl-C does, only less politely.
+#[test]
+fn a_killed_download_is_continued() {
+    let big = weights(400_000);
+    let (hub, dir) = (Hub::new(&[("config.json", b"{}"), ("model.safetensors", &big)]), cache());
+    hub.script("storage", Reply { delay: Duration::from_secs(600), ..Reply::status(200).body(&big) });
+    let mut child = spawn(&hub, dir.path());
+    let part = repo(dir.path()).join("blobs").join(format!("{}.incomplete", sha256(&big)));
+    let start = Instant::now();
+    while std::fs::metadata(&part).map_or(0, |m| m.len()) < big.len() as u64 / 2 {
+        assert!(start.elapsed() < Duration::from_secs(60), "the download did not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    nothing_broken(dir.path());
+    assert!(!repo(dir.path()).join("refs").exists());
+    // The lock died with the process.
+    download("org/name", &hub.options(dir.path())).unwrap();
+    assert_eq!(hub.log().last().unwrap().range, Some(format!("bytes={}-", big.len() / 2)));
+    nothing_broken(dir.path());
+}
+
+#[test]
+fn a_lock_that_is_never_released() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let locks = dir.path().join(".locks/models--org--name");
+    std::fs::create_dir_all(&locks).unwrap();
+    let held = std::fs::File::create(locks.join(format!("{}.lock", sha256(&two_tensors())))).unwrap();
+    held.lock().unwrap();
+    let mut options = hub.options(dir.path());
+    options.hub.lock_patience = Duration::from_millis(300);
+    let err = fails_for("org/name", &options, dir.path());
+    assert!(matches!(err, LoadError::Locked { .. }), "{err}");
+    drop(held);
+    download("org/name", &options).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_cache_that_can_not_be_written() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let err = download("org/name", &hub.options(&file.join("cache"))).unwrap_err();
+    assert!(matches!(err, LoadError::Io { .. }) && err.to_string().contains("cache"), "{err}");
+    // A device that is always full stands for a full disk.
+    if Path::new("/dev/full").exists() {
+        let part = repo(dir.path()).join("blobs").join(format!("{}.incomplete", sha256(&two_tensors())));
+        std::fs::create_dir_all(part.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &part).unwrap();
+        let err = fails(&hub, dir.path()).to_string();
+        assert!(err.contains("can't write"), "{err}");
+    }
+}
+
+#[test]
+fn settings_come_from_the_environment() {
+    use loader::HubConfig;
+    let env = |pairs: &'static [(&str, &str)]| {
+        HubConfig::from_lookup(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
+    };
+    let c = env(&[("HF_HOME", "/h"), ("HF_TOKEN", " t "), ("HF_ENDPOINT", "https://mirror/"), ("HF_HUB_OFFLINE", "1")]);
+    assert_eq!((c.cache.as_path(), c.token.as_deref()), (Path::new("/h/hub"), Some("t")));
+    assert_eq!((c.endpoint.as_str(), c.offline), ("https://mirror", true));
+    let c = env(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c"), ("HF_HUB_OFFLINE", "0")]);
+    assert_eq!((c.cache.as_path(), c.offline, c.endpoint.as_str()), (Path::new("/c"), false, HubConfig::ENDPOINT));
+    let dir = cache();
+    std::fs::write(dir.path().join("token"), "stored\n").unwrap();
+    let home = dir.path().to_str().unwrap().to_string();
+    let c = HubConfig::from_lookup(|name| (name == "HF_HOME").then(|| home.clone()));
+    assert_eq!(c.token.as_deref(), Some("stored"));
+    assert!(!format!("{c:?}").contains("stored"));
+}
