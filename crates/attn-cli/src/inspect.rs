@@ -119,35 +119,47 @@ fn heads(facts: &mut Map<String, Value>, attention: &AttentionSpec) {
     facts.extend(numbers.into_iter().map(|(key, number)| (key.to_string(), json!(number))));
 }
 
+/// An encoding, the limits of attention under it, and the layers that have both.
+struct Group<'a> {
+    config: &'a PositionConfig,
+    window: Option<usize>,
+    chunk: Option<usize>,
+    layers: Vec<usize>,
+}
+
+impl Group<'_> {
+    fn describe(&self, length: usize) -> Result<Value> {
+        let on = if self.layers.is_empty() { "embeddings" } else { "attention" };
+        let mut value = json!({ "layers": self.layers, "on": on });
+        let described = serde_json::to_value(self.config.describe(length))?;
+        if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
+            value.extend(described);
+            value.extend(self.window.map(|w| ("sliding_window".to_string(), json!(w))));
+            value.extend(self.chunk.map(|c| ("chunk".to_string(), json!(c))));
+        }
+        Ok(value)
+    }
+}
+
 /// The encodings, each once with the layers that use it; `layers` of the one on the embeddings is empty.
 fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
-    let mut groups: Vec<(&PositionConfig, Option<usize>, Option<usize>, Vec<usize>)> = vec![];
-    if !matches!(stack.embedding.position, PositionConfig::Nope(_)) {
-        groups.push((&stack.embedding.position, None, None, vec![]));
-    }
-    let on_embedding = groups.len();
+    let mut groups: Vec<Group> = vec![];
     for (index, layer) in stack.layers.iter().enumerate() {
         let (window, chunk) = match &layer.attention {
             AttentionSpec::MultiHead(a) => (a.mask.window, a.mask.chunk),
             AttentionSpec::Latent(_) => (None, None),
         };
         let config = layer.attention.position();
-        match groups[on_embedding..].iter_mut().find(|(c, w, k, _)| *c == config && (*w, *k) == (window, chunk)) {
-            Some(group) => group.3.push(index),
-            None => groups.push((config, window, chunk, vec![index])),
+        match groups.iter_mut().find(|g| g.config == config && (g.window, g.chunk) == (window, chunk)) {
+            Some(group) => group.layers.push(index),
+            None => groups.push(Group { config, window, chunk, layers: vec![index] }),
         }
     }
-    let describe = |(config, window, chunk, layers): (&PositionConfig, Option<usize>, Option<usize>, Vec<usize>)| {
-        let mut value = json!({ "layers": layers, "on": if layers.is_empty() { "embeddings" } else { "attention" } });
-        let described = serde_json::to_value(config.describe(length))?;
-        if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
-            value.extend(described);
-            value.extend(window.map(|w| ("sliding_window".to_string(), json!(w))));
-            value.extend(chunk.map(|c| ("chunk".to_string(), json!(c))));
-        }
-        Ok(value)
-    };
-    groups.into_iter().map(describe).collect()
+    if !matches!(stack.embedding.position, PositionConfig::Nope(_)) {
+        let config = &stack.embedding.position;
+        groups.insert(0, Group { config, window: None, chunk: None, layers: vec![] });
+    }
+    groups.iter().map(|group| group.describe(length)).collect()
 }
 
 /// The facts for a person.
