@@ -122,6 +122,7 @@ fn heads(facts: &mut Map<String, Value>, attention: &AttentionSpec) {
 /// An encoding, the limits of attention under it, and the layers that have both.
 struct Group<'a> {
     config: &'a PositionConfig,
+    on: &'static str,
     window: Option<usize>,
     chunk: Option<usize>,
     layers: Vec<usize>,
@@ -129,8 +130,7 @@ struct Group<'a> {
 
 impl Group<'_> {
     fn describe(&self, length: usize) -> Result<Value> {
-        let on = if self.layers.is_empty() { "embeddings" } else { "attention" };
-        let mut value = json!({ "layers": self.layers, "on": on });
+        let mut value = json!({ "layers": self.layers, "on": self.on });
         let described = serde_json::to_value(self.config.describe(length))?;
         if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
             value.extend(described);
@@ -141,7 +141,7 @@ impl Group<'_> {
     }
 }
 
-/// The encodings, each once with the layers that use it; `layers` of the one on the embeddings is empty.
+/// The encodings, each once with the layers that use it.
 fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
     let mut groups: Vec<Group> = vec![];
     for (index, layer) in stack.layers.iter().enumerate() {
@@ -152,12 +152,15 @@ fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
         let config = layer.attention.position();
         match groups.iter_mut().find(|g| g.config == config && (g.window, g.chunk) == (window, chunk)) {
             Some(group) => group.layers.push(index),
-            None => groups.push(Group { config, window, chunk, layers: vec![index] }),
+            None => groups.push(Group { config, on: "attention", window, chunk, layers: vec![index] }),
         }
     }
-    if !matches!(stack.embedding.position, PositionConfig::Nope(_)) {
-        let config = &stack.embedding.position;
-        groups.insert(0, Group { config, window: None, chunk: None, layers: vec![] });
+    let config = &stack.embedding.position;
+    if !matches!(config, PositionConfig::Nope(_)) {
+        // What is added to the embeddings reaches every layer, and those do nothing more.
+        groups.retain(|group| !matches!(group.config, PositionConfig::Nope(_)));
+        let layers = (0..stack.layers.len()).collect();
+        groups.insert(0, Group { config, on: "embeddings", window: None, chunk: None, layers });
     }
     groups.iter().map(|group| group.describe(length)).collect()
 }
@@ -187,7 +190,9 @@ fn summary(facts: &Value) -> String {
     if !facts["max_context"].is_null() {
         row("", format!("ends at {}", text("max_context")));
     }
-    row("cache", format!("{} bytes per token", text("kv_bytes_per_token")));
+    if facts["architecture"] != "encoder" {
+        row("cache", format!("{} bytes per token", text("kv_bytes_per_token")));
+    }
     for (title, key) in [("position", "position"), ("encoder", "encoder_position")] {
         for group in facts[key].as_array().into_iter().flatten() {
             out.push_str(&position(title, group, facts["trained_context"].as_f64()));
@@ -198,7 +203,8 @@ fn summary(facts: &Value) -> String {
 
 fn position(title: &str, group: &Value, trained: Option<f64>) -> String {
     let layers: Vec<u64> = group["layers"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
-    let place = if layers.is_empty() { "on the embeddings".to_string() } else { format!("layers {}", ranges(&layers)) };
+    let place = format!("layers {}", ranges(&layers));
+    let place = if group["on"] == "embeddings" { format!("on the embeddings, {place}") } else { place };
     let mut out = format!("\n{title:<13}{place}\n");
     const FIRST: [&str; 6] = ["kind", "rope_type", "factor", "theta", "attention_factor", "length"];
     const ELSEWHERE: [&str; 5] = ["layers", "on", "inv_freq", "wavelengths", "slopes"];
