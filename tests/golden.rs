@@ -1,66 +1,35 @@
 //! Every golden model: logits in one prefill and token by token, and greedy continuations, against transformers.
 
-use attn_models::{Architecture, Model, Options, RopeLength, Session};
-use candle_core::{DType, Device, IndexOp, Result, Tensor};
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+mod common;
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/models")
+use attn_models::{Architecture, Model, RopeLength, Session};
+use candle_core::{DType, Device, IndexOp, Tensor};
+use common::{Golden, difference, ids_of, load, root};
+
+fn start(golden: &Golden, length: RopeLength) -> Session {
+    let mut session = Session::new(&golden.model, length, None).unwrap();
+    if golden.model.architecture() == Architecture::EncoderDecoder {
+        session.encode(&ids_of(golden, "input_ids"), None).unwrap();
+    }
+    session
 }
 
-struct Golden {
-    model: Model,
-    expected: HashMap<String, Tensor>,
-}
-
-fn load(name: &str) -> Result<Golden> {
-    let dir = root().join(name);
-    let config = std::fs::read_to_string(dir.join("config.json"))?;
-    let config: serde_json::Value = serde_json::from_str(&config).map_err(candle_core::Error::wrap)?;
-    let weights = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu)?;
-    let model = Model::load(&config, Arc::new(weights), &Options::default())?;
-    Ok(Golden { model, expected: candle_core::safetensors::load(dir.join("expected.safetensors"), &Device::Cpu)? })
-}
-
-fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    let d = (a - b).and_then(|d| d.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>());
-    d.unwrap_or(f32::INFINITY)
-}
-
-impl Golden {
-    fn ids(&self, name: &str) -> Tensor {
-        self.expected[name].to_dtype(DType::U32).unwrap()
-    }
-
-    fn start(&self, length: RopeLength) -> Session {
-        let mut session = Session::new(&self.model, length, None).unwrap();
-        if self.model.architecture() == Architecture::EncoderDecoder {
-            session.encode(&self.ids("input_ids"), None).unwrap();
-        }
-        session
-    }
-
-    fn fed(&self) -> Tensor {
-        match self.model.architecture() {
-            Architecture::EncoderDecoder => self.ids("decoder_input_ids"),
-            _ => self.ids("input_ids"),
-        }
-    }
-
-    /// Feeds the tokens in blocks of `n` under the declared length.
-    fn in_blocks(&self, n: usize) -> Tensor {
-        let ids = self.fed();
-        let t = ids.dim(1).unwrap();
-        let mut session = self.start(RopeLength::Declared(t));
-        let blocks = (0..t).step_by(n).map(|at| session.feed_all(&ids.narrow(1, at, n.min(t - at)).unwrap()).unwrap());
-        Tensor::cat(&blocks.collect::<Vec<_>>(), 1).unwrap()
-    }
+/// Feeds the tokens in blocks of `n` under the declared length.
+fn in_blocks(golden: &Golden, n: usize) -> Tensor {
+    let ids = match golden.model.architecture() {
+        Architecture::EncoderDecoder => ids_of(golden, "decoder_input_ids"),
+        _ => ids_of(golden, "input_ids"),
+    };
+    let t = ids.dim(1).unwrap();
+    let mut session = start(golden, RopeLength::Declared(t));
+    let blocks = (0..t).step_by(n).map(|at| session.feed_all(&ids.narrow(1, at, n.min(t - at)).unwrap()).unwrap());
+    Tensor::cat(&blocks.collect::<Vec<_>>(), 1).unwrap()
 }
 
 fn check(name: &str) {
     let golden = load(name).unwrap_or_else(|e| panic!("{name}: {e}"));
     if golden.model.architecture() == Architecture::Encoder {
-        let ids = golden.ids("input_ids");
+        let ids = ids_of(&golden, "input_ids");
         let hidden = golden.model.hidden(&ids, ids.dim(1).unwrap(), None).unwrap();
         let diff = difference(&hidden, &golden.expected["hidden"]);
         assert!(diff < 1e-3, "{name}: hidden states differ by {diff}");
@@ -68,14 +37,13 @@ fn check(name: &str) {
     }
     let logits = &golden.expected["logits"];
     for n in [usize::MAX >> 1, 1, 5, 11] {
-        let diff = difference(&golden.in_blocks(n), logits);
-        println!("{name} in blocks of {n}: {diff}");
+        let diff = difference(&in_blocks(&golden, n), logits);
         assert!(diff < 1e-3, "{name}: logits differ by {diff} in blocks of {n}");
     }
     if let Some(greedy) = golden.expected.get("greedy") {
         let greedy = greedy.to_dtype(DType::U32).unwrap();
         let prompt = greedy.dim(1).unwrap() - 16;
-        let mut session = golden.start(RopeLength::Exact);
+        let mut session = start(&golden, RopeLength::Exact);
         let mut logits = session.feed(&greedy.narrow(1, 0, prompt).unwrap()).unwrap();
         for at in prompt..prompt + 16 {
             let next = Model::greedy(&logits).unwrap();
@@ -102,38 +70,85 @@ macro_rules! golden {
     };
 }
 
+/// The same model saved as two shards with an index gives the same logits.
+#[test]
+fn shards_equal_one_file() {
+    for name in ["llama", "gpt2", "deepseek-v3", "t5"] {
+        let golden = load(name).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = candle_core::safetensors::load(root().join(name).join("model.safetensors"), &Device::Cpu).unwrap();
+        let mut names: Vec<_> = tensors.keys().cloned().collect();
+        names.sort();
+        let mut map = serde_json::Map::new();
+        for (i, part) in names.chunks(names.len().div_ceil(2)).enumerate() {
+            let file = format!("model-{:05}-of-00002.safetensors", i + 1);
+            let shard = part.iter().map(|n| (n.clone(), tensors[n].clone())).collect();
+            candle_core::safetensors::save(&shard, dir.path().join(&file)).unwrap();
+            map.extend(part.iter().map(|n| (n.clone(), file.clone().into())));
+        }
+        let index = serde_json::json!({"metadata": {}, "weight_map": map}).to_string();
+        std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+        std::fs::copy(root().join(name).join("config.json"), dir.path().join("config.json")).unwrap();
+        let sharded = Golden { model: common::open(dir.path()).unwrap(), expected: golden.expected.clone() };
+        assert_eq!(difference(&in_blocks(&sharded, 100), &in_blocks(&golden, 100)), 0.0, "{name}");
+    }
+}
+
 golden! {
     bert: "bert",
+    bert_3: "bert-3",
     bloom: "bloom",
+    bloom_3: "bloom-3",
     bloom_6_heads: "bloom-6-heads",
     cohere_interleaved: "cohere-interleaved",
+    cohere_qk: "cohere-qk",
+    deepseek_noq: "deepseek-noq",
     deepseek_v3: "deepseek-v3",
     falcon_alibi: "falcon-alibi",
+    falcon_alibi_12: "falcon-alibi-12",
+    falcon_new: "falcon-new",
     gemma: "gemma",
     gemma2: "gemma2",
+    gemma2_v4: "gemma2-v4",
     gemma3: "gemma3",
+    gemma3_default: "gemma3-default",
     gpt_neox: "gpt-neox",
     gpt2: "gpt2",
+    gpt2_scale: "gpt2-scale",
+    gptj_full: "gptj-full",
     gptj_interleaved: "gptj-interleaved",
     granite: "granite",
+    granite_bias: "granite-bias",
     llama: "llama",
     llama_dynamic: "llama-dynamic",
     llama_head_dim: "llama-head-dim",
     llama_linear: "llama-linear",
     llama_longrope: "llama-longrope",
+    llama_mqa: "llama-mqa",
     llama_v4_config: "llama-v4-config",
     llama_yarn: "llama-yarn",
     llama3: "llama3",
     llama4_irope: "llama4-irope",
+    llama4_moe_all: "llama4-moe-all",
+    mistral_mqa: "mistral-mqa",
     mistral_window: "mistral-window",
     mpt: "mpt",
+    mpt_6: "mpt-6",
+    neox_seq: "neox-seq",
     olmo2: "olmo2",
+    olmo2_mha: "olmo2-mha",
     phi: "phi",
+    phi_qk: "phi-qk",
     phi3_longrope: "phi3-longrope",
+    phi3_window: "phi3-window",
     qwen2: "qwen2",
+    qwen2_window: "qwen2-window",
     qwen2_yarn: "qwen2-yarn",
     qwen3: "qwen3",
     smollm3_nope: "smollm3-nope",
+    smollm3_win: "smollm3-win",
     stablelm: "stablelm",
+    stablelm_qk: "stablelm-qk",
     t5: "t5",
+    t5_plain: "t5-plain",
 }

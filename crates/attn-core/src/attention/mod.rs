@@ -1,15 +1,19 @@
 //! Scaled dot-product attention: [`attend`] is the only place that picks a kernel.
 //!
-//! | device | gradients tracked | kernel |
-//! |---|---|---|
-//! | any | yes | reference: plain Candle ops, which keep the graph |
-//! | CPU | no | fused |
-//! | other | no | reference |
+//! | device | dtype | gradients tracked | kernel |
+//! |---|---|---|---|
+//! | CPU | f32, bf16, f16 | none, or of q, k and v | fused: tiles, one pass; recomputed for the gradients |
+//! | CPU | f32, bf16, f16 | of the bias | reference: plain Candle ops, which keep the graph |
+//! | any | f64 | any | reference |
+//! | other | any | any | reference |
 //!
-//! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()` first.
+//! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()`.
+//! The fused kernel runs on rayon's current pool: `RAYON_NUM_THREADS` or `ThreadPool::install` set how many threads.
 
 pub(crate) mod fused_cpu;
 mod key_norms;
+#[cfg(test)]
+pub(crate) mod laws;
 mod path;
 pub mod reference;
 

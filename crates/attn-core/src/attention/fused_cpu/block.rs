@@ -3,7 +3,7 @@
 use super::{
     forward::{Output, Shared, part_len},
     problem::{Bias, Inputs, Problem},
-    scratch::with_scratch,
+    scratch::Scratch,
     simd::{Element, KEYS, Simd, TILE_STRIDE},
     skip::RowBound,
     tile::{
@@ -85,22 +85,23 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(
         ROWS * TILE_STRIDE,
         padded * wide,
     ];
-    with_scratch(needs, |[q, k, v, s, acc]| {
-        let rows: Vec<_> = (0..n).map(|i| row_at(p, unit.b, unit.kv_head, &unit.queries, i)).collect();
-        let query = |row: &Row| inputs.q.row(unit.b, row.head, row.q);
-        let group = if direct { 1 } else { S::MR };
-        pack_rows(rows.iter().map(query), group, sizes.d, p.q_factor(), q);
-        acc.fill(0.0);
-        let bounds = p.skip.iter().flat_map(|skip| rows.iter().map(|row| skip.row(p, row, query(row)))).collect();
-        let states = vec![RowState::EMPTY; n];
-        let (packed, copied) = (0, 0);
-        let mut work =
-            Work { p, inputs, unit, rows, states, bounds, direct, wide, q, k, packed, copied, copies_v, v, s, acc };
-        // SAFETY: the instruction set is there by the caller's word.
-        unsafe { work.all_keys::<S>() };
-        // SAFETY: by the caller's word.
-        unsafe { work.finish(output, parts) };
-    });
+    // No closure from here on: code in closures is not compiled for the instruction set.
+    let mut scratch = Scratch::take();
+    let [q, k, v, s, acc] = scratch.split(needs);
+    let rows: Vec<_> = (0..n).map(|i| row_at(p, unit.b, unit.kv_head, &unit.queries, i)).collect();
+    let query = |row: &Row| inputs.q.row(unit.b, row.head, row.q);
+    let group = if direct { 1 } else { S::MR };
+    pack_rows(rows.iter().map(query), group, sizes.d, p.q_factor(), q);
+    acc.fill(0.0);
+    let bounds = p.skip.iter().flat_map(|skip| rows.iter().map(|row| skip.row(p, inputs, unit.b, row))).collect();
+    let states = vec![RowState::EMPTY; n];
+    let (packed, copied) = (0, 0);
+    let mut work =
+        Work { p, inputs, unit, rows, states, bounds, direct, wide, q, k, packed, copied, copies_v, v, s, acc };
+    // SAFETY: the instruction set is there by the caller's word.
+    unsafe { work.all_keys::<S>() };
+    // SAFETY: by the caller's word.
+    unsafe { work.finish(output, parts) };
 }
 
 impl<T: Element> Work<'_, '_, T> {

@@ -11,8 +11,9 @@
 //! * under ALiBi, keys too far away to matter are proven so and not read (`skip`).
 //!
 //! `simd` has the vector operations per instruction set, `tile` the steps on one tile, `block` the loop over the tiles of
-//! a block of queries, `forward` the cut into blocks and threads, `problem` the call's sizes, bounds and bias.
+//! a block of queries, `forward` the cut into blocks and threads, `backward` the gradients, `problem` the call's sizes, bounds and bias.
 
+mod backward;
 mod block;
 mod forward;
 mod problem;
@@ -22,12 +23,14 @@ mod skip;
 mod tile;
 
 use super::{AttendArgs, KernelOptions, KernelPath};
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use backward::{Gradients, Saved};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use forward::{Output, Shared};
 use half::{bf16, f16};
 use problem::{Bias, BiasSource, Inputs, Problem, Sizes, View};
 use simd::Element;
 use skip::Skip;
+use std::sync::OnceLock;
 
 /// True if the kernel can run the call; otherwise it is the reference kernel's.
 pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> bool {
@@ -37,14 +40,15 @@ pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) ->
     all.iter().all(|x| x.device().is_cpu())
         && matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F16)
         && fits
+        // The op has no gradient for a bias.
         && !args.bias.track_op()
-        && !all.iter().any(|x| x.track_op())
 }
 
 /// See [`attend`](super::attend), which checks the arguments first.
 pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
     let path = KernelPath::choose(options.path)?;
-    let op = Fused { args: args.clone(), options: options.clone(), path };
+    let tracks = [q, k, v].iter().any(|x| x.track_op());
+    let op = Fused { args: args.clone(), options: options.clone(), path, tracks, log_sums: OnceLock::new() };
     let [q, k, v] = [q, k, v].map(with_contiguous_rows);
     // The op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the layer wants them.
     q?.apply_op3(&k?, &v?, op)?.transpose(1, 2)
@@ -58,6 +62,10 @@ struct Fused {
     args: AttendArgs,
     options: KernelOptions,
     path: KernelPath,
+    /// Whether a backward pass may follow.
+    tracks: bool,
+    /// What the forward pass leaves for it: log2 of each row's sum of weights, `(b, h, tq)`.
+    log_sums: OnceLock<Vec<f32>>,
 }
 
 impl Fused {
@@ -70,10 +78,51 @@ impl Fused {
         let mut problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
         problem.skip = Skip::new(&problem, &inputs, self.options.key_norms.as_ref());
         let mut out = vec![T::zero(); s.b * s.tq * s.h * s.dv];
-        let output = Output { out: Shared::new(&mut out), log_sums: None };
-        forward::forward(self.path, &problem, inputs, &output);
-        drop(output);
+        let mut log_sums = vec![0f32; if self.tracks { s.b * s.h * s.tq } else { 0 }];
+        let sums = self.tracks.then(|| Shared::new(&mut log_sums));
+        forward::forward(self.path, &problem, inputs, &Output { out: Shared::new(&mut out), log_sums: sums });
+        self.log_sums.get_or_init(|| log_sums);
         Ok((out, (s.b, s.tq, s.h, s.dv).into()))
+    }
+}
+
+/// `x` in f32, contiguous, its last dimension padded with zeros to whole vectors of any path.
+fn padded(x: &Tensor) -> Result<Tensor> {
+    let last = x.dims()[3];
+    let x = x.detach().to_dtype(DType::F32)?;
+    x.pad_with_zeros(3, 0, last.next_multiple_of(16) - last)?.contiguous()
+}
+
+impl Fused {
+    /// Gradients of q, k and v, given the output and its gradient, both `(b, h, tq, dv)`.
+    fn gradients(&self, [q, k, v]: [&Tensor; 3], out: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+        let Some(log_sums) = self.log_sums.get().filter(|_| self.tracks) else {
+            bail!("fused attention: the forward pass was not told of a backward pass")
+        };
+        let (d, dv) = (q.dim(3)?, v.dim(3)?);
+        let [qf, kf, vf, grad, out] = [q, k, v, grad, out].map(padded);
+        let (qf, kf, vf, grad, out) = (qf?, kf?, vf?, grad?, out?);
+        let deltas = (&grad * out)?.sum(3)?.flatten_all()?.to_vec1::<f32>()?;
+        let guards = [&qf, &kf, &vf, &grad].map(|x| x.storage_and_layout());
+        let [qv, kv, vv, gv] = guards.each_ref().map(|(storage, layout)| match &**storage {
+            Storage::Cpu(storage) => View::<f32>::new(storage, layout),
+            _ => bail!("fused attention runs on the CPU"),
+        });
+        let s = Sizes::new(qf.layout(), kf.layout(), vf.layout())?;
+        let source = BiasSource::new(&self.args.bias, &s)?;
+        let locked = source.lock();
+        let problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
+        let [mut dq, mut dk, mut dvs] = [s.tq * s.d, s.tk * s.d, s.tk * s.dv].map(|each| vec![0f32; s.b * s.h * each]);
+        let to = Gradients { q: Shared::new(&mut dq), k: Shared::new(&mut dk), v: Shared::new(&mut dvs) };
+        let saved = Saved { grad: gv?, log_sums, deltas: &deltas };
+        backward::backward(self.path, &problem, Inputs { q: qv?, k: kv?, v: vv? }, &saved, &to);
+        let shared = |x: Vec<f32>, width: usize, keep: usize| -> Result<Tensor> {
+            let x = Tensor::from_vec(x, (s.b, s.h_kv, s.group(), s.tk * width), &Device::Cpu)?;
+            let x = if s.group() == 1 { x } else { x.sum_keepdim(2)? };
+            x.reshape((s.b, s.h_kv, s.tk, width))?.narrow(3, 0, keep)?.to_dtype(q.dtype())
+        };
+        let dq = Tensor::from_vec(dq, (s.b, s.h, s.tq, s.d), &Device::Cpu)?.narrow(3, 0, d)?.to_dtype(q.dtype())?;
+        Ok([dq, shared(dk, s.d, d)?, shared(dvs, s.dv, dv)?])
     }
 }
 
@@ -98,5 +147,17 @@ impl CustomOp3 for Fused {
             CpuStorage::F16(_) => self.run::<f16>(inputs).map(|(out, shape)| (CpuStorage::F16(out), shape)),
             _ => bail!("fused attention takes f32, bf16 and f16"),
         }
+    }
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (out, grad) = (out.transpose(1, 2)?, grad.transpose(1, 2)?);
+        let [q, k, v] = self.gradients([q, k, v], &out, &grad)?;
+        Ok((Some(q), Some(k), Some(v)))
     }
 }

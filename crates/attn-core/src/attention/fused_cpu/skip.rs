@@ -34,6 +34,8 @@ pub(super) struct RowBound {
     /// The query's place among the keys.
     origin: i64,
     cap: f32,
+    /// The row's largest score is at least this.
+    floor: f32,
 }
 
 impl Skip {
@@ -57,15 +59,30 @@ impl Skip {
         self.norms.blocks(b * h_kv + kv_head)
     }
 
-    pub(super) fn row<T: Element>(&self, p: &Problem, row: &Row, q: &[T]) -> RowBound {
+    /// The bound of one row. It knows the score of the row's favoured key, so that a part of a split call that has only
+    /// far keys can be left out without waiting for the part with the near ones.
+    pub(super) fn row<T: Element>(&self, p: &Problem, inputs: &Inputs<T>, b: usize, row: &Row) -> RowBound {
         let Bias::Linear { slopes } = &p.bias else { unreachable!("bounds exist for a linear bias only") };
+        let (slope, q) = (slopes[row.head], inputs.q.row(b, row.head, row.q));
+        let origin = (p.q_start + row.q) as i64 - p.k_start as i64;
+        let mut floor = f32::NEG_INFINITY;
+        if !row.seen.is_empty() {
+            let nearest = if slope >= 0.0 { row.seen.end - 1 } else { row.seen.start };
+            let k = inputs.k.row(b, row.head / p.sizes.group(), nearest);
+            let dot: f64 = q.iter().zip(k).map(|(q, k)| q.widen() as f64 * k.widen() as f64).sum();
+            let score = dot as f32 * p.scale;
+            let score = p.softcap.map_or(score, |cap| cap * (score / cap).tanh());
+            // Less what the kernel's own rounding may differ by.
+            floor = score * LOG2E - score.abs() * 1e-4 - 1e-3 + slope * (nearest as i64 - origin) as f32;
+        }
         let norm = q.iter().map(|x| (x.widen() as f64).powi(2)).sum::<f64>().sqrt() as f32;
         RowBound {
             // The factor covers the rounding of both norms and of the score itself.
             strength: norm * p.scale.abs() * LOG2E * 1.0001,
-            slope: slopes[row.head],
+            slope,
             margin: self.margins[row.head],
-            origin: (p.q_start + row.q) as i64 - p.k_start as i64,
+            origin,
+            floor,
             cap: p.softcap.map_or(f32::INFINITY, |cap| cap.abs() * LOG2E * 1.0001),
         }
     }
@@ -78,7 +95,7 @@ impl RowBound {
         let bias = self.slope * (nearest as i64 - self.origin) as f32;
         let score = (self.strength * norm).min(self.cap);
         // False if anything is NaN or nothing has been seen yet.
-        score + bias < state.max - self.margin
+        score + bias < state.max.max(self.floor) - self.margin
     }
 }
 

@@ -234,6 +234,33 @@ pub(super) unsafe fn softmax_step<S: Simd>(s: *mut f32, seen: Range<usize>, widt
     }
 }
 
+/// For the backward pass: turns scores `s` into weights and `g`, products of the output's gradient with values, into
+/// gradients of the scores before the softcap, whose derivatives are `slopes`. Works on whole vectors from `cols.start`.
+///
+/// # Safety
+/// `s`, `g` and `slopes` have room for `cols.end` rounded up to whole vectors from `cols.start`.
+#[inline(always)]
+pub(super) unsafe fn exp_and_gradient<S: Simd>(
+    s: *mut f32,
+    g: *mut f32,
+    cols: Range<usize>,
+    (log_sum, delta): (f32, f32),
+    slopes: Option<&[f32]>,
+) {
+    for c in cols.step_by(S::LANES) {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let weight = S::exp2(S::sub(S::load(s.add(c)), S::splat(log_sum)));
+            let mut gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
+            if let Some(slopes) = slopes {
+                gradient = S::mul(gradient, S::load(slopes.as_ptr().add(c)));
+            }
+            S::store(s.add(c), weight);
+            S::store(g.add(c), gradient);
+        }
+    }
+}
+
 /// Multiplies `n` numbers, a multiple of `LANES`.
 ///
 /// # Safety

@@ -1,6 +1,6 @@
 //! AVX2 with fused multiply-add: 16 registers of 8 lanes, so micro-kernels of 6 rows by 2 vectors.
 
-use super::{Job, Simd, accumulate, product};
+use super::{Job, Simd, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -31,6 +31,12 @@ unsafe fn accumulate_rows(
 ) {
     // SAFETY: by the caller's word.
     unsafe { accumulate::<Avx2, 6, 2, 2>(size, depth, a, b, c) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
+    // SAFETY: by the caller's word.
+    unsafe { accumulate_transposed::<Avx2, 6, 2>(cols, depth, a, b, c) }
 }
 
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
@@ -136,5 +142,15 @@ impl Simd for Avx2 {
         c: (*mut f32, usize),
     ) {
         accumulate_rows(size, depth, a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn accumulate_transposed(
+        cols: usize,
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        accumulate_columns(cols, depth, a, b, c)
     }
 }

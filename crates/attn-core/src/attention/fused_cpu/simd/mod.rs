@@ -112,6 +112,16 @@ pub(crate) trait Simd: Copy + 'static {
         b: (*const f32, usize),
         c: (*mut f32, usize),
     );
+
+    /// `c[i][j] += sum_k a[k * TILE_STRIDE + i] * b[k * b_stride + j]` for `MR x cols` numbers, `cols` a multiple of
+    /// `LANES`.
+    unsafe fn accumulate_transposed(
+        cols: usize,
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    );
 }
 
 /// The micro-kernel: a product of `MR x depth` and `depth x NV * LANES`, with every accumulator in a register.
@@ -198,6 +208,34 @@ unsafe fn accumulate<S: Simd, const MR: usize, const WIDE: usize, const FEW: usi
                 col += 4 * S::LANES;
             } else {
                 product::<S, 1, 1, TILE_STRIDE, 1, true>(depth, a, b, c);
+                col += S::LANES;
+            }
+        }
+    }
+}
+
+/// [`Simd::accumulate_transposed`] for a path whose micro-kernels are `MR` rows by `WIDE` vectors.
+///
+/// # Safety
+/// As [`Simd::accumulate_transposed`].
+#[inline(always)]
+unsafe fn accumulate_transposed<S: Simd, const MR: usize, const WIDE: usize>(
+    cols: usize,
+    depth: usize,
+    a: *const f32,
+    (b, b_stride): (*const f32, usize),
+    (c, c_stride): (*mut f32, usize),
+) {
+    let mut col = 0;
+    while col < cols {
+        // SAFETY: columns col.. of b and c are in bounds, and each step stays within `cols`.
+        unsafe {
+            let (b, c) = ((b.add(col), b_stride), (c.add(col), c_stride));
+            if (cols - col) / S::LANES >= WIDE {
+                product::<S, MR, WIDE, 1, TILE_STRIDE, true>(depth, a, b, c);
+                col += WIDE * S::LANES;
+            } else {
+                product::<S, MR, 1, 1, TILE_STRIDE, true>(depth, a, b, c);
                 col += S::LANES;
             }
         }

@@ -3,7 +3,7 @@
 //! Written to the same trait as the x86-64 paths and kept to the simplest intrinsics; the machines this was developed
 //! on are x86-64 without an aarch64 standard library, so this file has neither been compiled nor run there.
 
-use super::{Job, Simd, accumulate, product};
+use super::{Job, Simd, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};
 use std::arch::aarch64::*;
 
@@ -34,6 +34,12 @@ unsafe fn accumulate_rows(
 ) {
     // SAFETY: by the caller's word.
     unsafe { accumulate::<Neon, 6, 4, 4>(size, depth, a, b, c) }
+}
+
+#[target_feature(enable = "neon")]
+unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
+    // SAFETY: by the caller's word.
+    unsafe { accumulate_transposed::<Neon, 6, 4>(cols, depth, a, b, c) }
 }
 
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
@@ -136,5 +142,15 @@ impl Simd for Neon {
         c: (*mut f32, usize),
     ) {
         accumulate_rows(size, depth, a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn accumulate_transposed(
+        cols: usize,
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        accumulate_columns(cols, depth, a, b, c)
     }
 }

@@ -1,6 +1,6 @@
 //! Plain Rust over arrays of eight, for machines without a path of their own and for Miri.
 
-use super::{Simd, accumulate, product};
+use super::{Simd, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -121,5 +121,16 @@ impl Simd for Portable {
     ) {
         // SAFETY: by the caller's word. Four rows by one vector is this path's only shape.
         unsafe { accumulate::<Self, 4, 1, 1>(size, depth, a, b, c) }
+    }
+    #[inline(never)]
+    unsafe fn accumulate_transposed(
+        cols: usize,
+        depth: usize,
+        a: *const f32,
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+    ) {
+        // SAFETY: by the caller's word.
+        unsafe { accumulate_transposed::<Self, 4, 1>(cols, depth, a, b, c) }
     }
 }

@@ -1,0 +1,322 @@
+//! What every attention kernel has to satisfy: the same result as the reference, whatever the call.
+//!
+//! One runner for all kernels: [`Case`] describes a call small enough to shrink and print, [`Case::check`] compares.
+
+use super::{AttendArgs, KernelOptions, KernelPath, KeyNorms, attend_with, reference};
+use crate::{Mask, ScoreBias};
+use candle_core::{DType, Device, Result, Tensor};
+use proptest::prelude::*;
+use std::{ops::Range, sync::Arc};
+
+/// A form of bias.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum BiasKind {
+    None,
+    Linear,
+    Relative,
+    /// Of shape (b, h, tq, tk) with the dimensions in these bits broadcast.
+    Dense(u8),
+}
+
+/// One call.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    pub(crate) dtype: DType,
+    pub(crate) b: usize,
+    pub(crate) h_kv: usize,
+    pub(crate) group: usize,
+    pub(crate) tq: usize,
+    pub(crate) tk: usize,
+    pub(crate) d: usize,
+    pub(crate) dv: usize,
+    pub(crate) q_start: usize,
+    pub(crate) k_start: usize,
+    pub(crate) causal: bool,
+    pub(crate) window: Option<usize>,
+    pub(crate) chunk: Option<usize>,
+    pub(crate) padding: Option<(usize, usize)>,
+    pub(crate) bias: BiasKind,
+    pub(crate) softcap: Option<f64>,
+    pub(crate) transposed: bool,
+    pub(crate) seed: u64,
+}
+
+/// Numbers in -1..1 times `size` that depend on the seed alone.
+pub(crate) fn noise(seed: u64, size: f32, shape: &[usize]) -> Result<Tensor> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let numbers = (0..shape.iter().product::<usize>()).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * size
+    });
+    Tensor::from_iter(numbers, &Device::Cpu)?.reshape(shape)
+}
+
+impl Case {
+    /// A causal call in f32 and nothing special about it.
+    pub(crate) fn plain(h_kv: usize, group: usize, t: usize, d: usize) -> Self {
+        Self {
+            dtype: DType::F32,
+            b: 1,
+            h_kv,
+            group,
+            tq: t,
+            tk: t,
+            d,
+            dv: d,
+            q_start: 0,
+            k_start: 0,
+            causal: true,
+            window: None,
+            chunk: None,
+            padding: None,
+            bias: BiasKind::None,
+            softcap: None,
+            transposed: false,
+            seed: 1,
+        }
+    }
+
+    fn tensor(&self, salt: u64, h: usize, t: usize, d: usize) -> Result<Tensor> {
+        let seed = self.seed.wrapping_mul(7) + salt;
+        let x = if self.transposed {
+            // As a projection leaves it, and as a narrowed cache does.
+            noise(seed, 2.0, &[self.b, t + 3, h, d])?.transpose(1, 2)?.narrow(2, 1, t)?
+        } else {
+            noise(seed, 2.0, &[self.b, h, t, d])?
+        };
+        if self.dtype == DType::F32 { Ok(x) } else { x.to_dtype(self.dtype) }
+    }
+
+    /// q, k and v.
+    pub(crate) fn tensors(&self) -> Result<[Tensor; 3]> {
+        Ok([
+            self.tensor(1, self.h_kv * self.group, self.tq, self.d)?,
+            self.tensor(2, self.h_kv, self.tk, self.d)?,
+            self.tensor(3, self.h_kv, self.tk, self.dv)?,
+        ])
+    }
+
+    /// The rest of the call.
+    pub(crate) fn args(&self) -> Result<AttendArgs> {
+        let h = self.h_kv * self.group;
+        let slots = self.k_start + self.tk;
+        let ranges: Option<Arc<[Range<usize>]>> = self.padding.map(|(first, last)| {
+            (0..self.b).map(|b| (first * (b + 1) % slots)..slots.saturating_sub(last * b % slots)).collect()
+        });
+        let mask = Mask { causal: self.causal, window: self.window, chunk: self.chunk, keys: ranges };
+        let bias = match self.bias {
+            BiasKind::None => ScoreBias::None,
+            BiasKind::Linear => {
+                let slopes: Vec<_> = (0..h).map(|i| (-8.0 * (i + 1) as f32 / h as f32).exp2()).collect();
+                ScoreBias::Linear { slopes: Tensor::new(slopes, &Device::Cpu)? }
+            }
+            BiasKind::Relative => {
+                let first = self.k_start as i64 - (self.q_start + self.tq) as i64 - 1;
+                ScoreBias::Relative { table: noise(self.seed + 9, 3.0, &[h, self.tq + self.tk + 5])?, first }
+            }
+            BiasKind::Dense(bits) => {
+                let dims = [self.b, h, self.tq, self.tk];
+                let dims: Vec<_> = (0..4).map(|i| if bits >> i & 1 == 1 { 1 } else { dims[i] }).collect();
+                ScoreBias::Dense(noise(self.seed + 9, 3.0, &dims)?)
+            }
+        };
+        let scale = (self.d as f64).powf(-0.5);
+        Ok(AttendArgs { scale, softcap: self.softcap, bias, mask, q_start: self.q_start, k_start: self.k_start })
+    }
+
+    /// Relative to the largest value.
+    fn tolerance(&self) -> f32 {
+        if self.dtype == DType::F32 { 2e-5 } else { 2e-2 }
+    }
+
+    /// Checks one path against the reference.
+    pub(crate) fn check(&self, path: KernelPath) -> Result<()> {
+        let ([q, k, v], args) = (self.tensors()?, self.args()?);
+        let options = KernelOptions { path: Some(path), key_norms: None };
+        let ours = attend_with(&q, &k, &v, &args, &options)?;
+        assert_eq!((ours.dtype(), ours.dims()), (self.dtype, &[self.b, self.h_kv * self.group, self.tq, self.dv][..]));
+        let theirs = reference::attend(&q, &k, &v, &args)?;
+        let difference = difference(&ours, &theirs)?;
+        assert!(difference <= self.tolerance(), "{path}: off by {difference:e} in {self:?}");
+        Ok(())
+    }
+}
+
+/// The largest difference, relative to the largest value of `b`; infinite where anything is NaN.
+pub(crate) fn difference(a: &Tensor, b: &Tensor) -> Result<f32> {
+    let flat = |x: &Tensor| x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    let (a, b) = (flat(a)?, flat(b)?);
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(1e-3f32, |max, x| max.max(x.abs()));
+    let off = a.iter().zip(&b).map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() });
+    Ok(off.fold(0.0, f32::max) / largest)
+}
+
+prop_compose! {
+    /// Any call: all options together.
+    pub(crate) fn any_case()(
+        dtype in prop_oneof![3 => Just(DType::F32), 1 => Just(DType::BF16), 1 => Just(DType::F16)],
+        (b, h_kv, group) in (1usize..3, 1usize..4, 1usize..5),
+        (tq, more) in prop_oneof![(1usize..9, 0usize..700), (1usize..130, 0usize..300), (1usize..9, 1500usize..2600)],
+        d in prop_oneof![Just(4usize), Just(8), Just(16), Just(20), Just(64), Just(72), Just(96), Just(128), 1usize..40],
+        other_dv in proptest::option::weighted(0.3, 1usize..80),
+        (gap, k_start) in (0usize..20, prop_oneof![Just(0usize), 1usize..90]),
+        causal in proptest::bool::weighted(0.7),
+        window in proptest::option::weighted(0.3, 1usize..300),
+        chunk in proptest::option::weighted(0.2, 1usize..200),
+        padding in proptest::option::weighted(0.3, (0usize..40, 0usize..40)),
+        bias in prop_oneof![
+            Just(BiasKind::None), Just(BiasKind::Linear), Just(BiasKind::Relative), (0u8..16).prop_map(BiasKind::Dense)
+        ],
+        softcap in proptest::option::weighted(0.3, 1f64..50.0),
+        transposed in any::<bool>(),
+        seed in 1u64..1_000_000,
+    ) -> Case {
+        let tk = tq + more;
+        // Mostly at the end of the keys; sometimes before, so that the first queries see nothing.
+        let q_start = (k_start + tk - tq).saturating_sub(if gap < 10 { 0 } else { gap * 5 });
+        let dv = other_dv.unwrap_or(d);
+        Case {
+            dtype, b, h_kv, group, tq, tk, d, dv, q_start, k_start, causal, window, chunk, padding, bias, softcap,
+            transposed, seed,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_path_agrees_with_the_reference(case in any_case()) {
+        for path in KernelPath::available() {
+            case.check(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn unusual_head_dims_agree() {
+    for (d, dv) in [(4, 4), (576, 512), (192, 128), (256, 256), (33, 17)] {
+        for path in KernelPath::available() {
+            Case { dv, ..Case::plain(1, 2, 70, d) }.check(path).unwrap();
+            Case { tq: 2, q_start: 68, dv, ..Case::plain(2, 2, 70, d) }.check(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_result_is_laid_out_for_the_layer() {
+    let case = Case::plain(1, 3, 40, 16);
+    let ([q, k, v], args) = (case.tensors().unwrap(), case.args().unwrap());
+    let out = attend_with(&q, &k, &v, &args, &KernelOptions::default()).unwrap();
+    assert!(out.transpose(1, 2).unwrap().is_contiguous());
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for case in [Case::plain(2, 3, 300, 32), Case { tq: 1, q_start: 2999, ..Case::plain(2, 3, 3000, 32) }] {
+        let ([q, k, v], args) = (case.tensors().unwrap(), case.args().unwrap());
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let out = pool.install(|| attend_with(&q, &k, &v, &args, &KernelOptions::default())).unwrap();
+            out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let one = run(1);
+        assert!((2..5).all(|threads| run(threads) == one));
+    }
+}
+
+/// Keys that would be missed if far ones were dropped by distance alone: a far key with a huge norm in the direction
+/// of the queries outweighs every near one.
+#[test]
+fn alibi_never_drops_a_key_that_matters() {
+    for (tq, tk) in [(400usize, 1500usize), (1, 1500)] {
+        for far in [3usize, 200, 700] {
+            let case = Case { tq, tk, q_start: tk - tq, bias: BiasKind::Linear, ..Case::plain(1, 8, tk, 16) };
+            let [q, k, v] = case.tensors().unwrap();
+            let q = (q.abs().unwrap() + 0.5).unwrap();
+            let spike = Tensor::full(12f32, (1, 1, 1, 16), &Device::Cpu).unwrap();
+            let parts = [k.narrow(2, 0, far).unwrap(), spike, k.narrow(2, far + 1, tk - far - 1).unwrap()];
+            let k = Tensor::cat(&parts, 2).unwrap();
+            let args = case.args().unwrap();
+            let theirs = reference::attend(&q, &k, &v, &args).unwrap();
+            for path in KernelPath::available() {
+                for key_norms in [None, Some(Arc::new(KeyNorms::new(&k).unwrap()))] {
+                    let options = KernelOptions { path: Some(path), key_norms };
+                    let ours = attend_with(&q, &k, &v, &args, &options).unwrap();
+                    let off = difference(&ours, &theirs).unwrap();
+                    assert!(off < 2e-5, "{path}, {tq} queries, far key {far}: off by {off:e}");
+                }
+            }
+        }
+    }
+}
+
+/// The proof that far keys are left out at all: values there may be anything, NaN included.
+#[test]
+fn alibi_leaves_far_keys_unread() {
+    for tq in [1usize, 300] {
+        let tk = 4096;
+        let case = Case { tq, tk, q_start: tk - tq, bias: BiasKind::Linear, ..Case::plain(1, 1, tk, 64) };
+        let [q, k, v] = case.tensors().unwrap();
+        let mut args = case.args().unwrap();
+        args.bias = ScoreBias::Linear { slopes: Tensor::new(&[0.25f32], &Device::Cpu).unwrap() };
+        let poison = Tensor::full(f32::NAN, (1, 1, 2048, 64), &Device::Cpu).unwrap();
+        let v = Tensor::cat(&[poison, v.narrow(2, 2048, 2048).unwrap()], 2).unwrap();
+        let options = KernelOptions { path: None, key_norms: Some(Arc::new(KeyNorms::new(&k).unwrap())) };
+        let out = attend_with(&q, &k, &v, &args, &options).unwrap();
+        let out = out.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(out.iter().all(|x| x.is_finite()), "{tq} queries");
+    }
+}
+
+impl Case {
+    /// Checks the gradients of q, k and v on one path against the reference, with a weight on each output.
+    fn check_gradients(&self, path: KernelPath) -> Result<()> {
+        let (tensors, args) = (self.tensors()?, self.args()?);
+        let weight = noise(77, 1.0, &[self.b, self.h_kv * self.group, self.tq, self.dv])?.to_dtype(self.dtype)?;
+        let gradients = |f: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>| {
+            let [q, k, v] = tensors.each_ref().map(candle_core::Var::from_tensor);
+            let (q, k, v) = (q?, k?, v?);
+            let mut grads = (f(q.as_tensor(), k.as_tensor(), v.as_tensor())? * &weight)?.sum_all()?.backward()?;
+            Ok::<_, candle_core::Error>([q, k, v].map(|x| grads.remove(x.as_tensor()).expect("a gradient")))
+        };
+        let options = KernelOptions { path: Some(path), key_norms: None };
+        let ours = gradients(&|q, k, v| attend_with(q, k, v, &args, &options))?;
+        let theirs = gradients(&|q, k, v| reference::attend(q, k, v, &args))?;
+        for (name, (ours, theirs)) in ["q", "k", "v"].iter().zip(ours.iter().zip(&theirs)) {
+            let (difference, limit) = (difference(ours, theirs)?, 2.0 * self.tolerance());
+            assert!(difference <= limit, "{path}: gradient of {name} off by {difference:e} in {self:?}");
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn gradients_agree_with_the_reference(case in any_case()) {
+        let case = Case { tk: case.tk.min(600).max(case.tq), ..case };
+        let case = Case { dtype: DType::F32, q_start: (case.k_start + case.tk - case.tq).min(case.q_start), ..case };
+        for path in KernelPath::available() {
+            case.check_gradients(path).unwrap();
+        }
+    }
+}
+
+/// The kernel has no gradient for a table: such calls have to go where there is one.
+#[test]
+fn the_gradient_of_a_table_never_vanishes() {
+    let case = Case { bias: BiasKind::Relative, ..Case::plain(2, 2, 20, 8) };
+    let ([q, k, v], mut args) = (case.tensors().unwrap(), case.args().unwrap());
+    let ScoreBias::Relative { table, first } = &args.bias else { unreachable!() };
+    let table = candle_core::Var::from_tensor(table).unwrap();
+    args.bias = ScoreBias::Relative { table: table.as_tensor().clone(), first: *first };
+    let out = super::attend(&q, &k, &v, &args).unwrap();
+    let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let largest = grads.get(table.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+    assert!(largest.to_scalar::<f32>().unwrap() > 0.0);
+}
