@@ -105,7 +105,7 @@ pub(crate) struct LoadArgs {
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     pub(crate) device: DeviceName,
     /// Threads to compute with [default: one per core]
-    #[arg(short, long, value_name = "N", value_parser = parse_positive)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) threads: Option<usize>,
     /// Keep a GGUF file's weights quantised rather than expanding them
     #[arg(long)]
@@ -126,13 +126,13 @@ pub(crate) struct RopeArgs {
     #[arg(long, value_name = "TYPE", value_parser = parse_scaling)]
     pub(crate) rope_scaling: Option<String>,
     /// Context wanted over context trained
-    #[arg(long, value_name = "S", value_parser = parse_factor)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_factor)]
     pub(crate) rope_factor: Option<f64>,
     /// Base of the frequencies
-    #[arg(long, value_name = "THETA", value_parser = parse_positive_number)]
+    #[arg(long, value_name = "THETA", allow_negative_numbers = true, value_parser = parse_positive_number)]
     pub(crate) rope_theta: Option<f64>,
     /// Context the model was trained for
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) rope_original_context: Option<usize>,
     /// A further key of the scaling's config, such as beta_fast=16; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
@@ -164,10 +164,10 @@ pub(crate) struct TextArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
     /// Tokens from one window's start to the next [default: the context]
-    #[arg(long, value_name = "S", value_parser = parse_positive)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) stride: Option<usize>,
     /// Use only the first M tokens of the text
-    #[arg(long, value_name = "M", value_parser = parse_positive)]
+    #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) max_tokens: Option<usize>,
     /// Begin every window with the BOS token
     #[arg(long)]
@@ -186,7 +186,7 @@ pub(crate) struct GenerateArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub(crate) file: Option<PathBuf>,
     /// At most this many new tokens
-    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = parse_count)]
+    #[arg(short, long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) n_predict: usize,
     /// Take the prompt as a user's message and answer it, by the checkpoint's chat template
     #[arg(long)]
@@ -200,19 +200,19 @@ pub(crate) struct GenerateArgs {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// 0 always takes the most likely token
-    #[arg(long, alias = "temp", value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    #[arg(long, alias = "temp", value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = parse_temperature)]
     pub(crate) temperature: f64,
     /// Only the K most likely tokens; 0: all
-    #[arg(long, value_name = "K", default_value_t = 40, value_parser = parse_count)]
+    #[arg(long, value_name = "K", default_value_t = 40, allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) top_k: usize,
     /// Only the most likely tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = parse_probability)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true, value_parser = parse_probability)]
     pub(crate) top_p: f64,
     /// Penalty on tokens seen lately; 1: none
-    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = parse_positive_number)]
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true, value_parser = parse_positive_number)]
     pub(crate) repeat_penalty: f64,
     /// How many tokens count as lately
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) repeat_last_n: usize,
     /// Seed of the draws; the same seed gives the same text
     #[arg(short, long, default_value_t = 0)]
@@ -227,7 +227,7 @@ pub(crate) struct PerplexityArgs {
     #[command(flatten)]
     pub(crate) text: TextArgs,
     /// Tokens per window [default: the trained context, at most 2048]
-    #[arg(short, long, alias = "ctx-size", value_name = "N", value_parser = parse_positive, help_heading = "Text")]
+    #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true, value_parser = parse_positive, help_heading = "Text")]
     pub(crate) context: Option<usize>,
     /// Print one JSON document
     #[arg(long)]
@@ -243,13 +243,13 @@ pub(crate) struct CompareArgs {
     pub(crate) text: TextArgs,
     /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as
     /// --max-tokens and the text reach]
-    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_positive)]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
     /// Scalings, one row each [default: none,linear,ntk,dynamic,ntk-by-parts,yarn]
     #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_mode)]
     pub(crate) modes: Vec<Mode>,
     /// The scalings' factor; auto: the context over the trained context
-    #[arg(long, value_name = "F", default_value = "auto", value_parser = parse_auto_factor)]
+    #[arg(long, value_name = "F", default_value = "auto", allow_negative_numbers = true, value_parser = parse_auto_factor)]
     pub(crate) factor: Factor,
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0)]
@@ -283,7 +283,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long)]
     pub(crate) decode: bool,
     /// Also continue each row greedily by N tokens, always under the frequencies of the current length
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) greedy: Option<usize>,
 }
 

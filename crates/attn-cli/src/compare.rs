@@ -2,17 +2,17 @@
 
 use crate::args::CompareArgs;
 use crate::model::{self, Opened};
-use crate::output::{check_writable, color, print, print_json, usage, width, wrap, write_file};
+use crate::output::{check_writable, color, note, print, print_json, usage, width, wrap, write_file};
 use crate::perplexity::tokens;
 use crate::progress::Progress;
 use crate::{inspect, text};
 use anyhow::Result;
-use attn_eval::compare::{Mode, Plan, compare};
+use attn_eval::compare::{Factor, Mode, Plan, compare};
 use attn_eval::perplexity::Cell;
 use attn_eval::report::{Document, TableStyle, csv, svg, table, verdict};
 
 /// Tokens of the text that are used unless more are asked for, so that a first look takes seconds.
-const DEFAULT_TOKENS: usize = 16384;
+const DEFAULT_TOKENS: usize = 8192;
 
 /// Runs the command.
 ///
@@ -23,11 +23,11 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let (text_name, text) = text::read(args.text.text.as_deref())?;
     let opened = model::open_plain(&args.model)?;
     let mut tokens = tokens(&opened, &text, &args.text)?;
-    let longest = args.contexts.iter().copied().max().unwrap_or(0);
     if args.text.max_tokens.is_none() {
-        tokens.truncate(longest.max(DEFAULT_TOKENS));
+        tokens.truncate(default_tokens(args, &opened));
     }
     let plan = plan(args, &opened, tokens.len())?;
+    hint(args, &opened, &plan);
     let mut progress = Progress::new();
     let cells = compare(&opened.model, &tokens, &plan, &mut |at| {
         progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
@@ -54,6 +54,29 @@ fn check(args: &CompareArgs) -> Result<()> {
         return usage(format!("--plot {}: charts are written as .svg", plot.display()));
     }
     Ok(())
+}
+
+/// Enough for the longest context, and for one past the trained one if none is named.
+fn default_tokens(args: &CompareArgs, opened: &Opened) -> usize {
+    let wanted = match args.contexts.iter().max() {
+        Some(&longest) => longest,
+        None => opened.model.trained_context().map_or(0, |trained| trained * 2),
+    };
+    wanted.max(DEFAULT_TOKENS)
+}
+
+/// Says so if the comparison can't show anything.
+fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
+    let trained = plan.rope.original_context.or(opened.model.trained_context());
+    if let (Some(trained), Factor::Auto, true) = (trained, plan.factor, inspect::has_rope(&opened.model))
+        && plan.contexts.iter().all(|&context| context <= trained)
+        && !args.json
+    {
+        note(&format!(
+            "no context is past the {trained} tokens the model was trained for, so there is nothing to scale: give \
+             longer --contexts, and a --text that fills them"
+        ));
+    }
 }
 
 fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {

@@ -119,35 +119,50 @@ fn heads(facts: &mut Map<String, Value>, attention: &AttentionSpec) {
     facts.extend(numbers.into_iter().map(|(key, number)| (key.to_string(), json!(number))));
 }
 
-/// The encodings, each once with the layers that use it; `layers` of the one on the embeddings is empty.
-fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
-    let mut groups: Vec<(&PositionConfig, Option<usize>, Option<usize>, Vec<usize>)> = vec![];
-    if !matches!(stack.embedding.position, PositionConfig::Nope(_)) {
-        groups.push((&stack.embedding.position, None, None, vec![]));
+/// An encoding, the limits of attention under it, and the layers that have both.
+struct Group<'a> {
+    config: &'a PositionConfig,
+    on: &'static str,
+    window: Option<usize>,
+    chunk: Option<usize>,
+    layers: Vec<usize>,
+}
+
+impl Group<'_> {
+    fn describe(&self, length: usize) -> Result<Value> {
+        let mut value = json!({ "layers": self.layers, "on": self.on });
+        let described = serde_json::to_value(self.config.describe(length))?;
+        if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
+            value.extend(described);
+            value.extend(self.window.map(|w| ("sliding_window".to_string(), json!(w))));
+            value.extend(self.chunk.map(|c| ("chunk".to_string(), json!(c))));
+        }
+        Ok(value)
     }
-    let on_embedding = groups.len();
+}
+
+/// The encodings, each once with the layers that use it.
+fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
+    let mut groups: Vec<Group> = vec![];
     for (index, layer) in stack.layers.iter().enumerate() {
         let (window, chunk) = match &layer.attention {
             AttentionSpec::MultiHead(a) => (a.mask.window, a.mask.chunk),
             AttentionSpec::Latent(_) => (None, None),
         };
         let config = layer.attention.position();
-        match groups[on_embedding..].iter_mut().find(|(c, w, k, _)| *c == config && (*w, *k) == (window, chunk)) {
-            Some(group) => group.3.push(index),
-            None => groups.push((config, window, chunk, vec![index])),
+        match groups.iter_mut().find(|g| g.config == config && (g.window, g.chunk) == (window, chunk)) {
+            Some(group) => group.layers.push(index),
+            None => groups.push(Group { config, on: "attention", window, chunk, layers: vec![index] }),
         }
     }
-    let describe = |(config, window, chunk, layers): (&PositionConfig, Option<usize>, Option<usize>, Vec<usize>)| {
-        let mut value = json!({ "layers": layers, "on": if layers.is_empty() { "embeddings" } else { "attention" } });
-        let described = serde_json::to_value(config.describe(length))?;
-        if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
-            value.extend(described);
-            value.extend(window.map(|w| ("sliding_window".to_string(), json!(w))));
-            value.extend(chunk.map(|c| ("chunk".to_string(), json!(c))));
-        }
-        Ok(value)
-    };
-    groups.into_iter().map(describe).collect()
+    let config = &stack.embedding.position;
+    if !matches!(config, PositionConfig::Nope(_)) {
+        // What is added to the embeddings reaches every layer, and those do nothing more.
+        groups.retain(|group| !matches!(group.config, PositionConfig::Nope(_)));
+        let layers = (0..stack.layers.len()).collect();
+        groups.insert(0, Group { config, on: "embeddings", window: None, chunk: None, layers });
+    }
+    groups.iter().map(|group| group.describe(length)).collect()
 }
 
 /// The facts for a person.
@@ -175,7 +190,9 @@ fn summary(facts: &Value) -> String {
     if !facts["max_context"].is_null() {
         row("", format!("ends at {}", text("max_context")));
     }
-    row("cache", format!("{} bytes per token", text("kv_bytes_per_token")));
+    if facts["architecture"] != "encoder" {
+        row("cache", format!("{} bytes per token", text("kv_bytes_per_token")));
+    }
     for (title, key) in [("position", "position"), ("encoder", "encoder_position")] {
         for group in facts[key].as_array().into_iter().flatten() {
             out.push_str(&position(title, group, facts["trained_context"].as_f64()));
@@ -186,10 +203,15 @@ fn summary(facts: &Value) -> String {
 
 fn position(title: &str, group: &Value, trained: Option<f64>) -> String {
     let layers: Vec<u64> = group["layers"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
-    let place = if layers.is_empty() { "on the embeddings".to_string() } else { format!("layers {}", ranges(&layers)) };
+    let place = format!("layers {}", ranges(&layers));
+    let place = if group["on"] == "embeddings" { format!("on the embeddings, {place}") } else { place };
     let mut out = format!("\n{title:<13}{place}\n");
-    const SKIP: [&str; 5] = ["layers", "on", "inv_freq", "wavelengths", "slopes"];
-    for (key, value) in group.as_object().into_iter().flatten().filter(|(key, _)| !SKIP.contains(&key.as_str())) {
+    const FIRST: [&str; 6] = ["kind", "rope_type", "factor", "theta", "attention_factor", "length"];
+    const ELSEWHERE: [&str; 5] = ["layers", "on", "inv_freq", "wavelengths", "slopes"];
+    let mut rows: Vec<_> = group.as_object().into_iter().flatten().collect();
+    rows.retain(|(key, _)| !ELSEWHERE.contains(&key.as_str()));
+    rows.sort_by_key(|(key, _)| FIRST.iter().position(|first| first == key).unwrap_or(FIRST.len()));
+    for (key, value) in rows {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
         out.push_str(&format!("  {key} {value}\n"));
     }

@@ -58,7 +58,7 @@ pub(crate) fn note(line: &str) {
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
-        let text = cause.to_string();
+        let text = without_backtrace(&cause.to_string()).to_string();
         if line.is_empty() {
             line = text;
         } else if !line.ends_with(&text) {
@@ -66,6 +66,12 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
         }
     }
     line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Candle's errors end in a backtrace when RUST_BACKTRACE is set: frames numbered from 0, one per line.
+fn without_backtrace(text: &str) -> &str {
+    let frames = text.match_indices('\n').find(|(at, _)| text[at + 1..].trim_start().starts_with("0: "));
+    &text[..frames.map_or(text.len(), |(at, _)| at)]
 }
 
 /// clap's message, without the usage below it, in one line.
@@ -178,6 +184,8 @@ mod tests {
     fn a_chain_is_one_line_without_repeats() {
         let error = anyhow::anyhow!("no such\nfile").context("can't read x").context("opening: can't read x");
         assert_eq!(one_line(&error), "opening: can't read x: no such file");
+        let traced = anyhow::anyhow!("no such tensor\n   0: candle::bt\n   1: main").context("loading");
+        assert_eq!(one_line(&traced), "loading: no such tensor");
     }
 
     #[test]

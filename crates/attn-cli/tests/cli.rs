@@ -89,6 +89,7 @@ fn wrong_usage_is_code_2_and_one_line() {
     refused(&["inspect", "--rope-scaling", "yarm"], 2, &["yarm", "dynamic"]);
     refused(&["inspect", "--device", "tpu"], 2, &["tpu", "cuda:N"]);
     refused(&["generate", "-p", "x", "-n", "-1"], 2, &["-1"]);
+    refused(&["generate", "-p", "x", "--temperature", "-1"], 2, &["'-1'", "at least 0"]);
     refused(&["generate"], 2, &["--prompt"]);
     refused(&["compere"], 2, &["compere"]);
     refused(&["compare", "--csv", "/no/such/folder/x.csv"], 2, &["/no/such/folder"]);
@@ -251,7 +252,7 @@ fn ids_that_do_not_fit_leave_no_file() {
         ("[[1,96]]", &["96", "vocabulary"]),
         ("[[1,-1]]", &["-1"]),
         ("[[1,", &["JSON"]),
-        (&long, &["65", "64"]),
+        (&long, &["65", "32"]),
     ] {
         let (folder, ids) = file("ids.json", ids.as_bytes());
         let out = folder.path().join("out.safetensors");

@@ -70,9 +70,9 @@ impl Mode {
         !matches!(self, Checkpoint | Unscaled | LongRope)
     }
 
-    /// Whether a factor of 1 makes it the same computation as [`Mode::None`].
-    fn is_identity_at_1(self) -> bool {
-        matches!(self, Unscaled | Linear | Ntk | Dynamic | NtkByParts | Yarn | Llama3)
+    /// Whether this factor makes it the same computation as [`Mode::None`].
+    fn is_identity(self, factor: f64) -> bool {
+        self == Unscaled || (factor == 1.0 && matches!(self, Linear | Ntk | Dynamic | NtkByParts | Yarn | Llama3))
     }
 
     /// The config keys it reads beside the factor.
@@ -208,10 +208,10 @@ fn jobs(model: &Model, tokens: &[u32], plan: &Plan) -> Result<Vec<Job>> {
         check_room(model, context)?;
         let work = Windows::new(tokens.len(), &window_options(plan, context))?.work();
         for &mode in &plan.modes {
-            let factor = if mode.takes_factor() { factor_at(model, plan, context)? } else { 1.0 };
+            let factor = factor_at(model, plan, context)?;
             let changed = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
             let identity = |mode: Mode, factor: f64| {
-                mode.is_identity_at_1() && factor == 1.0 && !plan.rope.params.iter().any(|(key, _)| takes(mode, key))
+                mode.is_identity(factor) && !plan.rope.params.iter().any(|(key, _)| takes(mode, key))
             };
             let twin = |job: &&Job| job.context == context && identity(job.mode, job.factor);
             let same_as = jobs.iter().find(twin).filter(|_| identity(mode, factor)).map(|job| job.mode);
@@ -221,12 +221,14 @@ fn jobs(model: &Model, tokens: &[u32], plan: &Plan) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
-/// The factor for `context`.
+/// The factor for `context`; every mode's cell is labelled with it, used or not. On a model of unknown trained context
+/// `auto` is 1 as long as no mode needs it.
 fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
     match plan.factor {
         Factor::Fixed(factor) => Ok(factor),
         Factor::Auto => match plan.rope.original_context.or(model.trained_context()) {
             Some(trained) => Ok((context as f64 / trained as f64).max(1.0)),
+            None if !plan.modes.iter().any(|mode| mode.takes_factor()) => Ok(1.0),
             None => bail!("the checkpoint doesn't say what context it was trained for: give a factor"),
         },
     }

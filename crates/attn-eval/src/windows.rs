@@ -59,7 +59,7 @@ impl Windows {
         let stride = options.stride.unwrap_or(body);
         ensure!(stride > 0, "a stride of 0 never gets past the first window");
         ensure!(stride <= body, "a stride of {stride} would skip text: a window holds {body} tokens of it");
-        ensure!(len >= body, "the text has {len} tokens, too few for one window of {context}");
+        ensure!(len >= body, "the text has {len} tokens to use, too few for one window of {context}");
 
         let mut starts: Vec<usize> = (0..=len - body).step_by(stride).collect();
         let covered = starts.last().map_or(0, |start| start + body);
