@@ -103,7 +103,7 @@ mod tests {
         let m = Mask::causal().with_chunk(Some(4));
         assert_eq!(m.visible(0, 5, 0..6), 4..6);
         assert_eq!(m.visible(0, 3, 0..6), 0..4);
-        let padded = m.with_keys(Some(vec![3..8].into()));
+        let padded = m.with_keys(Some(std::iter::once(3..8).collect()));
         assert_eq!(padded.visible(0, 6, 0..8), 3..7);
         assert_eq!(padded.visible(0, 7, 0..8), 7..8);
     }
