@@ -273,6 +273,14 @@ impl LoadError {
         move |source| Self::Io { path, action, source }
     }
 
+    /// Says which file a chat template comes from.
+    pub(crate) fn in_file(self, file: &Path) -> Self {
+        match self {
+            Self::ChatTemplate { reason } => Self::ChatTemplate { reason: format!("{}: {reason}", file.display()) },
+            other => other,
+        }
+    }
+
     /// An unusable tensor.
     pub(crate) fn tensor(file: &Path, tensor: &str, reason: impl Into<String>) -> Self {
         Self::Tensor { file: file.to_path_buf(), tensor: tensor.to_string(), reason: reason.into() }

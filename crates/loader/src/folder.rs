@@ -67,7 +67,10 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
     files.extend(SMALL_FILES.iter().map(|f| folder.join(f)).filter(|p| p.exists()));
     let tokenizer_config = optional_object(folder, "tokenizer_config.json")?;
     let generation_config = optional_object(folder, "generation_config.json")?;
-    let generation = generation_defaults(&config, generation_config.as_ref(), &config_path)?;
+    let generation_path = folder.join("generation_config.json");
+    let mut sources: Vec<(&Value, &Path)> = generation_config.iter().map(|v| (v, generation_path.as_path())).collect();
+    sources.push((&config, &config_path));
+    let generation = generation_defaults(&sources)?;
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer = if tokenizer_path.exists() {
         let bytes = read_bounded(&tokenizer_path, MAX_TOKENIZER)?;
@@ -88,7 +91,7 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
 pub(crate) fn from_bytes(config: &[u8], weights: Cow<'static, [u8]>, tokenizer: Option<&[u8]>) -> Result<Checkpoint> {
     let name = Path::new("embedded config.json");
     let config_value = parse_object(name, config)?;
-    let generation = generation_defaults(&config_value, None, name)?;
+    let generation = generation_defaults(&[(&config_value, name)])?;
     let weights_file = match &weights {
         Cow::Borrowed(bytes) => OriginFile::embedded(SINGLE, bytes),
         Cow::Owned(bytes) => OriginFile::digested(SINGLE, bytes),
@@ -194,14 +197,15 @@ fn ids(value: &Value, key: &str, file: &Path) -> Result<Vec<u32>> {
     }
 }
 
-fn generation_defaults(config: &Value, generation: Option<&Value>, file: &Path) -> Result<GenerationDefaults> {
-    let text = config.get("text_config").unwrap_or(&Value::Null);
-    let sources = [generation.unwrap_or(&Value::Null), config, text];
+fn generation_defaults(sources: &[(&Value, &Path)]) -> Result<GenerationDefaults> {
     let first = |key: &str| -> Result<Vec<u32>> {
-        for source in sources {
-            let found = ids(source, key, file)?;
-            if !found.is_empty() {
-                return Ok(found);
+        for (source, file) in sources {
+            let inner = source.get("text_config").unwrap_or(&Value::Null);
+            for level in [*source, inner] {
+                let found = ids(level, key, file)?;
+                if !found.is_empty() {
+                    return Ok(found);
+                }
             }
         }
         Ok(Vec::new())
@@ -236,11 +240,12 @@ fn find_template(folder: &Path, tokenizer_config: Option<&Value>) -> Result<Opti
         let bytes = read_bounded(&jinja, MAX_JSON)?;
         let reason = format!("{} is not UTF-8", jinja.display());
         let text = String::from_utf8(bytes).map_err(|_| LoadError::ChatTemplate { reason })?;
-        return ChatTemplate::new(&text).map(Some);
+        return ChatTemplate::new(&text).map(Some).map_err(|e| e.in_file(&jinja));
     }
     let own = optional_object(folder, "chat_template.json")?;
-    let value = [own.as_ref(), tokenizer_config].into_iter().flatten().find_map(|v| v.get("chat_template"));
-    let text = match value {
+    let sources = [("chat_template.json", own.as_ref()), ("tokenizer_config.json", tokenizer_config)];
+    let found = sources.into_iter().find_map(|(file, v)| Some((file, v?.get("chat_template")?)));
+    let text = match found.map(|(_, value)| value) {
         Some(Value::String(text)) => Some(text.as_str()),
         Some(Value::Array(list)) => {
             let named = |t: &&Value| t.get("name").and_then(Value::as_str) == Some("default");
@@ -249,5 +254,6 @@ fn find_template(folder: &Path, tokenizer_config: Option<&Value>) -> Result<Opti
         }
         _ => None,
     };
-    text.map(ChatTemplate::new).transpose()
+    let file = folder.join(found.map_or("", |(file, _)| file));
+    text.map(ChatTemplate::new).transpose().map_err(|e| e.in_file(&file))
 }

@@ -218,12 +218,13 @@ fn json_beside_the_weights() {
         ("generation_config.json", br#"{"eos_token_id": [1, 4294967296]}"#, "eos_token_id"),
         ("tokenizer.json", b"{}", "tokenizer"),
         ("tokenizer_config.json", b"nope", "not valid JSON"),
+        ("tokenizer_config.json", br#"{"chat_template": "{% if %}"}"#, "chat template"),
         ("chat_template.jinja", b"{% if %}", "chat template"),
         ("chat_template.jinja", b"\xff\xfe", "UTF-8"),
     ] {
         let dir = folder(&[("model.safetensors", &weights), (name, bytes)]);
         let err = open(dir.path()).unwrap_err().to_string();
-        assert!(err.contains(want) && !err.contains('\n'), "{name}: {err}");
+        assert!(err.contains(want) && err.contains(name) && !err.contains('\n'), "{name}: {err}");
     }
 }
 

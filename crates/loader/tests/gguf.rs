@@ -324,7 +324,7 @@ fn metadata_that_lies() {
         ("llama.expert_count", Meta::U32(8), "experts"),
         ("tokenizer.ggml.model", Meta::from("bert"), "bert"),
         ("tokenizer.ggml.model", Meta::from("gpt2"), "tokenizer.ggml.tokens"),
-        ("tokenizer.chat_template", Meta::from("{% if %}"), ""),
+        ("tokenizer.chat_template", Meta::from("{% if %}"), "model.gguf"),
     ] {
         let mut g = tiny_llama();
         g.set(key, value);

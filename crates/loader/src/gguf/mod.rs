@@ -55,7 +55,7 @@ pub(crate) fn open(path: &Path, model: &str, commit: Option<String>, options: &L
     let config = arch::config(&meta, arch, dims, &header, rope)?;
     let tokenizer = tokenizer::build(&meta, config["vocab_size"].as_u64().unwrap_or(0) as usize)?;
     let chat_template = match meta.global_str("tokenizer.chat_template")? {
-        Some(source) => Some(ChatTemplate::new(source)?),
+        Some(source) => Some(ChatTemplate::new(source).map_err(|e| e.in_file(path))?),
         None => None,
     };
     let generation = match &tokenizer {
