@@ -76,7 +76,8 @@ fn shards_equal_one_file() {
     for name in ["llama", "gpt2", "deepseek-v3", "t5"] {
         let golden = load(name).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let tensors = candle_core::safetensors::load(root().join(name).join("model.safetensors"), &Device::Cpu).unwrap();
+        let tensors =
+            candle_core::safetensors::load(root().join(name).join("model.safetensors"), &Device::Cpu).unwrap();
         let mut names: Vec<_> = tensors.keys().cloned().collect();
         names.sort();
         let mut map = serde_json::Map::new();

@@ -99,7 +99,11 @@ impl LayerCache {
     ///
     /// # Errors
     /// Keys of another resolution than those in the cache: scores between them would be wrong, and look fine.
-    pub fn append<const N: usize>(&mut self, new: [&Tensor; N], resolution: Resolution) -> Result<([Tensor; N], usize)> {
+    pub fn append<const N: usize>(
+        &mut self,
+        new: [&Tensor; N],
+        resolution: Resolution,
+    ) -> Result<([Tensor; N], usize)> {
         if *self.resolution.get_or_insert(resolution) != resolution {
             bail!(
                 "kv cache: filled under rotary frequencies {:?}, now asked for {resolution:?}; recompute it, or declare \

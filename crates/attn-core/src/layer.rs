@@ -250,11 +250,9 @@ impl MultiHeadAttention {
     fn project(&self, xs: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
         let AttentionConfig { heads, kv_heads, .. } = self.config;
         match &self.projections {
-            Projections::Separate { q, k, v } => Ok((
-                self.heads(&q.forward(xs)?)?,
-                self.heads(&k.forward(xs)?)?,
-                self.heads(&v.forward(xs)?)?,
-            )),
+            Projections::Separate { q, k, v } => {
+                Ok((self.heads(&q.forward(xs)?)?, self.heads(&k.forward(xs)?)?, self.heads(&v.forward(xs)?)?))
+            }
             Projections::Fused(qkv) => {
                 let all = self.heads(&qkv.forward(xs)?)?;
                 Ok((

@@ -1,9 +1,7 @@
 //! From specs to modules: reads the tensors a spec names, and notices those that nobody asked for.
 
 use crate::TensorSource;
-use crate::spec::{
-    FusedLayout, HeadSpec, LatentSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec,
-};
+use crate::spec::{FusedLayout, HeadSpec, LatentSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec};
 use attn_core::{
     AttentionConfig, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention, Norm, PositionEncoding,
     Projections, QkNorm, QueryProjection,
@@ -216,7 +214,9 @@ impl<'a> Builder<'a> {
     pub(crate) fn head(&self, spec: &HeadSpec, embedding: &Tensor) -> Result<Linear> {
         let (vocab, hidden) = embedding.dims2()?;
         match &spec.name {
-            Some(name) if spec.or_tied && !self.contains(&format!("{name}.weight")) => Linear::new(embedding.clone(), None),
+            Some(name) if spec.or_tied && !self.contains(&format!("{name}.weight")) => {
+                Linear::new(embedding.clone(), None)
+            }
             Some(name) => self.linear("", &LinearSpec::new(name, hidden, vocab).bias(spec.bias)),
             None => Linear::new(embedding.clone(), None),
         }
@@ -231,8 +231,15 @@ impl<'a> Builder<'a> {
     /// results that are wrong and look fine.
     pub(crate) fn finish(&self, spec: &ModelSpec) -> Result<()> {
         /// Buffers that older checkpoints carry along, and heads for training.
-        const BUFFERS: &[&str] = &["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
-            ".attention.masked_bias", "position_ids", "rotary_pos_emb"];
+        const BUFFERS: &[&str] = &[
+            "rotary_emb.inv_freq",
+            ".attn.bias",
+            ".attn.masked_bias",
+            ".attention.bias",
+            ".attention.masked_bias",
+            "position_ids",
+            "rotary_pos_emb",
+        ];
         let used = self.used.borrow();
         let names = self.source.names();
         let stray = names.iter().find(|name| {

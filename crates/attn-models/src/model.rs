@@ -1,10 +1,10 @@
 //! A loaded model: weights once, position encodings exchangeable, from ids to logits.
 
+use crate::TensorSource;
 use crate::builder::Builder;
 use crate::families;
 use crate::spec::{ModelSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
-use crate::TensorSource;
 use attn_core::position::{self, PositionConfig};
 use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
@@ -119,7 +119,10 @@ impl Model {
         let hidden = spec.hidden_size;
         let load = |stack: &StackSpec| -> Result<(Stack, StackTables)> {
             let tables = StackTables::load(stack, &builder)?;
-            Ok((Stack::load(stack, spec.vocab_size, hidden, tables.encodings(stack, &options.device)?, &builder)?, tables))
+            Ok((
+                Stack::load(stack, spec.vocab_size, hidden, tables.encodings(stack, &options.device)?, &builder)?,
+                tables,
+            ))
         };
         let (stack, stack_tables) = load(&spec.stack)?;
         let (encoder, encoder_tables) = match &spec.encoder {
@@ -141,7 +144,9 @@ impl Model {
         let spec = self.spec.with_rope(rope)?;
         let stack = self.stack.with_encodings(&spec.stack, self.tables.stack.encodings(&spec.stack, self.device())?);
         let encoder = match (&self.encoder, &spec.encoder) {
-            (Some(stack), Some(spec)) => Some(stack.with_encodings(spec, self.tables.encoder.encodings(spec, self.device())?)),
+            (Some(stack), Some(spec)) => {
+                Some(stack.with_encodings(spec, self.tables.encoder.encodings(spec, self.device())?))
+            }
             _ => None,
         };
         Ok(Self { spec: Arc::new(spec), stack, encoder, ..self.clone() })

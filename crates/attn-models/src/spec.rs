@@ -119,6 +119,7 @@ pub struct Wiring {
 
 /// Self-attention of either kind.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // one per layer: the size doesn't matter, a box in every pattern would
 pub enum AttentionSpec {
     /// MHA, GQA, MQA.
     MultiHead(MultiHeadSpec),
@@ -236,7 +237,8 @@ impl LatentSpec {
     /// where the position encoding has one.
     pub fn scale(&self, position: &PositionConfig) -> f64 {
         let scale = ((self.qk_nope_head_dim + self.qk_rope_head_dim) as f64).powf(-0.5);
-        let PositionConfig::Rope(RopeConfig { scaling: RopeScaling::Yarn { factor, mscale_all_dim, .. }, .. }) = position
+        let PositionConfig::Rope(RopeConfig { scaling: RopeScaling::Yarn { factor, mscale_all_dim, .. }, .. }) =
+            position
         else {
             return scale;
         };

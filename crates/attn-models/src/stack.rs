@@ -249,4 +249,3 @@ impl Stack {
         norm(self.final_norm.as_ref(), xs)
     }
 }
-

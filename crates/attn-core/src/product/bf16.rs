@@ -100,9 +100,8 @@ impl Target {
     fn write(&self, row: usize, sums: &[f32; ROWS * COLS], block: &Block) {
         for (i, sums) in sums.chunks_exact(COLS).take(self.rows.saturating_sub(row)).enumerate() {
             // SAFETY: row + i < rows and first + cols <= out, so the slice is inside ys; no other task has these columns.
-            let ys = unsafe {
-                std::slice::from_raw_parts_mut(self.ys.add((row + i) * self.out + block.first), block.cols)
-            };
+            let ys =
+                unsafe { std::slice::from_raw_parts_mut(self.ys.add((row + i) * self.out + block.first), block.cols) };
             half::slice::HalfFloatSliceExt::convert_from_f32_slice(ys, &sums[..block.cols]);
         }
     }

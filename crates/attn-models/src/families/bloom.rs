@@ -14,8 +14,17 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let eps = c.eps("layer_norm_epsilon", 1e-5)?;
     let after_norm = c.flag("apply_residual_connection_post_layernorm", false)?;
     c.only("slow_but_exact", &Value::Bool(false))?;
-    c.mark(&["seq_length", "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi",
-        "skip_bias_add", "skip_bias_add_qkv", "n_inner", "unk_token_id"]);
+    c.mark(&[
+        "seq_length",
+        "attention_softmax_in_fp32",
+        "bias_dropout_fusion",
+        "masked_softmax_fusion",
+        "offset_alibi",
+        "skip_bias_add",
+        "skip_bias_add_qkv",
+        "n_inner",
+        "unk_token_id",
+    ]);
     let alibi = PositionConfig::Alibi(AlibiConfig::new(common.heads));
     let norm = |name: &str| NormSpec::layer(name, hidden, eps);
     let linear = |name: &str, i, o| LinearSpec::new(name, i, o).bias(true);

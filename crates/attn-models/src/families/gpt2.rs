@@ -22,8 +22,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let conv = |name: &str, i, o| LinearSpec::new(name, i, o).bias(true).transposed();
     let layers = (0..common.layers).map(|i| {
         let mut attention = common.attention(true, super::nope());
-        attention.qkv =
-            QkvSpec::Fused { qkv: conv("attn.c_attn", hidden, 3 * hidden), layout: FusedLayout::Blocks };
+        attention.qkv = QkvSpec::Fused { qkv: conv("attn.c_attn", hidden, 3 * hidden), layout: FusedLayout::Blocks };
         attention.out = conv("attn.c_proj", hidden, hidden);
         attention.scale = if scaled { attention.scale } else { 1.0 } / if by_layer { (i + 1) as f64 } else { 1.0 };
         let mlp = plain(conv("mlp.c_fc", hidden, inner), conv("mlp.c_proj", inner, hidden), act);

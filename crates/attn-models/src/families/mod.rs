@@ -30,7 +30,7 @@ use crate::spec::{
     NormSpec, QkvSpec, StackSpec, Wiring,
 };
 use attn_core::Mask;
-use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults};
+use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults, RopeScaling};
 use candle_core::{Result, bail};
 use serde_json::Value;
 
@@ -80,9 +80,31 @@ pub fn spec(json: &Value) -> Result<ModelSpec> {
 
 /// The `model_type`s that [`spec`] reads.
 pub const KNOWN: &[&str] = &[
-    "bert", "bloom", "cohere", "deepseek_v3", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox",
-    "gptj", "granite", "llama", "llama4_text", "mistral", "mpt", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3",
-    "stablelm", "t5",
+    "bert",
+    "bloom",
+    "cohere",
+    "deepseek_v3",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "gptj",
+    "granite",
+    "llama",
+    "llama4_text",
+    "mistral",
+    "mpt",
+    "olmo2",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "stablelm",
+    "t5",
 ];
 
 fn multimodal(mut spec: ModelSpec) -> Result<ModelSpec> {
@@ -265,12 +287,28 @@ fn activation(c: &Config, key: &'static str, default: &'static str) -> Result<Ac
 /// The rotary encoding of a config; `None` layers have NoPE.
 fn rope(c: &Config, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<PositionConfig> {
     c.mark(&[
-        "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings",
-        "rotary_emb_base", "rotary_pct", "rope_pct", "rope_freq_factors",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+        "rotary_emb_base",
+        "rotary_pct",
+        "rope_pct",
+        "rope_freq_factors",
     ]);
     let found = RopeConfig::from_hf(c.root(), layer_type, defaults)
         .map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))?;
-    Ok(found.map_or_else(nope, PositionConfig::Rope))
+    let Some(mut config) = found else { return Ok(nope()) };
+    if let Some(factors) = c.list("rope_freq_factors", 0, serde_json::Value::as_f64)? {
+        // A GGUF file's rope_freqs.weight: Llama 3's and LongRoPE's scaling, worked out beforehand.
+        if config.scaling != RopeScaling::Default {
+            bail!("config.json: rope_freq_factors beside rope type {}", config.scaling.name())
+        }
+        config.scaling = RopeScaling::FreqFactors { factors };
+        config.validate()?;
+    }
+    Ok(PositionConfig::Rope(config))
 }
 
 /// Full-width, half-split rotation.
@@ -292,9 +330,52 @@ fn layer_types(c: &Config, layers: usize, default: impl Fn(usize) -> &'static st
 /// The window of a layer of the given kind.
 fn window(kind: &str, sliding_window: Option<usize>) -> Result<Option<usize>> {
     match (kind, sliding_window) {
-        ("sliding_attention", None) => bail!("config.json: sliding_window is missing, but layer_types has sliding layers"),
+        ("sliding_attention", None) => {
+            bail!("config.json: sliding_window is missing, but layer_types has sliding layers")
+        }
         ("sliding_attention", window) => Ok(window),
         _ => Ok(None),
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn llama(extra: &[(&str, Value)]) -> Result<ModelSpec> {
+        let mut config = json!({"model_type": "llama", "vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 16});
+        for (key, value) in extra {
+            config[key] = value.clone();
+        }
+        spec(&config)
+    }
+
+    #[test]
+    fn frequency_factors_of_a_gguf_file_take_effect() {
+        let spec = llama(&[("rope_freq_factors", json!([1.0, 2.0, 4.0, 8.0]))]).unwrap();
+        let PositionConfig::Rope(rope) = spec.stack.layers[0].attention.position() else { panic!("no rope") };
+        let plain = RopeConfig { scaling: RopeScaling::Default, ..rope.clone() };
+        let (scaled, plain) = (rope.frequencies(1).inv_freq, plain.frequencies(1).inv_freq);
+        let factors: Vec<f64> = plain.iter().zip(&scaled).map(|(p, s)| (p / s).round()).collect();
+        assert_eq!(factors, [1.0, 2.0, 4.0, 8.0]);
+        assert!(llama(&[("rope_freq_factors", json!([1.0]))]).is_err(), "a list of the wrong length");
+        let both = [
+            ("rope_freq_factors", json!([1.0, 2.0, 4.0, 8.0])),
+            ("rope_scaling", json!({"type": "linear", "factor": 2.0})),
+        ];
+        assert!(llama(&both).unwrap_err().to_string().contains("rope_freq_factors"));
+    }
+
+    #[test]
+    fn refuses_by_name() {
+        let error = |extra: &[(&str, Value)]| llama(extra).unwrap_err().to_string();
+        assert!(error(&[("model_type", json!("mamba"))]).contains("model_type mamba is not supported"));
+        assert!(error(&[("num_key_value_heads", json!(3))]).contains("num_key_value_heads 3"));
+        assert!(error(&[("hidden_act", json!("maxout"))]).contains("unknown activation `maxout`"));
+        assert!(error(&[("num_hidden_layers", json!(0))]).contains("num_hidden_layers"));
+        assert!(error(&[("rope_scaling", json!({"type": "magic", "factor": 2.0}))]).contains("magic"));
+        assert!(error(&[("quantization_config", json!({"bits": 4}))]).contains("quantization_config"));
+    }
+}

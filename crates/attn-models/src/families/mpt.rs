@@ -45,17 +45,23 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     c.only("embedding_fraction", &json!(1.0))?;
     // As in transformers: the feed-forward is 4 times the hidden size whatever expansion_ratio says, and learned_pos_emb
     // does nothing beside ALiBi.
-    c.mark(&["expansion_ratio", "learned_pos_emb", "norm_type", "init_device", "init_config", "emb_pdrop", "verbose",
-        "tokenizer_name"]);
+    c.mark(&[
+        "expansion_ratio",
+        "learned_pos_emb",
+        "norm_type",
+        "init_device",
+        "init_config",
+        "emb_pdrop",
+        "verbose",
+        "tokenizer_name",
+    ]);
     let read = attention(c)?;
     let alibi = PositionConfig::Alibi(AlibiConfig { bias_max: read.bias_max, ..AlibiConfig::new(common.heads) });
     let norm = |name: &str| NormSpec::layer(name, hidden, eps).no_bias();
     let layers = (0..common.layers).map(|i| {
         let mut attention = common.attention(false, alibi.clone());
-        attention.qkv = QkvSpec::Fused {
-            qkv: LinearSpec::new("attn.Wqkv", hidden, 3 * hidden),
-            layout: FusedLayout::Blocks,
-        };
+        attention.qkv =
+            QkvSpec::Fused { qkv: LinearSpec::new("attn.Wqkv", hidden, 3 * hidden), layout: FusedLayout::Blocks };
         attention.out = LinearSpec::new("attn.out_proj", hidden, hidden);
         attention.qkv_clip = read.clip_qkv;
         attention.scale = read.scale.unwrap_or(attention.scale);

@@ -17,10 +17,8 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let layers = (0..common.layers).map(|i| {
         let mut attention = common.attention(false, rope.clone());
         let rows = (common.heads + 2 * common.kv_heads) * d;
-        attention.qkv = QkvSpec::Fused {
-            qkv: LinearSpec::new("self_attn.qkv_proj", hidden, rows),
-            layout: FusedLayout::Blocks,
-        };
+        attention.qkv =
+            QkvSpec::Fused { qkv: LinearSpec::new("self_attn.qkv_proj", hidden, rows), layout: FusedLayout::Blocks };
         attention.mask = attention.mask.with_window(window);
         let mlp = MlpSpec::Gated {
             gate_up: GateUpSpec::Fused(LinearSpec::new("mlp.gate_up_proj", hidden, 2 * intermediate)),

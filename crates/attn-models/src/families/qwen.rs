@@ -26,12 +26,7 @@ pub(super) fn qwen3(c: &Config) -> Result<ModelSpec> {
     qwen(c, "qwen3", Some(128), add_norms)
 }
 
-fn qwen(
-    c: &Config,
-    family: &str,
-    head_dim: Option<usize>,
-    adapt: impl Fn(&mut MultiHeadSpec),
-) -> Result<ModelSpec> {
+fn qwen(c: &Config, family: &str, head_dim: Option<usize>, adapt: impl Fn(&mut MultiHeadSpec)) -> Result<ModelSpec> {
     let mut common = Common::read(c)?;
     if let (Some(default), None) = (head_dim, c.get("head_dim")) {
         common.head_dim = default;

@@ -2,11 +2,12 @@
 //! feed-forward.
 
 use super::{embedding, plain};
-use crate::activation::Activation;
 use crate::Architecture;
+use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{
-    AttentionSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec, StackSpec, Wiring,
+    AttentionSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec,
+    StackSpec, Wiring,
 };
 use attn_core::Mask;
 use attn_core::position::{PositionConfig, T5Config};
