@@ -1,4 +1,12 @@
 //! Attention with pluggable position encodings for Candle.
+//!
+//! - [`MultiHeadAttention`] and [`LatentAttention`]: whole layers, `(b, t, hidden)` to `(b, t, hidden)`.
+//! - [`PositionEncoding`]: the trait behind them; [`position::build`] makes one of the encodings that come with the crate.
+//! - [`attend`]: the attention call itself, `(b, h, t, d)`, which picks a kernel.
+//! - [`Mask`], [`ScoreBias`], [`Positions`]: which keys a query sees, what is added to its scores, where tokens stand.
+//! - [`LayerCache`]: keys and values of earlier tokens, allocated ahead.
+//!
+//! The example at [`MultiHeadAttention`] is a start.
 
 pub mod attention;
 mod bias;
@@ -20,3 +28,8 @@ pub use linear::Linear;
 pub use mask::Mask;
 pub use norm::{Norm, NormKind};
 pub use position::{PositionConfig, PositionEncoding, Positions, Resolution, RopeConfig, RopeOverride};
+
+/// The README's code, compiled and run with the documentation examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
