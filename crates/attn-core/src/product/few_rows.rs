@@ -3,34 +3,52 @@
 
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
-use rayon::prelude::*;
+use candle_core::utils::barrier_pool;
 
-/// Outputs a task computes at least.
-const MIN_TASK: usize = 64;
+/// Outputs handed out at a time.
+const GROUP: usize = 8;
 
 /// `ys[r][o] = sum_k xs[r][k] * w[o][k]` for `(rows, depth, out)`.
+///
+/// Runs on Candle's pool of spinning threads: a product of one token takes tens of microseconds, as long as it takes to
+/// wake a sleeping thread.
 pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out): (usize, usize, usize)) -> Vec<f32> {
+    assert!(depth > 0 && xs.len() == rows * depth && w.len() == out * depth);
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
-    let task = out.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(8).max(MIN_TASK);
-    if rows == 1 {
-        let mut ys = vec![0f32; out];
-        ys.par_chunks_mut(task).zip(w.par_chunks(task * depth)).for_each(|(ys, w)| {
-            dispatch(path, Rows { xs, w, depth, ys });
-        });
-        return ys;
-    }
-    // Tasks fill blocks of their own, `(out of task, rows)`, which are then turned into rows.
-    let mut blocks = vec![0f32; out * rows];
-    blocks.par_chunks_mut(task * rows).zip(w.par_chunks(task * depth)).for_each(|(ys, w)| {
-        dispatch(path, Rows { xs, w, depth, ys });
+    let mut columns = vec![0f32; out * rows];
+    let target = Target(columns.as_mut_ptr());
+    barrier_pool().execute_chunked(out.div_ceil(GROUP), |groups| {
+        let outs = groups.start * GROUP..out.min(groups.end * GROUP);
+        // SAFETY: the pool hands out every group once, so no two slices overlap; outs.end <= out keeps them inside.
+        let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
+        dispatch(path, Rows { xs, w: &w[outs.start * depth..outs.end * depth], depth, ys });
     });
+    if rows == 1 {
+        return columns;
+    }
     let mut ys = vec![0f32; rows * out];
-    for (o, column) in blocks.chunks_exact(rows).enumerate() {
+    for (o, column) in columns.chunks_exact(rows).enumerate() {
         for (r, y) in column.iter().enumerate() {
             ys[r * out + o] = *y;
         }
     }
     ys
+}
+
+/// The sums `(out, rows)`, written by several threads in disjoint parts.
+struct Target(*mut f32);
+
+// SAFETY: `slice` is only called for disjoint parts.
+unsafe impl Sync for Target {}
+
+impl Target {
+    /// # Safety
+    /// `start + len` numbers are allocated, and nobody else uses this part.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+        // SAFETY: by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
 }
 
 /// `ys[o][r]` for the outputs whose weights are in `w`.
