@@ -3,8 +3,8 @@
 //!
 //! | rows of `xs` | weights | kernel |
 //! |---|---|---|
-//! | up to [`FEW_ROWS`] | f32, bf16, f16 | [`few_rows`]: every core reads its share of the weights once, widening in registers |
-//! | more | bf16 | [`bf16`]: tiles of bf16 dot products, with AMX or AVX-512, f32 accumulation |
+//! | up to [`FEW_ROWS`] | f32, bf16, f16 | `few_rows`: every core reads its share of the weights once, widening in registers |
+//! | more | bf16 | `bf16`: tiles of bf16 dot products, with AMX or AVX-512, f32 accumulation |
 //! | more | others | Candle's product, which is near the machine's limit there |
 //!
 //! None of them keeps gradients: [`Linear`](crate::Linear) comes here only when none are tracked.
