@@ -4,9 +4,9 @@
 //! whose tail moves to the front when it is full, rather than a ring, so that kernels always see keys in order and
 //! contiguous, at an amortised cost of one copy per token.
 
-use crate::{Mask, Resolution};
+use crate::{Mask, Resolution, attention::KeyNorms};
 use candle_core::{Result, Tensor, bail};
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// A growable buffer of `(b, h, t, d)` along `t`. Not `Clone`: copies would share memory and overwrite each other.
 #[derive(Debug, Default)]
@@ -65,6 +65,8 @@ pub struct LayerCache {
     /// Tokens to allocate for at the first append.
     expected: usize,
     resolution: Option<Resolution>,
+    /// Bounds on the norms of the first so many of the keys held.
+    norms: Arc<KeyNorms>,
 }
 
 impl LayerCache {
@@ -124,6 +126,10 @@ impl LayerCache {
         for (buffer, new) in self.buffers.iter_mut().zip(new) {
             buffer.write(new, at, from..held, capacity)?;
         }
+        if from > 0 {
+            // Blocks are counted from the first key held, which is another one now.
+            self.norms = Arc::default();
+        }
         self.start += from;
         self.end += tokens;
         let views = self.buffers.iter().map(|b| b.view(0..self.end - self.start)).collect::<Result<Vec<_>>>()?;
@@ -146,6 +152,7 @@ impl LayerCache {
             buffer.write(&joined.narrow(2, tokens - tail, tail)?, 0, 0..0, capacity)?;
             all.push(joined);
         }
+        self.norms = Arc::default();
         self.end = first + tokens;
         self.start = self.end - tail;
         Ok((array(all)?, first))
@@ -174,11 +181,28 @@ impl LayerCache {
             bail!("kv cache: cannot go back to {len} tokens, the window has dropped those before {}", self.start)
         }
         self.end = len;
+        Arc::make_mut(&mut self.norms).truncate(len - self.start);
         if len == 0 {
             self.resolution = None;
             self.start = 0;
         }
         Ok(())
+    }
+
+    /// Bounds on the norms of the `tokens` keys that the last [`append`](Self::append) returned, or `None` if the cache
+    /// doesn't hold that many. Only the keys that came in since the last time are looked at, so that a layer whose bias
+    /// makes no use of the bounds pays nothing for them.
+    pub(crate) fn key_norms(&mut self, tokens: usize) -> Result<Option<Arc<KeyNorms>>> {
+        let held = self.end - self.start;
+        if tokens != held || held == 0 {
+            return Ok(None);
+        }
+        let known = self.norms.len();
+        if known < held {
+            let new = self.buffers[0].view(known..held)?;
+            Arc::make_mut(&mut self.norms).append(&new)?;
+        }
+        Ok(Some(self.norms.clone()))
     }
 }
 

@@ -1,7 +1,10 @@
 //! [`MultiHeadAttention`]: projections, optional norms on queries and keys, the position encoding, the cache and
 //! [`attend`], in the order a token meets them.
 
-use crate::{AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, attend};
+use crate::{
+    AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, ScoreBias, attend,
+    attention::{KernelOptions, attend_with},
+};
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
@@ -190,7 +193,7 @@ impl MultiHeadAttention {
     ///
     /// # Errors
     /// Positions that don't continue the cache; see also [`attend`].
-    pub fn forward(&self, xs: &Tensor, positions: &Positions, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    pub fn forward(&self, xs: &Tensor, positions: &Positions, mut cache: Option<&mut LayerCache>) -> Result<Tensor> {
         if xs.dim(1)? != positions.len() || cache.as_ref().is_some_and(|c| c.len() != positions.slots().start) {
             bail!(
                 "attention: {} tokens at slots {:?} do not continue a cache of {} tokens",
@@ -203,11 +206,27 @@ impl MultiHeadAttention {
         let q = self.position.temper(&self.place(&q, positions, |n| &n.q)?, positions)?;
         let k = self.place(&k, positions, |n| &n.k)?;
         let resolution = self.position.resolve(positions.length());
-        let ([k, v], k_start) = match cache {
+        let ([k, v], k_start) = match &mut cache {
             Some(cache) => cache.append([&k, &v], resolution)?,
             None => ([k, v], positions.slots().start),
         };
-        self.finish(&q, &k, &v, positions, k_start)
+        let keys = k_start..k_start + k.dim(2)?;
+        let bias = self.position.bias(positions.slots(), keys.clone())?;
+        // A linear bias is what far keys can be left out under.
+        let key_norms = match (&bias, cache) {
+            (ScoreBias::Linear { .. }, Some(cache)) if k.device().is_cpu() => cache.key_norms(keys.len())?,
+            _ => None,
+        };
+        let args = AttendArgs {
+            scale: self.config.scale,
+            softcap: self.config.softcap,
+            bias,
+            mask: self.config.mask.clone().with_keys(positions.keys()),
+            q_start: positions.slots().start,
+            k_start,
+        };
+        let options = KernelOptions { key_norms, ..KernelOptions::default() };
+        self.merge(&attend_with(&q, &k, &v, &args, &options)?)
     }
 
     /// Keys and values of a sequence to attend to from another one, `(b, s, hidden_size)`: what cross-attention of an
@@ -229,7 +248,7 @@ impl MultiHeadAttention {
         let args = AttendArgs {
             scale: self.config.scale,
             softcap: self.config.softcap,
-            bias: crate::ScoreBias::None,
+            bias: ScoreBias::None,
             mask,
             q_start: 0,
             k_start: 0,
@@ -278,18 +297,6 @@ impl MultiHeadAttention {
                 self.position.rotate(&self.heads(&norm(qk_norm).forward(&flat)?)?, positions)
             }
         }
-    }
-
-    fn finish(&self, q: &Tensor, k: &Tensor, v: &Tensor, positions: &Positions, k_start: usize) -> Result<Tensor> {
-        let args = AttendArgs {
-            scale: self.config.scale,
-            softcap: self.config.softcap,
-            bias: self.position.bias(positions.slots(), k_start..k_start + k.dim(2)?)?,
-            mask: self.config.mask.clone().with_keys(positions.keys()),
-            q_start: positions.slots().start,
-            k_start,
-        };
-        self.merge(&attend(q, k, v, &args)?)
     }
 
     /// `(b, h, t, d)` to `(b, t, h * d)` and through the output projection.

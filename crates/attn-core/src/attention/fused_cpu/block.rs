@@ -5,7 +5,7 @@ use super::{
     problem::{Bias, Inputs, Problem},
     scratch::Scratch,
     simd::{Element, Simd, TILE_STRIDE},
-    skip::RowBound,
+    skip::{RowBound, visit},
     tile::{
         ROW_PAD, ROWS, Row, RowState, direct_scores, finish_scores, pack_panel, pack_rows, rescale, row_at,
         softmax_step, widen,
@@ -167,6 +167,7 @@ impl<T: Element> Work<'_, '_, T> {
     /// One tile: rows `range` of the unit and `keys` of the block that starts at `k0`.
     #[inline(always)]
     unsafe fn tile<S: Simd>(&mut self, range: Range<usize>, k0: usize, keys: Range<usize>) {
+        visit();
         let panels = (keys.start - k0) / S::NR..(keys.end - k0).div_ceil(S::NR);
         // Columns of the tile that hold scores.
         let (from, to) = (panels.start * S::NR, panels.end * S::NR);

@@ -41,7 +41,7 @@ impl Plan {
         let blocks = s.tq.div_ceil(block);
         let split = blocks == 1 && s.b * s.h_kv < FEW_UNITS;
         let (mut units, mut merges, mut parts) = (Vec::new(), Vec::new(), 0);
-        for (b, kv_head) in (0..s.b).flat_map(|b| (0..s.h_kv).map(move |head| (b, head))) {
+        for (b, kv_head) in s.key_rows() {
             for queries in (0..blocks).map(|i| i * block..s.tq.min((i + 1) * block)) {
                 let keys = p.seen_by_any(b, queries.clone());
                 let unit = Unit { b, kv_head, queries, keys, part: None };

@@ -54,6 +54,21 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, opti
     q?.apply_op3(&k?, &v?, op)?.transpose(1, 2)
 }
 
+/// The largest norm in each run of keys that shares a bound, per batch row and head of `(b, h_kv, t, d)`; the first run
+/// already holds `filled` keys.
+pub(super) fn largest_norms(k: &CpuStorage, layout: &Layout, filled: usize) -> Result<Vec<Vec<f32>>> {
+    let s = Sizes::new(layout, layout, layout)?;
+    Ok(match k {
+        CpuStorage::F32(_) => skip::measure(&View::<f32>::new(k, layout)?, &s.key_rows(), s.tk, filled),
+        CpuStorage::BF16(_) => skip::measure(&View::<bf16>::new(k, layout)?, &s.key_rows(), s.tk, filled),
+        CpuStorage::F16(_) => skip::measure(&View::<f16>::new(k, layout)?, &s.key_rows(), s.tk, filled),
+        _ => bail!("fused attention takes f32, bf16 and f16"),
+    })
+}
+
+#[cfg(test)]
+pub(super) use skip::tiles_visited;
+
 fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
     if x.stride()[3] == 1 || x.dims()[3] == 1 { Ok(x.clone()) } else { x.contiguous() }
 }

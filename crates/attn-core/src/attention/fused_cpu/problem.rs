@@ -29,6 +29,11 @@ impl Sizes {
     pub(super) fn group(&self) -> usize {
         self.h / self.h_kv
     }
+
+    /// Every batch row with every kv head.
+    pub(super) fn key_rows(&self) -> Vec<(usize, usize)> {
+        (0..self.b).flat_map(|b| (0..self.h_kv).map(move |head| (b, head))).collect()
+    }
 }
 
 /// A `(b, h, t, d)` tensor with any strides but a contiguous last dimension.

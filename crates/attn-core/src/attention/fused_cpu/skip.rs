@@ -6,7 +6,7 @@
 //! The row's largest weight is known early because keys are visited from the nearest on.
 
 use super::{
-    problem::{Bias, Inputs, LOG2E, Problem},
+    problem::{Bias, Inputs, LOG2E, Problem, View},
     simd::Element,
     tile::{Row, RowState},
 };
@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// Queries below which the bounds aren't worth computing: reading every key for them would cost what it saves.
 const WORTHWHILE: usize = 64;
+/// Keys below which measuring isn't worth a second thread.
+const FEW_KEYS: usize = 4096;
 
 /// Bounds for one call.
 pub(super) struct Skip {
@@ -45,7 +47,9 @@ impl Skip {
         let s = p.sizes;
         let norms = match given {
             Some(norms) => norms.clone(),
-            None if s.tq * s.group() >= WORTHWHILE && s.tk >= 4 * NORM_BLOCK => Arc::new(measure(p, inputs)),
+            None if s.tq * s.group() >= WORTHWHILE && s.tk >= 4 * NORM_BLOCK => {
+                Arc::new(KeyNorms::from_blocks(s.tk, measure(&inputs.k, &s.key_rows(), s.tk, 0)))
+            }
             None => return None,
         };
         let margins = slopes.iter().map(|slope| {
@@ -99,30 +103,52 @@ impl RowBound {
     }
 }
 
-/// The largest norm in each block of keys.
-fn measure<T: Element>(p: &Problem, inputs: &Inputs<T>) -> KeyNorms {
-    let s = p.sizes;
-    let per_row = s.tk.div_ceil(NORM_BLOCK);
+/// The largest norm in each block of keys; infinite if it isn't a number.
+pub(super) fn measure<T: Element>(k: &View<T>, rows: &[(usize, usize)], tokens: usize, filled: usize) -> Vec<Vec<f32>> {
+    let per_row = (filled + tokens).div_ceil(NORM_BLOCK);
     let block = |i: usize| {
-        let (row, first) = (i / per_row, i % per_row * NORM_BLOCK);
-        let mut max = 0f32;
-        for t in first..s.tk.min(first + NORM_BLOCK) {
-            let key = inputs.k.row(row / s.h_kv, row % s.h_kv, t);
-            let mut sums = [0f32; 16];
-            let mut chunks = key.chunks_exact(16);
-            for chunk in &mut chunks {
-                for (sum, x) in sums.iter_mut().zip(chunk) {
-                    *sum += x.widen() * x.widen();
-                }
-            }
-            let rest = chunks.remainder().iter().map(|x| x.widen() * x.widen()).sum::<f32>();
-            let norm = (sums.iter().sum::<f32>() + rest).sqrt();
-            max = if norm.is_nan() { f32::INFINITY } else { max.max(norm) };
-        }
-        max
+        let ((b, head), end) = (rows[i / per_row], (i % per_row + 1) * NORM_BLOCK - filled);
+        let range = (end.saturating_sub(NORM_BLOCK))..end.min(tokens);
+        range.map(|t| norm(k.row(b, head, t))).fold(0f32, f32::max)
     };
-    let all: Vec<f32> = (0..s.b * s.h_kv * per_row).into_par_iter().with_min_len(16).map(block).collect();
-    KeyNorms::from_blocks(s.tk, all.chunks(per_row.max(1)).map(<[f32]>::to_vec).collect())
+    let n = rows.len() * per_row;
+    let all: Vec<f32> = if rows.len() * tokens < FEW_KEYS {
+        (0..n).map(block).collect()
+    } else {
+        (0..n).into_par_iter().with_min_len(16).map(block).collect()
+    };
+    all.chunks(per_row.max(1)).map(<[f32]>::to_vec).collect()
+}
+
+fn norm<T: Element>(key: &[T]) -> f32 {
+    let mut sums = [0f32; 16];
+    let mut chunks = key.chunks_exact(16);
+    for chunk in &mut chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x.widen() * x.widen();
+        }
+    }
+    let rest = chunks.remainder().iter().map(|x| x.widen() * x.widen()).sum::<f32>();
+    let norm = (sums.iter().sum::<f32>() + rest).sqrt();
+    if norm.is_nan() { f32::INFINITY } else { norm }
+}
+
+#[cfg(test)]
+thread_local! {
+    static VISITED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// The tiles that this thread has worked on since it was last asked.
+#[cfg(test)]
+pub(in crate::attention) fn tiles_visited() -> usize {
+    VISITED.take()
+}
+
+/// Tells the tests about a tile.
+#[inline(always)]
+pub(super) fn visit() {
+    #[cfg(test)]
+    VISITED.set(VISITED.get() + 1);
 }
 
 trait Exp2M1 {
