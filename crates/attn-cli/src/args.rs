@@ -67,12 +67,22 @@ Examples:
 ids.json holds rows of equal length: [[1, 2, 3], [4, 5, 6]]. The result holds logits (B, T, V) f32, and
 with --greedy N also greedy (B, T+N) i64. Encoders write hidden (B, T, H) f32 instead.")]
     Logits(LogitsArgs),
-    /// Show a model's architecture and what its position encoding does
+    /// Show a model's architecture
     #[command(after_help = "\
 Examples:
   attn inspect
   attn inspect MODEL --rope-scaling yarn --rope-factor 4 --json")]
     Inspect(InspectArgs),
+    /// Show what a model's position encoding does, without running the model
+    #[command(after_help = "\
+Examples:
+  attn explain
+  attn explain MODEL --length 32768
+  attn explain config.json --rope-scaling yarn --rope-factor 4 --json
+
+MODEL may also be a config.json. Shown are wavelengths against the trained context, what each scaling
+does to every frequency, RoPE's decay, how far its base reaches, ALiBi's slopes and T5's buckets.")]
+    Explain(ExplainArgs),
     /// Fetch a model from the Hugging Face hub into the cache
     #[command(after_help = "\
 Examples:
@@ -292,6 +302,20 @@ pub(crate) struct LogitsArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `attn explain`
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Sequence length to explain for [default: what a configured scaling was made for, else four times
+    /// the trained context]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) length: Option<usize>,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,

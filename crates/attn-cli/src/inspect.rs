@@ -1,4 +1,4 @@
-//! `attn inspect`: what a model is made of, and what its position encoding does in numbers.
+//! `attn inspect`: what a model is made of.
 
 use crate::args::InspectArgs;
 use crate::model::{self, Opened};
@@ -6,6 +6,8 @@ use crate::output::{print, print_json};
 use anyhow::Result;
 use attn_core::PositionConfig;
 use attn_core::position::RopeScaling;
+use attn_eval::report::ranges;
+use attn_models::encodings::{EncodingGroup, Place};
 use attn_models::spec::{AttentionSpec, ModelSpec, StackSpec};
 use attn_models::{Architecture, Model};
 use serde_json::{Map, Value, json};
@@ -119,50 +121,24 @@ fn heads(facts: &mut Map<String, Value>, attention: &AttentionSpec) {
     facts.extend(numbers.into_iter().map(|(key, number)| (key.to_string(), json!(number))));
 }
 
-/// An encoding, the limits of attention under it, and the layers that have both.
-struct Group<'a> {
-    config: &'a PositionConfig,
-    on: &'static str,
-    window: Option<usize>,
-    chunk: Option<usize>,
-    layers: Vec<usize>,
-}
-
-impl Group<'_> {
-    fn describe(&self, length: usize) -> Result<Value> {
-        let mut value = json!({ "layers": self.layers, "on": self.on });
-        let described = serde_json::to_value(self.config.describe(length))?;
-        if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
-            value.extend(described);
-            value.extend(self.window.map(|w| ("sliding_window".to_string(), json!(w))));
-            value.extend(self.chunk.map(|c| ("chunk".to_string(), json!(c))));
-        }
-        Ok(value)
-    }
-}
-
 /// The encodings, each once with the layers that use it.
 fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
-    let mut groups: Vec<Group> = vec![];
-    for (index, layer) in stack.layers.iter().enumerate() {
-        let (window, chunk) = match &layer.attention {
-            AttentionSpec::MultiHead(a) => (a.mask.window, a.mask.chunk),
-            AttentionSpec::Latent(_) => (None, None),
-        };
-        let config = layer.attention.position();
-        match groups.iter_mut().find(|g| g.config == config && (g.window, g.chunk) == (window, chunk)) {
-            Some(group) => group.layers.push(index),
-            None => groups.push(Group { config, on: "attention", window, chunk, layers: vec![index] }),
-        }
+    stack.encodings().iter().map(|group| describe(group, length)).collect()
+}
+
+fn describe(group: &EncodingGroup, length: usize) -> Result<Value> {
+    let on = match group.place {
+        Place::Embeddings => "embeddings",
+        Place::Attention => "attention",
+    };
+    let mut value = json!({ "layers": group.layers, "on": on });
+    let described = serde_json::to_value(group.config.describe(length))?;
+    if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
+        value.extend(described);
+        value.extend(group.window.map(|w| ("sliding_window".to_string(), json!(w))));
+        value.extend(group.chunk.map(|c| ("chunk".to_string(), json!(c))));
     }
-    let config = &stack.embedding.position;
-    if !matches!(config, PositionConfig::Nope(_)) {
-        // What is added to the embeddings reaches every layer, and those do nothing more.
-        groups.retain(|group| !matches!(group.config, PositionConfig::Nope(_)));
-        let layers = (0..stack.layers.len()).collect();
-        groups.insert(0, Group { config, on: "embeddings", window: None, chunk: None, layers });
-    }
-    groups.iter().map(|group| group.describe(length)).collect()
+    Ok(value)
 }
 
 /// The facts for a person.
@@ -195,14 +171,16 @@ fn summary(facts: &Value) -> String {
     }
     for (title, key) in [("position", "position"), ("encoder", "encoder_position")] {
         for group in facts[key].as_array().into_iter().flatten() {
-            out.push_str(&position(title, group, facts["trained_context"].as_f64()));
+            out.push_str(&position(title, group));
         }
     }
+    out.push_str("\nattn explain shows what the encoding does: wavelengths, scalings, decay, bias\n");
     out
 }
 
-fn position(title: &str, group: &Value, trained: Option<f64>) -> String {
-    let layers: Vec<u64> = group["layers"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+fn position(title: &str, group: &Value) -> String {
+    let layers = group["layers"].as_array().into_iter().flatten().filter_map(Value::as_u64);
+    let layers: Vec<usize> = layers.map(|layer| layer as usize).collect();
     let place = format!("layers {}", ranges(&layers));
     let place = if group["on"] == "embeddings" { format!("on the embeddings, {place}") } else { place };
     let mut out = format!("\n{title:<13}{place}\n");
@@ -215,38 +193,7 @@ fn position(title: &str, group: &Value, trained: Option<f64>) -> String {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
         out.push_str(&format!("  {key} {value}\n"));
     }
-    let slopes = group["slopes"].as_array().into_iter().flatten().enumerate();
-    for (head, slope) in slopes {
-        out.push_str(&format!("  head {head:<3} slope {slope}\n"));
-    }
-    let frequencies = group["inv_freq"].as_array().map_or(&[][..], Vec::as_slice);
-    if !frequencies.is_empty() {
-        out.push_str(&format!("  {:>4} {:>11} {:>11}", "pair", "inv_freq", "wavelength"));
-        out.push_str(if trained.is_some() { "  turns\n" } else { "\n" });
-    }
-    for (pair, frequency) in frequencies.iter().enumerate() {
-        let wavelength = group["wavelengths"][pair].as_f64();
-        let shown = wavelength.map_or("never".to_string(), |w| format!("{w:.1}"));
-        out.push_str(&format!("  {pair:>4} {:>11.5e} {shown:>11}", frequency.as_f64().unwrap_or(0.0)));
-        if let (Some(trained), Some(wavelength)) = (trained, wavelength) {
-            out.push_str(&format!("  {:.3}", trained / wavelength));
-        }
-        out.push('\n');
-    }
     out
-}
-
-/// `0-3, 5` for 0, 1, 2, 3, 5.
-fn ranges(sorted: &[u64]) -> String {
-    let mut runs: Vec<(u64, u64)> = vec![];
-    for &n in sorted {
-        match runs.last_mut() {
-            Some((_, end)) if *end + 1 == n => *end = n,
-            _ => runs.push((n, n)),
-        }
-    }
-    let shown = |(a, b): &(u64, u64)| if a == b { a.to_string() } else { format!("{a}-{b}") };
-    runs.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 /// A number with its digits in threes.
@@ -264,9 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_and_thousands_read_well() {
-        assert_eq!(ranges(&[0, 1, 2, 3, 5, 7, 8]), "0-3, 5, 7-8");
-        assert_eq!(ranges(&[4]), "4");
+    fn thousands_read_well() {
         assert_eq!(
             [grouped(0), grouped(999), grouped(1000), grouped(134_515_008)],
             ["0", "999", "1 000", "134 515 008"]

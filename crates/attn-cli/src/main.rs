@@ -7,6 +7,7 @@
 mod args;
 mod compare;
 mod download;
+mod explain;
 mod generate;
 mod inspect;
 mod logits;
@@ -43,6 +44,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Compare(args) => compare::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Download(args) => download::run(&args),
     }
 }

@@ -49,7 +49,11 @@ fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
     Ok(Opened { model, checkpoint, name })
 }
 
-fn checkpoint(model: Option<&str>, args: &LoadArgs) -> Result<(Checkpoint, String)> {
+/// Opens MODEL without loading its weights, and names it for reports.
+///
+/// # Errors
+/// Anything the loader refuses.
+pub(crate) fn checkpoint(model: Option<&str>, args: &LoadArgs) -> Result<(Checkpoint, String)> {
     let Some(model) = model else {
         let checkpoint = Checkpoint::from_bytes(CONFIG, WEIGHTS, Some(TOKENIZER))?;
         return Ok((checkpoint, "tiny-austen (embedded)".to_string()));

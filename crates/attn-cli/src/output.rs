@@ -1,6 +1,7 @@
 //! Where output goes: stdout that may close early, stderr that may be gone, and files that are whole or not there.
 
 use anyhow::{Context, Result};
+pub(crate) use attn_eval::report::blocks::wrap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -95,25 +96,6 @@ pub(crate) fn color() -> bool {
     io::stdout().is_terminal() && !refused && !dumb
 }
 
-/// Breaks `text` at spaces into lines of at most `width`, the second and later ones indented.
-pub(crate) fn wrap(text: &str, width: usize) -> String {
-    let mut out = String::new();
-    let mut used = 0;
-    for word in text.split(' ') {
-        let len = word.chars().count();
-        if used > 0 && used + 1 + len > width {
-            out.push_str("\n  ");
-            used = 2;
-        } else if used > 0 {
-            out.push(' ');
-            used += 1;
-        }
-        out.push_str(word);
-        used += len;
-    }
-    out
-}
-
 /// Refuses a path that can't be written, before the work whose result is meant for it.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
     if path.is_dir() {
@@ -193,12 +175,6 @@ mod tests {
         let message = "error: invalid value 'x' for '--dtype <D>'\n  [possible values: f32]\n\nUsage: attn\n\nFor more";
         let expected = "error: invalid value 'x' for '--dtype <D>' [possible values: f32] (see attn --help)";
         assert_eq!(usage_line(message), expected);
-    }
-
-    #[test]
-    fn text_wraps_at_spaces() {
-        assert_eq!(wrap("one two three four", 10), "one two\n  three\n  four");
-        assert_eq!(wrap("unbreakable", 3), "unbreakable");
     }
 
     #[test]

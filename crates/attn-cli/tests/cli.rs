@@ -301,5 +301,34 @@ fn inspect_tells_what_an_override_does() {
     assert_eq!(position["inv_freq"].as_array().unwrap().len(), 16);
     assert!((position["attention_factor"].as_f64().unwrap() - 1.138629).abs() < 1e-6);
     assert_eq!(facts["kv_bytes_per_token"], 4 * 2 * 2 * 32 * 4);
-    assert!(stdout(&run(&["inspect"])).contains("wavelength"));
+    assert!(stdout(&run(&["inspect"])).contains("theta"));
+}
+
+#[test]
+fn explain_needs_no_weights_and_fits_the_terminal() {
+    let facts = json(&["explain", "--json", "--rope-scaling", "yarn", "--rope-factor", "4", "--length", "1024"]);
+    let rope = &facts["position"][0]["effects"]["rope"];
+    assert_eq!((&facts["length"], &facts["trained_context"]), (&1024.into(), &256.into()));
+    assert_eq!(rope["pairs"].as_array().unwrap().len(), 16);
+    assert_eq!(rope["scalings"][0]["name"], "configured");
+    assert_eq!(rope["scalings"][0]["divided_by"], rope["scalings"][5]["divided_by"], "yarn by 4 is yarn by 4");
+
+    let config = golden("models/llama/config.json");
+    let shown = stdout(&attn(&["explain", path(&config)]).env("COLUMNS", "40").output().unwrap());
+    assert!(shown.contains("Wavelengths"), "{shown}");
+    assert!(shown.lines().all(|line| line.chars().count() <= 40 || line.contains("config.json")), "{shown}");
+
+    let t5 = json(&["explain", path(&golden("models/t5")), "--json"]);
+    let decoder = &t5["position"][0];
+    assert_eq!((&decoder["stack"], &decoder["encoding"]["kind"]), (&"decoder".into(), &"t5".into()));
+    assert!(decoder["effects"]["bias"]["values"][0].as_array().unwrap().len() > 10, "the table is read");
+
+    refused(
+        &["explain", path(&golden("models/gpt2")), "--rope-scaling", "yarn", "--rope-factor", "2"],
+        1,
+        &["gpt2", "rotary"],
+    );
+    refused(&["explain", "--length", "0"], 2, &["--length", "at least 1"]);
+    let (_keep, broken) = file("config.json", b"{");
+    refused(&["explain", path(&broken)], 1, &["config.json"]);
 }

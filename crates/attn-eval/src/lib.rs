@@ -8,6 +8,7 @@
 //! It depends on models only through `attn-models`, knows nothing about files or hubs, and prints nothing.
 
 pub mod compare;
+pub mod explain;
 pub mod generate;
 pub mod perplexity;
 pub mod report;

@@ -7,6 +7,7 @@
 pub mod activation;
 mod builder;
 pub mod config;
+pub mod encodings;
 pub mod families;
 mod mlp;
 mod model;

@@ -9,6 +9,7 @@ pub mod alibi;
 pub mod analysis;
 pub mod config;
 pub mod describe;
+pub mod explain;
 #[cfg(test)]
 mod laws;
 pub mod learned;
@@ -24,6 +25,7 @@ pub use alibi::{Alibi, AlibiConfig};
 pub use analysis::{decay, smallest_base};
 pub use config::{Layout, RopeConfig, RopeDefaults};
 pub use describe::Description;
+pub use explain::Explanation;
 pub use learned::{Learned, LearnedConfig};
 pub use nope::{Nope, NopeConfig, Temperature};
 pub use rope::Rope;

@@ -2,12 +2,15 @@
 //!
 //! All of them return text; where it goes is the caller's business.
 
+pub mod blocks;
 mod csv;
+mod explain;
 mod svg;
 mod table;
 mod verdict;
 
 pub use csv::csv;
+pub use explain::{explanation, ranges};
 pub use svg::svg;
 pub use table::{TableStyle, table};
 pub use verdict::verdict;

@@ -1,0 +1,55 @@
+//! `attn explain`: what a model's position encoding does, from its config alone.
+
+use crate::args::ExplainArgs;
+use crate::model;
+use crate::output::{color, print, print_json, width};
+use anyhow::{Context, Result};
+use attn_eval::explain::{Explained, explain};
+use attn_eval::report::{TableStyle, explanation};
+use attn_models::{TensorSource, families};
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Runs the command.
+///
+/// # Errors
+/// The config can't be read or understood, or the rope options don't fit it.
+pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
+    let explained = explained(args)?;
+    if args.json {
+        return print_json(&explained);
+    }
+    print(&explanation(&explained, TableStyle { width: width(), color: color() }))
+}
+
+fn explained(args: &ExplainArgs) -> Result<Explained> {
+    let Source { name, config, weights } = open(args)?;
+    let rope = args.model.rope.to_override();
+    let spec = families::spec(&config).and_then(|spec| spec.with_rope(&rope));
+    let spec = spec.with_context(|| format!("can't read {name}"))?;
+    explain(&name, &spec, weights.as_deref(), rope.original_context, args.length)
+}
+
+/// What is explained; a `config.json` by itself has no weights.
+struct Source {
+    name: String,
+    config: Value,
+    weights: Option<Arc<dyn TensorSource>>,
+}
+
+fn open(args: &ExplainArgs) -> Result<Source> {
+    let model = args.model.model.as_deref();
+    match model.map(Path::new).filter(|path| path.is_file() && path.extension().is_some_and(|e| e == "json")) {
+        Some(path) => {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
+            let config = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
+            Ok(Source { name, config, weights: None })
+        }
+        None => {
+            let (checkpoint, name) = model::checkpoint(model, &args.model.load)?;
+            Ok(Source { name, config: checkpoint.config, weights: Some(checkpoint.weights) })
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! What an encoding does to a sequence of a given length, as curves and tables ready to be drawn.
+//!
+//! [`Description`] says what an encoding is; this module says what follows from it: which frequencies have seen a full
+//! turn in training, what each scaling would divide them by, how far the base reaches, how a bias falls with distance.
+//! All of it follows from the configuration (and, for T5, one table): no model is run.
+
+use super::analysis::{decay, discrimination_horizon, smallest_base};
+use super::{AlibiConfig, PositionConfig, PositionEncoding, RopeConfig, T5Config, build};
+use candle_core::{Device, Result};
+use candle_nn::VarBuilder;
+use serde::Serialize;
+use std::f64::consts::LN_2;
+
+/// Distances at which curves are sampled, logarithmically spaced.
+const SAMPLES: usize = 96;
+/// Tokens times pairs up to which the smallest base is computed; past it the search takes too long.
+const LARGEST_SEARCH: usize = 1 << 21;
+/// The farthest distance at which similar and random keys are compared.
+const LONGEST_HORIZON: usize = 1 << 20;
+
+/// The scalings whose effect is shown for every rotary encoding.
+pub const SCALINGS: [&str; 6] = ["linear", "ntk", "dynamic", "ntk-by-parts", "yarn", "llama3"];
+
+/// The smallest `rope_theta` for a context at rotary width 128, as published: Men et al. 2024, "Base of RoPE Bounds
+/// Context Length", table 2. [`smallest_base`] computes the same for any width.
+pub const PUBLISHED_BASES: [(usize, f64); 11] = [
+    (1 << 10, 4.3e3),
+    (1 << 11, 1.2e4),
+    (1 << 12, 2.7e4),
+    (1 << 13, 8.4e4),
+    (1 << 14, 2.3e5),
+    (1 << 15, 6.3e5),
+    (1 << 16, 2.1e6),
+    (1 << 17, 4.9e6),
+    (1 << 18, 2.4e7),
+    (1 << 19, 5.8e7),
+    (1 << 20, 6.5e7),
+];
+
+/// What follows from an encoding for sequences of `length` tokens; what doesn't apply is left out of JSON.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The length that everything here is about.
+    pub length: usize,
+    /// The context the model was trained for, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trained: Option<usize>,
+    /// Of a rotary encoding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope: Option<RopeEffects>,
+    /// ALiBi's heads.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<AlibiHead>,
+    /// T5's buckets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bucket_ranges: Vec<Bucket>,
+    /// What is added to the scores, by head and distance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bias: Option<BiasMap>,
+    /// Llama 4's factor on the queries, by position.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<Curve>,
+    /// How alike the vectors of two positions are by their distance, 1 for equal ones: sinusoidal encodings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub similarity: Option<Curve>,
+}
+
+/// What a rotary encoding and its possible scalings come to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RopeEffects {
+    /// Every rotated pair, fastest first, under the configured scaling.
+    pub pairs: Vec<Pair>,
+    /// The configured scaling if there is one, then each of [`SCALINGS`] at the factor that `length` asks for.
+    pub scalings: Vec<ScalingEffect>,
+    /// [`decay`] by distance: without scaling, then under each of `scalings`.
+    pub decay: Vec<Curve>,
+    /// How far the base reaches.
+    pub bound: BaseBound,
+}
+
+/// One pair of rotated lanes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pair {
+    /// Its number, 0 for the fastest.
+    pub pair: usize,
+    /// Radians per position.
+    pub inv_freq: f64,
+    /// Positions per full turn; `None` for a pair that does not turn.
+    pub wavelength: Option<f64>,
+    /// Turns within the trained context without scaling. Below 1 the model has seen only part of the circle, and every
+    /// position past the trained context shows it new angles.
+    pub trained_turns: Option<f64>,
+}
+
+/// What a scaling does to each pair.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ScalingEffect {
+    /// The scaling's name; `configured` for the one in effect.
+    pub name: String,
+    /// Its type.
+    pub rope_type: &'static str,
+    /// Its factor, if it has a single one.
+    pub factor: Option<f64>,
+    /// Multiplies cos and sin.
+    pub attention_factor: f64,
+    /// By what each pair's frequency is divided; 1 is unchanged, `None` a pair that does not turn.
+    pub divided_by: Vec<Option<f64>>,
+    /// Pairs that keep their frequency.
+    pub kept: usize,
+    /// Pairs between the two.
+    pub between: usize,
+    /// Pairs divided by the largest divisor.
+    pub divided: usize,
+    /// Where [`discrimination_horizon`] puts the reach of these frequencies; `None` if past `bound.searched`.
+    pub horizon: Option<usize>,
+}
+
+/// Numbers by distance or position.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Curve {
+    /// What the curve is of.
+    pub name: String,
+    /// Distances or positions.
+    pub at: Vec<usize>,
+    /// A value for each.
+    pub values: Vec<f64>,
+}
+
+/// How far the frequencies let a head tell a similar key from a random one (Men et al. 2024).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BaseBound {
+    /// The base, scaling aside.
+    pub theta: f64,
+    /// The first distance at which a random key is preferred, scaling aside; `None` if there is none below `searched`.
+    pub horizon: Option<usize>,
+    /// The distances below this were tried.
+    pub searched: usize,
+    /// The smallest base that reaches the trained context.
+    pub for_trained: Option<SmallestBase>,
+    /// The smallest base that reaches `length`.
+    pub for_length: Option<SmallestBase>,
+}
+
+/// The smallest base for a context.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SmallestBase {
+    /// Tokens.
+    pub context: usize,
+    /// The base.
+    pub theta: f64,
+    /// Taken from [`PUBLISHED_BASES`] (for the next longer context there) rather than computed for this width.
+    pub published: bool,
+}
+
+/// A head of ALiBi.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct AlibiHead {
+    /// Its number.
+    pub head: usize,
+    /// What a token of distance costs.
+    pub slope: f64,
+    /// The distance over which a key's weight halves, scores being equal.
+    pub half_distance: f64,
+}
+
+/// Distances that share a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Bucket {
+    /// Its number: the row of the table.
+    pub bucket: usize,
+    /// The smallest key position minus query position in it; `None` if it has no end.
+    pub first: Option<i64>,
+    /// The largest; `None` if it has no end.
+    pub last: Option<i64>,
+}
+
+/// A bias by head and distance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BiasMap {
+    /// Key position minus query position, ascending.
+    pub distances: Vec<i64>,
+    /// One row per head, one value per distance.
+    pub values: Vec<Vec<f64>>,
+}
+
+impl PositionConfig {
+    /// What this encoding does to sequences of `length` tokens, in a model trained for `trained`. `vb` stands at the
+    /// encoding's own table as for [`build`]; without it what is learned is left out.
+    ///
+    /// # Errors
+    /// A configuration that [`build`] refuses.
+    pub fn explain(&self, vb: Option<VarBuilder>, trained: Option<usize>, length: usize) -> Result<Explanation> {
+        let mut out = Explanation { length, trained, ..Default::default() };
+        match self {
+            Self::Rope(config) => out.rope = Some(RopeEffects::new(config, trained, length)?),
+            Self::Alibi(config) => {
+                out.heads = alibi(config);
+                out.bias = Some(BiasMap::new(&*build(self, None)?, length, false)?);
+            }
+            Self::T5(config) => {
+                out.bucket_ranges = buckets(config);
+                if vb.is_some() {
+                    // From here on nothing changes.
+                    let reach = length.min(config.max_distance * 2);
+                    out.bias = Some(BiasMap::new(&*build(self, vb)?, reach, config.bidirectional)?);
+                }
+            }
+            Self::Nope(config) => {
+                out.temperature = config.temperature.map(|t| Curve::new("temperature", length, |p| t.at(p)));
+            }
+            Self::Sinusoidal(_) => {
+                let inv_freq = self.describe(length).inv_freq;
+                let alike = |m: usize| super::analysis::discrimination(&inv_freq, m as f64) / inv_freq.len() as f64;
+                out.similarity = Some(Curve::new("similarity", length, alike));
+            }
+            Self::Learned(_) => {}
+        }
+        Ok(out)
+    }
+}
+
+/// `1..=last`, at most `n` of them, logarithmically spaced and without repeats.
+pub fn log_spaced(last: usize, n: usize) -> Vec<usize> {
+    let last = last.max(1);
+    let step = (last as f64).ln() / (n.max(2) - 1) as f64;
+    let mut at: Vec<usize> = (0..n.max(2)).map(|i| ((step * i as f64).exp().round() as usize).min(last)).collect();
+    at.dedup();
+    at
+}
+
+impl Curve {
+    fn new(name: &str, length: usize, value: impl Fn(usize) -> f64) -> Self {
+        let mut at = vec![0];
+        at.extend(log_spaced(length.saturating_sub(1), SAMPLES));
+        Self { name: name.to_string(), values: at.iter().map(|&m| value(m)).collect(), at }
+    }
+}
+
+impl RopeEffects {
+    fn new(config: &RopeConfig, trained: Option<usize>, length: usize) -> Result<Self> {
+        config.validate()?;
+        let plain = config.for_mode("none", 1.0)?;
+        let trained = trained.unwrap_or(config.original_context());
+        let unscaled = plain.frequencies(length).inv_freq;
+        let searched = length.saturating_mul(8).clamp(1 << 14, LONGEST_HORIZON);
+        let (scalings, decay) = scalings(config, &plain, trained, length, searched);
+        Ok(Self {
+            pairs: pairs(&config.frequencies(length).inv_freq, &unscaled, trained),
+            scalings,
+            decay,
+            bound: BaseBound::new(&plain, &unscaled, trained, length, searched),
+        })
+    }
+}
+
+/// The configured scaling if it differs from `plain`, then each of [`SCALINGS`], and the decay without and with them.
+fn scalings(
+    config: &RopeConfig,
+    plain: &RopeConfig,
+    trained: usize,
+    length: usize,
+    searched: usize,
+) -> (Vec<ScalingEffect>, Vec<Curve>) {
+    let mut named = vec![];
+    if config.scaling != plain.scaling {
+        named.push(("configured", config.clone()));
+    }
+    let factor = length as f64 / trained as f64;
+    if factor > 1.0 {
+        // What isn't defined on top of this configuration (most, where pairs stand still) isn't shown.
+        named.extend(SCALINGS.iter().filter_map(|&name| Some((name, config.for_mode(name, factor).ok()?))));
+    }
+    let unscaled = plain.frequencies(length).inv_freq;
+    let curve = |name: &str, inv_freq: &[f64]| Curve::new(name, length, |m| decay(inv_freq, m as f64));
+    let mut curves = vec![curve("none", &unscaled)];
+    curves.extend(named.iter().map(|(name, scaled)| curve(name, &scaled.frequencies(length).inv_freq)));
+    let effect = |(name, scaled): &(&str, RopeConfig)| ScalingEffect::new(name, scaled, &unscaled, length, searched);
+    (named.iter().map(effect).collect(), curves)
+}
+
+fn pairs(current: &[f64], unscaled: &[f64], trained: usize) -> Vec<Pair> {
+    let turning = |f: f64| (f > 0.0).then_some(std::f64::consts::TAU / f);
+    let pair = |(pair, (&inv_freq, &plain)): (usize, (&f64, &f64))| Pair {
+        pair,
+        inv_freq,
+        wavelength: turning(inv_freq),
+        trained_turns: turning(plain).map(|wavelength| trained as f64 / wavelength),
+    };
+    current.iter().zip(unscaled).enumerate().map(pair).collect()
+}
+
+impl ScalingEffect {
+    fn new(name: &str, config: &RopeConfig, unscaled: &[f64], length: usize, searched: usize) -> Self {
+        let frequencies = config.frequencies(length);
+        let divided_by: Vec<Option<f64>> = unscaled
+            .iter()
+            .zip(&frequencies.inv_freq)
+            .map(|(plain, scaled)| (*plain > 0.0 && *scaled > 0.0).then(|| plain / scaled))
+            .collect();
+        let largest = divided_by.iter().flatten().copied().fold(1.0, f64::max);
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
+        let count = |test: &dyn Fn(f64) -> bool| divided_by.iter().flatten().filter(|&&by| test(by)).count();
+        let kept = count(&|by| near(by, 1.0));
+        let divided = if near(largest, 1.0) { 0 } else { count(&|by| near(by, largest)) };
+        Self {
+            name: name.to_string(),
+            rope_type: config.scaling.name(),
+            factor: config.scaling.factor(),
+            attention_factor: frequencies.attention_factor,
+            between: count(&|_| true) - kept - divided,
+            kept,
+            divided,
+            divided_by,
+            horizon: discrimination_horizon(&frequencies.inv_freq, searched),
+        }
+    }
+}
+
+impl BaseBound {
+    fn new(plain: &RopeConfig, unscaled: &[f64], trained: usize, length: usize, searched: usize) -> Self {
+        let smallest = |context: usize| {
+            if context.saturating_mul(plain.rotary_dim / 2) <= LARGEST_SEARCH {
+                let theta = smallest_base(context, plain.rotary_dim);
+                return Some(SmallestBase { context, theta, published: false });
+            }
+            let found = PUBLISHED_BASES.iter().find(|(k, _)| *k >= context && plain.rotary_dim == 128);
+            found.map(|&(_, theta)| SmallestBase { context, theta, published: true })
+        };
+        Self {
+            theta: plain.theta,
+            horizon: discrimination_horizon(unscaled, searched),
+            searched,
+            for_trained: smallest(trained),
+            for_length: if length == trained { None } else { smallest(length) },
+        }
+    }
+}
+
+fn alibi(config: &AlibiConfig) -> Vec<AlibiHead> {
+    let slopes = config.slopes().into_iter().map(|slope| slope * config.scale).enumerate();
+    slopes.map(|(head, slope)| AlibiHead { head, slope, half_distance: LN_2 / slope }).collect()
+}
+
+/// The distances of every bucket, in the order of the distances from far behind to far ahead; a bucket that no distance
+/// falls into is left out.
+fn buckets(config: &T5Config) -> Vec<Bucket> {
+    let reach = config.max_distance as i64 + 1;
+    let ahead = if config.bidirectional { reach } else { 0 };
+    let mut ranges: Vec<Bucket> = vec![];
+    for distance in -reach..=ahead {
+        let bucket = config.bucket(distance);
+        match ranges.last_mut() {
+            Some(range) if range.bucket == bucket => range.last = Some(distance),
+            _ => ranges.push(Bucket { bucket, first: Some(distance), last: Some(distance) }),
+        }
+    }
+    if let Some(far) = ranges.first_mut() {
+        far.first = None;
+    }
+    if let Some(far) = ranges.last_mut().filter(|_| config.bidirectional) {
+        far.last = None;
+    }
+    ranges
+}
+
+impl BiasMap {
+    /// The bias of the last query of `length` tokens, and with `ahead` also on the keys after a query.
+    fn new(encoding: &dyn PositionEncoding, length: usize, ahead: bool) -> Result<Self> {
+        let reach = length.saturating_sub(1);
+        let samples = log_spaced(reach, SAMPLES / 2).into_iter().filter(|&m| m <= reach).map(|m| m as i64);
+        let mut distances: Vec<i64> = samples.clone().map(|m| -m).collect();
+        distances.push(0);
+        if ahead {
+            distances.extend(samples);
+        }
+        distances.sort_unstable();
+        let mut values: Vec<Vec<f64>> = vec![];
+        for &distance in &distances {
+            let q = if distance > 0 { 0 } else { reach };
+            let k = (q as i64 + distance) as usize;
+            let Some(bias) = encoding.bias(q..q + 1, k..k + 1)?.to_dense(q..q + 1, k..k + 1, &Device::Cpu)? else {
+                continue;
+            };
+            let column = bias.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
+            values.resize(column.len(), vec![]);
+            values.iter_mut().zip(column).for_each(|(row, value)| row.push(value));
+        }
+        Ok(Self { distances, values })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::{RopeOverride, RopeScaling, T5Bias};
+    use candle_core::{DType, Tensor};
+    use proptest::prelude::*;
+
+    fn rope(width: usize, theta: f64, trained: usize) -> RopeConfig {
+        RopeConfig { max_position_embeddings: trained, ..RopeConfig::new(width, theta) }
+    }
+
+    fn explain(config: &RopeConfig, trained: usize, length: usize) -> RopeEffects {
+        PositionConfig::Rope(config.clone()).explain(None, Some(trained), length).unwrap().rope.unwrap()
+    }
+
+    fn of<'a>(effects: &'a RopeEffects, name: &str) -> &'a ScalingEffect {
+        effects.scalings.iter().find(|s| s.name == name).unwrap()
+    }
+
+    #[test]
+    fn llama_3_1_keeps_blends_and_divides_what_is_published() {
+        let change = RopeOverride {
+            scaling: Some("llama3".into()),
+            factor: Some(8.0),
+            original_context: Some(8192),
+            ..Default::default()
+        };
+        let config = rope(128, 500_000.0, 131_072).with_override(&change).unwrap();
+        // 4096 tokens: everything but the configured scaling would be the identity.
+        let effects = explain(&config, 8192, 4096);
+        let llama = of(&effects, "configured");
+        assert_eq!((llama.kept, llama.between, llama.divided), (29, 6, 29));
+        assert_eq!(effects.scalings.len(), 1);
+        assert_eq!(effects.pairs.len(), 64);
+    }
+
+    #[test]
+    fn published_bounds_and_decay_come_out() {
+        let effects = explain(&rope(128, 10_000.0, 4096), 4096, 8192);
+        let curve = &effects.decay[0];
+        assert_eq!((curve.at[0], curve.values[0]), (0, 32.5));
+        let (trained, length) = (effects.bound.for_trained.unwrap(), effects.bound.for_length.unwrap());
+        for bound in [trained, length] {
+            let published = PUBLISHED_BASES.iter().find(|(context, _)| *context == bound.context).unwrap().1;
+            assert!(!bound.published && (bound.theta / published - 1.0).abs() < 0.05, "{bound:?}");
+        }
+        // 10000 lies between the bounds of 1024 and 2048 tokens.
+        let horizon = effects.bound.horizon.unwrap();
+        assert!((1024..2048).contains(&horizon), "{horizon}");
+    }
+
+    #[test]
+    fn far_bounds_are_the_published_ones_or_none() {
+        let plain = rope(128, 500_000.0, 131_072);
+        let bound =
+            |config: &RopeConfig| BaseBound::new(config, &config.frequencies(1).inv_freq, 131_072, 131_073, 1 << 14);
+        let far = bound(&plain);
+        assert_eq!(far.for_trained, Some(SmallestBase { context: 131_072, theta: 4.9e6, published: true }));
+        assert_eq!(far.for_length, Some(SmallestBase { context: 131_073, theta: 2.4e7, published: true }));
+        assert_eq!(bound(&rope(64, 500_000.0, 131_072)).for_trained, None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn scalings_do_to_each_pair_what_their_papers_say(
+            pairs in 4usize..40, log_theta in 3.0..6.0f64, trained in 64usize..4096, times in 2usize..20
+        ) {
+            let (length, factor) = (trained * times, times as f64);
+            let config = rope(2 * pairs, 10f64.powf(log_theta), trained);
+            let (scalings, curves) = scalings(&config, &config, trained, length, 64);
+            let of = |name: &str| scalings.iter().find(|s| s.name == name).unwrap();
+            let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-6;
+            let by = |name: &str| of(name).divided_by.iter().map(|b| b.unwrap()).collect::<Vec<_>>();
+            prop_assert!(by("linear").iter().all(|&b| near(b, factor)));
+            prop_assert_eq!(of("linear").divided, pairs);
+            // NTK: the fastest pair is kept, the slowest divided by the factor, geometric between.
+            let ntk = by("ntk");
+            prop_assert!(near(ntk[0], 1.0) && near(ntk[pairs - 1], factor));
+            prop_assert!(ntk.windows(2).all(|w| near(w[1] / w[0], factor.powf(1.0 / (pairs - 1) as f64))));
+            for name in ["ntk-by-parts", "yarn", "llama3"] {
+                let by = by(name);
+                prop_assert!(by.windows(2).all(|w| w[1] >= w[0] * (1.0 - 1e-9)), "{name} grows towards slow pairs");
+                prop_assert!(by.iter().all(|&b| (1.0 - 1e-9..=factor * (1.0 + 1e-9)).contains(&b)));
+            }
+            prop_assert_eq!(by("yarn"), by("ntk-by-parts"));
+            prop_assert!(near(of("yarn").attention_factor, 0.1 * factor.ln() + 1.0));
+            for scaling in &scalings {
+                prop_assert_eq!(scaling.kept + scaling.between + scaling.divided, pairs);
+            }
+            for curve in &curves {
+                prop_assert!(near(curve.values[0], (pairs + 1) as f64 / 2.0));
+                prop_assert!(curve.values.iter().all(|&v| v <= curve.values[0] * (1.0 + 1e-9)));
+            }
+        }
+
+        #[test]
+        fn spaced_numbers_ascend_from_one_to_the_last(last in 1usize..1_000_000, n in 2usize..200) {
+            let at = log_spaced(last, n);
+            prop_assert!(at[0] == 1 && *at.last().unwrap() == last && at.len() <= n);
+            prop_assert!(at.windows(2).all(|w| w[0] < w[1]));
+        }
+    }
+
+    #[test]
+    fn pairs_that_stand_still_have_no_wavelength() {
+        let scaling = RopeScaling::Proportional { partial_rotary_factor: 0.25, factor: 1.0 };
+        let effects = explain(&RopeConfig { scaling, ..rope(32, 10_000.0, 256) }, 256, 512);
+        assert_eq!(effects.pairs.iter().filter(|pair| pair.wavelength.is_none()).count(), 12);
+        let names: Vec<&str> = effects.scalings.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["linear"], "the others are not defined here");
+        assert_eq!(of(&effects, "linear").divided_by[4], None);
+        assert_eq!(of(&effects, "linear").divided, 4);
+    }
+
+    #[test]
+    fn alibi_falls_by_its_slopes() {
+        let explained = PositionConfig::Alibi(AlibiConfig::new(8)).explain(None, Some(64), 256).unwrap();
+        let bias = explained.bias.unwrap();
+        assert_eq!((bias.distances[0], *bias.distances.last().unwrap()), (-255, 0));
+        for (head, row) in explained.heads.iter().zip(&bias.values) {
+            assert!((head.slope * head.half_distance - LN_2).abs() < 1e-12);
+            for (&distance, &value) in bias.distances.iter().zip(row) {
+                assert!((value - head.slope * distance as f64).abs() < 1e-4, "{distance}: {value}");
+            }
+        }
+        assert_eq!(bias.values.len(), 8);
+    }
+
+    #[test]
+    fn buckets_cover_every_distance_once_and_the_map_shows_the_table() -> Result<()> {
+        for bidirectional in [false, true] {
+            let config = T5Config::new(2, bidirectional);
+            let ranges = buckets(&config);
+            assert_eq!((ranges[0].first, ranges.last().unwrap().last.is_none()), (None, bidirectional));
+            for pair in ranges.windows(2) {
+                assert_eq!(pair[0].last.unwrap() + 1, pair[1].first.unwrap());
+            }
+            let named = PositionConfig::T5(config.clone());
+            assert!(named.explain(None, None, 64)?.bias.is_none(), "nothing is made up without the table");
+            let table = Tensor::arange(0f32, 64.0, &Device::Cpu)?.reshape((32, 2))?;
+            let tensors = std::iter::once(("weight".to_string(), table.clone())).collect();
+            let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+            let bias = named.explain(Some(vb), None, 4096)?.bias.unwrap();
+            assert_eq!((bias.distances[0], bias.distances.contains(&255)), (-255, bidirectional));
+            for (head, row) in bias.values.iter().enumerate() {
+                for (&distance, &value) in bias.distances.iter().zip(row) {
+                    assert_eq!(value, (config.bucket(distance) * 2 + head) as f64);
+                }
+            }
+            assert!(T5Bias::from_table(config, table).is_ok());
+        }
+        let causal = buckets(&T5Config::new(1, false));
+        let of = |bucket: usize| *causal.iter().find(|b| b.bucket == bucket).unwrap();
+        assert_eq!(of(16), Bucket { bucket: 16, first: Some(-18), last: Some(-16) });
+        assert_eq!(of(31), Bucket { bucket: 31, first: None, last: Some(-113) });
+        Ok(())
+    }
+}

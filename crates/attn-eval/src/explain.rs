@@ -1,0 +1,181 @@
+//! What a model's position encodings do, group of layers by group of layers: the document behind `attn explain`.
+//!
+//! It needs a model's spec and, where a bias is learned, that one table; the other weights are never read.
+
+use anyhow::{Context, Result};
+use attn_core::position::{Description, Explanation, PositionConfig};
+use attn_models::TensorSource;
+use attn_models::encodings::{EncodingGroup, Place};
+use attn_models::spec::{ModelSpec, StackSpec};
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use serde::Serialize;
+
+/// What `format` says.
+const FORMAT: &str = "attn-explain/1";
+/// How far past the trained context an explanation looks unless told a length.
+const DEFAULT_TIMES: usize = 4;
+/// The length if nothing says what the model was trained for.
+const DEFAULT_LENGTH: usize = 2048;
+
+/// The encodings of a model and what follows from them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Explained {
+    /// Version of this document's layout; keys may be added under the same one.
+    pub format: &'static str,
+    /// What reports call the model.
+    pub model: String,
+    /// Its family.
+    pub family: String,
+    /// The context it was trained for, if that is known.
+    pub trained_context: Option<usize>,
+    /// The length that everything is explained for.
+    pub length: usize,
+    /// The encodings, each once.
+    pub position: Vec<ExplainedGroup>,
+}
+
+/// One encoding and the layers that use it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedGroup {
+    /// `decoder` or `encoder`.
+    pub stack: &'static str,
+    /// The layers' numbers.
+    pub layers: Vec<usize>,
+    /// `attention` or `embeddings`.
+    pub on: &'static str,
+    /// Keys that a query sees at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<usize>,
+    /// Tokens per chunk that these layers attend within.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<usize>,
+    /// The encoding.
+    pub encoding: Description,
+    /// What follows from it.
+    pub effects: Explanation,
+}
+
+/// Explains the encodings of `spec` for sequences of `length` tokens; by default those that a configured scaling was
+/// made for, else four times the trained context. `trained` replaces the context that the config declares. Without
+/// `weights` what is learned is left out.
+///
+/// # Errors
+/// An encoding that can't be built, a learned table that can't be read.
+pub fn explain(
+    name: &str,
+    spec: &ModelSpec,
+    weights: Option<&dyn TensorSource>,
+    trained: Option<usize>,
+    length: Option<usize>,
+) -> Result<Explained> {
+    let trained = trained.or(spec.trained_context);
+    let length = length.unwrap_or_else(|| default_length(spec, trained));
+    let main = if spec.architecture == attn_models::Architecture::Encoder { "encoder" } else { "decoder" };
+    let mut position = vec![];
+    for (stack_name, stack) in std::iter::once((main, &spec.stack)).chain(spec.encoder.iter().map(|e| ("encoder", e))) {
+        let table = match weights {
+            Some(weights) => spec.relative_table(stack, weights).context("reading the table of the relative bias")?,
+            None => None,
+        };
+        for group in stack.encodings() {
+            let vb = table.as_ref().map(|table| {
+                let named = std::iter::once(("weight".to_string(), table.clone())).collect();
+                VarBuilder::from_tensors(named, DType::F32, &Device::Cpu)
+            });
+            position.push(explain_group(stack_name, group, vb, trained, length)?);
+        }
+    }
+    Ok(Explained {
+        format: FORMAT,
+        model: name.into(),
+        family: spec.family.clone(),
+        trained_context: trained,
+        length,
+        position,
+    })
+}
+
+fn explain_group(
+    stack: &'static str,
+    group: EncodingGroup,
+    vb: Option<VarBuilder>,
+    trained: Option<usize>,
+    length: usize,
+) -> Result<ExplainedGroup> {
+    let length = match group.config {
+        // A learned table has an end.
+        PositionConfig::Learned(config) => length.min(config.rows.saturating_sub(config.offset)),
+        _ => length,
+    };
+    Ok(ExplainedGroup {
+        stack,
+        on: match group.place {
+            Place::Embeddings => "embeddings",
+            Place::Attention => "attention",
+        },
+        sliding_window: group.window,
+        chunk: group.chunk,
+        encoding: group.config.describe(length),
+        effects: group.config.explain(vb, trained, length)?,
+        layers: group.layers,
+    })
+}
+
+fn default_length(spec: &ModelSpec, trained: Option<usize>) -> usize {
+    let configured = |stack: &StackSpec| {
+        let declared = stack.encodings().into_iter().filter_map(|group| match group.config {
+            PositionConfig::Rope(rope) if rope.max_position_embeddings > rope.original_context() => {
+                Some(rope.max_position_embeddings)
+            }
+            _ => None,
+        });
+        declared.max()
+    };
+    configured(&spec.stack).or(trained.map(|n| n * DEFAULT_TIMES)).unwrap_or(DEFAULT_LENGTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn golden(name: &str) -> Value {
+        let path = format!("{}/../../tests/golden/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+        serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).expect("golden data is JSON")
+    }
+
+    fn of(config: &Value) -> Explained {
+        let spec = attn_models::families::spec(config).unwrap();
+        explain("m", &spec, None, None, None).unwrap()
+    }
+
+    #[test]
+    fn every_golden_config_can_be_explained() {
+        let models = format!("{}/../../tests/golden/models", env!("CARGO_MANIFEST_DIR"));
+        let mut kinds = std::collections::BTreeSet::new();
+        for model in std::fs::read_dir(models).unwrap() {
+            let explained = of(&golden(&model.unwrap().file_name().to_string_lossy()));
+            let layers: usize = explained.position.iter().map(|group| group.layers.len()).sum();
+            assert!(layers > 0, "{}", explained.family);
+            kinds.extend(explained.position.iter().map(|group| group.encoding.kind));
+        }
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["alibi", "learned", "nope", "rope", "t5"]);
+    }
+
+    #[test]
+    fn the_default_length_is_what_the_scaling_was_made_for() {
+        let mut config = golden("llama");
+        let trained = of(&config).trained_context.unwrap();
+        assert_eq!(of(&config).length, 4 * trained);
+        config["max_position_embeddings"] = json!(512);
+        config["rope_parameters"] = json!({
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 32
+        });
+        let explained = of(&config);
+        assert_eq!((explained.trained_context, explained.length), (Some(32), 512));
+        let rope = explained.position[0].effects.rope.as_ref().unwrap();
+        assert_eq!(rope.scalings[0].name, "configured");
+        assert_eq!(rope.scalings[0].divided_by, rope.scalings.iter().find(|s| s.name == "yarn").unwrap().divided_by);
+    }
+}
