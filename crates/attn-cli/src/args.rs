@@ -5,6 +5,7 @@
 
 use attn_core::RopeOverride;
 use attn_eval::compare::{Factor, Mode};
+use attn_eval::run::Shard;
 use candle_core::DType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -54,10 +55,21 @@ Examples:
   attn compare MODEL --text book.txt --contexts 8192,16384 --modes none,dynamic,yarn
   attn compare MODEL --text book.txt --json > cells.json
   attn compare --csv cells.csv --plot chart.svg
+  attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
 
 Modes: none (no scaling), checkpoint (as its config says), linear, ntk, dynamic, ntk-by-parts, yarn,
 llama3, longrope, proportional. In the result, * marks the lowest perplexity of a context.")]
     Compare(CompareArgs),
+    /// Join the run files of a comparison that was measured in parts
+    #[command(after_help = "\
+Examples:
+  attn compare MODEL --text book.txt --shard 1/2 --run a.jsonl     on one machine
+  attn compare MODEL --text book.txt --shard 2/2 --run b.jsonl     on another
+  attn merge a.jsonl b.jsonl --json > cells.json
+
+The result is that of one run without --shard, to the last digit. Runs of other settings, and cells that
+are missing, are refused by name.")]
+    Merge(MergeArgs),
     /// Write the logits of given token ids to a safetensors file
     #[command(after_help = "\
 Examples:
@@ -166,13 +178,13 @@ impl RopeArgs {
     }
 }
 
-/// What text is scored, and how it is cut.
+/// How a text is read and cut.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Text")]
 pub(crate) struct TextArgs {
-    /// UTF-8 file, or - for stdin [default: an embedded sample]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) text: Option<PathBuf>,
+    /// The key of a .jsonl file that holds the text
+    #[arg(long, value_name = "KEY", default_value = "text")]
+    pub(crate) text_field: String,
     /// Tokens from one window's start to the next [default: the context]
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) stride: Option<usize>,
@@ -234,8 +246,11 @@ pub(crate) struct SamplingArgs {
 pub(crate) struct PerplexityArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// UTF-8 file, .jsonl file, or - for stdin [default: an embedded sample]
+    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    pub(crate) text: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) text: TextArgs,
+    pub(crate) cut: TextArgs,
     /// Tokens per window [default: the trained context, at most 2048]
     #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true, value_parser = parse_positive, help_heading = "Text")]
     pub(crate) context: Option<usize>,
@@ -249,8 +264,11 @@ pub(crate) struct PerplexityArgs {
 pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// UTF-8 file, .jsonl file, or - for stdin; repeatable [default: an embedded sample]
+    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    pub(crate) text: Vec<PathBuf>,
     #[command(flatten)]
-    pub(crate) text: TextArgs,
+    pub(crate) cut: TextArgs,
     /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as
     /// --max-tokens and the text reach]
     #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
@@ -264,6 +282,20 @@ pub(crate) struct CompareArgs {
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// Append every finished cell to this file, and go on where it stops
+    #[arg(long, value_name = "FILE", help_heading = "Long runs")]
+    pub(crate) run: Option<PathBuf>,
+    /// Measure only part i of n, to be joined by attn merge
+    #[arg(long, value_name = "I/N", requires = "run", help_heading = "Long runs")]
+    pub(crate) shard: Option<Shard>,
+}
+
+/// How a comparison is shown.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -273,6 +305,16 @@ pub(crate) struct CompareArgs {
     /// Write a line chart
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
+}
+
+/// `attn merge`
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Run files of one comparison
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// `attn logits`

@@ -1,43 +1,89 @@
-//! `attn compare`: one model, one text, several position scalings.
+//! `attn compare`: one model, one or more texts, several position scalings.
 
+use crate::about;
 use crate::args::CompareArgs;
 use crate::model::{self, Opened};
-use crate::output::{check_writable, color, note, print, print_json, usage, width, wrap, write_file};
+use crate::output::{note, print, print_json, usage};
 use crate::perplexity::tokens;
+use crate::present::{self, present};
 use crate::progress::Progress;
 use crate::{inspect, text};
 use anyhow::Result;
-use attn_eval::compare::{Factor, Mode, Plan, compare};
-use attn_eval::perplexity::Cell;
-use attn_eval::report::{Document, TableStyle, csv, svg, table, verdict};
+use attn_eval::compare::{Comparison, Factor, Mode, Plan, Text, summarise, to_measure};
+use attn_eval::perplexity::Scores;
+use attn_eval::report::{About, TextInfo};
+use attn_eval::run::{Header, RunFile};
+use serde_json::json;
 
-/// Tokens of the text that are used unless more are asked for, so that a first look takes seconds.
+/// Tokens of each text that are used unless more are asked for, so that a first look takes seconds.
 const DEFAULT_TOKENS: usize = 8192;
 
 /// Runs the command.
 ///
 /// # Errors
-/// The model or the text can't be read, a context or mode doesn't fit them, or a file can't be written.
+/// The model or a text can't be read, a context or mode doesn't fit them, or a file can't be written.
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     check(args)?;
-    let (text_name, text) = text::read(args.text.text.as_deref())?;
+    let sources = text::read_all(&args.text, &args.cut.text_field)?;
     let opened = model::open_plain(&args.model)?;
-    let mut tokens = tokens(&opened, &text, &args.text)?;
-    if args.text.max_tokens.is_none() {
-        tokens.truncate(default_tokens(args, &opened));
+    let most = args.cut.max_tokens.unwrap_or_else(|| default_tokens(args, &opened));
+    let (mut texts, mut infos) = (vec![], vec![]);
+    for source in sources {
+        let mut tokens = tokens(&opened, &source.text)?;
+        let all = tokens.len();
+        tokens.truncate(most);
+        infos.push(TextInfo {
+            name: source.name.clone(),
+            sha256: source.sha256,
+            bytes: source.bytes,
+            documents: source.documents,
+            tokens: all,
+            used: tokens.len(),
+        });
+        texts.push(Text { name: source.name, tokens });
     }
-    let plan = plan(args, &opened, tokens.len())?;
+    let plan = plan(args, &opened, texts.iter().map(|text| text.tokens.len()).min().unwrap_or(0))?;
     hint(args, &opened, &plan);
-    let mut progress = Progress::new();
-    let cells = compare(&opened.model, &tokens, &plan, &mut |at| {
-        progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
-    })?;
-    drop(progress);
-    write_files(args, &opened, &cells)?;
-    if args.json {
-        return print_json(&Document { model: &opened.name, text: &text_name, cells: &cells });
+    let comparison = Comparison::new(&opened.model, &texts, &plan)?;
+    let about = about::about(&opened, &args.model, &plan, infos)?;
+    let Some(scores) = measure(args, &comparison, &about)? else { return Ok(()) };
+    present(&args.output, &about, &summarise(comparison.specs(), &scores, plan.seed)?)
+}
+
+/// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
+fn measure(args: &CompareArgs, comparison: &Comparison, about: &About) -> Result<Option<Vec<Option<Scores>>>> {
+    let specs = comparison.specs();
+    let Some(path) = &args.run else {
+        let mut scores = vec![None; specs.len()];
+        fill(comparison, &to_measure(specs).collect::<Vec<_>>(), &mut |index, measured| {
+            scores[index] = Some(measured);
+            Ok(())
+        })?;
+        return Ok(Some(scores));
+    };
+    let mut file = RunFile::open(path, Header::new(about.clone(), specs.to_vec()))?;
+    let mine = args.shard.map_or_else(|| to_measure(specs).collect(), |shard| shard.cells(specs));
+    let missing: Vec<usize> = mine.iter().copied().filter(|&index| file.run.scores[index].is_none()).collect();
+    if missing.len() < mine.len() && !args.output.json {
+        note(&format!("{}: {} of {} cells are there already", path.display(), mine.len() - missing.len(), mine.len()));
     }
-    print(&report(&opened, &text_name, tokens.len(), &cells))
+    fill(comparison, &missing, &mut |index, scores| file.append(index, scores))?;
+    let Some(shard) = args.shard else { return Ok(Some(file.run.scores)) };
+    let (shard, name, still) = (shard.to_string(), path.display().to_string(), file.run.missing().len());
+    if args.output.json {
+        print_json(&json!({"run": name, "shard": shard, "cells": mine.len(), "missing": still}))?;
+    } else {
+        print(&format!("shard {shard}: {} cells are in {name}; attn merge joins the shards\n", mine.len()))?;
+    }
+    Ok(None)
+}
+
+fn fill(comparison: &Comparison, indices: &[usize], done: &mut dyn FnMut(usize, Scores) -> Result<()>) -> Result<()> {
+    let mut progress = Progress::new();
+    let mut report = |at: attn_eval::compare::Progress| {
+        progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
+    };
+    comparison.run(indices, &mut report, done)
 }
 
 /// What can be known to be wrong before anything is loaded.
@@ -45,15 +91,13 @@ fn check(args: &CompareArgs) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
         return usage("compare sets the scaling itself: use --modes and --factor");
     }
-    for path in args.csv.iter().chain(&args.plot) {
-        check_writable(path)?;
+    if args.shard.is_some() && (args.output.csv.is_some() || args.output.plot.is_some()) {
+        return usage("--shard measures a part: give --csv and --plot to attn merge");
     }
-    if let Some(plot) = &args.plot
-        && plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg"))
-    {
-        return usage(format!("--plot {}: charts are written as .svg", plot.display()));
+    if let Some(path) = &args.run {
+        crate::output::check_writable(path)?;
     }
-    Ok(())
+    present::check(&args.output)
 }
 
 /// Enough for the longest context, and for one past the trained one if none is named.
@@ -70,7 +114,7 @@ fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
     let trained = plan.rope.original_context.or(opened.model.trained_context());
     if let (Some(trained), Factor::Auto, true) = (trained, plan.factor, inspect::has_rope(&opened.model))
         && plan.contexts.iter().all(|&context| context <= trained)
-        && !args.json
+        && !args.output.json
     {
         note(&format!(
             "no context is past the {trained} tokens the model was trained for, so there is nothing to scale: give \
@@ -82,7 +126,7 @@ fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
 fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
     let rope = args.model.rope.to_override();
     let trained = rope.original_context.or(opened.model.trained_context());
-    let bos = opened.bos(args.text.bos)?;
+    let bos = opened.bos(args.cut.bos)?;
     Ok(Plan {
         contexts: unique(if args.contexts.is_empty() {
             default_contexts(trained, tokens)
@@ -91,7 +135,7 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
         }),
         modes: unique(if args.modes.is_empty() { default_modes(opened) } else { args.modes.clone() }),
         factor: args.factor,
-        stride: args.text.stride,
+        stride: args.cut.stride,
         bos,
         rope,
         length: model::window_length(args.model.rope.rope_length),
@@ -118,34 +162,6 @@ fn unique<T: PartialEq>(items: Vec<T>) -> Vec<T> {
         }
         kept
     })
-}
-
-fn write_files(args: &CompareArgs, opened: &Opened, cells: &[Cell]) -> Result<()> {
-    if let Some(path) = &args.csv {
-        write_file(path, |out| Ok(out.write_all(csv(cells).as_bytes())?))?;
-    }
-    if let Some(path) = &args.plot {
-        let chart = svg(cells, &format!("Perplexity of {} by context", opened.name));
-        write_file(path, |out| Ok(out.write_all(chart.as_bytes())?))?;
-    }
-    Ok(())
-}
-
-fn report(opened: &Opened, text: &str, tokens: usize, cells: &[Cell]) -> String {
-    let width = width();
-    let mut out = String::new();
-    let trained = opened.model.trained_context().map_or(String::new(), |n| format!(", trained to {n}"));
-    out.push_str(&wrap(&format!("model {}{trained}", opened.name), width));
-    out.push('\n');
-    out.push_str(&wrap(&format!("text  {text}, first {tokens} tokens"), width));
-    out.push_str("\n\n");
-    out.push_str(&table(cells, TableStyle { width, color: color() }));
-    out.push('\n');
-    for line in verdict(cells) {
-        out.push_str(&wrap(&line, width));
-        out.push('\n');
-    }
-    out
 }
 
 #[cfg(test)]

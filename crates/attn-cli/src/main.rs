@@ -4,6 +4,7 @@
 //! line that begins with `error:`; the exit code is 2 if the command was used wrongly and 1 if it failed. A reader that
 //! goes away (`attn generate | head -1`) is no failure.
 
+mod about;
 mod args;
 mod compare;
 mod download;
@@ -11,9 +12,11 @@ mod explain;
 mod generate;
 mod inspect;
 mod logits;
+mod merge;
 mod model;
 mod output;
 mod perplexity;
+mod present;
 mod progress;
 mod text;
 
@@ -42,6 +45,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Explain(args) => explain::run(&args),

@@ -1,12 +1,12 @@
 //! `attn perplexity`: how well a model predicts a text.
 
-use crate::args::{PerplexityArgs, TextArgs};
+use crate::args::PerplexityArgs;
 use crate::model::{self, Opened};
 use crate::output::{print, print_json};
 use crate::progress::Progress;
 use crate::{inspect, text};
 use anyhow::Result;
-use attn_eval::perplexity::{Cell, ScoreOptions, check_room, score};
+use attn_eval::perplexity::{Cell, Label, ScoreOptions, check_room, score};
 use attn_eval::windows::{WindowOptions, Windows};
 use attn_models::Architecture;
 
@@ -18,27 +18,28 @@ const LONGEST_DEFAULT: usize = 2048;
 /// # Errors
 /// The model or the text can't be read, or the text can't be cut as asked.
 pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
-    let (_, text) = text::read(args.text.text.as_deref())?;
+    let text = text::read(args.text.as_deref(), &args.cut.text_field)?.text;
     let opened = model::open(&args.model)?;
-    let tokens = tokens(&opened, &text, &args.text)?;
+    let mut tokens = tokens(&opened, &text)?;
+    tokens.truncate(args.cut.max_tokens.unwrap_or(usize::MAX));
     let trained = opened.model.trained_context().unwrap_or(512).min(LONGEST_DEFAULT);
     let context = args.context.unwrap_or(trained.min(tokens.len()));
     let (mode, factor) = inspect::scaling(&opened.model);
     let options = ScoreOptions {
-        windows: WindowOptions { context, stride: args.text.stride, bos: opened.bos(args.text.bos)? },
+        windows: WindowOptions { context, stride: args.cut.stride, bos: opened.bos(args.cut.bos)? },
         length: model::window_length(args.model.rope.rope_length),
-        mode,
-        factor,
     };
     check_room(&opened.model, context)?;
-    let total = Windows::new(tokens.len(), &options.windows)?.work();
+    let windows = Windows::new(tokens.len(), &options.windows)?;
+    let total = windows.work();
     let mut progress = Progress::new();
     let mut done = 0;
-    let cell = score(&opened.model, &tokens, &options, &mut |read| {
+    let scores = score(&opened.model, &tokens, &options, &mut |read| {
         done += read;
         progress.set(done, total, "scoring");
     })?;
     drop(progress);
+    let cell = scores.cell(&Label { mode, factor, context, stride: windows.stride(), seed: 0 });
     if args.json { print_json(&cell) } else { print(&summary(&cell)) }
 }
 
@@ -46,14 +47,10 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
 ///
 /// # Errors
 /// The model generates no text, or has no tokenizer.
-pub(crate) fn tokens(opened: &Opened, text: &str, args: &TextArgs) -> Result<Vec<u32>> {
+pub(crate) fn tokens(opened: &Opened, text: &str) -> Result<Vec<u32>> {
     let only = "perplexity is for models that predict the next token";
     anyhow::ensure!(opened.model.architecture() == Architecture::Decoder, "{} is none: {only}", opened.name);
-    let mut tokens = opened.encode(text)?;
-    if let Some(max) = args.max_tokens {
-        tokens.truncate(max);
-    }
-    Ok(tokens)
+    opened.encode(text)
 }
 
 fn summary(cell: &Cell) -> String {

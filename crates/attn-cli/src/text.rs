@@ -2,22 +2,78 @@
 
 use crate::output::usage;
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A public-domain text for when none is given.
 const SAMPLE: &str = include_str!("../../../models/sample.txt");
 
-/// Reads `path`, `-` for stdin, or the embedded sample, and names it for reports.
+/// What `--text` names.
+pub(crate) struct Source {
+    /// What reports call it: the path as given.
+    pub(crate) name: String,
+    /// The text, the documents of a JSON Lines file joined by blank lines.
+    pub(crate) text: String,
+    /// Of the file, in hexadecimal.
+    pub(crate) sha256: String,
+    /// Size of the file.
+    pub(crate) bytes: usize,
+    /// Documents in it.
+    pub(crate) documents: usize,
+}
+
+impl Source {
+    fn new(name: String, text: String) -> Self {
+        Self { name, sha256: sha256(text.as_bytes()), bytes: text.len(), documents: 1, text }
+    }
+}
+
+/// Reads `path`, `-` for stdin, or the embedded sample. A `.jsonl` file is one document per line, in its key `field`.
 ///
 /// # Errors
-/// The file can't be read, or isn't UTF-8.
-pub(crate) fn read(path: Option<&Path>) -> Result<(String, String)> {
-    match path {
-        None => Ok(("embedded sample".to_string(), SAMPLE.to_string())),
-        Some(path) => Ok((path.display().to_string(), read_file(path)?)),
+/// The file can't be read, isn't UTF-8, or has a line without a text.
+pub(crate) fn read(path: Option<&Path>, field: &str) -> Result<Source> {
+    let Some(path) = path else { return Ok(Source::new("embedded sample".into(), SAMPLE.to_string())) };
+    let source = Source::new(path.display().to_string(), read_file(path)?);
+    let is_lines = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
+    if is_lines { documents(source, field) } else { Ok(source) }
+}
+
+/// Reads several texts, or the embedded sample if none is named.
+///
+/// # Errors
+/// As [`read`], and a text named twice.
+pub(crate) fn read_all(paths: &[PathBuf], field: &str) -> Result<Vec<Source>> {
+    if paths.is_empty() {
+        return Ok(vec![read(None, field)?]);
     }
+    for (i, path) in paths.iter().enumerate() {
+        if paths[..i].contains(path) {
+            return usage(format!("--text {} is given twice", path.display()));
+        }
+    }
+    paths.iter().map(|path| read(Some(path), field)).collect()
+}
+
+/// The documents of JSON Lines as one text.
+fn documents(source: Source, field: &str) -> Result<Source> {
+    let mut documents = vec![];
+    for (index, line) in source.text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let at = || format!("{}, line {}", source.name, index + 1);
+        let value: serde_json::Value = serde_json::from_str(line).with_context(at)?;
+        match value.get(field).and_then(|text| text.as_str()) {
+            Some(text) => documents.push(text.to_string()),
+            None => anyhow::bail!("{}: there is no text under {field:?} (--text-field names another key)", at()),
+        }
+    }
+    Ok(Source { documents: documents.len(), text: documents.join("\n\n"), ..source })
+}
+
+/// SHA-256 in hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads a UTF-8 file, `-` for stdin.
@@ -48,8 +104,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("latin1.txt");
         fs::write(&path, b"caf\xe9 noir").unwrap();
-        let error = read(Some(&path)).unwrap_err().to_string();
+        let error = read_file(&path).unwrap_err().to_string();
         assert!(error.contains("latin1.txt") && error.contains("byte 3"), "{error}");
-        assert!(read(None).unwrap().1.len() > 10_000);
+        assert!(read(None, "text").unwrap().text.len() > 10_000);
+    }
+
+    #[test]
+    fn json_lines_are_documents() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        fs::write(&path, "{\"text\": \"one\"}\n\n{\"text\": \"two\\n\", \"id\": 2}\n").unwrap();
+        let source = read(Some(&path), "text").unwrap();
+        assert_eq!((source.text.as_str(), source.documents), ("one\n\ntwo\n", 2));
+        assert_eq!(source.sha256, sha256(&fs::read(&path).unwrap()));
+        let error = format!("{:#}", read(Some(&path), "body").err().unwrap());
+        assert!(error.contains("line 1") && error.contains("--text-field"), "{error}");
+        fs::write(&path, "{\"text\": \"one\"}\n{\"text\"").unwrap();
+        let error = format!("{:#}", read(Some(&path), "text").err().unwrap());
+        assert!(error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn the_digest_is_the_published_one() {
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(b"abc"), abc);
     }
 }

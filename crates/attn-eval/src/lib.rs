@@ -5,14 +5,17 @@
 //! worth trusting: every token is scored at most once and weighs the same ([`windows`]), errors of estimation are
 //! stated ([`perplexity`]), and two scalings are compared on the very same tokens ([`compare`]).
 //!
-//! It depends on models only through `attn-models`, knows nothing about files or hubs, and prints nothing.
+//! It depends on models only through `attn-models`, knows nothing about checkpoints' files or hubs, and prints nothing.
+//! The one file it reads and writes is the run file of a long comparison ([`run`]).
 
 pub mod compare;
+mod exact;
 pub mod explain;
 pub mod generate;
 pub mod perplexity;
 pub mod report;
 pub mod rng;
+pub mod run;
 pub mod sample;
 pub mod stats;
 pub mod windows;

@@ -5,16 +5,19 @@
 //! delta method (`perplexity * error of the mean`): `stderr` takes the tokens as independent, which is what llama.cpp
 //! prints; `stderr_windows` takes only whole windows as independent, and is usually the larger and the honest one.
 
-use crate::stats::{self, Difference, WindowNll};
-use crate::windows::{WindowOptions, Windows};
+use crate::stats::{self, Difference, Interval, WindowNll};
+use crate::windows::{Window, WindowOptions, Windows};
 use anyhow::{Context, Result, ensure};
 use attn_models::Model;
 use candle_core::Tensor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Into how many parts a window is cut for the curve of `nll` by position.
+/// Into how many parts a window is cut for `nll` by position.
 pub const BUCKETS: usize = 8;
+
+/// Into how many parts a window is cut for the finer curve of `nll` by position.
+pub const CURVE: usize = 32;
 
 /// Short windows are scored together, about this many tokens to a forward pass.
 const BATCH_TOKENS: usize = 2048;
@@ -44,10 +47,17 @@ pub struct Cell {
     pub seconds: f64,
     /// Mean negative log-likelihood in nats per token.
     pub nll: f64,
+    /// Bootstrap 95 % interval of the perplexity, windows resampled; absent with fewer than
+    /// [`stats::MIN_WINDOWS`].
+    pub interval: Option<Interval>,
     /// Perplexity of the scored tokens in the last quarter of their window.
     pub last_quarter_perplexity: Option<f64>,
+    /// Its bootstrap 95 % interval.
+    pub last_quarter_interval: Option<Interval>,
     /// Mean negative log-likelihood by position in the window, in eighths; absent where no token is scored.
     pub position_nll: Vec<Option<f64>>,
+    /// The same in [`CURVE`] parts: where along the window a mode breaks.
+    pub curve: Vec<Option<f64>>,
     /// The mode whose figures these are, if the two are the same computation (every scaling at factor 1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
@@ -59,24 +69,35 @@ pub struct Cell {
     pub window_nll: Vec<WindowNll>,
 }
 
-/// How a score is taken and labelled.
+/// How a cell is named and its intervals drawn.
+#[derive(Debug, Clone, Default)]
+pub struct Label {
+    /// The name of the scaling.
+    pub mode: String,
+    /// Its factor.
+    pub factor: f64,
+    /// Tokens per window.
+    pub context: usize,
+    /// Tokens from one window's start to the next.
+    pub stride: usize,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+}
+
+/// How a score is taken.
 #[derive(Debug, Clone, Default)]
 pub struct ScoreOptions {
     /// How the text is cut.
     pub windows: WindowOptions,
     /// The sequence length that length-dependent scalings resolve for; `None`: the window's.
     pub length: Option<usize>,
-    /// The name of the scaling, for the report.
-    pub mode: String,
-    /// Its factor, for the report.
-    pub factor: f64,
 }
 
 /// Scores `tokens` under `model`. `progress` is told the number of tokens read after each forward pass.
 ///
 /// # Errors
 /// The text can't be cut ([`Windows::new`]), the model has no room for such a window, or a likelihood isn't finite.
-pub fn score(model: &Model, tokens: &[u32], options: &ScoreOptions, progress: &mut dyn FnMut(usize)) -> Result<Cell> {
+pub fn score(model: &Model, tokens: &[u32], options: &ScoreOptions, progress: &mut dyn FnMut(usize)) -> Result<Scores> {
     let context = options.windows.context;
     check_room(model, context)?;
     let length = options.length.unwrap_or(context);
@@ -111,66 +132,120 @@ pub fn score_with(
     tokens: &[u32],
     options: &ScoreOptions,
     progress: &mut dyn FnMut(usize),
-) -> Result<Cell> {
+) -> Result<Scores> {
     let started = Instant::now();
     let windows = Windows::new(tokens.len(), &options.windows)?;
-    let mut tally = Tally::default();
-    for batch in windows.windows().chunks((BATCH_TOKENS / windows.context()).max(1)) {
+    score_windows(nll, tokens, &windows, windows.windows(), progress)
+        .map(|scores| Scores { seconds: started.elapsed().as_secs_f64(), ..scores })
+}
+
+/// Scores some of a text's windows; seconds are left at 0.
+pub(crate) fn score_windows(
+    nll: &mut Scorer<'_>,
+    tokens: &[u32],
+    windows: &Windows,
+    some: &[Window],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Scores> {
+    let mut scores = Scores::default();
+    for batch in some.chunks((BATCH_TOKENS / windows.context()).max(1)) {
         let ids: Vec<Vec<u32>> = batch.iter().map(|window| windows.ids(window, tokens)).collect();
         let rows = nll(&ids).with_context(|| format!("scoring a context of {}", windows.context()))?;
         for (window, row) in batch.iter().zip(&rows) {
-            tally.add(row, windows.positions(window), windows.context(), window.scored.start)?;
+            scores.add(row, windows.positions(window), windows.context(), window.scored.start)?;
         }
         progress(batch.len() * windows.context());
     }
-    Ok(tally.cell(&windows, options, started.elapsed().as_secs_f64()))
+    Ok(scores)
 }
 
-/// Running sums over windows.
-#[derive(Default)]
-struct Tally {
-    windows: Vec<WindowNll>,
-    buckets: [(f64, usize); BUCKETS],
-    last_quarter: (f64, usize),
+/// What was measured, before it is summed up: enough to pool texts and to resample windows, and small enough to keep.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// What each window contributed, in the order of the text.
+    pub windows: Vec<WindowNll>,
+    /// Sum of negative log-likelihoods and number of tokens by position, in [`CURVE`] parts.
+    pub curve: Vec<Bucket>,
+    /// Wall-clock time of the scoring.
+    pub seconds: f64,
 }
 
-impl Tally {
+/// A part of a window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Sum of negative log-likelihoods.
+    #[serde(with = "crate::exact")]
+    pub sum: f64,
+    /// Tokens scored.
+    pub tokens: usize,
+}
+
+impl Bucket {
+    fn mean(parts: &[Self]) -> Option<f64> {
+        let tokens: usize = parts.iter().map(|part| part.tokens).sum();
+        (tokens > 0).then(|| parts.iter().map(|part| part.sum).sum::<f64>() / tokens as f64)
+    }
+}
+
+impl Scores {
+    /// Several texts as if they were one: every token weighs the same.
+    pub fn pooled<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        parts.into_iter().fold(Self::default(), |mut all, part| {
+            all.windows.extend_from_slice(&part.windows);
+            all.curve.resize(CURVE, Bucket::default());
+            for (sum, bucket) in all.curve.iter_mut().zip(&part.curve) {
+                sum.sum += bucket.sum;
+                sum.tokens += bucket.tokens;
+            }
+            all.seconds += part.seconds;
+            all
+        })
+    }
+
     /// Adds a window's `row` of likelihoods (entry `p - 1` belongs to position `p`) at its scored `positions`.
     fn add(&mut self, row: &[f32], positions: std::ops::Range<usize>, context: usize, first: usize) -> Result<()> {
-        let mut window = WindowNll { sum: 0.0, squares: 0.0, tokens: positions.len() };
+        self.curve.resize(CURVE, Bucket::default());
+        let mut window = WindowNll { tokens: positions.len(), ..WindowNll::default() };
         for (offset, position) in positions.enumerate() {
             let nll = f64::from(row[position - 1]);
             ensure!(nll.is_finite(), "token {} of the text has a log-likelihood of {}", first + offset, -nll);
             window.sum += nll;
             window.squares += nll * nll;
-            let add = |slot: &mut (f64, usize)| *slot = (slot.0 + nll, slot.1 + 1);
-            add(&mut self.buckets[position * BUCKETS / context]);
+            let bucket = &mut self.curve[position * CURVE / context];
+            bucket.sum += nll;
+            bucket.tokens += 1;
             if position >= context - context / 4 {
-                add(&mut self.last_quarter);
+                window.last_sum += nll;
+                window.last_tokens += 1;
             }
         }
         self.windows.push(window);
         Ok(())
     }
 
-    fn cell(self, windows: &Windows, options: &ScoreOptions, seconds: f64) -> Cell {
-        let mean = |(sum, count): (f64, usize)| (count > 0).then(|| sum / count as f64);
+    /// The figures that a report shows.
+    pub fn cell(self, label: &Label) -> Cell {
         let nll = stats::mean(&self.windows);
         let perplexity = nll.exp();
+        let last: Vec<WindowNll> = self.windows.iter().map(WindowNll::last_quarter).collect();
+        let last_tokens: usize = last.iter().map(|w| w.tokens).sum();
         Cell {
-            mode: options.mode.clone(),
-            context: windows.context(),
-            stride: windows.stride(),
-            factor: options.factor,
+            mode: label.mode.clone(),
+            context: label.context,
+            stride: label.stride,
+            factor: label.factor,
             perplexity,
             stderr: perplexity * stats::token_error(&self.windows),
             stderr_windows: stats::window_error(&self.windows).map(|error| perplexity * error),
             tokens: self.windows.iter().map(|w| w.tokens).sum(),
             windows: self.windows.len(),
-            seconds,
+            seconds: self.seconds,
             nll,
-            last_quarter_perplexity: mean(self.last_quarter).map(f64::exp),
-            position_nll: self.buckets.map(mean).to_vec(),
+            interval: stats::mean_interval(&self.windows, label.seed).map(Interval::exp),
+            last_quarter_perplexity: (last_tokens > 0).then(|| stats::mean(&last).exp()),
+            last_quarter_interval: stats::mean_interval(&last, label.seed).map(Interval::exp),
+            position_nll: self.curve.chunks(CURVE / BUCKETS).map(Bucket::mean).collect(),
+            curve: self.curve.chunks(1).map(Bucket::mean).collect(),
             same_as: None,
             versus_best: None,
             window_nll: self.windows,
@@ -183,8 +258,11 @@ mod tests {
     use super::*;
 
     fn options(context: usize, stride: Option<usize>) -> ScoreOptions {
-        let windows = WindowOptions { context, stride, bos: None };
-        ScoreOptions { windows, length: None, mode: "none".into(), factor: 1.0 }
+        ScoreOptions { windows: WindowOptions { context, stride, bos: None }, length: None }
+    }
+
+    fn cell(scores: Scores, context: usize, stride: usize) -> Cell {
+        scores.cell(&Label { mode: "none".into(), factor: 1.0, context, stride, seed: 0 })
     }
 
     /// A "model" under which the token with id `i` costs `i` nats, whatever comes before.
@@ -196,7 +274,8 @@ mod tests {
     fn disjoint_windows_by_hand() {
         let tokens = [9, 1, 2, 3, 9, 4, 5, 6, 9, 9];
         let mut read = 0;
-        let cell = score_with(&mut by_id, &tokens, &options(4, None), &mut |n| read += n).unwrap();
+        let scores = score_with(&mut by_id, &tokens, &options(4, None), &mut |n| read += n).unwrap();
+        let cell = cell(scores, 4, 4);
         assert_eq!((cell.tokens, cell.windows, cell.stride, read), (6, 2, 4, 8));
         assert_eq!(cell.nll, 3.5);
         assert_eq!(cell.perplexity, 3.5f64.exp());
@@ -213,7 +292,7 @@ mod tests {
     #[test]
     fn a_stride_counts_every_token_after_the_first_once() {
         let tokens: Vec<u32> = (0..11).collect();
-        let cell = score_with(&mut by_id, &tokens, &options(4, Some(2)), &mut |_| ()).unwrap();
+        let cell = cell(score_with(&mut by_id, &tokens, &options(4, Some(2)), &mut |_| ()).unwrap(), 4, 2);
         assert_eq!((cell.tokens, cell.windows), (10, 5));
         assert_eq!(cell.nll, 5.5);
     }
@@ -226,7 +305,8 @@ mod tests {
             largest = largest.max(batch.len());
             by_id(batch)
         };
-        let cell = score_with(&mut nll, &tokens, &options(100, None), &mut |_| ()).unwrap();
+        let scores = score_with(&mut nll, &tokens, &options(100, None), &mut |_| ()).unwrap();
+        let cell = cell(scores, 100, 100);
         assert_eq!(largest, 20);
         assert_eq!(cell.windows, 20);
         let sum: u32 = tokens.iter().enumerate().filter(|(i, _)| i % 100 != 0).map(|(_, t)| t).sum();

@@ -5,17 +5,48 @@
 //! differences that a verdict rests on.
 
 use crate::rng::Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The log-likelihood of one window.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct WindowNll {
     /// Sum of the negative log-likelihoods of its scored tokens.
+    #[serde(with = "crate::exact")]
     pub sum: f64,
     /// Sum of their squares.
+    #[serde(with = "crate::exact")]
     pub squares: f64,
     /// How many there are.
     pub tokens: usize,
+    /// Sum over those in the last quarter of the window.
+    #[serde(with = "crate::exact")]
+    pub last_sum: f64,
+    /// How many those are.
+    pub last_tokens: usize,
+}
+
+impl WindowNll {
+    /// The last quarter alone, for the statistics that look at sums and counts; its squares are not known.
+    pub fn last_quarter(&self) -> Self {
+        Self { sum: self.last_sum, squares: f64::NAN, tokens: self.last_tokens, ..Self::default() }
+    }
+}
+
+/// A 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// From the mean negative log-likelihood to the perplexity.
+    #[must_use]
+    pub fn exp(self) -> Self {
+        Self { low: self.low.exp(), high: self.high.exp() }
+    }
 }
 
 /// The mean over all tokens of all windows.
@@ -46,7 +77,7 @@ pub fn window_error(windows: &[WindowNll]) -> Option<f64> {
 }
 
 /// By how much a mode's mean negative log-likelihood exceeds another's on the same tokens.
-#[derive(Debug, Clone, Serialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct Difference {
     /// The mode compared with.
     pub mode: String,
@@ -74,19 +105,37 @@ const RESAMPLES: usize = 4000;
 pub fn paired_difference(a: &[WindowNll], b: &[WindowNll], mode: &str, seed: u64) -> Difference {
     debug_assert!(a.iter().zip(b).all(|(a, b)| a.tokens == b.tokens) && a.len() == b.len());
     let pairs: Vec<(f64, f64)> = a.iter().zip(b).map(|(a, b)| (a.sum - b.sum, a.tokens as f64)).collect();
-    let ratio = |sum: (f64, f64)| sum.0 / sum.1;
-    let add = |x: (f64, f64), y: &(f64, f64)| (x.0 + y.0, x.1 + y.1);
-    let nll = ratio(pairs.iter().fold((0.0, 0.0), add));
+    let interval = bootstrap(&pairs, seed);
+    let (low, high) = (interval.map(|i| i.low), interval.map(|i| i.high));
+    Difference { mode: mode.to_string(), nll: ratio(pairs.iter().fold((0.0, 0.0), add)), low, high }
+}
+
+/// The 95 % percentile interval of the [`mean`], resampling whole windows; `None` for fewer than [`MIN_WINDOWS`].
+pub fn mean_interval(windows: &[WindowNll], seed: u64) -> Option<Interval> {
+    let scored = windows.iter().filter(|w| w.tokens > 0);
+    bootstrap(&scored.map(|w| (w.sum, w.tokens as f64)).collect::<Vec<_>>(), seed)
+}
+
+fn ratio(sum: (f64, f64)) -> f64 {
+    sum.0 / sum.1
+}
+
+fn add(x: (f64, f64), y: &(f64, f64)) -> (f64, f64) {
+    (x.0 + y.0, x.1 + y.1)
+}
+
+/// The 95 % percentile interval of the ratio of two sums over draws with replacement.
+fn bootstrap(pairs: &[(f64, f64)], seed: u64) -> Option<Interval> {
     if pairs.len() < MIN_WINDOWS {
-        return Difference { mode: mode.to_string(), nll, low: None, high: None };
+        return None;
     }
     let mut rng = Rng::new(seed);
     let mut draws: Vec<f64> = (0..RESAMPLES)
         .map(|_| ratio((0..pairs.len()).fold((0.0, 0.0), |sum, _| add(sum, &pairs[rng.below(pairs.len())]))))
         .collect();
     draws.sort_by(f64::total_cmp);
-    let at = |share: f64| Some(draws[((RESAMPLES - 1) as f64 * share).round() as usize]);
-    Difference { mode: mode.to_string(), nll, low: at(0.025), high: at(0.975) }
+    let at = |share: f64| draws[((RESAMPLES - 1) as f64 * share).round() as usize];
+    Some(Interval { low: at(0.025), high: at(0.975) })
 }
 
 #[cfg(test)]
@@ -94,7 +143,8 @@ mod tests {
     use super::*;
 
     fn window(nlls: &[f64]) -> WindowNll {
-        WindowNll { sum: nlls.iter().sum(), squares: nlls.iter().map(|x| x * x).sum(), tokens: nlls.len() }
+        let squares = nlls.iter().map(|x| x * x).sum();
+        WindowNll { sum: nlls.iter().sum(), squares, tokens: nlls.len(), ..WindowNll::default() }
     }
 
     #[test]

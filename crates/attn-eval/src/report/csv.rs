@@ -48,7 +48,7 @@ fn line(cell: &Cell) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::tests::cells;
+    use crate::compare::results::tests::cells;
 
     #[test]
     fn every_line_has_the_headers_columns() {

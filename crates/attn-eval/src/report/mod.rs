@@ -4,30 +4,18 @@
 
 pub mod blocks;
 mod csv;
+mod document;
 mod explain;
 mod svg;
 mod table;
 mod verdict;
 
 pub use csv::csv;
+pub use document::{About, CheckpointInfo, Document, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
 pub use explain::{explanation, ranges};
 pub use svg::svg;
 pub use table::{TableStyle, table};
 pub use verdict::verdict;
-
-use crate::perplexity::Cell;
-use serde::Serialize;
-
-/// A comparison as JSON: `{model, text, cells}`.
-#[derive(Debug, Serialize)]
-pub struct Document<'a> {
-    /// The model, with its resolved revision if it has one.
-    pub model: &'a str,
-    /// The text's name.
-    pub text: &'a str,
-    /// The cells, context by context.
-    pub cells: &'a [Cell],
-}
 
 /// A perplexity with as many digits as are worth reading.
 pub(crate) fn short(perplexity: f64) -> String {

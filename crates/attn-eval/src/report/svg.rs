@@ -207,7 +207,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::tests::cells;
+    use crate::compare::results::tests::cells;
 
     /// Checks that tags nest and close and that text holds no bare `&` or `<`: what an XML parser would refuse.
     fn well_formed(text: &str) {

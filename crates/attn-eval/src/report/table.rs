@@ -130,7 +130,7 @@ fn legend(cells: &[Cell], errors: bool, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::tests::cells;
+    use crate::compare::results::tests::cells;
 
     fn sample() -> Vec<Cell> {
         let modes = [("none", 0.4), ("linear", 0.3), ("ntk-by-parts", 0.0), ("yarn", 0.1)];

@@ -57,7 +57,7 @@ fn percent(nll: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::tests::cells;
+    use crate::compare::results::tests::cells;
 
     #[test]
     fn a_real_lead_is_given_with_its_interval() {

@@ -1,0 +1,118 @@
+//! What a report says about a comparison beside its figures: the model's files, the texts, the settings, the machine.
+
+use crate::args::{DeviceName, ModelArgs};
+use crate::inspect;
+use crate::model::Opened;
+use crate::text::sha256;
+use anyhow::Result;
+use attn_eval::compare::{Factor, Plan};
+use attn_eval::report::{About, CheckpointInfo, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The versions of everything this program was built from.
+const LOCK: &str = include_str!("../../../Cargo.lock");
+
+/// Everything about a comparison. Reads the model's files once, for their digests.
+///
+/// # Errors
+/// One of the files can't be read.
+pub(crate) fn about(opened: &Opened, args: &ModelArgs, plan: &Plan, texts: Vec<TextInfo>) -> Result<About> {
+    Ok(About {
+        command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
+        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        versions: versions(),
+        checkpoint: checkpoint(opened)?,
+        texts,
+        settings: settings(opened, args, plan),
+        machines: vec![machine()],
+    })
+}
+
+/// This program's version and that of the tensor library in it.
+pub(crate) fn versions() -> Versions {
+    let candle = LOCK.split_once("name = \"candle-core\"\nversion = \"").and_then(|(_, rest)| rest.split_once('"'));
+    Versions {
+        attn: env!("CARGO_PKG_VERSION").to_string(),
+        candle: candle.map_or_else(|| "unknown".to_string(), |(version, _)| version.to_string()),
+    }
+}
+
+fn checkpoint(opened: &Opened) -> Result<CheckpointInfo> {
+    let origin = &opened.checkpoint.origin;
+    let mut files = vec![];
+    for file in &origin.files {
+        files.push(FileInfo { name: file.name.clone(), bytes: file.size, sha256: file.sha256()? });
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let digest = match files.as_slice() {
+        [file] => file.sha256.clone(),
+        files => {
+            let lines: String = files.iter().map(|file| format!("{}  {}\n", file.sha256, file.name)).collect();
+            sha256(lines.as_bytes())
+        }
+    };
+    Ok(CheckpointInfo {
+        name: opened.name.clone(),
+        revision: origin.commit.clone(),
+        sha256: digest,
+        files,
+        family: opened.model.spec().family.to_string(),
+        parameters: opened.model.parameters(),
+        trained_context: opened.model.trained_context(),
+        rope_type: inspect::scaling(&opened.model).0,
+    })
+}
+
+fn settings(opened: &Opened, args: &ModelArgs, plan: &Plan) -> Settings {
+    Settings {
+        modes: plan.modes.iter().map(ToString::to_string).collect(),
+        contexts: plan.contexts.clone(),
+        factor: match plan.factor {
+            Factor::Auto => None,
+            Factor::Fixed(factor) => Some(factor),
+        },
+        stride: plan.stride,
+        bos: plan.bos,
+        length: plan.length,
+        seed: plan.seed,
+        rope: RopeSettings {
+            theta: plan.rope.theta,
+            original_context: plan.rope.original_context,
+            params: plan.rope.params.iter().cloned().collect(),
+        },
+        dtype: format!("{:?}", opened.model.dtype()).to_lowercase(),
+        device: match args.load.device {
+            DeviceName::Cpu => "cpu",
+            DeviceName::Cuda(_) => "cuda",
+            DeviceName::Metal => "metal",
+        }
+        .to_string(),
+        keep_quantized: args.load.keep_quantized,
+    }
+}
+
+fn machine() -> Machine {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    Machine {
+        os: std::env::consts::OS.to_string(),
+        arch: std::env::consts::ARCH.to_string(),
+        cpu: model.map(|(_, name)| name.trim().to_string()),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: rayon::current_num_threads(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tensor_librarys_version_is_found() {
+        let candle = versions().candle;
+        assert!(
+            candle.split('.').count() == 3 && candle.split('.').all(|part| part.parse::<u32>().is_ok()),
+            "{candle}"
+        );
+    }
+}

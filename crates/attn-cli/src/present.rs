@@ -1,0 +1,71 @@
+//! How a comparison is shown: a table and a verdict, or JSON, and the files that were asked for.
+
+use crate::args::OutputArgs;
+use crate::output::{check_writable, color, print, print_json, usage, width, wrap, write_file};
+use anyhow::Result;
+use attn_eval::compare::Results;
+use attn_eval::report::{About, Document, TableStyle, csv, svg, table, verdict};
+
+/// What can be known to be wrong before anything is measured.
+///
+/// # Errors
+/// A path that can't be written, or of a kind that isn't written.
+pub(crate) fn check(args: &OutputArgs) -> Result<()> {
+    for path in args.csv.iter().chain(&args.plot) {
+        check_writable(path)?;
+    }
+    if let Some(plot) = &args.plot
+        && plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg"))
+    {
+        return usage(format!("--plot {}: charts are written as .svg", plot.display()));
+    }
+    Ok(())
+}
+
+/// Shows a comparison.
+///
+/// # Errors
+/// A file or stdout can't be written.
+pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results) -> Result<()> {
+    if let Some(path) = &args.csv {
+        write_file(path, |out| Ok(out.write_all(csv(&results.cells).as_bytes())?))?;
+    }
+    if let Some(path) = &args.plot {
+        let chart = svg(&results.cells, &format!("Perplexity of {} by context", about.checkpoint.name));
+        write_file(path, |out| Ok(out.write_all(chart.as_bytes())?))?;
+    }
+    if args.json { print_json(&Document::new(about, results)) } else { print(&report(about, results)) }
+}
+
+/// The table and the verdict for a terminal, for each text if there are several, and for all of them.
+fn report(about: &About, results: &Results) -> String {
+    let style = TableStyle { width: width(), color: color() };
+    let mut out = String::new();
+    let line = |out: &mut String, text: &str| {
+        out.push_str(&wrap(text, style.width));
+        out.push('\n');
+    };
+    let trained = about.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
+    line(&mut out, &format!("model {}{trained}", about.checkpoint.name));
+    for part in &results.by_text {
+        let text = &about.texts[part.text];
+        line(&mut out, &format!("text  {}, first {} tokens", text.name, text.used));
+        out.push('\n');
+        out.push_str(&table(&part.cells, style));
+        out.push('\n');
+    }
+    match about.texts.as_slice() {
+        [text] => line(&mut out, &format!("text  {}, first {} tokens", text.name, text.used)),
+        texts => {
+            let tokens: usize = texts.iter().map(|text| text.used).sum();
+            line(&mut out, &format!("all {} texts together, {tokens} tokens", texts.len()));
+        }
+    }
+    out.push('\n');
+    out.push_str(&table(&results.cells, style));
+    out.push('\n');
+    for sentence in verdict(&results.cells) {
+        line(&mut out, &sentence);
+    }
+    out
+}

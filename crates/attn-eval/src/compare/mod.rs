@@ -1,0 +1,285 @@
+//! Position scalings side by side: one loaded model, the same windows of the same texts, one cell per mode, context and
+//! text.
+//!
+//! Only the rotary frequencies change between modes, so a difference between two cells of one context is a difference
+//! between the modes and not between texts, windows or loads. That also makes the comparison *paired*: what makes a
+//! passage hard makes it hard for every mode, and the interval around a difference is far narrower than those around
+//! the two perplexities.
+//!
+//! A comparison has three steps that can be taken apart: [`Comparison::new`] lists the cells and refuses what can be
+//! refused, [`Comparison::score`] measures one of them, [`summarise`] turns the measurements into figures. Between the
+//! last two lies only [`Scores`], which a run file keeps, so cells may be measured in any order, by several machines,
+//! or before an interruption.
+
+mod mode;
+pub(crate) mod results;
+
+pub use mode::{Factor, Mode};
+pub use results::{Pair, Results, TextResults, best, contexts, modes, summarise};
+
+use crate::perplexity::{ScoreOptions, Scores, check_room, score};
+use crate::windows::{WindowOptions, Windows};
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::RopeOverride;
+use attn_models::Model;
+use attn_models::spec::AttentionSpec;
+use serde::{Deserialize, Serialize};
+
+/// A text as the model sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// What reports call it.
+    pub name: String,
+    /// Its ids.
+    pub tokens: Vec<u32>,
+}
+
+/// What to compare.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Tokens per window, one row of cells each.
+    pub contexts: Vec<usize>,
+    /// The scalings.
+    pub modes: Vec<Mode>,
+    /// Their factor.
+    pub factor: Factor,
+    /// Tokens from one window's start to the next; `None`: windows side by side.
+    pub stride: Option<usize>,
+    /// A token before every window.
+    pub bos: Option<u32>,
+    /// Theta, original context and parameters that hold for every mode; its scaling and factor are ignored.
+    pub rope: RopeOverride,
+    /// The sequence length that length-dependent scalings resolve for; `None`: the window's.
+    pub length: Option<usize>,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+}
+
+/// Where a comparison stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// The mode being scored.
+    pub mode: Mode,
+    /// The context being scored.
+    pub context: usize,
+    /// Work done so far over all cells, in some unit of time.
+    pub done: usize,
+    /// Work in all.
+    pub total: usize,
+}
+
+/// One cell to be measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CellSpec {
+    /// Index of the text.
+    pub text: usize,
+    /// Tokens per window.
+    pub context: usize,
+    /// Tokens from one window's start to the next.
+    pub stride: usize,
+    /// The name of the scaling.
+    pub mode: String,
+    /// Its factor.
+    #[serde(with = "crate::exact")]
+    pub factor: f64,
+    /// The mode whose measurement serves this one too, the two being the same computation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<String>,
+}
+
+impl CellSpec {
+    /// Whether the other is the cell that this one takes its measurement from.
+    pub fn is_twin_of(&self, other: &Self) -> bool {
+        let same = self.text == other.text && self.context == other.context;
+        same && self.same_as.as_deref() == Some(other.mode.as_str())
+    }
+}
+
+/// A comparison ready to run.
+#[derive(Debug)]
+pub struct Comparison<'a> {
+    texts: &'a [Text],
+    plan: &'a Plan,
+    specs: Vec<CellSpec>,
+    jobs: Vec<Job>,
+}
+
+/// What it takes to measure a cell.
+#[derive(Debug)]
+struct Job {
+    mode: Mode,
+    model: Model,
+    /// Tokens to read.
+    tokens: usize,
+    /// Work per token, in billions of floating-point operations.
+    cost: f64,
+}
+
+impl<'a> Comparison<'a> {
+    /// Lists the cells, text by text and context by context, in the order of the plan.
+    ///
+    /// At factor 1 most scalings are no scaling at all; such cells name the one that is measured for them.
+    ///
+    /// # Errors
+    /// Nothing to compare, a text too short for a context, a mode that the model can't take, a parameter that none of
+    /// the modes has, or `auto` on a model of unknown trained context.
+    pub fn new(model: &Model, texts: &'a [Text], plan: &'a Plan) -> Result<Self> {
+        let something = !plan.modes.is_empty() && !plan.contexts.is_empty() && !texts.is_empty();
+        ensure!(something, "there is nothing to compare");
+        check_params(plan)?;
+        let mut comparison = Self { texts, plan, specs: vec![], jobs: vec![] };
+        for (text, Text { name, tokens }) in texts.iter().enumerate() {
+            for &context in &plan.contexts {
+                check_room(model, context)?;
+                let windows =
+                    Windows::new(tokens.len(), &window_options(plan, context)).with_context(|| name.clone())?;
+                for &mode in &plan.modes {
+                    comparison.add(model, text, &windows, mode)?;
+                }
+            }
+        }
+        Ok(comparison)
+    }
+
+    fn add(&mut self, model: &Model, text: usize, windows: &Windows, mode: Mode) -> Result<()> {
+        let (plan, context) = (self.plan, windows.context());
+        let factor = factor_at(model, plan, context)?;
+        let changed = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
+        let identity =
+            |mode: Mode| mode.is_identity(factor) && !plan.rope.params.iter().any(|(key, _)| takes(mode, key));
+        let earlier =
+            self.specs.iter().zip(&self.jobs).filter(|(spec, _)| spec.text == text && spec.context == context);
+        let twin = earlier.map(|(_, job)| job.mode).find(|&earlier| identity(earlier) && identity(mode));
+        self.specs.push(CellSpec {
+            text,
+            context,
+            stride: windows.stride(),
+            mode: mode.to_string(),
+            factor,
+            same_as: twin.map(|mode| mode.to_string()),
+        });
+        self.jobs.push(Job { mode, cost: cost(model, context), model: changed, tokens: windows.work() });
+        Ok(())
+    }
+
+    /// The cells.
+    pub fn specs(&self) -> &[CellSpec] {
+        &self.specs
+    }
+
+    /// Measures cell `index`; `progress` is told the number of tokens read after each forward pass.
+    ///
+    /// # Errors
+    /// Anything [`score`] refuses.
+    pub fn score(&self, index: usize, progress: &mut dyn FnMut(usize)) -> Result<Scores> {
+        let (spec, job) = (&self.specs[index], &self.jobs[index]);
+        let windows = window_options(self.plan, spec.context);
+        let options = ScoreOptions { windows, length: self.plan.length };
+        let Text { name, tokens } = &self.texts[spec.text];
+        score(&job.model, tokens, &options, progress).with_context(|| format!("{name}, mode {}", job.mode))
+    }
+
+    /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
+    ///
+    /// # Errors
+    /// Anything [`score`](Self::score) refuses; whatever `done` fails with.
+    pub fn run(
+        &self,
+        indices: &[usize],
+        progress: &mut dyn FnMut(Progress),
+        done: &mut dyn FnMut(usize, Scores) -> Result<()>,
+    ) -> Result<()> {
+        let work = |tokens: usize, job: &Job| (tokens as f64 * job.cost) as usize;
+        let total = indices.iter().map(|&i| work(self.jobs[i].tokens, &self.jobs[i])).sum();
+        let mut before = 0;
+        for &index in indices {
+            let (spec, job) = (&self.specs[index], &self.jobs[index]);
+            let mut read = 0;
+            let mut report = |tokens| {
+                read += tokens;
+                let done = before + work(read, job);
+                progress(Progress { mode: job.mode, context: spec.context, done, total });
+            };
+            report(0);
+            let scores = self.score(index, &mut report)?;
+            done(index, scores)?;
+            before += work(job.tokens, job);
+        }
+        Ok(())
+    }
+}
+
+/// Compares in one go: every cell measured and summed up.
+///
+/// # Errors
+/// As [`Comparison::new`] and [`Comparison::score`].
+pub fn compare(model: &Model, texts: &[Text], plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Results> {
+    let comparison = Comparison::new(model, texts, plan)?;
+    let mut scores = vec![None; comparison.specs.len()];
+    let indices: Vec<usize> = to_measure(&comparison.specs).collect();
+    comparison.run(&indices, progress, &mut |index, measured| {
+        scores[index] = Some(measured);
+        Ok(())
+    })?;
+    summarise(&comparison.specs, &scores, plan.seed)
+}
+
+/// The indices of the cells that are measured themselves.
+pub fn to_measure(specs: &[CellSpec]) -> impl Iterator<Item = usize> + '_ {
+    specs.iter().enumerate().filter(|(_, spec)| spec.same_as.is_none()).map(|(index, _)| index)
+}
+
+/// Billions of floating-point operations per token of a window of `context`: every weight once, and every key and value
+/// before it. Rough, and only used to tell how much time is left.
+fn cost(model: &Model, context: usize) -> f64 {
+    let width = |attention: &AttentionSpec| match attention {
+        AttentionSpec::MultiHead(a) => a.heads * a.head_dim,
+        AttentionSpec::Latent(a) => a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim),
+    };
+    let widths: usize = model.spec().stack.layers.iter().map(|layer| width(&layer.attention)).sum();
+    (2.0 * model.parameters() as f64 + 2.0 * (context * widths) as f64) / 1e9
+}
+
+/// The factor for `context`; every mode's cell is labelled with it, used or not. On a model of unknown trained context
+/// `auto` is 1 as long as no mode needs it.
+fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
+    match plan.factor {
+        Factor::Fixed(factor) => Ok(factor),
+        Factor::Auto => match plan.rope.original_context.or(model.trained_context()) {
+            Some(trained) => Ok((context as f64 / trained as f64).max(1.0)),
+            None if !plan.modes.iter().any(|mode| mode.takes_factor()) => Ok(1.0),
+            None => bail!("the checkpoint doesn't say what context it was trained for: give a factor"),
+        },
+    }
+}
+
+/// The model under `mode`; a model without rotary layers can only be had as it is.
+fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> {
+    let rope = &plan.rope;
+    if mode == Mode::Checkpoint && *rope == RopeOverride::default() {
+        return Ok(model.clone());
+    }
+    Ok(model.with_rope(&RopeOverride {
+        scaling: (mode != Mode::Checkpoint).then(|| mode.to_string()),
+        factor: mode.takes_factor().then_some(factor),
+        theta: rope.theta,
+        original_context: rope.original_context,
+        params: rope.params.iter().filter(|(key, _)| takes(mode, key)).cloned().collect(),
+    })?)
+}
+
+fn takes(mode: Mode, key: &str) -> bool {
+    mode == Mode::Checkpoint || mode.params().contains(&key)
+}
+
+/// A parameter that no mode of the plan reads would otherwise change nothing without a word.
+fn check_params(plan: &Plan) -> Result<()> {
+    match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|&mode| takes(mode, key))) {
+        Some((key, _)) => bail!("none of the modes compared has a parameter {key:?}"),
+        None => Ok(()),
+    }
+}
+
+fn window_options(plan: &Plan, context: usize) -> WindowOptions {
+    WindowOptions { context, stride: plan.stride, bos: plan.bos }
+}

@@ -1,0 +1,196 @@
+//! A comparison as JSON: the figures, and everything it takes to judge and repeat them.
+//!
+//! The schema is `docs/compare.schema.json`. What is there stays there under its name; keys may be added.
+
+use super::verdict;
+use crate::compare::Results;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What `format` says.
+const FORMAT: &str = "attn-compare/1";
+
+/// A comparison as one JSON document.
+#[derive(Debug, Serialize)]
+pub struct Document<'a> {
+    format: &'static str,
+    model: &'a str,
+    text: String,
+    verdict: Vec<String>,
+    #[serde(flatten)]
+    about: &'a About,
+    #[serde(flatten)]
+    results: &'a Results,
+}
+
+impl<'a> Document<'a> {
+    /// The document of these results.
+    pub fn new(about: &'a About, results: &'a Results) -> Self {
+        let names: Vec<&str> = about.texts.iter().map(|text| text.name.as_str()).collect();
+        let (model, verdict) = (about.checkpoint.name.as_str(), verdict(&results.cells));
+        Self { format: FORMAT, model, text: names.join(", "), verdict, about, results }
+    }
+}
+
+/// What was compared, on what, by what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// The command line, program first.
+    pub command: Vec<String>,
+    /// When it began, in seconds since 1970.
+    pub started: u64,
+    /// Versions of the programs.
+    pub versions: Versions,
+    /// The model.
+    pub checkpoint: CheckpointInfo,
+    /// The texts.
+    pub texts: Vec<TextInfo>,
+    /// The settings.
+    pub settings: Settings,
+    /// Where it ran; several for merged runs.
+    pub machines: Vec<Machine>,
+}
+
+/// Versions of the programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// This one.
+    pub attn: String,
+    /// The tensor library.
+    pub candle: String,
+}
+
+/// A model and the files it was read from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    /// What reports call it, with its revision.
+    pub name: String,
+    /// The hub's commit, for a model from the hub.
+    pub revision: Option<String>,
+    /// SHA-256 of its file; of several, of the lines `sha256  name` in the order of `files`.
+    pub sha256: String,
+    /// The files.
+    pub files: Vec<FileInfo>,
+    /// The family.
+    pub family: String,
+    /// Weights in all.
+    pub parameters: usize,
+    /// The context it was trained for, as far as the checkpoint says.
+    pub trained_context: Option<usize>,
+    /// The checkpoint's own scaling.
+    pub rope_type: String,
+}
+
+/// A file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Of its contents, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextInfo {
+    /// What reports call it.
+    pub name: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// Size of the file.
+    pub bytes: usize,
+    /// Documents in it: 1 but for JSON Lines.
+    pub documents: usize,
+    /// Tokens in it.
+    pub tokens: usize,
+    /// Tokens used, from its beginning.
+    pub used: usize,
+}
+
+/// What decides the figures, beside model and texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The scalings.
+    pub modes: Vec<String>,
+    /// Tokens per window.
+    pub contexts: Vec<usize>,
+    /// The scalings' factor; absent: the context over the trained context.
+    pub factor: Option<f64>,
+    /// Tokens from one window's start to the next; absent: windows side by side.
+    pub stride: Option<usize>,
+    /// The token before every window.
+    pub bos: Option<u32>,
+    /// The length that length-dependent scalings resolve for; absent: the window's.
+    pub length: Option<usize>,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+    /// What holds for every mode.
+    pub rope: RopeSettings,
+    /// Data type computed in.
+    pub dtype: String,
+    /// `cpu`, `cuda` or `metal`.
+    pub device: String,
+    /// Whether a GGUF file's weights stay quantised.
+    pub keep_quantized: bool,
+}
+
+/// Rotary settings that hold for every mode.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RopeSettings {
+    /// Replaces the checkpoint's base.
+    pub theta: Option<f64>,
+    /// Replaces the trained context.
+    pub original_context: Option<usize>,
+    /// Further keys.
+    pub params: BTreeMap<String, String>,
+}
+
+/// Where a run took place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Operating system.
+    pub os: String,
+    /// Instruction set.
+    pub arch: String,
+    /// The processor, if the system says.
+    pub cpu: Option<String>,
+    /// Cores that may be used.
+    pub cores: usize,
+    /// Threads computed with.
+    pub threads: usize,
+}
+
+impl About {
+    /// Everything that decides the figures, by the name a user knows it under: two runs may be mixed if and only if
+    /// these are equal.
+    pub fn identity(&self) -> BTreeMap<String, Value> {
+        let Settings { modes, contexts, factor, stride, bos, length, seed, rope, dtype, device, keep_quantized } =
+            &self.settings;
+        let texts: Vec<Value> =
+            self.texts.iter().map(|t| json!({"name": t.name, "sha256": t.sha256, "tokens": t.used})).collect();
+        // As many digits as survive being read back.
+        let number = |x: Option<f64>| json!(x.map(|x| format!("{x:.12e}").parse::<f64>().unwrap_or(x)));
+        let entries = [
+            ("version", json!(self.versions)),
+            ("model", json!(self.checkpoint.sha256)),
+            ("--text", json!(texts)),
+            ("--modes", json!(modes)),
+            ("--contexts", json!(contexts)),
+            ("--factor", number(*factor)),
+            ("--stride", json!(stride)),
+            ("--bos", json!(bos)),
+            ("--rope-length", json!(length)),
+            ("--seed", json!(seed)),
+            ("--rope-theta", number(rope.theta)),
+            ("--rope-original-context", json!(rope.original_context)),
+            ("--rope-param", json!(rope.params)),
+            ("--dtype", json!(dtype)),
+            ("--device", json!(device)),
+            ("--keep-quantized", json!(keep_quantized)),
+        ];
+        entries.map(|(name, value)| (name.to_string(), value)).into()
+    }
+}

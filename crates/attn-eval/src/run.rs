@@ -1,0 +1,277 @@
+//! Run files: every finished cell of a comparison on disk as soon as it is there, so that an interrupted run goes on
+//! where it stopped, and runs on several machines come together.
+//!
+//! A run file is JSON Lines. The first line says what is measured: [`About`], and the list of cells. Every further line
+//! is one measured cell. Lines are only ever appended, each in one write that is flushed to the disk, so whatever ends
+//! the process can tear the last line at most; such a line is dropped and its cell measured again.
+//!
+//! Figures of different settings must never meet in one file. The header carries a fingerprint of everything that
+//! decides them ([`About::identity`]); opening a file under another one is refused, naming what differs.
+
+use crate::compare::CellSpec;
+use crate::perplexity::Scores;
+use crate::report::About;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// The first line of a run file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// Version of the format; first, so that a run file is known by its first bytes.
+    attn_run: u32,
+    /// SHA-256 of what decides the figures.
+    pub fingerprint: String,
+    /// The cells of the whole comparison.
+    pub cells: Vec<CellSpec>,
+    /// What is compared.
+    pub about: About,
+}
+
+const FORMAT: u32 = 1;
+const MAGIC: &str = "{\"attn_run\":1,";
+
+impl Header {
+    /// The header of a comparison.
+    pub fn new(about: About, cells: Vec<CellSpec>) -> Self {
+        let fingerprint = fingerprint(&about, &cells);
+        Self { attn_run: FORMAT, fingerprint, cells, about }
+    }
+
+    /// Refuses a run of other settings by the name of the first that differs.
+    fn check_same(&self, other: &Self, path: &Path) -> Result<()> {
+        let (theirs, ours) = (self.about.identity(), other.about.identity());
+        for (name, value) in &ours {
+            if theirs.get(name) != Some(value) {
+                let was = theirs.get(name).map_or_else(|| "absent".to_string(), ToString::to_string);
+                bail!("{} is a run with another {name}: {was}, not {value}", path.display())
+            }
+        }
+        ensure!(self.fingerprint == other.fingerprint, "{} is a run of other cells", path.display());
+        Ok(())
+    }
+}
+
+fn fingerprint(about: &About, cells: &[CellSpec]) -> String {
+    let text = serde_json::json!([about.identity(), cells]).to_string();
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A measured cell, as a line.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    /// Index into the header's cells.
+    cell: usize,
+    /// The cell's text, context and mode once more, for whoever reads the file.
+    text: String,
+    context: usize,
+    mode: String,
+    scores: Scores,
+}
+
+/// What a run file holds.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// What is measured.
+    pub header: Header,
+    /// The measurements so far, by cell.
+    pub scores: Vec<Option<Scores>>,
+    /// Bytes up to the end of the last whole line.
+    whole: u64,
+}
+
+impl Run {
+    /// Reads a run file, finished or not.
+    ///
+    /// # Errors
+    /// The file can't be read, is none, or is damaged anywhere but in its last line.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut bytes = vec![];
+        let mut file = File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+        file.read_to_end(&mut bytes).with_context(|| format!("can't read {}", path.display()))?;
+        match Self::parse(&bytes, path)? {
+            Some(run) => Ok(run),
+            None => bail!("{} is a run file without its first line: nothing was measured", path.display()),
+        }
+    }
+
+    /// `None`: a file that was torn before its first line was complete.
+    fn parse(bytes: &[u8], path: &Path) -> Result<Option<Self>> {
+        let start = &bytes[..bytes.len().min(MAGIC.len())];
+        ensure!(MAGIC.as_bytes().starts_with(start), "{} is not a run file", path.display());
+        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
+        let whole = |line: &&[u8]| line.ends_with(b"\n");
+        let Some(first) = lines.next().filter(whole) else { return Ok(None) };
+        let header: Header = serde_json::from_slice(first).with_context(|| format!("{}, line 1", path.display()))?;
+        ensure!(
+            header.fingerprint == fingerprint(&header.about, &header.cells),
+            "{}: its first line was changed: the settings don't match their fingerprint",
+            path.display()
+        );
+        let mut run = Self { scores: vec![None; header.cells.len()], header, whole: first.len() as u64 };
+        let rest: Vec<&[u8]> = lines.collect();
+        for (index, line) in rest.iter().enumerate() {
+            let parsed = if whole(line) { run.line(line) } else { Err(anyhow::anyhow!("it is torn")) };
+            match parsed {
+                Ok(()) => run.whole += line.len() as u64,
+                Err(_) if index + 1 == rest.len() => break,
+                Err(error) => return Err(error.context(format!("{}, line {}", path.display(), index + 2))),
+            }
+        }
+        Ok(Some(run))
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<()> {
+        let Line { cell, context, mode, scores, .. } = serde_json::from_slice(line)?;
+        let spec = self.header.cells.get(cell).with_context(|| format!("there is no cell {cell}"))?;
+        ensure!(spec.context == context && spec.mode == mode, "cell {cell} is {} at {}", spec.mode, spec.context);
+        ensure!(!scores.windows.is_empty(), "cell {cell} has no windows");
+        self.scores[cell] = Some(scores);
+        Ok(())
+    }
+
+    /// Joins runs of the same settings. What is measured more than once has to agree.
+    ///
+    /// # Errors
+    /// Other settings, by name; a cell that two runs measured differently.
+    pub fn merge(runs: Vec<(PathBuf, Self)>) -> Result<Self> {
+        let mut runs = runs.into_iter();
+        let (first, mut all) = runs.next().context("there is no run to merge")?;
+        for (path, run) in runs {
+            run.header.check_same(&all.header, &path)?;
+            for (index, scores) in run.scores.into_iter().enumerate().filter_map(|(i, s)| Some((i, s?))) {
+                let slot = &mut all.scores[index];
+                if slot.as_ref().is_some_and(|known| known.windows != scores.windows) {
+                    let CellSpec { mode, context, .. } = &all.header.cells[index];
+                    let (path, first) = (path.display(), first.display());
+                    bail!(
+                        "{mode} at {context} came out differently in {path} than in {first} or another run, as on \
+                         another kind of machine: leave one of them out"
+                    )
+                }
+                slot.get_or_insert(scores);
+            }
+            for machine in run.header.about.machines {
+                if !all.header.about.machines.contains(&machine) {
+                    all.header.about.machines.push(machine);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The cells that are still to be measured.
+    pub fn missing(&self) -> Vec<usize> {
+        crate::compare::to_measure(&self.header.cells).filter(|&index| self.scores[index].is_none()).collect()
+    }
+}
+
+/// A run file that is being written.
+#[derive(Debug)]
+pub struct RunFile {
+    file: File,
+    path: PathBuf,
+    /// What it holds.
+    pub run: Run,
+}
+
+impl RunFile {
+    /// Opens or creates the run file of a comparison and takes hold of it.
+    ///
+    /// # Errors
+    /// The file is another run's, by the name of the setting that differs; another process writes to it; it is not a run
+    /// file, damaged, or can't be written.
+    pub fn open(path: &Path, header: Header) -> Result<Self> {
+        let failed = || format!("can't open {}", path.display());
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path).with_context(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("{} is being written by another process", path.display()),
+            // Some network file systems have no locks.
+            Err(TryLockError::Error(_)) => {}
+        }
+        let mut bytes = vec![];
+        file.read_to_end(&mut bytes).with_context(|| format!("can't read {}", path.display()))?;
+        let (run, new) = match Run::parse(&bytes, path)? {
+            Some(run) => {
+                run.header.check_same(&header, path)?;
+                (run, false)
+            }
+            None => (Run { scores: vec![None; header.cells.len()], header, whole: 0 }, true),
+        };
+        let mut open = Self { file, path: path.to_path_buf(), run };
+        open.cut()?;
+        if new {
+            open.write_line(&open.run.header.clone())?;
+        }
+        Ok(open)
+    }
+
+    /// Drops a torn last line.
+    fn cut(&mut self) -> Result<()> {
+        let failed = || format!("can't write {}", self.path.display());
+        self.file.set_len(self.run.whole).with_context(failed)?;
+        self.file.seek(SeekFrom::End(0)).with_context(failed)?;
+        Ok(())
+    }
+
+    /// Appends a measured cell.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn append(&mut self, cell: usize, scores: Scores) -> Result<()> {
+        let spec = &self.run.header.cells[cell];
+        let text = self.run.header.about.texts.get(spec.text).map_or(String::new(), |text| text.name.clone());
+        let line = Line { cell, text, context: spec.context, mode: spec.mode.clone(), scores };
+        self.write_line(&line)?;
+        self.run.scores[cell] = Some(line.scores);
+        Ok(())
+    }
+
+    fn write_line(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        let written = self.file.write_all(&text).and_then(|()| self.file.sync_data());
+        written.with_context(|| format!("can't write {}", self.path.display()))
+    }
+}
+
+/// Part `i` of `n`, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    index: usize,
+    of: usize,
+}
+
+impl Shard {
+    /// The cells of this part: every `n`-th of those to be measured, so that parts take about the same time.
+    pub fn cells(self, specs: &[CellSpec]) -> Vec<usize> {
+        crate::compare::to_measure(specs).skip(self.index - 1).step_by(self.of).collect()
+    }
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match parts {
+            Some((index, of)) if 1 <= index && index <= of => Ok(Self { index, of }),
+            _ => Err("it has the form i/n, such as 1/4 for the first of four parts".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -1,0 +1,161 @@
+use super::*;
+use crate::perplexity::{ScoreOptions, score_with};
+use crate::report::{CheckpointInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
+use crate::windows::WindowOptions;
+
+fn about() -> About {
+    About {
+        command: vec!["attn".into(), "compare".into()],
+        started: 1,
+        versions: Versions { attn: "1".into(), candle: "2".into() },
+        checkpoint: CheckpointInfo {
+            name: "m".into(),
+            revision: None,
+            sha256: "ab".into(),
+            files: vec![],
+            family: "llama".into(),
+            parameters: 1,
+            trained_context: Some(8),
+            rope_type: "default".into(),
+        },
+        texts: vec![TextInfo { name: "t".into(), sha256: "cd".into(), bytes: 1, documents: 1, tokens: 64, used: 64 }],
+        settings: Settings {
+            modes: vec!["none".into(), "yarn".into()],
+            contexts: vec![8, 16],
+            factor: None,
+            stride: None,
+            bos: None,
+            length: None,
+            seed: 0,
+            rope: RopeSettings::default(),
+            dtype: "f32".into(),
+            device: "cpu".into(),
+            keep_quantized: false,
+        },
+        machines: vec![Machine { os: "o".into(), arch: "a".into(), cpu: None, cores: 1, threads: 1 }],
+    }
+}
+
+fn cells() -> Vec<CellSpec> {
+    let cell = |context, mode: &str| CellSpec {
+        text: 0,
+        context,
+        stride: context,
+        mode: mode.into(),
+        factor: 1.0,
+        same_as: None,
+    };
+    vec![cell(8, "none"), cell(8, "yarn"), cell(16, "none"), cell(16, "yarn")]
+}
+
+fn scores(nll: f32) -> Scores {
+    let mut model = |batch: &[Vec<u32>]| Ok(batch.iter().map(|row| vec![nll / 3.0; row.len() - 1]).collect());
+    let options = ScoreOptions { windows: WindowOptions { context: 8, stride: None, bos: None }, length: None };
+    score_with(&mut model, &[0; 64], &options, &mut |_| ()).unwrap()
+}
+
+fn file() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    (folder, path)
+}
+
+#[test]
+fn a_run_file_goes_on_where_it_stopped_wherever_it_was_torn() {
+    let (_keep, path) = file();
+    let header = || Header::new(about(), cells());
+    let mut run = RunFile::open(&path, header()).unwrap();
+    run.append(0, scores(1.0)).unwrap();
+    run.append(2, scores(2.0)).unwrap();
+    drop(run);
+    let bytes = std::fs::read(&path).unwrap();
+    let ends: Vec<usize> = bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(i, _)| i + 1).collect();
+    assert_eq!(ends.len(), 3);
+    for cut in 0..=bytes.len() {
+        std::fs::write(&path, &bytes[..cut]).unwrap();
+        let mut run = RunFile::open(&path, header()).unwrap();
+        assert_eq!(run.run.scores[0].is_some(), cut >= ends[1], "cut at {cut}");
+        assert_eq!(run.run.scores[2].is_some(), cut >= ends[2], "cut at {cut}");
+        for index in run.run.missing() {
+            run.append(index, scores(index as f32)).unwrap();
+        }
+        drop(run);
+        let whole = Run::read(&path).unwrap();
+        assert!(whole.missing().is_empty(), "cut at {cut}");
+        assert_eq!(whole.scores[3].as_ref().unwrap().windows, scores(3.0).windows);
+    }
+}
+
+#[test]
+fn another_setting_is_refused_by_name() {
+    let (_keep, path) = file();
+    RunFile::open(&path, Header::new(about(), cells())).unwrap();
+    let refused = |change: &dyn Fn(&mut About), name: &str| {
+        let mut other = about();
+        change(&mut other);
+        let error = RunFile::open(&path, Header::new(other, cells())).unwrap_err().to_string();
+        assert!(error.contains(name), "{name}: {error}");
+    };
+    refused(&|a| a.settings.contexts = vec![8], "--contexts: [8,16], not [8]");
+    refused(&|a| a.settings.seed = 1, "--seed");
+    refused(&|a| a.settings.dtype = "bf16".into(), "--dtype");
+    refused(&|a| a.checkpoint.sha256 = "ff".into(), "model");
+    refused(&|a| a.texts[0].sha256 = "ff".into(), "--text");
+    refused(&|a| a.versions.attn = "9".into(), "version");
+    refused(&|a| a.settings.rope.theta = Some(5e5), "--rope-theta: null, not 500000.0");
+    // Where and how it is started makes no difference.
+    let mut other = about();
+    (other.started, other.command, other.checkpoint.name) = (9, vec![], "elsewhere".into());
+    other.machines[0].threads = 7;
+    RunFile::open(&path, Header::new(other, cells())).unwrap();
+}
+
+#[test]
+fn two_writers_damage_and_other_files_are_refused() {
+    let (_keep, path) = file();
+    let mut first = RunFile::open(&path, Header::new(about(), cells())).unwrap();
+    let error = RunFile::open(&path, Header::new(about(), cells())).unwrap_err().to_string();
+    assert!(error.contains("another process"), "{error}");
+    first.append(0, scores(1.0)).unwrap();
+    first.append(1, scores(1.0)).unwrap();
+    drop(first);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let damaged = text.replacen("\"cell\":0", "\"cell\":x", 1);
+    std::fs::write(&path, damaged).unwrap();
+    let error = format!("{:#}", Run::read(&path).unwrap_err());
+    assert!(error.contains("line 2"), "{error}");
+    std::fs::write(&path, text.replacen("\"seed\":0", "\"seed\":1", 1)).unwrap();
+    let error = Run::read(&path).unwrap_err().to_string();
+    assert!(error.contains("fingerprint"), "{error}");
+    std::fs::write(&path, "mode,context\n").unwrap();
+    let error = RunFile::open(&path, Header::new(about(), cells())).unwrap_err().to_string();
+    assert!(error.contains("not a run file"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "mode,context\n", "and it is left alone");
+}
+
+#[test]
+fn shards_cover_every_cell_once_and_merge_whatever_overlaps_and_agrees() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = |name: &str, shard: &str, extra: &[usize], scale: f32| {
+        let path = folder.path().join(name);
+        let mut run = RunFile::open(&path, Header::new(about(), cells())).unwrap();
+        for index in shard.parse::<Shard>().unwrap().cells(&cells()).into_iter().chain(extra.iter().copied()) {
+            run.append(index, scores(index as f32 * scale)).unwrap();
+        }
+        (path, run.run)
+    };
+    let parts = vec![part("a", "1/3", &[], 1.0), part("b", "2/3", &[0], 1.0), part("c", "3/3", &[], 1.0)];
+    assert_eq!(parts[0].1.missing(), [1, 2]);
+    assert_eq!(Run::merge(parts[..2].to_vec()).unwrap().missing(), [2]);
+    let merged = Run::merge(parts.clone()).unwrap();
+    assert!(merged.missing().is_empty());
+    for (index, measured) in merged.scores.iter().enumerate() {
+        assert_eq!(measured.as_ref().unwrap().windows, scores(index as f32).windows);
+    }
+    let other = part("d", "2/4", &[], 2.0);
+    let error = Run::merge(vec![parts[1].clone(), other]).unwrap_err().to_string();
+    assert!(error.contains("yarn at 8"), "{error}");
+    for bad in ["0/2", "3/2", "1", "a/b", "1/0"] {
+        assert!(bad.parse::<Shard>().is_err(), "{bad}");
+    }
+}
