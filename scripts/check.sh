@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, lints, tests, documentation and the README's main command: what has to pass before a change lands.
+# Formatting, lints, tests, documentation, the README's main command and the types under the feature `cuda`: what has
+# to pass before a change lands.
 # Needs a Rust toolchain and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,3 +20,5 @@ step "the README's main command"
 cargo run --release -- compare
 step "the layer inside a stock Candle model"
 cargo run --release -p integration --example stock_llama
+step "types with the CUDA features (nothing is built or run; about two minutes the first time)"
+scripts/check_cuda.sh

@@ -103,3 +103,26 @@ fn encoder() {
     let diff = difference(&padded.narrow(1, 0, 10).unwrap(), &alone);
     assert!(diff < 1e-4, "differs by {diff}");
 }
+
+/// A session that went back to an earlier token continues as one that never went further.
+#[test]
+fn a_rewound_session_is_as_good_as_a_new_one() {
+    for (name, length) in [("llama", RopeLength::Declared(24)), ("llama-dynamic", RopeLength::Exact)] {
+        let golden = load(name).unwrap();
+        let ids = ids_of(&golden, "input_ids").narrow(0, 0, 1).unwrap();
+        let feed =
+            |session: &mut Session, from: usize, n: usize| session.feed(&ids.narrow(1, from, n).unwrap()).unwrap();
+        let mut session = Session::new(&golden.model, length, None).unwrap();
+        feed(&mut session, 0, 9);
+        feed(&mut session, 3, 12);
+        session.truncate(9).unwrap();
+        assert_eq!(session.len(), 9);
+        let rewound = feed(&mut session, 9, 11);
+        let mut new = Session::new(&golden.model, length, None).unwrap();
+        let difference = difference(&rewound, &feed(&mut new, 0, 20));
+        assert!(difference < 1e-4, "{name}: differs by {difference}");
+        session.truncate(0).unwrap();
+        assert!(session.is_empty());
+        feed(&mut session, 5, 2);
+    }
+}

@@ -3,6 +3,7 @@
 //! Flags are spelled as in llama.cpp and the Hugging Face command line where those have them. Groups of options that
 //! several commands share are structs that the commands flatten in.
 
+use crate::bench::args::BenchArgs;
 use attn_core::RopeOverride;
 use attn_eval::compare::{Factor, Mode};
 use attn_eval::run::Shard;
@@ -103,6 +104,9 @@ Examples:
 
 The cache is that of other Hugging Face tools: HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold.")]
     Download(DownloadArgs),
+    /// Measure the speed of attention or of a whole model
+    #[command(arg_required_else_help = true)]
+    Bench(BenchArgs),
 }
 
 /// Which model, and how to load it.
@@ -404,7 +408,7 @@ pub(crate) enum LengthPolicy {
     Fixed(usize),
 }
 
-fn parse_device(text: &str) -> Result<DeviceName, String> {
+pub(crate) fn parse_device(text: &str) -> Result<DeviceName, String> {
     match text.split_once(':') {
         None if text == "cpu" => Ok(DeviceName::Cpu),
         None if text == "cuda" => Ok(DeviceName::Cuda(0)),
@@ -430,14 +434,14 @@ fn parse_mode(text: &str) -> Result<Mode, String> {
     text.parse()
 }
 
-fn parse_positive(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {
     match parse_count(text) {
         Ok(0) => Err("it has to be at least 1".into()),
         other => other,
     }
 }
 
-fn parse_count(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         // Nothing holds more tokens, and sums of a few such numbers don't overflow.
         Ok(n) if n > u32::MAX as usize => Err(format!("it can be at most {}", u32::MAX)),

@@ -24,6 +24,11 @@ fn every_command_of_the_documentation_parses() {
         "attn inspect --rope-param beta_fast=16 --rope-param beta_slow=2 --rope-length exact --dtype bf16",
         "attn inspect --rope-length 4096 --device cuda:1 --keep-quantized --no-mmap --offline --threads 2",
         "attn download org/name@main",
+        "attn bench attention --dtype bf16 --batch 2 --heads 9 --kv-heads 3 --head-dim 64 --seq 4096 --json --runs 3",
+        "attn bench attention --decode --bias alibi --window 512 --path avx2 --device cuda:0 --threads 2",
+        "attn bench attention --backward --against candle",
+        "attn bench model m --dtype bf16 --keep-quantized --prompt 512 --generate 64 --depth 4096 --batch 8 --runs 3 --json",
+        "attn bench model -p 512 -n 64",
     ] {
         if let Err(error) = parse(line) {
             panic!("{line}: {error}");
@@ -55,6 +60,11 @@ fn what_cannot_be_meant_is_refused_by_name() {
         ("attn logits m --ids a", "--out"),
         ("attn download", "MODEL"),
         ("attn compere", "compare"),
+        ("attn bench attention --path sse", "avx512"),
+        ("attn bench attention --bias t5", "relative"),
+        ("attn bench attention --decode --backward", "cannot be used"),
+        ("attn bench attention --seq 0", "at least 1"),
+        ("attn bench model --runs 0", "at least 1"),
     ] {
         let error = parse(line).expect_err(line);
         assert!(error.contains(part), "{line}: {error}");

@@ -10,7 +10,7 @@ use attn_eval::sample::{SampleOptions, Sampler};
 use attn_models::RopeLength;
 
 /// A cache larger than this is refused rather than tried.
-const LARGEST_CACHE: usize = 1 << 38;
+pub(crate) const LARGEST_CACHE: usize = 1 << 38;
 /// Tokens to make room for at first where the length has no other meaning.
 const FIRST_ROOM: usize = 4096;
 

@@ -6,6 +6,7 @@
 
 mod about;
 mod args;
+mod bench;
 mod compare;
 mod download;
 mod explain;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Download(args) => download::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

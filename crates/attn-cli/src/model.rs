@@ -73,7 +73,11 @@ pub(crate) fn load_options(args: &LoadArgs) -> LoadOptions {
     options
 }
 
-fn set_threads(threads: Option<usize>) -> Result<()> {
+/// Starts the threads that everything computes with.
+///
+/// # Errors
+/// More than any machine has, or they can't be started.
+pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
     if threads > 1024 {
         return usage(format!("--threads {threads} is more than any machine has"));
@@ -81,7 +85,11 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("can't start the threads")
 }
 
-fn device(name: DeviceName) -> Result<Device> {
+/// Opens a device.
+///
+/// # Errors
+/// This build or this machine doesn't have it.
+pub(crate) fn device(name: DeviceName) -> Result<Device> {
     let missing = |what: &str, feature: &str| {
         usage(format!("--device {what}: this build has no {what}; build it with --features {feature}"))
     };

@@ -332,3 +332,50 @@ fn explain_needs_no_weights_and_fits_the_terminal() {
     let (_keep, broken) = file("config.json", b"{");
     refused(&["explain", path(&broken)], 1, &["config.json"]);
 }
+
+#[test]
+fn bench_attention_checks_before_it_times() {
+    for options in [&["--bias", "alibi"][..], &["--decode", "--bias", "relative"], &["--backward", "--bias", "dense"]] {
+        let report = json(&[&["bench", "attention", "--seq", "160", "--runs", "2", "--json"], options].concat());
+        let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{options:?}: {key} in {report}"));
+        assert!(number("error") < 4e-5 && number("checked_at") == 160.0, "{report}");
+        assert!(number("median_ms") >= number("min_ms") && number("min_ms") > 0.0, "{report}");
+        assert!(number("gflops") > 0.0 && number("peak_gflops") > 0.0, "{report}");
+        assert_eq!(report["bandwidth_gb_per_s"].is_number(), options.contains(&"--decode"));
+    }
+    let against = ["bench", "attention", "--seq", "64", "--dtype", "bf16", "--runs", "1", "--against", "candle"];
+    let text = stdout(&run(&against));
+    assert!(text.contains("reference") && text.contains("GFLOP/s") && text.contains("candle"), "{text}");
+}
+
+#[test]
+fn bench_model_reports_speed_and_memory() {
+    let args = ["bench", "model", "--prompt", "24", "--generate", "3", "--depth", "40", "--batch", "2", "--runs", "2"];
+    let report = json(&[&args[..], &["--json"]].concat());
+    assert!(report["prompt"]["tokens_per_second"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!((&report["generate"]["tokens"], &report["batch"]), (&3.into(), &2.into()));
+    assert!(report["kv_bytes"].as_u64().unwrap() >= 2 * 64 * report["kv_bytes_per_token"].as_u64().unwrap());
+    assert!(report["first_token_seconds"].is_null() && report["load_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["peak_rss_bytes"].is_number(), cfg!(target_os = "linux"));
+    let profiled = json(&["bench", "model", "--prompt", "24", "--generate", "2", "--runs", "1", "--json", "--profile"]);
+    for kind in ["prompt", "generate"] {
+        let rows = profiled[kind]["profile"].as_array().unwrap_or_else(|| panic!("{profiled}"));
+        let share = |name: &str| rows.iter().find(|row| row["operation"] == name).and_then(|row| row["share"].as_f64());
+        for name in ["matmul", "attention", "norm", "rotary", "element-wise", "cache", "head", "embedding", "other"] {
+            assert!(share(name).is_some_and(|share| share > 0.0 && share < 1.0), "{kind}: {name} in {profiled}");
+        }
+        let sum: f64 = rows.iter().map(|row| row["share"].as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+    }
+    let text = stdout(&run(&["bench", "model", "--prompt", "8", "--generate", "0", "--runs", "1"]));
+    assert!(text.contains("first token") && !text.contains("generate"), "{text}");
+}
+
+#[test]
+fn bench_refuses_what_it_cannot_measure() {
+    refused(&["bench", "attention", "--heads", "3", "--kv-heads", "2"], 2, &["--heads 3", "--kv-heads 2"]);
+    refused(&["bench", "attention", "--bias", "dense", "--seq", "4000000"], 2, &["memory"]);
+    refused(&["bench", "attention", "--window", "8", "--against", "candle"], 2, &["--against"]);
+    refused(&["bench", "model", "--prompt", "0", "--generate", "0"], 2, &["--prompt"]);
+    refused(&["bench", "model", "--depth", "4000000000"], 2, &["memory"]);
+}

@@ -4,7 +4,7 @@
 //! whose tail moves to the front when it is full, rather than a ring, so that kernels always see keys in order and
 //! contiguous, at an amortised cost of one copy per token.
 
-use crate::{Mask, Resolution, attention::KeyNorms};
+use crate::{Mask, Resolution, attention::KeyNorms, profile};
 use candle_core::{Result, Tensor, bail};
 use std::{ops::Range, sync::Arc};
 
@@ -106,6 +106,7 @@ impl LayerCache {
         new: [&Tensor; N],
         resolution: Resolution,
     ) -> Result<([Tensor; N], usize)> {
+        let _scope = profile::scope(profile::Op::Cache);
         if *self.resolution.get_or_insert(resolution) != resolution {
             bail!(
                 "kv cache: filled under rotary frequencies {:?}, now asked for {resolution:?}; recompute it, or declare \

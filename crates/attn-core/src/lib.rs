@@ -5,6 +5,8 @@
 //! - [`attend`]: the attention call itself, `(b, h, t, d)`, which picks a kernel.
 //! - [`Mask`], [`ScoreBias`], [`Positions`]: which keys a query sees, what is added to its scores, where tokens stand.
 //! - [`LayerCache`]: keys and values of earlier tokens, allocated ahead.
+//! - [`profile`]: where the time of a forward pass goes.
+//! - [`machine`]: what the processor can do at most, to measure kernels against.
 //!
 //! The example at [`MultiHeadAttention`] is a start.
 
@@ -14,10 +16,12 @@ mod cache;
 mod latent;
 mod layer;
 mod linear;
+pub mod machine;
 mod mask;
 mod norm;
 pub mod position;
 pub mod product;
+pub mod profile;
 
 pub use attention::{AttendArgs, attend};
 pub use bias::ScoreBias;

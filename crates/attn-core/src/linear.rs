@@ -3,7 +3,7 @@
 //! Models hold [`Linear`]s and never see which; a faster product replaces the inside of [`Linear::forward`] and
 //! nothing else.
 
-use crate::product;
+use crate::{product, profile};
 use candle_core::{
     Module, Result, Tensor, bail,
     quantized::{QMatMul, QTensor},
@@ -64,6 +64,7 @@ impl Linear {
 impl Module for Linear {
     /// `(.., in)` to `(.., out)`, in the dtype of `xs`.
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let _scope = profile::scope(profile::Op::Matmul);
         let ys = match &self.weight {
             Weight::Dense(w) => {
                 // One product for all leading dimensions: candle's batched product would copy the weights per row.

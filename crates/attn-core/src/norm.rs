@@ -1,5 +1,6 @@
 //! RMS and layer norm, computed in f32 whatever the dtype of the model, with gradients where they are tracked.
 
+use crate::profile;
 use candle_core::{D, DType, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -36,6 +37,7 @@ impl Norm {
 
 impl Module for Norm {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let _scope = profile::scope(profile::Op::Norm);
         if let (Some(weight), true) = (&self.weight, !xs.track_op() && xs.device().is_cpu()) {
             let flat = weight.rank() == 1 && weight.dtype() == xs.dtype() && !weight.track_op();
             // Candle's fused op keeps no gradient, hence the checks above.

@@ -3,7 +3,7 @@
 use crate::activation::Activation;
 use crate::builder::Builder;
 use crate::spec::{ExpertNames, GateUpSpec, LinearSpec, MlpSpec, MoeSpec, Routing};
-use attn_core::Linear;
+use attn_core::{Linear, profile};
 use candle_core::{D, DType, Module, Result, Tensor};
 
 /// A feed-forward network.
@@ -59,6 +59,7 @@ impl Mlp {
 
     /// `(b, t, hidden)` to the same.
     pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let _scope = profile::scope(profile::Op::ElementWise);
         match self {
             Self::Gated { gate_up, down, activation } => {
                 let (gate, up) = gate_up.forward(xs)?;

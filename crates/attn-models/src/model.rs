@@ -6,7 +6,7 @@ use crate::families;
 use crate::spec::{ModelSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
 use attn_core::position::{self, PositionConfig};
-use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride};
+use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride, profile};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
@@ -256,6 +256,7 @@ impl Model {
 
     /// Logits f32 of hidden states.
     pub fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let _scope = profile::whole(profile::Op::Head);
         let (Some(head), Some(spec)) = (&self.head, &self.spec.head) else {
             bail!("{} is an encoder: it has hidden states but no logits", self.spec.family)
         };

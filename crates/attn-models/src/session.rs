@@ -91,6 +91,22 @@ impl Session {
         self.model.head_logits(&hidden.narrow(1, hidden.dim(1)? - t, t)?)
     }
 
+    /// Forgets the tokens from the `len`-th on, to continue differently from there.
+    ///
+    /// # Errors
+    /// A windowed layer has dropped what the next token would have to see, see
+    /// [`LayerCache::truncate`](attn_core::LayerCache::truncate).
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.cache.truncate(len)?;
+        if len == 0 {
+            self.tokens.clear();
+        } else if !self.tokens.is_empty() {
+            let all = Tensor::cat(&self.tokens, 1)?;
+            self.tokens = vec![all.narrow(1, 0, len.min(all.dim(1)?))?];
+        }
+        Ok(())
+    }
+
     /// Hidden states of at least the new tokens, at the end.
     fn advance(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;

@@ -6,6 +6,7 @@ use crate::spec::{AttentionSpec, LayerSpec, StackSpec, Wiring};
 use attn_core::{
     KvCache, LatentAttention, LayerCache, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions,
     position::{NopeConfig, PositionConfig},
+    profile,
 };
 use candle_core::{Module, Result, Tensor};
 use std::{ops::Range, sync::Arc};
@@ -109,6 +110,7 @@ impl Block {
     }
 
     fn join(&self, residual: &Tensor, branch: Tensor) -> Result<Tensor> {
+        let _scope = profile::scope(profile::Op::ElementWise);
         match self.residual_multiplier {
             Some(m) => residual + (branch * m)?,
             None => residual + branch,
@@ -233,6 +235,7 @@ impl Stack {
         memory: Option<&Memory>,
     ) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
+        let scope = profile::scope(profile::Op::Embedding);
         let mut xs = self.tokens.index_select(&ids.flatten_all()?, 0)?.reshape((b, t, ()))?;
         if self.scale != 1.0 {
             xs = (xs * self.scale)?;
@@ -241,6 +244,7 @@ impl Stack {
             xs = xs.broadcast_add(row)?;
         }
         xs = norm(self.embedding_norm.as_ref(), self.position.embed(&xs, positions)?)?;
+        drop(scope);
         for (i, block) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|c| &mut c.layers[i]);
             let memory = memory.and_then(|m| Some((m.layers.get(i)?, m)));

@@ -4,12 +4,13 @@
 //! |---|---|---|---|
 //! | CPU | f32, bf16, f16 | none, or of q, k and v | fused: tiles, one pass; recomputed for the gradients |
 //! | CPU | f32, bf16, f16 | of the bias | reference: plain Candle ops, which keep the graph |
-//! | any | f64 | any | reference |
-//! | other | any | any | reference |
+//! | CUDA, Metal | those that Candle's own kernel gets right | none | Candle's, see `accelerator` |
+//! | any | else | any | reference |
 //!
 //! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()`.
 //! The fused kernel runs on rayon's current pool: `RAYON_NUM_THREADS` or `ThreadPool::install` set how many threads.
 
+mod accelerator;
 pub(crate) mod fused_cpu;
 mod key_norms;
 #[cfg(test)]
@@ -20,7 +21,7 @@ pub mod reference;
 pub use key_norms::KeyNorms;
 pub use path::{KernelOptions, KernelPath};
 
-use crate::{Mask, ScoreBias};
+use crate::{Mask, ScoreBias, profile};
 use candle_core::{Result, Tensor, bail};
 
 /// Everything about one attention call but the tensors. Order of operations: scale, softcap, bias, mask, softmax.
@@ -73,14 +74,17 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<T
 /// # Errors
 /// As [`attend`]; also a path that this machine doesn't have, and key norms that don't match `k`.
 pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
+    let _scope = profile::scope(profile::Op::Attention);
     check(q, k, v, args)?;
     if let Some(norms) = &options.key_norms {
         norms.check(k)?;
     }
     if fused_cpu::supports(q, k, v, args) {
-        fused_cpu::attend(q, k, v, args, options)
-    } else {
-        reference::attend(q, k, v, args)
+        return fused_cpu::attend(q, k, v, args, options);
+    }
+    match accelerator::attend(q, k, v, args)? {
+        Some(out) => Ok(out),
+        None => reference::attend(q, k, v, args),
     }
 }
 

@@ -54,7 +54,10 @@ impl KernelPath {
     }
 
     /// The path for a call: the one asked for, else `ATTN_KERNEL`, else the fastest.
-    pub(crate) fn choose(asked: Option<Self>) -> Result<Self> {
+    ///
+    /// # Errors
+    /// A path that this machine doesn't have, or an `ATTN_KERNEL` that isn't one.
+    pub fn choose(asked: Option<Self>) -> Result<Self> {
         static DEFAULT: OnceLock<std::result::Result<KernelPath, String>> = OnceLock::new();
         let path = match asked {
             Some(path) => path,

@@ -214,6 +214,7 @@ impl Rope {
 impl PositionEncoding for Rope {
     /// Rotates the first `rotary_dim` lanes. `xs` is `(b, h, t, head_dim)` of any strides; the result has its dtype.
     fn rotate(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let _scope = crate::profile::scope(crate::profile::Op::Rotary);
         let fast = xs.device().is_cpu() && matches!(xs.dtype(), DType::F32 | DType::F16 | DType::BF16);
         if fast && !xs.track_op() { self.rotate_fast(xs, positions) } else { self.rotate_plain(xs, positions) }
     }

@@ -1,0 +1,259 @@
+//! `attn bench attention`: one call on random numbers, checked against the reference before it is timed.
+
+use super::Times;
+use super::args::{AttentionArgs, BiasName, Rival};
+use crate::model;
+use crate::output::{print, print_json, usage};
+use anyhow::{Context, Result, ensure};
+use attn_core::attention::{KernelOptions, KernelPath, KeyNorms, attend_with, reference};
+use attn_core::{AttendArgs, Mask, ScoreBias, machine};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::attention::{AttnMask, flash_attn};
+use serde::Serialize;
+use std::hint::black_box;
+use std::sync::Arc;
+
+/// Larger calls are refused rather than tried.
+const LARGEST: usize = 1 << 35;
+/// Scores that the check may hold at once, over all heads.
+const CHECKED_SCORES: usize = 1 << 24;
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Report {
+    dtype: &'static str,
+    batch: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    seq: usize,
+    decode: bool,
+    bias: String,
+    window: Option<usize>,
+    backward: bool,
+    /// The instruction set, on the CPU.
+    path: Option<String>,
+    threads: usize,
+    runs: usize,
+    /// Largest difference from the reference over its largest value, at a length of `checked_at`.
+    error: f32,
+    checked_at: usize,
+    median_ms: f64,
+    min_ms: f64,
+    gflops: f64,
+    /// f32 multiply-adds with the same vectors and threads.
+    peak_gflops: Option<f64>,
+    /// Keys and values over the time, when decoding.
+    gb_per_s: Option<f64>,
+    /// Reads of memory by as many threads.
+    bandwidth_gb_per_s: Option<f64>,
+    /// Candle's `flash_attn` on the same call.
+    candle_ms: Option<f64>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Heads that don't fit each other, a path or device that isn't there, a call that fits no memory, or a result that is
+/// not the reference's.
+pub(super) fn run(args: &AttentionArgs) -> Result<()> {
+    refuse(args)?;
+    model::set_threads(args.threads)?;
+    let device = model::device(args.device)?;
+    let report = bench(args, &device)?;
+    if args.json { print_json(&report) } else { print(&summary(&report)) }
+}
+
+fn refuse(args: &AttentionArgs) -> Result<()> {
+    let AttentionArgs { heads, kv_heads, seq, .. } = *args;
+    if !heads.is_multiple_of(kv_heads) {
+        return usage(format!("--heads {heads} do not divide among --kv-heads {kv_heads}"));
+    }
+    let plain = args.bias == BiasName::None && args.window.is_none() && !args.backward;
+    if args.against == Some(Rival::Candle) && !plain {
+        return usage("--against candle: its kernel is timed on plain causal calls, without bias, window or gradients");
+    }
+    let queries = if args.decode { 1 } else { seq };
+    let product = |factors: &[usize]| factors.iter().try_fold(4usize, |all, &n| all.checked_mul(n));
+    let sizes = [
+        product(&[args.batch, heads, queries, args.head_dim, 2]),
+        product(&[args.batch, kv_heads, seq, args.head_dim, 2]),
+        if args.bias == BiasName::Dense { product(&[heads, queries, seq]) } else { Some(0) },
+    ];
+    if !sizes.into_iter().all(|size| size.is_some_and(|size| size <= LARGEST)) {
+        return usage("a call of this size is past any memory: lower --seq, --batch or --heads");
+    }
+    Ok(())
+}
+
+/// One call, ready to run.
+struct Call {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    args: AttendArgs,
+    options: KernelOptions,
+}
+
+impl Call {
+    fn new(a: &AttentionArgs, seq: usize, device: &Device) -> Result<Self> {
+        let queries = if a.decode { 1 } else { seq };
+        let random = |h: usize, t: usize| -> Result<Tensor> {
+            let x = Tensor::randn(0f32, 1f32, (a.batch, h, t, a.head_dim), device)?;
+            Ok(x.to_dtype(a.dtype.dtype())?)
+        };
+        let (q, k, v) = (random(a.heads, queries)?, random(a.kv_heads, seq)?, random(a.kv_heads, seq)?);
+        let bias = match a.bias {
+            BiasName::None => ScoreBias::None,
+            BiasName::Alibi => {
+                let slope = |i: usize| (-8.0 * (i + 1) as f32 / a.heads as f32).exp2();
+                ScoreBias::Linear { slopes: Tensor::from_iter((0..a.heads).map(slope), device)? }
+            }
+            BiasName::Relative => {
+                let table = Tensor::randn(0f32, 1f32, (a.heads, 2 * seq), device)?;
+                ScoreBias::Relative { table, first: -(seq as i64) }
+            }
+            BiasName::Dense => ScoreBias::Dense(Tensor::randn(0f32, 1f32, (1, a.heads, queries, seq), device)?),
+        };
+        let mask = Mask::causal().with_window(a.window);
+        let args = AttendArgs { bias, mask, ..AttendArgs::causal(a.head_dim, queries, seq) };
+        // A cache keeps them as it grows, so they are no part of the call.
+        let norms = a.decode && a.bias == BiasName::Alibi && device.is_cpu();
+        let key_norms = if norms { Some(Arc::new(KeyNorms::new(&k)?)) } else { None };
+        Ok(Self { q, k, v, args, options: KernelOptions { path: a.path, key_norms } })
+    }
+
+    fn forward(&self) -> Result<Tensor> {
+        Ok(attend_with(&self.q, &self.k, &self.v, &self.args, &self.options)?)
+    }
+
+    /// The output, and with `backward` the gradients of q, k and v for a gradient of ones.
+    fn results(&self, backward: bool, attend: &Kernel<'_>) -> Result<Vec<Tensor>> {
+        if !backward {
+            return Ok(vec![attend(&self.q, &self.k, &self.v)?]);
+        }
+        let vars = [&self.q, &self.k, &self.v].map(Var::from_tensor);
+        let [q, k, v] = vars;
+        let (q, k, v) = (q?, k?, v?);
+        let out = attend(q.as_tensor(), k.as_tensor(), v.as_tensor())?;
+        let mut grads = out.sum_all()?.backward()?;
+        let mut results = vec![out.detach()];
+        for (name, var) in [("q", &q), ("k", &k), ("v", &v)] {
+            results.push(grads.remove(var.as_tensor()).with_context(|| format!("no gradient reached {name}"))?);
+        }
+        Ok(results)
+    }
+
+    /// How far the results are from the reference's, relative to the largest value of each.
+    fn error(&self, backward: bool) -> Result<f32> {
+        let ours = self.results(backward, &|q, k, v| Ok(attend_with(q, k, v, &self.args, &self.options)?))?;
+        let theirs = self.results(backward, &|q, k, v| Ok(reference::attend(q, k, v, &self.args)?))?;
+        let largest = |x: &Tensor| -> Result<f32> { Ok(x.abs()?.max_all()?.to_scalar()?) };
+        let mut worst = 0f32;
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let (ours, theirs) = (ours.to_dtype(DType::F32)?, theirs.to_dtype(DType::F32)?);
+            let error = largest(&(ours - &theirs)?)? / largest(&theirs)?;
+            ensure!(error.is_finite(), "the result is no number");
+            worst = worst.max(error);
+        }
+        Ok(worst)
+    }
+
+    /// Pairs of query and key that the mask leaves, per head and sequence.
+    fn pairs(&self) -> usize {
+        let (queries, keys) = (self.q.dims()[2], self.k.dims()[2]);
+        (0..queries).map(|q| self.args.mask.visible(0, self.args.q_start + q, 0..keys).len()).sum()
+    }
+
+    /// Candle's kernel on the same numbers, laid out as it wants them: `(b, t, h, d)`.
+    fn candle(&self, runs: usize) -> Result<Times> {
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.transpose(1, 2).and_then(|x| x.contiguous()));
+        let (q, k, v) = (q?, k?, v?);
+        let scale = self.args.scale as f32;
+        Times::measure(runs, || {
+            let mask = AttnMask::Causal { kv_offset: self.args.q_start };
+            black_box(match q.dtype() {
+                DType::BF16 => flash_attn::<half::bf16>(&q, &k, &v, scale, mask, None, None)?,
+                DType::F16 => flash_attn::<half::f16>(&q, &k, &v, scale, mask, None, None)?,
+                _ => flash_attn::<f32>(&q, &k, &v, scale, mask, None, None)?,
+            });
+            Ok(())
+        })
+    }
+}
+
+/// Attention of q, k and v under arguments that are already fixed.
+type Kernel<'a> = dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'a;
+
+/// Checks, then times.
+fn bench(args: &AttentionArgs, device: &Device) -> Result<Report> {
+    let queries = |seq: usize| if args.decode { 1 } else { seq };
+    let fits = |seq: usize| args.batch * args.heads * queries(seq) * seq <= CHECKED_SCORES;
+    let checked_at = (0..).map(|halvings| args.seq >> halvings).find(|&seq| seq <= 1 || fits(seq)).unwrap_or(1).max(1);
+    let error = Call::new(args, checked_at, device)?.error(args.backward)?;
+    let tolerance = if args.dtype.dtype() == DType::F32 { 2e-5 } else { 2e-2 } * if args.backward { 2.0 } else { 1.0 };
+    ensure!(error <= tolerance, "the result is off by {error:e} at {checked_at} tokens");
+
+    let call = Call::new(args, args.seq, device)?;
+    let times = Times::measure(args.runs, || {
+        if args.backward {
+            black_box(call.results(true, &|q, k, v| Ok(attend_with(q, k, v, &call.args, &call.options)?))?);
+        } else {
+            black_box(call.forward()?);
+        }
+        Ok(device.synchronize()?)
+    })?;
+    let candle = args.against.map(|Rival::Candle| call.candle(args.runs.min(3))).transpose()?;
+
+    let path = if device.is_cpu() { Some(KernelPath::choose(args.path)?) } else { None };
+    // Two products forward; five backward, the scores among them once more.
+    let passes = if args.backward { 3.5 } else { 1.0 };
+    let flops = call.pairs() as f64 * (4 * args.head_dim * args.heads * args.batch) as f64 * passes;
+    let bytes = 2 * call.k.elem_count() * call.k.dtype().size_in_bytes();
+    Ok(Report {
+        dtype: call.q.dtype().as_str(),
+        batch: args.batch,
+        heads: args.heads,
+        kv_heads: args.kv_heads,
+        head_dim: args.head_dim,
+        seq: args.seq,
+        decode: args.decode,
+        bias: format!("{:?}", args.bias).to_lowercase(),
+        window: args.window,
+        backward: args.backward,
+        path: path.map(|path| path.to_string()),
+        threads: rayon::current_num_threads(),
+        runs: args.runs,
+        error,
+        checked_at,
+        median_ms: times.median() * 1e3,
+        min_ms: times.best() * 1e3,
+        gflops: flops / times.median() / 1e9,
+        peak_gflops: path.map(machine::fma_peak).transpose()?,
+        gb_per_s: args.decode.then(|| bytes as f64 / times.median() / 1e9),
+        bandwidth_gb_per_s: if args.decode && device.is_cpu() { Some(machine::read_bandwidth()?) } else { None },
+        candle_ms: candle.map(|times| times.median() * 1e3),
+    })
+}
+
+fn summary(r: &Report) -> String {
+    let mut out = format!("reference  agrees to {:.1e} of the largest value, at {} tokens\n", r.error, r.checked_at);
+    out.push_str(&format!("time       {:.3} ms, median of {} (best {:.3})\n", r.median_ms, r.runs, r.min_ms));
+    out.push_str(&format!("speed      {:.1} GFLOP/s", r.gflops));
+    if let (Some(peak), Some(path)) = (r.peak_gflops, &r.path) {
+        let share = 100.0 * r.gflops / peak;
+        out.push_str(&format!(", {share:.0} % of {peak:.1} ({path} f32 multiply-adds, {} threads)", r.threads));
+    }
+    out.push('\n');
+    if let Some(speed) = r.gb_per_s {
+        out.push_str(&format!("           {speed:.1} GB/s of keys and values"));
+        if let Some(limit) = r.bandwidth_gb_per_s {
+            out.push_str(&format!(", {:.0} % of {limit:.1} (reads of memory)", 100.0 * speed / limit));
+        }
+        out.push('\n');
+    }
+    if let Some(ms) = r.candle_ms {
+        out.push_str(&format!("candle     {ms:.3} ms, {:.1} times as long\n", ms / r.median_ms));
+    }
+    out
+}

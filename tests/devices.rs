@@ -1,0 +1,199 @@
+//! The same results on whatever device this machine has: CUDA or Metal if the build and the machine have one, else the
+//! CPU. `ATTN_TEST_DEVICE` (`cpu`, `cuda`, `cuda:N` or `metal`) asks for one, and a machine without it fails.
+//!
+//! ```text
+//! cargo test --release -p integration --test devices --features flash-attn
+//! ```
+
+mod common;
+
+use attn_core::{AttendArgs, Mask, ScoreBias, attend, attention::reference};
+use attn_models::{Model, Options, RopeLength, Session};
+use candle_core::{DType, Device, Tensor};
+use common::{difference, ids_of, load};
+use loader::{Checkpoint, LoadOptions};
+use std::ops::Range;
+
+fn device() -> Device {
+    match std::env::var("ATTN_TEST_DEVICE").as_deref() {
+        Ok("cpu") => Device::Cpu,
+        Ok("cuda") => Device::new_cuda(0).expect("a CUDA device"),
+        Ok("metal") => Device::new_metal(0).expect("a Metal device"),
+        Ok(name) => match name.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(index)) => Device::new_cuda(index).expect("this CUDA device"),
+            _ => panic!("ATTN_TEST_DEVICE is {name:?}, not cpu, cuda, cuda:N or metal"),
+        },
+        Err(_) if candle_core::utils::cuda_is_available() => Device::new_cuda(0).expect("a CUDA device"),
+        Err(_) if candle_core::utils::metal_is_available() => Device::new_metal(0).expect("a Metal device"),
+        Err(_) => Device::Cpu,
+    }
+}
+
+/// A call: sizes, how much of the keys lies before the queries, and what else is special.
+#[derive(Debug, Clone)]
+struct Call {
+    b: usize,
+    h: usize,
+    h_kv: usize,
+    tq: usize,
+    tk: usize,
+    d: usize,
+    args: AttendArgs,
+}
+
+impl Call {
+    fn causal(h: usize, h_kv: usize, tq: usize, tk: usize, d: usize) -> Self {
+        Self { b: 2, h, h_kv, tq, tk, d, args: AttendArgs::causal(d, tq, tk) }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut AttendArgs)) -> Self {
+        change(&mut self.args);
+        self
+    }
+
+    /// A tensor `(b, h, t, d)` that depends on nothing but its arguments; `transposed` as a projection leaves it.
+    fn tensor(&self, seed: u32, h: usize, t: usize, transposed: bool) -> Tensor {
+        let n = (self.b * h * t * self.d) as u32;
+        let numbers = (0..n).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503)) >> 8) as f32);
+        let numbers = numbers.map(|x| x / (1 << 22) as f32 - 2.0);
+        let flat = Tensor::from_iter(numbers, &Device::Cpu).unwrap();
+        match transposed {
+            true => flat.reshape((self.b, t, h, self.d)).and_then(|x| x.transpose(1, 2)),
+            false => flat.reshape((self.b, h, t, self.d)),
+        }
+        .unwrap()
+    }
+
+    fn args_on(&self, device: &Device) -> AttendArgs {
+        let bias = match &self.args.bias {
+            ScoreBias::None => ScoreBias::None,
+            ScoreBias::Linear { slopes } => ScoreBias::Linear { slopes: slopes.to_device(device).unwrap() },
+            ScoreBias::Relative { table, first } => {
+                ScoreBias::Relative { table: table.to_device(device).unwrap(), first: *first }
+            }
+            ScoreBias::Dense(bias) => ScoreBias::Dense(bias.to_device(device).unwrap()),
+        };
+        AttendArgs { bias, ..self.args.clone() }
+    }
+
+    /// The device's result in the dtype against the CPU's reference in f32 on the same rounded numbers.
+    fn check(&self, device: &Device, dtype: DType, transposed: bool) {
+        let [q, k, v] = [(1, self.h, self.tq), (2, self.h_kv, self.tk), (3, self.h_kv, self.tk)]
+            .map(|(seed, h, t)| self.tensor(seed, h, t, transposed).to_dtype(dtype).unwrap());
+        let there = [&q, &k, &v].map(|x| x.to_device(device).unwrap());
+        let out = attend(&there[0], &there[1], &there[2], &self.args_on(device)).unwrap();
+        assert_eq!((out.dtype(), out.dims()), (dtype, &[self.b, self.h, self.tq, self.d][..]));
+        let out = out.to_device(&Device::Cpu).and_then(|x| x.to_dtype(DType::F32)).unwrap();
+        let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F32).unwrap());
+        let expected = reference::attend(&q, &k, &v, &self.args).unwrap();
+        let largest = expected.abs().and_then(|x| x.max_all()?.to_scalar::<f32>()).unwrap();
+        let error = difference(&out, &expected) / largest;
+        let limit = if dtype == DType::F32 { 1e-4 } else { 2e-2 };
+        assert!(error <= limit, "{device:?} {dtype:?} transposed {transposed}: off by {error:e} in {self:?}");
+    }
+}
+
+fn slopes(h: usize) -> ScoreBias {
+    let slopes: Vec<f32> = (1..=h).map(|i| (-8.0 * i as f32 / h as f32).exp2()).collect();
+    ScoreBias::Linear { slopes: Tensor::new(slopes, &Device::Cpu).unwrap() }
+}
+
+fn rows(ranges: &[Range<usize>]) -> Mask {
+    Mask::causal().with_keys(Some(ranges.to_vec().into()))
+}
+
+#[test]
+fn attention_is_the_reference_on_the_cpu() {
+    let device = device();
+    println!("on {device:?}");
+    let noise = |dims: (usize, usize)| Tensor::randn(0f32, 1., dims, &Device::Cpu).unwrap();
+    let mut calls = vec![
+        Call::causal(4, 2, 64, 64, 64).with(|a| a.bias = slopes(4)),
+        Call::causal(4, 2, 1, 90, 64).with(|a| a.bias = slopes(4)),
+        Call::causal(4, 2, 70, 70, 64).with(|a| a.softcap = Some(5.0)),
+        Call::causal(4, 2, 1, 1100, 64).with(|a| a.softcap = Some(5.0)),
+        Call::causal(4, 2, 70, 70, 64).with(|a| (a.bias, a.softcap) = (slopes(4), Some(5.0))),
+        Call::causal(4, 4, 100, 100, 64).with(|a| a.mask.window = Some(17)),
+        Call::causal(4, 4, 40, 100, 64).with(|a| (a.mask.window, a.bias) = (Some(17), slopes(4))),
+        Call::causal(4, 4, 1, 100, 64).with(|a| a.mask.window = Some(17)),
+        Call::causal(4, 4, 40, 40, 64).with(|a| a.mask = Mask::bidirectional()),
+        Call::causal(4, 4, 40, 90, 64).with(|a| (a.mask, a.q_start) = (Mask::bidirectional(), 0)),
+        Call::causal(4, 4, 40, 40, 64).with(|a| a.mask = Mask::bidirectional().with_window(Some(9))),
+        Call::causal(4, 4, 40, 40, 64).with(|a| (a.mask, a.bias) = (Mask::bidirectional(), slopes(4))),
+        Call::causal(4, 4, 50, 50, 64).with(|a| a.mask = rows(&[7..50, 0..41])),
+        Call::causal(4, 4, 1, 50, 64).with(|a| a.mask = rows(&[7..50, 0..50])),
+        Call::causal(4, 4, 50, 50, 64).with(|a| a.mask.chunk = Some(16)),
+        Call::causal(4, 4, 32, 64, 64).with(|a| a.q_start = 10),
+        Call::causal(4, 4, 32, 64, 64).with(|a| (a.q_start, a.k_start) = (132, 100)),
+        Call::causal(4, 4, 30, 40, 64).with(|a| a.bias = ScoreBias::Relative { table: noise((4, 100)), first: -50 }),
+        Call::causal(4, 4, 30, 40, 64).with(|a| a.bias = ScoreBias::Dense(noise((30, 40)))),
+    ];
+    for d in [8, 20, 32, 64, 72, 80, 96, 128, 160, 256] {
+        for (tq, tk) in
+            [(1, 5), (1, 77), (1, 1030), (5, 5), (16, 32), (31, 31), (33, 77), (64, 100), (100, 100), (130, 130)]
+        {
+            calls.push(Call::causal(4, 2, tq, tk, d));
+        }
+    }
+    for call in &calls {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            // The CPU has neither a CUDA nor a Metal kernel's limits, and property tests of its own.
+            for transposed in [false, true] {
+                call.check(&device, dtype, transposed);
+            }
+        }
+    }
+}
+
+/// Gradients reach queries, keys and values on every device.
+#[test]
+fn gradients_are_not_lost() {
+    let device = device();
+    let call = Call::causal(4, 2, 40, 40, 64);
+    let gradients = |device: &Device| {
+        let [q, k, v] = [(1, 4), (2, 2), (3, 2)].map(|(seed, h)| {
+            let x = call.tensor(seed, h, 40, false).to_dtype(DType::F32).unwrap();
+            candle_core::Var::from_tensor(&x.to_device(device).unwrap()).unwrap()
+        });
+        let out = attend(q.as_tensor(), k.as_tensor(), v.as_tensor(), &call.args_on(device)).unwrap();
+        let mut grads = out.sqr().and_then(|x| x.sum_all()?.backward()).unwrap();
+        [q, k, v].map(|x| grads.remove(x.as_tensor()).expect("a gradient").to_device(&Device::Cpu).unwrap())
+    };
+    for (there, here) in gradients(&device).iter().zip(gradients(&Device::Cpu)) {
+        let largest = here.abs().and_then(|x| x.max_all()?.to_scalar::<f32>()).unwrap();
+        assert!(difference(there, &here) <= 1e-3 * largest, "{device:?}");
+    }
+}
+
+fn model_on(name: &str, device: &Device, dtype: DType) -> Model {
+    let options = LoadOptions { quiet: true, ..LoadOptions::default() };
+    let checkpoint = Checkpoint::open(&common::root().join(name).to_string_lossy(), &options).unwrap();
+    let options = Options { dtype, device: device.clone(), ..Options::default() };
+    Model::load(&checkpoint.config, checkpoint.weights, &options).unwrap()
+}
+
+/// Golden models in one prefill and token by token: f32 as transformers, bf16 close to it.
+#[test]
+fn models_give_their_golden_logits() {
+    let device = device();
+    for name in ["llama", "llama-yarn", "mistral-window", "gemma2", "bloom", "gpt2", "deepseek-v3", "smollm3-nope"] {
+        let golden = load(name).unwrap();
+        let ids = ids_of(&golden, "input_ids").narrow(0, 0, 1).unwrap();
+        let (there, t) = (ids.to_device(&device).unwrap(), ids.dim(1).unwrap());
+        let expected = golden.model.logits(&ids, t).unwrap();
+        let largest = expected.abs().and_then(|x| x.max_all()?.to_scalar::<f32>()).unwrap();
+        for (dtype, limit) in [(DType::F32, 1e-3), (DType::BF16, 0.1 * largest)] {
+            let model = model_on(name, &device, dtype);
+            let whole = model.logits(&there, t).unwrap().to_device(&Device::Cpu).unwrap();
+            let error = difference(&whole, &expected);
+            assert!(error <= limit, "{name} {dtype:?} in one pass: off by {error}");
+            let mut session = Session::new(&model, RopeLength::Declared(t), None).unwrap();
+            session.feed(&there.narrow(1, 0, t - 3).unwrap()).unwrap();
+            for i in t - 3..t {
+                let logits = session.feed(&there.narrow(1, i, 1).unwrap()).unwrap().to_device(&Device::Cpu).unwrap();
+                let error = difference(&logits, &expected.narrow(1, i, 1).unwrap().squeeze(1).unwrap());
+                assert!(error <= limit, "{name} {dtype:?} at token {i}: off by {error}");
+            }
+        }
+    }
+}
