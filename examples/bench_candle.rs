@@ -14,8 +14,8 @@ use candle_transformers::models::{llama, quantized_llama};
 use std::{path::Path, time::Instant};
 
 enum Model {
-    Dense { model: Box<llama::Llama>, config: llama::Config, dtype: DType, cache: llama::Cache },
-    Quantized(Box<quantized_llama::ModelWeights>),
+    Dense { model: llama::Llama, config: llama::Config, dtype: DType, cache: llama::Cache },
+    Quantized(quantized_llama::ModelWeights),
 }
 
 impl Model {
@@ -27,17 +27,14 @@ impl Model {
             "quantized" => {
                 let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
                 let content = gguf_file::Content::read(&mut file)?;
-                return Ok(Self::Quantized(Box::new(quantized_llama::ModelWeights::from_gguf(
-                    content, &mut file, &device,
-                )?)));
+                return Ok(Self::Quantized(quantized_llama::ModelWeights::from_gguf(content, &mut file, &device)?));
             }
             other => bail!("unknown dtype {other}"),
         };
         let config = std::fs::read_to_string(path.join("config.json")).with_context(|| path.display().to_string())?;
         let config = serde_json::from_str::<llama::LlamaConfig>(&config)?.into_config(false);
         let weights = std::fs::read(path.join("model.safetensors"))?;
-        let model =
-            Box::new(llama::Llama::load(VarBuilder::from_buffered_safetensors(weights, dtype, &device)?, &config)?);
+        let model = llama::Llama::load(VarBuilder::from_buffered_safetensors(weights, dtype, &device)?, &config)?;
         let cache = llama::Cache::new(true, dtype, &config, &device)?;
         Ok(Self::Dense { model, config, dtype, cache })
     }
