@@ -27,7 +27,9 @@ def ratio(theirs, ours):
 
 
 def table(head, rows):
-    """Prints a Markdown table, numbers to the right."""
+    """Prints a Markdown table, numbers to the right; nothing without rows."""
+    if not rows:
+        return
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head] + rows) for i in range(len(head))]
 
