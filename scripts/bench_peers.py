@@ -14,6 +14,7 @@ import os
 import sys
 
 from peers import attention, models
+from peers.common import Failed
 
 
 def arguments():
@@ -54,4 +55,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failed as failure:
+        sys.exit(str(failure))

@@ -2,8 +2,11 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
+
+
+class Failed(Exception):
+    """A program that ended with an error; says which and why."""
 
 
 def run(words, threads):
@@ -17,7 +20,8 @@ def run(words, threads):
         process.returncode = status
         if status:
             errors.seek(0)
-            sys.exit(f"{' '.join(words)}\n{errors.read().strip()}")
+            how = f"signal {status & 127}" if status & 127 else f"exit code {status >> 8}"
+            raise Failed(f"{' '.join(words)}: {how} {errors.read().strip()}")
     return json.loads(out), usage.ru_maxrss * 1024
 
 

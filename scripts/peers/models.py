@@ -2,7 +2,7 @@
 import os
 import sys
 
-from .common import ratio, run, table
+from .common import Failed, ratio, run, table
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PEERS = ["llama.cpp", "transformers", "candle"]
@@ -56,6 +56,17 @@ def command(who, case, args):
     return [args.candle, gguf if quantized else folder, "quantized" if quantized else weights, *numbers], dict
 
 
+def attempt(peer, words, threads):
+    """Runs a program. llama.cpp's kernels for repacked weights crash on some processors; then it runs without them."""
+    try:
+        return run(words, threads)
+    except Failed as failure:
+        if peer != "llama.cpp":
+            raise
+        print(f"{failure}\nonce more with --repack 0", file=sys.stderr, flush=True)
+        return run([*words, "--repack", "0"], threads)
+
+
 def rows_of(case):
     """Names of the speeds that a case measures."""
     weights, prompt, generate, depth, batch = case
@@ -80,7 +91,13 @@ def compare(args):
                 if asked is None:
                     continue
                 words, read = asked
-                answer, rss = run(words, args.threads)
+                try:
+                    answer, rss = attempt(peer, words, args.threads)
+                except Failed as failure:
+                    print(failure, file=sys.stderr, flush=True)
+                    if peer == "ours":
+                        raise SystemExit(1) from failure
+                    continue
                 answer = read(answer)
                 memory[peer] = max(rss, memory.get(peer, 0))
                 for kind, value in answer.items():
