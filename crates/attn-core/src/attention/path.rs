@@ -5,14 +5,21 @@
 //! for a whole process.
 
 use super::KeyNorms;
+#[cfg(target_arch = "x86_64")]
+use super::fused_cpu::simd;
 use candle_core::{Result, bail};
 use std::{fmt, str::FromStr, sync::Arc, sync::OnceLock};
 
 /// One implementation of the fused CPU kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KernelPath {
+    /// As `Avx512`, and bf16 on AMX tiles (Intel Xeon from Sapphire Rapids).
+    Amx,
     /// 512-bit vectors, x86-64.
     Avx512,
+    /// As `Avx512`, and bf16 by dot products of pairs (AMD from Zen 4, Intel from Cooper Lake). Never chosen by itself: on
+    /// Intel it is slower than widening bf16 to f32.
+    Avx512Bf16,
     /// 256-bit vectors with fused multiply-add, x86-64.
     Avx2,
     /// 128-bit vectors, aarch64.
@@ -23,11 +30,15 @@ pub enum KernelPath {
 
 impl KernelPath {
     /// All of them, fastest first.
-    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
+    pub const ALL: [Self; 6] = [Self::Amx, Self::Avx512, Self::Avx512Bf16, Self::Avx2, Self::Neon, Self::Portable];
 
     /// True if this machine can run it.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Bf16.is_available() && simd::amx::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -82,6 +93,8 @@ impl KernelPath {
 impl fmt::Display for KernelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Amx => "amx",
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Neon => "neon",
@@ -94,10 +107,9 @@ impl FromStr for KernelPath {
     type Err = String;
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|path| path.to_string() == name)
-            .ok_or_else(|| format!("unknown kernel path '{name}': one of avx512, avx2, neon, portable"))
+        Self::ALL.into_iter().find(|path| path.to_string() == name).ok_or_else(|| {
+            format!("unknown kernel path '{name}': one of amx, avx512, avx512bf16, avx2, neon, portable")
+        })
     }
 }
 

@@ -31,15 +31,16 @@ impl Kernel {
     /// True if this machine can run it.
     pub(super) fn is_available(self) -> bool {
         match self {
-            Self::Amx => amx::is_available(),
-            Self::Avx512 => avx512::is_available(),
+            Self::Amx => KernelPath::Amx.is_available(),
+            Self::Avx512 => KernelPath::Avx512Bf16.is_available(),
         }
     }
 
     /// The fastest that the machine has, unless `ATTN_KERNEL` asks for a path without it.
     pub(super) fn fastest() -> Option<Self> {
         match KernelPath::choose(None) {
-            Ok(KernelPath::Avx512) => [Self::Amx, Self::Avx512].into_iter().find(|k| k.is_available()),
+            Ok(KernelPath::Amx) => Some(Self::Amx),
+            Ok(KernelPath::Avx512Bf16 | KernelPath::Avx512) => Some(Self::Avx512).filter(|k| k.is_available()),
             _ => None,
         }
     }

@@ -5,38 +5,18 @@ use super::{
     problem::{Bias, Inputs, Problem},
     scratch::Scratch,
     simd::{Element, Simd, TILE_STRIDE},
-    skip::{RowBound, visit},
+    skip::{RowBound, visit, without_negligible},
     tile::{
-        ROW_PAD, ROWS, Row, RowState, direct_scores, finish_scores, pack_panel, pack_rows, rescale, row_at,
-        softmax_step, widen,
+        ROW_PAD, ROWS, Row, RowState, direct_scores, finish_scores, pack_panel, pack_rows, rescale, softmax_step, widen,
     },
+    unit::Unit,
 };
-use crate::attention::key_norms::NORM_BLOCK;
 use std::ops::Range;
 
 /// Keys per tile: with 48 rows, the scores, a panel and a few columns of values share the first-level cache.
 const KEYS: usize = 128;
 /// Up to this many rows, keys are used where they lie instead of being packed.
 const DIRECT_ROWS: usize = 8;
-
-/// A block of queries of one kv head's query heads, against a range of keys.
-#[derive(Debug, Clone)]
-pub(super) struct Unit {
-    pub(super) b: usize,
-    pub(super) kv_head: usize,
-    pub(super) queries: Range<usize>,
-    pub(super) keys: Range<usize>,
-    /// The part that the result is, if other units have the other keys.
-    pub(super) part: Option<usize>,
-}
-
-/// Rows of a unit that are worked on together.
-struct Rows {
-    /// Which of the unit's rows.
-    range: Range<usize>,
-    /// The keys that any of them sees.
-    keys: Range<usize>,
-}
 
 /// A unit in progress.
 struct Work<'a, 's, T> {
@@ -90,7 +70,7 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(
     // No closure from here on: code in closures is not compiled for the instruction set.
     let mut scratch = Scratch::take();
     let [q, k, v, s, acc] = scratch.split(needs);
-    let rows: Vec<_> = (0..n).map(|i| row_at(p, unit.b, unit.kv_head, &unit.queries, i)).collect();
+    let rows = unit.rows(p);
     let query = |row: &Row| inputs.q.row(unit.b, row.head, row.q);
     let group = if direct { 1 } else { S::MR };
     pack_rows(rows.iter().map(query), group, sizes.d, p.q_factor(), q);
@@ -109,29 +89,17 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(
 impl<T: Element> Work<'_, '_, T> {
     #[inline(always)]
     unsafe fn all_keys<S: Simd>(&mut self) {
-        let mut blocks: Vec<Rows> = Vec::new();
-        for start in (0..self.rows.len()).step_by(ROWS) {
-            let range = start..self.rows.len().min(start + ROWS);
-            let seen = self.rows[range.clone()].iter().map(|row| row.seen.clone()).filter(|seen| !seen.is_empty());
-            if let Some(seen) = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) {
-                let keys = seen.start.max(self.unit.keys.start)..seen.end.min(self.unit.keys.end);
-                blocks.push(Rows { range, keys });
-            }
-        }
-        // Nearest first, for a linear bias: it is the order in which the rest can be left out early.
-        let backwards = matches!(self.p.bias, Bias::Linear { .. });
-        let (first, last) = (self.unit.keys.start / KEYS, self.unit.keys.end.div_ceil(KEYS));
-        for i in first..last {
-            let k0 = KEYS * if backwards { first + last - 1 - i } else { i };
+        let mut blocks = self.unit.blocks_of_rows(&self.rows, ROWS);
+        for k0 in self.unit.blocks_of_keys(self.p, KEYS) {
             (self.packed, self.copied) = (0, 0);
             let mut any = false;
             for rows in &mut blocks {
-                let keys = rows.keys.start.max(k0)..rows.keys.end.min(k0 + KEYS);
+                let mut keys = rows.keys.start.max(k0)..rows.keys.end.min(k0 + KEYS);
                 any |= !rows.keys.is_empty();
-                if keys.is_empty() {
-                    continue;
+                if let (false, Some(skip)) = (keys.is_empty(), &self.p.skip) {
+                    let norms = skip.norms(self.unit.b, self.unit.kv_head, self.p.sizes.h_kv);
+                    keys = without_negligible(norms, &self.bounds, |i| self.states[i].max, rows, keys);
                 }
-                let keys = if self.bounds.is_empty() { keys } else { self.without_negligible(rows, keys) };
                 if !keys.is_empty() {
                     // SAFETY: the instruction set is there by the caller's word.
                     unsafe { self.tile::<S>(rows.range.clone(), k0, keys) };
@@ -141,27 +109,6 @@ impl<T: Element> Work<'_, '_, T> {
                 break;
             }
         }
-    }
-
-    /// The part of `keys` that may matter to any of the rows; shortens the rows' own range when nothing before does.
-    fn without_negligible(&self, rows: &mut Rows, mut keys: Range<usize>) -> Range<usize> {
-        let Some(skip) = &self.p.skip else { return keys };
-        let norms = skip.norms(self.unit.b, self.unit.kv_head, self.p.sizes.h_kv);
-        let negligible = |norm: f32, keys: Range<usize>| {
-            let rows = rows.range.clone().filter(|i| !self.rows[*i].seen.is_empty());
-            rows.clone().all(|i| self.bounds[i].negligible(norm, keys.start, keys.end, &self.states[i]))
-        };
-        let cut = |keys: &Range<usize>| keys.end.min((keys.start / NORM_BLOCK + 1) * NORM_BLOCK);
-        while !keys.is_empty() && negligible(norms[keys.start / NORM_BLOCK], keys.start..cut(&keys)) {
-            keys.start = cut(&keys);
-        }
-        if keys.is_empty() {
-            let before = norms[rows.keys.start / NORM_BLOCK..keys.end.div_ceil(NORM_BLOCK)].iter();
-            if negligible(before.fold(0f32, |a, b| a.max(*b)), rows.keys.start..keys.end) {
-                rows.keys.end = rows.keys.start;
-            }
-        }
-        keys
     }
 
     /// One tile: rows `range` of the unit and `keys` of the block that starts at `k0`.

@@ -4,13 +4,17 @@
 //! Units depend on the shape of the call and never on the number of threads, and partial results are merged in order:
 //! results are the same from run to run and on any number of cores.
 
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
 use super::{
-    block::{Unit, run_unit},
+    block::run_unit,
     problem::{Inputs, Problem},
     simd::{Element, Job, KEYS, Simd, dispatch},
     tile::ROWS,
+    unit::Unit,
 };
 use crate::attention::KernelPath;
+use half::{bf16, f16};
 use std::{
     cmp::Reverse,
     ops::Range,
@@ -116,13 +120,33 @@ impl<T: Element> Output<T> {
     /// As [`Shared::part`]: nobody else writes this row.
     #[inline(always)]
     pub(super) unsafe fn put(&self, p: &Problem, (b, head, q): (usize, usize, usize), acc: &[f32], max: f32, sum: f32) {
-        let s = p.sizes;
         // SAFETY: by the caller's word.
-        let to = unsafe { self.out.part(((b * s.tq + q) * s.h + head) * s.dv, s.dv) };
+        let to = unsafe { self.row(p, (b, head, q)) };
         let factor = if sum > 0.0 || sum.is_nan() { 1.0 / sum } else { 0.0 };
         for (to, x) in to.iter_mut().zip(acc) {
             *to = T::narrow(x * factor);
         }
+        // SAFETY: by the caller's word.
+        unsafe { self.put_log_sum(p, (b, head, q), max, sum) };
+    }
+
+    /// Where one row goes.
+    ///
+    /// # Safety
+    /// As [`Shared::part`].
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn row(&self, p: &Problem, (b, head, q): (usize, usize, usize)) -> &mut [T] {
+        let s = p.sizes;
+        // SAFETY: by the caller's word.
+        unsafe { self.out.part(((b * s.tq + q) * s.h + head) * s.dv, s.dv) }
+    }
+
+    /// Keeps the log of one row's sum of weights, which are relative to a score of `max`.
+    ///
+    /// # Safety
+    /// As [`Shared::part`]: nobody else writes this row.
+    pub(super) unsafe fn put_log_sum(&self, p: &Problem, (b, head, q): (usize, usize, usize), max: f32, sum: f32) {
+        let s = p.sizes;
         if let Some(log_sums) = &self.log_sums {
             let log_sum = if sum > 0.0 || sum.is_nan() { max + sum.log2() } else { f32::INFINITY };
             // SAFETY: by the caller's word.
@@ -131,8 +155,49 @@ impl<T: Element> Output<T> {
     }
 }
 
+/// A dtype of the inputs.
+pub(super) trait Input: Element {
+    /// Computes a unit in a way that only this dtype has, or returns false.
+    ///
+    /// # Safety
+    /// The machine has `path`, and nobody else writes the unit's rows or part.
+    unsafe fn run_own(
+        _path: KernelPath,
+        _p: &Problem,
+        _inputs: &Inputs<Self>,
+        _unit: &Unit,
+        _output: &Output<Self>,
+        _parts: &Shared<f32>,
+    ) -> bool {
+        false
+    }
+}
+
+impl Input for f32 {}
+impl Input for f16 {}
+
+impl Input for bf16 {
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn run_own(
+        path: KernelPath,
+        p: &Problem,
+        inputs: &Inputs<Self>,
+        unit: &Unit,
+        output: &Output<Self>,
+        parts: &Shared<f32>,
+    ) -> bool {
+        if !pairs::runs(path, p, unit) {
+            return false;
+        }
+        // SAFETY: by the caller's word.
+        unsafe { pairs::run_unit(path, p, inputs, unit, output, parts) };
+        true
+    }
+}
+
 /// What one thread does: units, as long as there are any.
 struct Worker<'a, T> {
+    path: KernelPath,
     p: &'a Problem<'a>,
     inputs: Inputs<'a, T>,
     units: &'a [Unit],
@@ -141,12 +206,16 @@ struct Worker<'a, T> {
     parts: &'a Shared<f32>,
 }
 
-impl<T: Element> Job for Worker<'_, T> {
+impl<T: Input> Job for Worker<'_, T> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         while let Some(unit) = self.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             // SAFETY: the instruction set is there by the caller's word, and no two units share rows or parts.
-            unsafe { run_unit::<S, T>(self.p, &self.inputs, unit, self.output, self.parts) };
+            unsafe {
+                if !T::run_own(self.path, self.p, &self.inputs, unit, self.output, self.parts) {
+                    run_unit::<S, T>(self.p, &self.inputs, unit, self.output, self.parts);
+                }
+            }
         }
     }
 }
@@ -157,12 +226,12 @@ pub(super) fn part_len(p: &Problem, queries: usize) -> usize {
 }
 
 /// Computes the whole call.
-pub(super) fn forward<T: Element>(path: KernelPath, p: &Problem, inputs: Inputs<'_, T>, output: &Output<T>) {
+pub(super) fn forward<T: Input>(path: KernelPath, p: &Problem, inputs: Inputs<'_, T>, output: &Output<T>) {
     let plan = Plan::new(p);
     let next = AtomicUsize::new(0);
     let mut buffer = vec![0f32; plan.parts() * part_len(p, p.sizes.tq)];
     let parts = Shared::new(&mut buffer);
-    let worker = || dispatch(path, Worker { p, inputs, units: &plan.units, next: &next, output, parts: &parts });
+    let worker = || dispatch(path, Worker { path, p, inputs, units: &plan.units, next: &next, output, parts: &parts });
     on_threads(if plan.work(p) < ONE_THREAD { 1 } else { plan.units.len() }, worker);
     for (unit, range) in &plan.merges {
         merge(p, unit, &buffer, range.clone(), output);

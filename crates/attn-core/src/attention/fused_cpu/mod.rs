@@ -11,24 +11,27 @@
 //! * under ALiBi, keys too far away to matter are proven so and not read (`skip`).
 //!
 //! `simd` has the vector operations per instruction set, `tile` the steps on one tile, `block` the loop over the tiles of
-//! a block of queries, `forward` the cut into blocks and threads, `backward` the gradients, `problem` the call's sizes, bounds and bias.
+//! a block of queries, `pairs` the same for bf16 where the machine multiplies it, `forward` the cut into blocks and
+//! threads, `backward` the gradients, `problem` the call's sizes, bounds and bias.
 
 mod backward;
 mod block;
 mod forward;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod pairs;
 mod problem;
 mod scratch;
 pub(crate) mod simd;
 mod skip;
 mod tile;
+mod unit;
 
 use super::{AttendArgs, KernelOptions, KernelPath};
 use backward::{Gradients, Saved};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
-use forward::{Output, Shared};
+use forward::{Input, Output, Shared};
 use half::{bf16, f16};
 use problem::{Bias, BiasSource, Inputs, Problem, Sizes, View};
-use simd::Element;
 use skip::Skip;
 use std::sync::OnceLock;
 
@@ -84,7 +87,7 @@ struct Fused {
 }
 
 impl Fused {
-    fn run<T: Element>(&self, [q, k, v]: [(&CpuStorage, &Layout); 3]) -> Result<(Vec<T>, Shape)> {
+    fn run<T: Input>(&self, [q, k, v]: [(&CpuStorage, &Layout); 3]) -> Result<(Vec<T>, Shape)> {
         let s = Sizes::new(q.1, k.1, v.1)?;
         let inputs =
             Inputs { q: View::<T>::new(q.0, q.1)?, k: View::<T>::new(k.0, k.1)?, v: View::<T>::new(v.0, v.1)? };

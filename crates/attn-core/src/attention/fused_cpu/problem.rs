@@ -219,17 +219,21 @@ impl<'a> Problem<'a> {
         }
     }
 
+    /// The values of a relative bias from the first key of query `q` on.
+    pub(super) fn distances(&self, head: usize, q: usize) -> &[f32] {
+        let Bias::Relative { table, columns, first } = &self.bias else { return &[] };
+        let origin = (self.q_start + q) as i64 - self.k_start as i64;
+        // Not negative: `attend` has checked that the table covers every distance.
+        &table[head * columns + (-origin - first) as usize..]
+    }
+
     /// The bias of one query row.
     pub(super) fn row_bias(&self, b: usize, head: usize, q: usize) -> RowBias<'_> {
         let origin = (self.q_start + q) as i64 - self.k_start as i64;
         match &self.bias {
             Bias::None => RowBias::None,
             Bias::Linear { slopes } => RowBias::Ramp { slope: slopes[head], origin },
-            Bias::Relative { table, columns, first } => {
-                // Not negative, and tk long: `attend` has checked that the table covers every distance.
-                let start = head * columns + (-origin - first) as usize;
-                RowBias::Values { values: &table[start..start + self.sizes.tk], factor: 1.0 }
-            }
+            Bias::Relative { .. } => RowBias::Values { values: &self.distances(head, q)[..self.sizes.tk], factor: 1.0 },
             Bias::Dense { data, strides } => {
                 let start = b * strides[0] + head * strides[1] + q * strides[2];
                 if strides[3] == 0 && self.sizes.tk > 1 {

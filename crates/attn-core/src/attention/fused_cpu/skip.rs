@@ -8,11 +8,12 @@
 use super::{
     problem::{Bias, Inputs, LOG2E, Problem, View},
     simd::Element,
-    tile::{Row, RowState},
+    tile::Row,
+    unit::Rows,
 };
 use crate::attention::{KeyNorms, key_norms::NORM_BLOCK};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// Queries below which the bounds aren't worth computing: reading every key for them would cost what it saves.
 const WORTHWHILE: usize = 64;
@@ -69,7 +70,8 @@ impl Skip {
         let Bias::Linear { slopes } = &p.bias else { unreachable!("bounds exist for a linear bias only") };
         let (slope, q) = (slopes[row.head], inputs.q.row(b, row.head, row.q));
         let origin = (p.q_start + row.q) as i64 - p.k_start as i64;
-        let mut floor = f32::NEG_INFINITY;
+        // A row that sees nothing minds nothing.
+        let mut floor = f32::INFINITY;
         if !row.seen.is_empty() {
             let nearest = if slope >= 0.0 { row.seen.end - 1 } else { row.seen.start };
             let k = inputs.k.row(b, row.head / p.sizes.group(), nearest);
@@ -93,14 +95,38 @@ impl Skip {
 }
 
 impl RowBound {
-    /// True if no key in `start..end`, all with norms up to `norm`, can matter to the row.
-    pub(super) fn negligible(&self, norm: f32, start: usize, end: usize, state: &RowState) -> bool {
-        let nearest = if self.slope >= 0.0 { end - 1 } else { start };
+    /// True if no key of `keys`, all with norms up to `norm`, can matter to the row, one of whose scores is `max`.
+    fn negligible(&self, norm: f32, keys: &Range<usize>, max: f32) -> bool {
+        let nearest = if self.slope >= 0.0 { keys.end - 1 } else { keys.start };
         let bias = self.slope * (nearest as i64 - self.origin) as f32;
         let score = (self.strength * norm).min(self.cap);
         // False if anything is NaN or nothing has been seen yet.
-        score + bias < state.max.max(self.floor) - self.margin
+        score + bias < max.max(self.floor) - self.margin
     }
+}
+
+/// The part of `keys` that may matter to any of the rows, one of whose scores is `max`; shortens the rows' own range when
+/// nothing before does.
+pub(super) fn without_negligible(
+    norms: &[f32],
+    bounds: &[RowBound],
+    max: impl Fn(usize) -> f32,
+    rows: &mut Rows,
+    mut keys: Range<usize>,
+) -> Range<usize> {
+    let range = rows.range.clone();
+    let negligible = |norm: f32, keys: Range<usize>| range.clone().all(|i| bounds[i].negligible(norm, &keys, max(i)));
+    let cut = |keys: &Range<usize>| keys.end.min((keys.start / NORM_BLOCK + 1) * NORM_BLOCK);
+    while !keys.is_empty() && negligible(norms[keys.start / NORM_BLOCK], keys.start..cut(&keys)) {
+        keys.start = cut(&keys);
+    }
+    if keys.is_empty() {
+        let before = norms[rows.keys.start / NORM_BLOCK..keys.end.div_ceil(NORM_BLOCK)].iter();
+        if negligible(before.fold(0f32, |a, b| a.max(*b)), rows.keys.start..keys.end) {
+            rows.keys.end = rows.keys.start;
+        }
+    }
+    keys
 }
 
 /// The largest norm in each block of keys; infinite if it isn't a number.

@@ -1,7 +1,7 @@
 //! What happens to one tile of scores: packing the operands, bias and softcap, and a step of the online softmax.
 
 use super::{
-    problem::{LOG2E, Problem, RowBias},
+    problem::{LOG2E, RowBias},
     simd::{Element, Simd, TILE_STRIDE},
 };
 use std::ops::Range;
@@ -116,7 +116,7 @@ pub(super) unsafe fn widen<S: Simd, T: Element>(src: *const T, n: usize, dst: *m
 /// # Safety
 /// The machine has the instruction set of `S`.
 #[inline(always)]
-unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
+pub(super) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
     const TOP: [f32; 7] =
         [4.893_524_6e-3, 6.372_619_3e-4, 1.485_722_4e-5, 5.122_297e-8, -8.604_672e-11, 2.000_188e-13, -2.760_768_5e-16];
     const BOTTOM: [f32; 4] = [4.893_525e-3, 2.268_434_6e-3, 1.185_347_1e-4, 1.198_258_4e-6];
@@ -309,11 +309,4 @@ pub(super) struct Row {
     pub(super) head: usize,
     pub(super) q: usize,
     pub(super) seen: Range<usize>,
-}
-
-/// Row `i` of a block: heads of one kv group one after another, each with the same `queries`.
-pub(super) fn row_at(p: &Problem, b: usize, kv_head: usize, queries: &Range<usize>, i: usize) -> Row {
-    let head = kv_head * p.sizes.group() + i / queries.len();
-    let q = queries.start + i % queries.len();
-    Row { head, q, seen: p.seen(b, q) }
 }

@@ -1,75 +1,21 @@
-//! The product on AMX tiles. Written in assembly: the intrinsics are not stable, the instructions are.
-//!
-//! Linux hands out the tile registers on request, once per process; every use configures them and releases them after.
+//! The product on AMX tiles.
 
 use super::{Block, COLS, DEPTH, ROWS, Target};
+use crate::attention::fused_cpu::simd::amx::Tiles;
 use std::arch::asm;
-use std::sync::OnceLock;
-
-/// True if the processor has AMX with bf16 and the operating system lets this process use it.
-pub(super) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| has_instructions() && may_use_tiles())
-}
-
-fn has_instructions() -> bool {
-    const AMX_BF16: u32 = 1 << 22;
-    const AMX_TILE: u32 = 1 << 24;
-    if std::arch::x86_64::__cpuid(0).eax < 7 {
-        return false;
-    }
-    let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
-    features & AMX_BF16 != 0 && features & AMX_TILE != 0
-}
-
-#[cfg(target_os = "linux")]
-fn may_use_tiles() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: the call takes two numbers and returns 0 or an error; it touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn may_use_tiles() -> bool {
-    false
-}
-
-/// Palette 1, eight tiles of 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    bytes_per_row: [u16; 16],
-    rows: [u8; 16],
-}
-
-static CONFIG: TileConfig = {
-    let (mut bytes_per_row, mut rows, mut i) = ([0; 16], [0; 16], 0);
-    while i < 8 {
-        bytes_per_row[i] = 64;
-        rows[i] = 16;
-        i += 1;
-    }
-    TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row, rows }
-};
 
 /// All rows of `block`, 32 at a time.
 pub(super) fn columns(block: &Block, target: &Target) {
     assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
     assert!(block.xs.len().is_multiple_of(ROWS * block.depth) && block.packed.len() == COLS * block.depth / 2);
     let mut sums = [0f32; ROWS * COLS];
-    // SAFETY: is_available() was true, so the instruction and the tile state are there; CONFIG is a valid palette.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
+    let _tiles = Tiles::configure();
     for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {
         // SAFETY: `xs` holds ROWS rows of `depth` bf16, `packed` two groups of depth / 2 lines of 64 bytes, `sums` ROWS
         // rows of COLS f32: exactly what the loop reads and writes.
         unsafe { multiply(xs.as_ptr().cast(), block.packed.as_ptr().cast(), block.depth, sums.as_mut_ptr().cast()) };
         target.write(step * ROWS, &sums, block);
     }
-    // SAFETY: gives the tile registers back; they hold nothing that is needed.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
 /// 32 rows by 32 outputs: four tiles of sums, two of rows, two of weights.

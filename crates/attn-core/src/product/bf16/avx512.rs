@@ -9,11 +9,6 @@ use std::arch::x86_64::{
 /// Rows held in registers at once, by two vectors of outputs.
 const STEP: usize = 8;
 
-/// True if the processor has bf16 dot products.
-pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
-}
-
 /// All rows of `block`, 32 at a time.
 pub(super) fn columns(block: &Block, target: &Target) {
     assert!(block.packed.len() == COLS * block.depth / 2 && block.depth > 0);

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx512;
+pub(in crate::attention::fused_cpu) struct Avx512;
 
 /// # Safety
 /// The machine has the features.

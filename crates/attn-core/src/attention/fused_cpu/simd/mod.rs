@@ -4,6 +4,8 @@
 //! so its vector code is compiled with the right target features and chosen once per call, not once per operation.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -12,6 +14,8 @@ mod neon;
 mod portable;
 
 use crate::attention::KernelPath;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512;
 use half::{bf16, f16};
 
 /// The most keys in a tile, a multiple of every path's panel width.
@@ -257,7 +261,7 @@ pub(crate) fn dispatch<J: Job>(path: KernelPath, job: J) {
     match path {
         // SAFETY: the machine has the path's instruction set, as asserted above.
         #[cfg(target_arch = "x86_64")]
-        KernelPath::Avx512 => unsafe { avx512::enter(job) },
+        KernelPath::Amx | KernelPath::Avx512Bf16 | KernelPath::Avx512 => unsafe { avx512::enter(job) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         KernelPath::Avx2 => unsafe { avx2::enter(job) },
