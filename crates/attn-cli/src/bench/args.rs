@@ -68,7 +68,7 @@ pub(crate) struct AttentionArgs {
     /// Forward and backward pass
     #[arg(long)]
     pub(crate) backward: bool,
-    /// Instruction set of the CPU kernel: avx512, avx2, neon or portable [default: the fastest]
+    /// Instruction set of the CPU kernel: amx, avx512, avx512bf16, avx2, neon or portable [default: the fastest]
     #[arg(long, value_name = "PATH")]
     pub(crate) path: Option<KernelPath>,
     /// Time another implementation of the same call beside it

@@ -301,16 +301,24 @@ impl Case {
     fn check_gradients(&self, path: KernelPath) -> Result<()> {
         let (tensors, args) = (self.tensors()?, self.args()?);
         let weight = noise(77, 1.0, &[self.b, self.h_kv * self.group, self.tq, self.dv])?.to_dtype(self.dtype)?;
-        let gradients = |f: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>| {
-            let [q, k, v] = tensors.each_ref().map(candle_core::Var::from_tensor);
-            let (q, k, v) = (q?, k?, v?);
-            let mut grads = (f(q.as_tensor(), k.as_tensor(), v.as_tensor())? * &weight)?.sum_all()?.backward()?;
-            Ok::<_, candle_core::Error>([q, k, v].map(|x| grads.remove(x.as_tensor()).expect("a gradient")))
+        let gradients = |f: &dyn Fn(&Tensor, &Tensor, &Tensor, &AttendArgs) -> Result<Tensor>| {
+            let mut vars = tensors.iter().map(candle_core::Var::from_tensor).collect::<Result<Vec<_>>>()?;
+            let mut args = args.clone();
+            if let ScoreBias::Relative { table, first } = &args.bias {
+                let table = candle_core::Var::from_tensor(table)?;
+                args.bias = ScoreBias::Relative { table: table.as_tensor().clone(), first: *first };
+                vars.push(table);
+            }
+            let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(|x| x.as_tensor());
+            let mut grads = (f(q, k, v, &args)? * &weight)?.sum_all()?.backward()?;
+            let gradient = |x: candle_core::Var| grads.remove(x.as_tensor()).expect("a gradient");
+            Ok::<_, candle_core::Error>(vars.into_iter().map(gradient).collect::<Vec<_>>())
         };
         let options = KernelOptions { path: Some(path), key_norms: None };
-        let ours = gradients(&|q, k, v| attend_with(q, k, v, &args, &options))?;
-        let theirs = gradients(&|q, k, v| reference::attend(q, k, v, &args))?;
-        for (name, (ours, theirs)) in ["q", "k", "v"].iter().zip(ours.iter().zip(&theirs)) {
+        let ours = gradients(&|q, k, v, args| attend_with(q, k, v, args, &options))?;
+        let theirs = gradients(&|q, k, v, args| reference::attend(q, k, v, args))?;
+        assert_eq!(ours.len(), theirs.len());
+        for (name, (ours, theirs)) in ["q", "k", "v", "table"].iter().zip(ours.iter().zip(&theirs)) {
             let (difference, limit) = (difference(ours, theirs)?, 2.0 * self.tolerance());
             assert!(difference <= limit, "{path}: gradient of {name} off by {difference:e} in {self:?}");
         }
@@ -331,16 +339,41 @@ proptest! {
     }
 }
 
-/// The kernel has no gradient for a table: such calls have to go where there is one.
+/// A table that is trained while the rest is frozen, or the rest without it.
 #[test]
-fn the_gradient_of_a_table_never_vanishes() {
-    let case = Case { bias: BiasKind::Relative, ..Case::plain(2, 2, 20, 8) };
-    let ([q, k, v], mut args) = (case.tensors().unwrap(), case.args().unwrap());
+fn the_gradient_of_a_table_does_not_depend_on_what_else_has_one() {
+    let case = Case { bias: BiasKind::Relative, b: 2, ..Case::plain(2, 2, 300, 24) };
+    let (tensors, args) = (case.tensors().unwrap(), case.args().unwrap());
     let ScoreBias::Relative { table, first } = &args.bias else { unreachable!() };
-    let table = candle_core::Var::from_tensor(table).unwrap();
-    args.bias = ScoreBias::Relative { table: table.as_tensor().clone(), first: *first };
+    let run = |all: bool, fused: bool| {
+        let [q, k, v] = tensors.each_ref().map(|x| candle_core::Var::from_tensor(x).unwrap());
+        let table = candle_core::Var::from_tensor(table).unwrap();
+        let args = AttendArgs {
+            bias: ScoreBias::Relative { table: table.as_tensor().clone(), first: *first },
+            ..args.clone()
+        };
+        let [q, k, v] = [&q, &k, &v].map(|x| if all { x.as_tensor().clone() } else { x.as_tensor().detach() });
+        let out = if fused { super::attend(&q, &k, &v, &args) } else { reference::attend(&q, &k, &v, &args) };
+        let mut grads = out.unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        grads.remove(table.as_tensor()).unwrap()
+    };
+    let theirs = run(false, false);
+    for all in [false, true] {
+        let off = difference(&run(all, true), &theirs).unwrap();
+        assert!(off < 4e-5, "off by {off:e}");
+    }
+}
+
+/// The kernel has no gradient for a dense bias: such calls have to go where there is one.
+#[test]
+fn the_gradient_of_a_dense_bias_never_vanishes() {
+    let case = Case { bias: BiasKind::Dense(1), ..Case::plain(2, 2, 20, 8) };
+    let ([q, k, v], mut args) = (case.tensors().unwrap(), case.args().unwrap());
+    let ScoreBias::Dense(bias) = &args.bias else { unreachable!() };
+    let bias = candle_core::Var::from_tensor(bias).unwrap();
+    args.bias = ScoreBias::Dense(bias.as_tensor().clone());
     let out = super::attend(&q, &k, &v, &args).unwrap();
     let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-    let largest = grads.get(table.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+    let largest = grads.get(bias.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
     assert!(largest.to_scalar::<f32>().unwrap() > 0.0);
 }

@@ -2,8 +2,8 @@
 //!
 //! | device | dtype | gradients tracked | kernel |
 //! |---|---|---|---|
-//! | CPU | f32, bf16, f16 | none, or of q, k and v | fused: tiles, one pass; recomputed for the gradients |
-//! | CPU | f32, bf16, f16 | of the bias | reference: plain Candle ops, which keep the graph |
+//! | CPU | f32, bf16, f16 | none, or of q, k, v and a relative bias | fused: tiles, one pass; recomputed for gradients |
+//! | CPU | f32, bf16, f16 | of another bias | reference: plain Candle ops, which keep the graph |
 //! | CUDA, Metal | those that Candle's own kernel gets right | none | Candle's, see `accelerator` |
 //! | any | else | any | reference |
 //!

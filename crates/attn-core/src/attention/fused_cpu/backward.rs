@@ -1,14 +1,16 @@
-//! Gradients of q, k and v from recomputed tiles: no `(tq, tk)` tensor, only the log of each row's sum is kept.
+//! Gradients of q, k, v and the relative table from recomputed tiles: no `(tq, tk)` tensor, only the log of each row's sum
+//! is kept.
 //!
 //! With weights `p`, the gradient of a score is `p * (dp - delta)`, where `dp` is the product of the output's gradient
-//! with the value and `delta` that of the gradient with the output. A unit is one query head of one batch row, so that
-//! it owns its part of every gradient; what query heads of a group add to a shared key is summed afterwards, in order.
+//! with the value and `delta` that of the gradient with the output. A unit is one query head of one batch row with one
+//! half of the keys, so that it owns its part of every gradient; what the halves add to the same query, and the query
+//! heads of a group to a shared key, is summed afterwards, in order.
 
 use super::{
     forward::{Shared, on_threads},
     problem::{Inputs, LOG2E, Problem, RowBias, View},
     scratch::Scratch,
-    simd::{Element, Job, KEYS, Simd, TILE_STRIDE, dispatch},
+    simd::{Job, Simd, TILE_STRIDE, dispatch},
     tile::{ROW_PAD, ROWS, exp_and_gradient, finish_scores, pack_panel, pack_rows},
 };
 use crate::attention::KernelPath;
@@ -17,8 +19,12 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// Keys of a block, rounded up to whole groups of rows.
+/// Keys of a block, as in the forward pass: two tiles of scores stay close.
+const KEYS: usize = 128;
+/// The same, rounded up to whole groups of rows.
 const KEY_ROWS: usize = KEYS.next_multiple_of(ROW_PAD);
+/// Into how many parts the keys of a head are cut, so that few heads keep the threads equally busy.
+pub(super) const PARTS: usize = 2;
 
 /// What the backward pass has besides the inputs.
 pub(super) struct Saved<'a> {
@@ -29,11 +35,15 @@ pub(super) struct Saved<'a> {
     pub(super) log_sums: &'a [f32],
 }
 
-/// Where the gradients go: `(b, h, t, d)`, those of k and v per query head.
+/// Where the gradients go.
 pub(super) struct Gradients {
+    /// `(b, h, PARTS, tq, d)`
     pub(super) q: Shared<f32>,
+    /// `(b, h, tk, d)` and `(b, h, tk, dv)`, per query head.
     pub(super) k: Shared<f32>,
     pub(super) v: Shared<f32>,
+    /// `(b, h, PARTS, columns)` of a relative table, if its gradient is asked for.
+    pub(super) table: Option<Shared<f32>>,
 }
 
 struct Worker<'a> {
@@ -47,7 +57,7 @@ struct Worker<'a> {
 /// Computes the gradients. Head dims are multiples of 16.
 pub(super) fn backward(path: KernelPath, p: &Problem, inputs: Inputs<'_, f32>, saved: &Saved, out: &Gradients) {
     let next = AtomicUsize::new(0);
-    on_threads(p.sizes.b * p.sizes.h, || dispatch(path, Worker { p, inputs, saved, out, next: &next }));
+    on_threads(p.sizes.b * p.sizes.h * PARTS, || dispatch(path, Worker { p, inputs, saved, out, next: &next }));
 }
 
 impl Job for Worker<'_> {
@@ -56,11 +66,14 @@ impl Job for Worker<'_> {
         let s = self.p.sizes;
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= s.b * s.h {
+            let heads = s.b * s.h;
+            if i >= heads * PARTS {
                 break;
             }
-            // SAFETY: the instruction set is there by the caller's word, and each head is taken once.
-            unsafe { self.head::<S>(i / s.h, i % s.h) };
+            // The first keys first: under a causal mask they are the most work.
+            let (part, i) = (i / heads, i % heads);
+            // SAFETY: the instruction set is there by the caller's word, and each part of a head is taken once.
+            unsafe { self.head::<S>(i / s.h, i % s.h, part) };
         }
     }
 }
@@ -84,11 +97,13 @@ struct Head<'s> {
     dq: &'s mut [f32],
     dk: &'s mut [f32],
     dv: &'s mut [f32],
+    /// The gradient of the head's relative table, or nothing.
+    table: &'s mut [f32],
 }
 
 impl Worker<'_> {
     #[inline(always)]
-    unsafe fn head<S: Simd>(&self, b: usize, head: usize) {
+    unsafe fn head<S: Simd>(&self, b: usize, head: usize, part: usize) {
         let s = self.p.sizes;
         let rows = s.tq.next_multiple_of(ROW_PAD);
         let tile = ROWS * TILE_STRIDE;
@@ -114,10 +129,18 @@ impl Worker<'_> {
             *delta = unsafe { dot::<S>(out, grad) };
         }
         dq.fill(0.0);
-        let mut h = Head { b, head, q, grad, k, v, weights, scores, deltas, dq, dk, dv };
+        let unit = (b * s.h + head) * PARTS + part;
+        let table = match (&self.out.table, self.p.columns()) {
+            // SAFETY: this part of the table's gradient is this unit's.
+            (Some(table), columns) => unsafe { table.part(unit * columns, columns) },
+            _ => &mut [],
+        };
+        let mut h = Head { b, head, q, grad, k, v, weights, scores, deltas, dq, dk, dv, table };
         let keys = self.p.seen_by_any(b, 0..s.tq);
-        for k0 in (0..s.tk).step_by(KEYS) {
-            let block = k0..s.tk.min(k0 + KEYS);
+        let half = s.tk.div_ceil(PARTS).next_multiple_of(KEYS);
+        let range = (part * half).min(s.tk)..((part + 1) * half).min(s.tk);
+        for k0 in range.clone().step_by(KEYS) {
+            let block = k0..range.end.min(k0 + KEYS);
             h.dk.fill(0.0);
             h.dv.fill(0.0);
             if keys.start < block.end && block.start < keys.end {
@@ -131,8 +154,8 @@ impl Worker<'_> {
                 put(self.out.v.part(at * s.dv, block.len() * s.dv), h.dv, 1.0);
             }
         }
-        // SAFETY: the queries of this head are this unit's.
-        unsafe { put(self.out.q.part((b * s.h + head) * s.tq * s.d, s.tq * s.d), h.dq, self.p.scale) };
+        // SAFETY: this part of the queries' gradient is this unit's.
+        unsafe { put(self.out.q.part(unit * s.tq * s.d, s.tq * s.d), h.dq, self.p.scale) };
     }
 
     /// All queries against one block of keys.
@@ -220,8 +243,18 @@ impl Worker<'_> {
                 }
                 let w = weights.as_mut_ptr();
                 finish_scores::<S>(w, cols.clone(), k0, None, bias);
-                let slopes = slopes.as_ref().map(|slopes| &slopes[..]);
-                exp_and_gradient::<S>(w, scores.as_mut_ptr(), cols, (log_sum, delta), slopes);
+                exp_and_gradient::<S>(w, scores.as_mut_ptr(), cols, (log_sum, delta));
+            }
+            if !h.table.is_empty() {
+                let at = self.p.distance(q) + k0 + seen.start;
+                for (sum, gradient) in h.table[at..].iter_mut().zip(&scores[seen.clone()]) {
+                    *sum += gradient;
+                }
+            }
+            if let Some(slopes) = &slopes {
+                for (gradient, slope) in scores.iter_mut().zip(slopes) {
+                    *gradient *= slope;
+                }
             }
         }
         for line in [weights, scores] {
@@ -250,6 +283,6 @@ unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
 /// Writes sums, times `factor`.
 fn put(to: &mut [f32], sums: &[f32], factor: f32) {
     for (to, sum) in to.iter_mut().zip(sums) {
-        *to = f32::narrow(sum * factor);
+        *to = sum * factor;
     }
 }

@@ -27,13 +27,14 @@ mod tile;
 mod unit;
 
 use super::{AttendArgs, KernelOptions, KernelPath};
-use backward::{Gradients, Saved};
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use crate::ScoreBias;
+use backward::{Gradients, PARTS, Saved};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use forward::{Input, Output, Shared};
 use half::{bf16, f16};
 use problem::{Bias, BiasSource, Inputs, Problem, Sizes, View};
 use skip::Skip;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// True if the kernel can run the call; otherwise it is the reference kernel's.
 pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> bool {
@@ -43,18 +44,31 @@ pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) ->
     all.iter().all(|x| x.device().is_cpu())
         && matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F16)
         && fits
-        // The op has no gradient for a bias.
-        && !args.bias.track_op()
+        // There is a gradient for one form of bias alone.
+        && (!args.bias.track_op() || matches!(args.bias, ScoreBias::Relative { .. }))
 }
 
 /// See [`attend`](super::attend), which checks the arguments first.
 pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
     let path = KernelPath::choose(options.path)?;
-    let tracks = [q, k, v].iter().any(|x| x.track_op());
-    let op = Fused { args: args.clone(), options: options.clone(), path, tracks, log_sums: OnceLock::new() };
     let [q, k, v] = [q, k, v].map(with_contiguous_rows);
+    let (q, k, v) = (q?, k?, v?);
+    let tracks = [&q, &k, &v].iter().any(|x| x.track_op()) || args.bias.track_op();
+    let state = Arc::new(State::default());
+    let op = Fused { args: args.clone(), options: options.clone(), path, tracks, state };
+    let table = match &args.bias {
+        ScoreBias::Relative { table, .. } if table.track_op() => {
+            Some((table, TableGradient { fused: op.clone(), inputs: [q.detach(), k.detach(), v.detach()] }))
+        }
+        _ => None,
+    };
+    let out = q.apply_op3(&k, &v, op)?;
+    let out = match table {
+        Some((table, op)) => out.apply_op2(table, op)?,
+        None => out,
+    };
     // The op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the layer wants them.
-    q?.apply_op3(&k?, &v?, op)?.transpose(1, 2)
+    out.transpose(1, 2)
 }
 
 /// The largest norm in each run of keys that shares a bound, per batch row and head of `(b, h_kv, t, d)`; the first run
@@ -76,14 +90,23 @@ fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
     if x.stride()[3] == 1 || x.dims()[3] == 1 { Ok(x.clone()) } else { x.contiguous() }
 }
 
+/// What passes hand on.
+#[derive(Default)]
+struct State {
+    /// From the forward pass: log2 of each row's sum of weights, `(b, h, tq)`.
+    log_sums: OnceLock<Vec<f32>>,
+    /// From the table's gradient to the op's own: those of q, k and v, computed together with it.
+    gradients: Mutex<Option<[Tensor; 3]>>,
+}
+
+#[derive(Clone)]
 struct Fused {
     args: AttendArgs,
     options: KernelOptions,
     path: KernelPath,
     /// Whether a backward pass may follow.
     tracks: bool,
-    /// What the forward pass leaves for it: log2 of each row's sum of weights, `(b, h, tq)`.
-    log_sums: OnceLock<Vec<f32>>,
+    state: Arc<State>,
 }
 
 impl Fused {
@@ -99,7 +122,7 @@ impl Fused {
         let mut log_sums = vec![0f32; if self.tracks { s.b * s.h * s.tq } else { 0 }];
         let sums = self.tracks.then(|| Shared::new(&mut log_sums));
         forward::forward(self.path, &problem, inputs, &Output { out: Shared::new(&mut out), log_sums: sums });
-        self.log_sums.get_or_init(|| log_sums);
+        self.state.log_sums.get_or_init(|| log_sums);
         Ok((out, (s.b, s.tq, s.h, s.dv).into()))
     }
 }
@@ -111,10 +134,35 @@ fn padded(x: &Tensor) -> Result<Tensor> {
     with_contiguous_rows(&x.pad_with_zeros(3, 0, last.next_multiple_of(16) - last)?)
 }
 
+/// `(outer, n, inner)` summed over `n`, in order.
+fn summed(x: Vec<f32>, n: usize, inner: usize) -> Vec<f32> {
+    if n == 1 || inner == 0 {
+        return x;
+    }
+    let mut sums = Vec::with_capacity(x.len() / n);
+    for parts in x.chunks_exact(n * inner) {
+        let at = sums.len();
+        sums.extend_from_slice(&parts[..inner]);
+        for part in parts[inner..].chunks_exact(inner) {
+            for (sum, x) in sums[at..].iter_mut().zip(part) {
+                *sum += x;
+            }
+        }
+    }
+    sums
+}
+
 impl Fused {
-    /// Gradients of q, k and v, given the output and its gradient, both `(b, h, tq, dv)`.
-    fn gradients(&self, [q, k, v]: [&Tensor; 3], out: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
-        let Some(log_sums) = self.log_sums.get().filter(|_| self.tracks) else {
+    /// Gradients of q, k and v, given the output and its gradient, both `(b, h, tq, dv)`, and that of a relative table
+    /// `(h, columns)` if `with_table`.
+    fn gradients(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        out: &Tensor,
+        grad: &Tensor,
+        with_table: bool,
+    ) -> Result<([Tensor; 3], Vec<f32>)> {
+        let Some(log_sums) = self.state.log_sums.get().filter(|_| self.tracks) else {
             bail!("fused attention: the forward pass was not told of a backward pass")
         };
         let (d, dv) = (q.dim(3)?, v.dim(3)?);
@@ -129,17 +177,57 @@ impl Fused {
         let source = BiasSource::new(&self.args.bias, &s)?;
         let locked = source.lock();
         let problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
-        let [mut dq, mut dk, mut dvs] = [s.tq * s.d, s.tk * s.d, s.tk * s.dv].map(|each| vec![0f32; s.b * s.h * each]);
-        let to = Gradients { q: Shared::new(&mut dq), k: Shared::new(&mut dk), v: Shared::new(&mut dvs) };
+        let heads = s.b * s.h;
+        let mut dq = vec![0f32; heads * PARTS * s.tq * s.d];
+        let [mut dk, mut dvs] = [s.d, s.dv].map(|width| vec![0f32; heads * s.tk * width]);
+        let mut table = vec![0f32; if with_table { heads * PARTS * problem.columns() } else { 0 }];
+        let to = Gradients {
+            q: Shared::new(&mut dq),
+            k: Shared::new(&mut dk),
+            v: Shared::new(&mut dvs),
+            table: with_table.then(|| Shared::new(&mut table)),
+        };
         let saved = Saved { out: ov?, grad: gv?, log_sums };
         backward::backward(self.path, &problem, Inputs { q: qv?, k: kv?, v: vv? }, &saved, &to);
-        let shared = |x: Vec<f32>, width: usize, keep: usize| -> Result<Tensor> {
-            let x = Tensor::from_vec(x, (s.b, s.h_kv, s.group(), s.tk * width), &Device::Cpu)?;
-            let x = if s.group() == 1 { x } else { x.sum_keepdim(2)? };
-            x.reshape((s.b, s.h_kv, s.tk, width))?.narrow(3, 0, keep)?.to_dtype(q.dtype())
+        let tensor = |x: Vec<f32>, h: usize, t: usize, width: usize, keep: usize| -> Result<Tensor> {
+            Tensor::from_vec(x, (s.b, h, t, width), &Device::Cpu)?.narrow(3, 0, keep)?.to_dtype(q.dtype())
         };
-        let dq = Tensor::from_vec(dq, (s.b, s.h, s.tq, s.d), &Device::Cpu)?.narrow(3, 0, d)?.to_dtype(q.dtype())?;
-        Ok([dq, shared(dk, s.d, d)?, shared(dvs, s.dv, dv)?])
+        let (dk, dvs) = (summed(dk, s.group(), s.tk * s.d), summed(dvs, s.group(), s.tk * s.dv));
+        let gradients = [
+            tensor(summed(dq, PARTS, s.tq * s.d), s.h, s.tq, s.d, d)?,
+            tensor(dk, s.h_kv, s.tk, s.d, d)?,
+            tensor(dvs, s.h_kv, s.tk, s.dv, dv)?,
+        ];
+        // Over the parts of a head, then over the batch.
+        let table = summed(table, PARTS, problem.columns());
+        Ok((gradients, summed(table, s.b, s.h * problem.columns())))
+    }
+}
+
+/// Hands the output on, and has the gradient of a relative table: an op has no more than three arguments with gradients.
+struct TableGradient {
+    fused: Fused,
+    inputs: [Tensor; 3],
+}
+
+impl CustomOp2 for TableGradient {
+    fn name(&self) -> &'static str {
+        "fused-attention-table"
+    }
+
+    fn cpu_fwd(&self, out: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        // Just made by the op before: whole and contiguous.
+        Ok((out.clone(), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, table: &Tensor, out: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (out, transposed) = (out.transpose(1, 2)?, grad.transpose(1, 2)?);
+        let (gradients, sums) = self.fused.gradients(self.inputs.each_ref(), &out, &transposed, true)?;
+        if let Ok(mut kept) = self.fused.state.gradients.lock() {
+            *kept = Some(gradients);
+        }
+        let sums = Tensor::from_vec(sums, table.shape(), &Device::Cpu)?.to_dtype(table.dtype())?;
+        Ok((Some(grad.clone()), Some(sums)))
     }
 }
 
@@ -173,8 +261,11 @@ impl CustomOp3 for Fused {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (out, grad) = (out.transpose(1, 2)?, grad.transpose(1, 2)?);
-        let [q, k, v] = self.gradients([q, k, v], &out, &grad)?;
+        let kept = self.state.gradients.lock().ok().and_then(|mut kept| kept.take());
+        let [q, k, v] = match kept {
+            Some(gradients) => gradients,
+            None => self.gradients([q, k, v], &out.transpose(1, 2)?, &grad.transpose(1, 2)?, false)?.0,
+        };
         Ok((Some(q), Some(k), Some(v)))
     }
 }

@@ -221,10 +221,21 @@ impl<'a> Problem<'a> {
 
     /// The values of a relative bias from the first key of query `q` on.
     pub(super) fn distances(&self, head: usize, q: usize) -> &[f32] {
-        let Bias::Relative { table, columns, first } = &self.bias else { return &[] };
+        let Bias::Relative { table, columns, .. } = &self.bias else { return &[] };
+        &table[head * columns + self.distance(q)..]
+    }
+
+    /// The column of a relative table that the first key of query `q` takes.
+    pub(super) fn distance(&self, q: usize) -> usize {
+        let Bias::Relative { first, .. } = &self.bias else { return 0 };
         let origin = (self.q_start + q) as i64 - self.k_start as i64;
         // Not negative: `attend` has checked that the table covers every distance.
-        &table[head * columns + (-origin - first) as usize..]
+        (-origin - first) as usize
+    }
+
+    /// The columns of a relative table.
+    pub(super) fn columns(&self) -> usize {
+        if let Bias::Relative { columns, .. } = &self.bias { *columns } else { 0 }
     }
 
     /// The bias of one query row.

@@ -150,35 +150,40 @@ pub(super) unsafe fn finish_scores<S: Simd>(
     bias: RowBias<'_>,
 ) {
     let iota: [f32; 16] = std::array::from_fn(|i| i as f32);
-    // SAFETY: columns are in bounds by the caller's word, values are checked against their slice.
+    let (from, to) = (cols.start, cols.start + cols.len().next_multiple_of(S::LANES));
+    // SAFETY: columns are in bounds by the caller's word, and values are checked against their slice.
     unsafe {
-        let iota = S::load(iota.as_ptr());
-        let mut c = cols.start;
-        while c < cols.end {
-            let mut x = S::load(s.add(c));
-            if let Some(cap) = softcap {
-                x = S::mul(tanh::<S>(x), S::splat(cap * LOG2E));
+        if let Some(cap) = softcap {
+            for c in (from..to).step_by(S::LANES) {
+                S::store(s.add(c), S::mul(tanh::<S>(S::load(s.add(c))), S::splat(cap * LOG2E)));
             }
-            match bias {
-                RowBias::None => {}
-                RowBias::Ramp { slope, origin } => {
+        }
+        match bias {
+            RowBias::None => {}
+            RowBias::Ramp { slope, origin } => {
+                let (iota, slope) = (S::load(iota.as_ptr()), S::splat(slope));
+                for c in (from..to).step_by(S::LANES) {
                     // Distances are integers and exact, so far keys lose nothing to cancellation.
                     let distance = S::add(S::splat(((k0 + c) as i64 - origin) as f32), iota);
-                    x = S::fma(S::splat(slope), distance, x);
-                }
-                RowBias::Values { values: [value], factor } => x = S::add(x, S::splat(value * factor)),
-                RowBias::Values { values, factor } => {
-                    let values = &values[k0 + c..k0 + cols.end.min(c + S::LANES)];
-                    let value = if values.len() == S::LANES {
-                        S::load(values.as_ptr())
-                    } else {
-                        S::load_first(values.as_ptr(), values.len())
-                    };
-                    x = S::fma(value, S::splat(factor), x);
+                    S::store(s.add(c), S::fma(slope, distance, S::load(s.add(c))));
                 }
             }
-            S::store(s.add(c), x);
-            c += S::LANES;
+            RowBias::Values { values: [value], factor } => {
+                for c in (from..to).step_by(S::LANES) {
+                    S::store(s.add(c), S::add(S::load(s.add(c)), S::splat(value * factor)));
+                }
+            }
+            RowBias::Values { values, factor } => {
+                let (values, s) = (&values[k0 + from..k0 + cols.end], s.add(from));
+                let (whole, factor) = (values.len() / S::LANES * S::LANES, S::splat(factor));
+                for c in (0..whole).step_by(S::LANES) {
+                    S::store(s.add(c), S::fma(S::load(values.as_ptr().add(c)), factor, S::load(s.add(c))));
+                }
+                if whole < values.len() {
+                    let value = S::load_first(values.as_ptr().add(whole), values.len() - whole);
+                    S::store(s.add(whole), S::fma(value, factor, S::load(s.add(whole))));
+                }
+            }
         }
     }
 }
@@ -228,26 +233,22 @@ pub(super) unsafe fn softmax_step<S: Simd>(s: *mut f32, seen: Range<usize>, widt
 }
 
 /// For the backward pass: turns scores `s` into weights and `g`, products of the output's gradient with values, into
-/// gradients of the scores before the softcap, whose derivatives are `slopes`. Works on whole vectors from `cols.start`.
+/// gradients of the scores. Works on whole vectors from `cols.start`.
 ///
 /// # Safety
-/// `s`, `g` and `slopes` have room for `cols.end` rounded up to whole vectors from `cols.start`.
+/// `s` and `g` have room for `cols.end` rounded up to whole vectors from `cols.start`.
 #[inline(always)]
 pub(super) unsafe fn exp_and_gradient<S: Simd>(
     s: *mut f32,
     g: *mut f32,
     cols: Range<usize>,
     (log_sum, delta): (f32, f32),
-    slopes: Option<&[f32]>,
 ) {
     for c in cols.step_by(S::LANES) {
         // SAFETY: by the caller's word.
         unsafe {
             let weight = S::exp2(S::sub(S::load(s.add(c)), S::splat(log_sum)));
-            let mut gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
-            if let Some(slopes) = slopes {
-                gradient = S::mul(gradient, S::load(slopes.as_ptr().add(c)));
-            }
+            let gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
             S::store(s.add(c), weight);
             S::store(g.add(c), gradient);
         }
