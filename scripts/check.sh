@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Formatting, lints, tests, documentation, the README's main command and the types under the feature `cuda`: what has
 # to pass before a change lands.
-# Needs a Rust toolchain and nothing else.
+# Needs a Rust toolchain and nothing else; the report is checked in a browser where Chromium is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -22,3 +22,12 @@ step "the layer inside a stock Candle model"
 cargo run --release -p integration --example stock_llama
 step "types with the CUDA features (nothing is built or run; about two minutes the first time)"
 scripts/check_cuda.sh
+if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then
+    step "the report in a browser"
+    pages=$(mktemp -d)
+    trap 'rm -rf "$pages"' EXIT
+    cargo run --release -- compare --html "$pages/compare.html" --json >"$pages/compare.json"
+    scripts/check_report.py "$pages/compare.html" --json "$pages/compare.json"
+    cargo run --release -- explain --html "$pages/explain.html" >/dev/null
+    scripts/check_report.py "$pages/explain.html"
+fi

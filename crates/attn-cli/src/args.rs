@@ -55,7 +55,8 @@ Examples:
   attn compare
   attn compare MODEL --text book.txt --contexts 8192,16384 --modes none,dynamic,yarn
   attn compare MODEL --text book.txt --json > cells.json
-  attn compare --csv cells.csv --plot chart.svg
+  attn compare --html report.html --csv cells.csv --plot chart.svg
+  attn compare --from cells.json --html report.html
   attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
 
 Modes: none (no scaling), checkpoint (as its config says), linear, ntk, dynamic, ntk-by-parts, yarn,
@@ -91,7 +92,7 @@ Examples:
 Examples:
   attn explain
   attn explain MODEL --length 32768
-  attn explain config.json --rope-scaling yarn --rope-factor 4 --json
+  attn explain config.json --rope-scaling yarn --rope-factor 4 --html page.html
 
 MODEL may also be a config.json. Shown are wavelengths against the trained context, what each scaling
 does to every frequency, RoPE's decay, how far its base reaches, ALiBi's slopes and T5's buckets.")]
@@ -288,6 +289,9 @@ pub(crate) struct CompareArgs {
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    /// Show the result that --json wrote to this file, without measuring anything
+    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run"])]
+    pub(crate) from: Option<PathBuf>,
     /// Append every finished cell to this file, and go on where it stops
     #[arg(long, value_name = "FILE", help_heading = "Long runs")]
     pub(crate) run: Option<PathBuf>,
@@ -309,6 +313,9 @@ pub(crate) struct OutputArgs {
     /// Write a line chart
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
+    /// Write a page with verdict, tables and charts that opens offline
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) html: Option<PathBuf>,
 }
 
 /// `attn merge`
@@ -365,6 +372,9 @@ pub(crate) struct ExplainArgs {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+    /// Write a page with charts that opens offline
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) html: Option<PathBuf>,
 }
 
 /// `attn download`

@@ -5,7 +5,7 @@ use crate::args::CompareArgs;
 use crate::model::{self, Opened};
 use crate::output::{note, print, print_json, usage};
 use crate::perplexity::tokens;
-use crate::present::{self, present};
+use crate::present::{self, present, present_from};
 use crate::progress::Progress;
 use crate::{inspect, text};
 use anyhow::Result;
@@ -24,6 +24,9 @@ const DEFAULT_TOKENS: usize = 8192;
 /// The model or a text can't be read, a context or mode doesn't fit them, or a file can't be written.
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     check(args)?;
+    if let Some(path) = &args.from {
+        return present_from(&args.output, path);
+    }
     let sources = text::read_all(&args.text, &args.cut.text_field)?;
     let opened = model::open_plain(&args.model)?;
     let most = args.cut.max_tokens.unwrap_or_else(|| default_tokens(args, &opened));
@@ -91,8 +94,8 @@ fn check(args: &CompareArgs) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
         return usage("compare sets the scaling itself: use --modes and --factor");
     }
-    if args.shard.is_some() && (args.output.csv.is_some() || args.output.plot.is_some()) {
-        return usage("--shard measures a part: give --csv and --plot to attn merge");
+    if args.shard.is_some() && (args.output.csv.is_some() || args.output.plot.is_some() || args.output.html.is_some()) {
+        return usage("--shard measures a part: give --csv, --plot and --html to attn merge");
     }
     if let Some(path) = &args.run {
         crate::output::check_writable(path)?;

@@ -2,10 +2,10 @@
 
 use crate::args::ExplainArgs;
 use crate::model;
-use crate::output::{color, print, print_json, width};
+use crate::output::{check_writable, color, print, print_json, width, write_file};
 use anyhow::{Context, Result};
 use attn_eval::explain::{Explained, explain};
-use attn_eval::report::{TableStyle, explanation};
+use attn_eval::report::{TableStyle, explanation, html};
 use attn_models::{TensorSource, families};
 use serde_json::Value;
 use std::path::Path;
@@ -16,7 +16,14 @@ use std::sync::Arc;
 /// # Errors
 /// The config can't be read or understood, or the rope options don't fit it.
 pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
+    if let Some(path) = &args.html {
+        check_writable(path)?;
+    }
     let explained = explained(args)?;
+    if let Some(path) = &args.html {
+        let page = html::explanation(&explained)?;
+        write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
+    }
     if args.json {
         return print_json(&explained);
     }

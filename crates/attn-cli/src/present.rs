@@ -2,22 +2,26 @@
 
 use crate::args::OutputArgs;
 use crate::output::{check_writable, color, print, print_json, usage, width, wrap, write_file};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use attn_eval::compare::Results;
-use attn_eval::report::{About, Document, TableStyle, csv, svg, table, verdict};
+use attn_eval::report::{About, Document, TableStyle, csv, headline, html, read_document, svg, table, verdict};
+use std::path::Path;
 
 /// What can be known to be wrong before anything is measured.
 ///
 /// # Errors
 /// A path that can't be written, or of a kind that isn't written.
 pub(crate) fn check(args: &OutputArgs) -> Result<()> {
-    for path in args.csv.iter().chain(&args.plot) {
+    for path in args.csv.iter().chain(&args.plot).chain(&args.html) {
         check_writable(path)?;
     }
     if let Some(plot) = &args.plot
         && plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg"))
     {
-        return usage(format!("--plot {}: charts are written as .svg", plot.display()));
+        return usage(format!(
+            "--plot {}: charts are written as .svg; a browser or rsvg-convert makes another picture of one",
+            plot.display()
+        ));
     }
     Ok(())
 }
@@ -34,7 +38,22 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results) -> Re
         let chart = svg(&results.cells, &format!("Perplexity of {} by context", about.checkpoint.name));
         write_file(path, |out| Ok(out.write_all(chart.as_bytes())?))?;
     }
+    if let Some(path) = &args.html {
+        let page = html::comparison(about, results)?;
+        write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
+    }
     if args.json { print_json(&Document::new(about, results)) } else { print(&report(about, results)) }
+}
+
+/// Shows a comparison that `--json` wrote.
+///
+/// # Errors
+/// The file can't be read or is none, or as [`present`].
+pub(crate) fn present_from(args: &OutputArgs, path: &Path) -> Result<()> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
+    let (about, results) = read_document(&text).with_context(|| format!("can't show {name}"))?;
+    present(args, &about, &results)
 }
 
 /// The table and the verdict for a terminal, for each text if there are several, and for all of them.
@@ -64,6 +83,7 @@ fn report(about: &About, results: &Results) -> String {
     out.push('\n');
     out.push_str(&table(&results.cells, style));
     out.push('\n');
+    line(&mut out, &headline(&results.cells, about.trained_context()));
     for sentence in verdict(&results.cells) {
         line(&mut out, &sentence);
     }

@@ -379,3 +379,46 @@ fn bench_refuses_what_it_cannot_measure() {
     refused(&["bench", "model", "--prompt", "0", "--generate", "0"], 2, &["--prompt"]);
     refused(&["bench", "model", "--depth", "4000000000"], 2, &["memory"]);
 }
+
+/// The data inside a page.
+fn embedded(page: &str) -> Value {
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    serde_json::from_str(data).expect("a page's data are JSON")
+}
+
+/// Equal but for the last digit of numbers, which reading JSON may change.
+fn near(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| near(a, b)))
+        }
+        (Value::Number(x), Value::Number(y)) => {
+            let (x, y) = (x.as_f64().unwrap(), y.as_f64().unwrap());
+            (x - y).abs() <= 1e-15 * x.abs()
+        }
+        _ => a == b,
+    }
+}
+
+#[test]
+fn a_report_is_the_json_in_another_form() {
+    let text = fs::read(repository().join("models/sample.txt")).unwrap();
+    let (folder, text) = file("<b>&'x.txt", &text);
+    let [page, again, saved] = ["a.html", "b.html", "c.json"].map(|name| folder.path().join(name));
+    let small = ["--contexts", "128,384", "--max-tokens", "2048", "--modes", "none,yarn", "--text", path(&text)];
+    let args = [&["compare", "--json", "--html", path(&page)][..], &small].concat();
+    let printed = stdout(&run(&args));
+    fs::write(&saved, &printed).unwrap();
+    let page = fs::read_to_string(&page).unwrap();
+    assert!(page.contains("&lt;b&gt;&amp;&#39;x.txt") && !page.contains("<b>"), "names are escaped");
+    let document: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(embedded(&page)["document"], document);
+
+    let shown = stdout(&run(&["compare", "--from", path(&saved), "--html", path(&again)]));
+    assert!(shown.contains("Past the 256 tokens trained"), "{shown}");
+    let again: Value = embedded(&fs::read_to_string(&again).unwrap());
+    assert!(near(&again["document"], &document), "shown again without measuring");
+    refused(&["compare", "--from", path(&text)], 1, &["x.txt", "JSON"]);
+    refused(&["compare", "--from", path(&saved), "--html", "/no/such/folder/x.html"], 2, &["/no/such/folder"]);
+}

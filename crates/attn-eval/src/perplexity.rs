@@ -23,7 +23,7 @@ pub const CURVE: usize = 32;
 const BATCH_TOKENS: usize = 2048;
 
 /// What one setting scored on one cut of one text.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
     /// The position scaling.
     pub mode: String,

@@ -4,11 +4,11 @@ use super::CellSpec;
 use crate::perplexity::{Cell, Label, Scores};
 use crate::stats::{Interval, WindowNll, paired_difference};
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// What a comparison found.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Results {
     /// One cell per context and mode over all texts together, context by context.
     pub cells: Vec<Cell>,
@@ -19,7 +19,7 @@ pub struct Results {
 }
 
 /// What a comparison found on one text.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TextResults {
     /// Index of the text.
     pub text: usize,
@@ -31,7 +31,7 @@ pub struct TextResults {
 
 /// Two modes at one context: by how much the mean negative log-likelihood of `mode` exceeds that of `versus` on the
 /// same tokens. The ratio of the perplexities is the exponential.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     /// Tokens per window.
     pub context: usize,

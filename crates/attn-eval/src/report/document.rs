@@ -4,6 +4,7 @@
 
 use super::verdict;
 use crate::compare::Results;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -31,6 +32,17 @@ impl<'a> Document<'a> {
         let (model, verdict) = (about.checkpoint.name.as_str(), verdict(&results.cells));
         Self { format: FORMAT, model, text: names.join(", "), verdict, about, results }
     }
+}
+
+/// What [`Document`] was made from, read back.
+///
+/// # Errors
+/// It is not JSON, not a comparison, or one of a layout that this version doesn't read.
+pub fn read_document(json: &str) -> Result<(About, Results)> {
+    let document: Value = serde_json::from_str(json).context("it is not JSON")?;
+    let format = document.get("format").and_then(Value::as_str).unwrap_or("none");
+    ensure!(format == FORMAT, "it is not a comparison of attn: its format is {format}, not {FORMAT}");
+    Ok((About::deserialize(&document)?, Results::deserialize(&document)?))
 }
 
 /// What was compared, on what, by what.
@@ -164,6 +176,11 @@ pub struct Machine {
 }
 
 impl About {
+    /// The context the model was trained for, as the settings have it, else as the checkpoint says.
+    pub fn trained_context(&self) -> Option<usize> {
+        self.settings.rope.original_context.or(self.checkpoint.trained_context)
+    }
+
     /// Everything that decides the figures, by the name a user knows it under: two runs may be mixed if and only if
     /// these are equal.
     pub fn identity(&self) -> BTreeMap<String, Value> {

@@ -306,7 +306,8 @@ impl Page {
     }
 }
 
-fn title(group: &ExplainedGroup) -> String {
+/// The encoding in a line.
+pub(super) fn title(group: &ExplainedGroup) -> String {
     let encoding = &group.encoding;
     let mut facts = vec![];
     let name = match encoding.kind {

@@ -6,16 +6,20 @@ pub mod blocks;
 mod csv;
 mod document;
 mod explain;
+pub mod html;
+mod markup;
 mod svg;
 mod table;
 mod verdict;
 
 pub use csv::csv;
-pub use document::{About, CheckpointInfo, Document, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
+pub use document::{
+    About, CheckpointInfo, Document, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions, read_document,
+};
 pub use explain::{explanation, ranges};
 pub use svg::svg;
 pub use table::{TableStyle, table};
-pub use verdict::verdict;
+pub use verdict::{headline, verdict};
 
 /// A perplexity with as many digits as are worth reading.
 pub(crate) fn short(perplexity: f64) -> String {

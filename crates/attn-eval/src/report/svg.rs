@@ -3,6 +3,7 @@
 //! Written by hand: it is a few lines of geometry, and the file carries its own style, so that it reads well on a light
 //! and on a dark page and its figures can be found by hovering and by screen readers.
 
+use super::markup::escape;
 use super::short;
 use crate::compare::{contexts, modes};
 use crate::perplexity::Cell;
@@ -190,45 +191,11 @@ fn legend(out: &mut String, mut labels: Vec<(f64, usize, &str)>) {
     }
 }
 
-fn escape(text: &str) -> String {
-    let printable = text.chars().filter(|c| !c.is_control());
-    printable.fold(String::new(), |mut out, c| {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c => out.push(c),
-        }
-        out
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::compare::results::tests::cells;
-
-    /// Checks that tags nest and close and that text holds no bare `&` or `<`: what an XML parser would refuse.
-    fn well_formed(text: &str) {
-        let mut open: Vec<String> = vec![];
-        let mut rest = text;
-        while let Some(start) = rest.find('<') {
-            let end = start + rest[start..].find('>').expect("a tag ends");
-            let tag = &rest[start + 1..end];
-            assert!(!tag.contains('<') && tag.matches('"').count().is_multiple_of(2), "{tag}");
-            if let Some(name) = tag.strip_prefix('/') {
-                assert_eq!(open.pop().as_deref(), Some(name), "{tag}");
-            } else if !tag.ends_with('/') {
-                open.push(tag.split_whitespace().next().unwrap().to_string());
-            }
-            rest = &rest[end + 1..];
-        }
-        assert!(open.is_empty(), "left open: {open:?}");
-        for (i, _) in text.match_indices('&') {
-            assert!(["&amp;", "&lt;", "&gt;", "&quot;"].iter().any(|e| text[i..].starts_with(e)));
-        }
-    }
+    use crate::report::markup::assert_well_formed;
 
     #[test]
     fn a_chart_is_well_formed_and_has_every_point() {
@@ -238,7 +205,7 @@ mod tests {
             .flat_map(|&c| modes.iter().enumerate().map(move |(i, &m)| (m, c, 3.0 + i as f32 / 5.0)))
             .collect();
         let chart = svg(&cells(&rows), "a <b> & \"c\"");
-        well_formed(&chart);
+        assert_well_formed(&chart, &[]);
         assert_eq!(chart.matches("<circle").count(), 32);
         assert_eq!(chart.matches("<polyline").count(), 8);
         assert!(modes.iter().all(|mode| chart.contains(&format!(">{mode}</text>"))));
@@ -249,7 +216,7 @@ mod tests {
     fn one_point_and_flat_lines_have_a_scale_too() {
         for rows in [vec![("none", 256, 3.0)], vec![("none", 256, 3.0), ("yarn", 512, 3.0)], vec![]] {
             let chart = svg(&cells(&rows), "t");
-            well_formed(&chart);
+            assert_well_formed(&chart, &[]);
             assert!(!chart.contains("NaN"), "{chart}");
         }
     }

@@ -10,6 +10,85 @@ pub fn verdict(cells: &[Cell]) -> Vec<String> {
     contexts(cells).into_iter().filter_map(|context| line(cells, context)).collect()
 }
 
+/// The comparison in a sentence or two: which mode to use past the trained context, what that costs, how sure it is.
+pub fn headline(cells: &[Cell], trained: Option<usize>) -> String {
+    let mut all = contexts(cells);
+    all.sort_unstable();
+    let past: Vec<usize> = all.iter().copied().filter(|&context| trained.is_none_or(|n| context > n)).collect();
+    let Some((&longest, winner)) = past.last().and_then(|last| Some((last, best(cells, *last)?))) else {
+        return within(cells, trained, &all);
+    };
+    let start = trained.map_or("Over these contexts".to_string(), |n| format!("Past the {n} tokens trained"));
+    // Runs of contexts with the same winner, shortest first.
+    let mut runs: Vec<(&str, usize)> = vec![];
+    for &context in &past {
+        let Some(winner) = best(cells, context) else { continue };
+        match runs.last_mut() {
+            Some((mode, last)) if *mode == winner.mode => *last = context,
+            _ => runs.push((&winner.mode, context)),
+        }
+    }
+    let advice = match runs.as_slice() {
+        [(mode, _)] => format!("{start} use {mode}."),
+        [.., (mode, _)] => {
+            let earlier = runs[..runs.len() - 1].iter().map(|(mode, last)| format!("{mode} to {last} tokens"));
+            format!("{start} use {}, then {mode}.", earlier.collect::<Vec<_>>().join(", "))
+        }
+        [] => String::new(),
+    };
+    let mut cost = format!(" At {longest} tokens its perplexity is {}", short(winner.perplexity));
+    let unscaled = cells.iter().find(|cell| cell.context == longest && cell.mode == "none" && !same(cell, winner));
+    if let Some(none) = unscaled {
+        cost.push_str(&format!(", without scaling {}", short(none.perplexity)));
+    }
+    format!("{advice}{cost}; {}.", certainty(cells, winner))
+}
+
+/// No context is past the trained one.
+fn within(cells: &[Cell], trained: Option<usize>, contexts: &[usize]) -> String {
+    let Some(winner) = contexts.last().and_then(|&longest| best(cells, longest)) else {
+        return "Nothing was compared.".to_string();
+    };
+    let (mode, perplexity) = (&winner.mode, short(winner.perplexity));
+    match trained {
+        Some(n) if mode == "none" || winner.same_as.is_some() => {
+            format!(
+                "Within the {n} tokens trained no scaling is needed: perplexity {perplexity} at {}.",
+                winner.context
+            )
+        }
+        _ => format!("{mode} has the lowest perplexity, {perplexity} at {} tokens.", winner.context),
+    }
+}
+
+/// How sure the lead of the best mode at its context is.
+fn certainty(cells: &[Cell], winner: &Cell) -> String {
+    let others = cells.iter().filter(|cell| cell.context == winner.context && !same(cell, winner));
+    let judged: Vec<(&str, Option<bool>)> =
+        others.filter_map(|cell| Some((cell.mode.as_str(), cell.versus_best.as_ref()?.is_real()))).collect();
+    let tied: Vec<&str> = judged.iter().filter(|(_, real)| *real == Some(false)).map(|(mode, _)| *mode).collect();
+    match judged.as_slice() {
+        [] => "it was compared with nothing else there".to_string(),
+        judged if judged.iter().any(|(_, real)| real.is_none()) => {
+            format!("{} are too few to say how sure that is", counted(winner.windows, "window"))
+        }
+        _ if tied.is_empty() => "its lead there is real on this text".to_string(),
+        _ => format!("this text can't tell it from {} there", listed(&tied)),
+    }
+}
+
+fn counted(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [names @ .., last] if !names.is_empty() => format!("{} and {last}", names.join(", ")),
+        names => names.concat(),
+    }
+}
+
 fn line(cells: &[Cell], context: usize) -> Option<String> {
     let winner = best(cells, context)?;
     let mut others: Vec<&Cell> = cells
@@ -33,9 +112,7 @@ fn line(cells: &[Cell], context: usize) -> Option<String> {
         return Some(format!("{context}: {mode} is best ({perplexity}), {name} {gap} higher ({interval})"));
     }
     let tied = others.iter().filter(|cell| cell.versus_best.as_ref().and_then(Difference::is_real) == Some(false));
-    let mut names: Vec<&str> = tied.map(|cell| cell.mode.as_str()).collect();
-    let last = names.pop()?;
-    let names = if names.is_empty() { last.to_string() } else { format!("{} and {last}", names.join(", ")) };
+    let names = listed(&tied.map(|cell| cell.mode.as_str()).collect::<Vec<_>>());
     Some(format!(
         "{context}: {mode} is best ({perplexity}), but this text can't tell it from {names}: {name} {gap} higher \
          ({interval})"
@@ -65,6 +142,37 @@ mod tests {
         assert_eq!(lines.len(), 1);
         assert!(lines[0].starts_with("256: yarn is best (20"), "{}", lines[0]);
         assert!(lines[0].contains("), linear 11% higher (95% interval 11% to 11%)"), "{}", lines[0]);
+    }
+
+    #[test]
+    fn the_headline_says_what_to_use_and_how_sure_that_is() {
+        let rows = [("none", 256, 3.0), ("yarn", 256, 3.1), ("none", 512, 3.6), ("yarn", 512, 3.2)];
+        let said = headline(&cells(&rows), Some(256));
+        assert!(
+            said.starts_with("Past the 256 tokens trained use yarn. At 512 tokens its perplexity is 24."),
+            "{said}"
+        );
+        assert!(
+            said.contains(", without scaling 3") && said.ends_with("its lead there is real on this text."),
+            "{said}"
+        );
+
+        let mixed = [("linear", 512, 3.1), ("yarn", 512, 3.2), ("linear", 1024, 3.3), ("yarn", 1024, 3.2)];
+        let said = headline(&cells(&mixed), Some(256));
+        assert!(said.starts_with("Past the 256 tokens trained use linear to 512 tokens, then yarn."), "{said}");
+
+        let mut tied = cells(&[("none", 512, 3.01), ("ntk", 512, 3.02), ("yarn", 512, 3.0)]);
+        for cell in &mut tied[..2] {
+            cell.versus_best = Some(Difference { mode: "yarn".into(), nll: 0.01, low: Some(-0.01), high: Some(0.03) });
+        }
+        let said = headline(&tied, Some(256));
+        assert!(said.ends_with("this text can't tell it from none and ntk there."), "{said}");
+
+        let few = headline(&cells(&[("none", 2048, 3.2), ("yarn", 2048, 3.0)]), None);
+        assert!(few.starts_with("Over these contexts use yarn.") && few.contains("2 windows are too few"), "{few}");
+        let within = headline(&cells(&[("none", 256, 3.0), ("yarn", 256, 3.1)]), Some(256));
+        assert!(within.starts_with("Within the 256 tokens trained no scaling is needed"), "{within}");
+        assert_eq!(headline(&[], Some(256)), "Nothing was compared.");
     }
 
     #[test]

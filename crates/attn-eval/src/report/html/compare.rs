@@ -1,0 +1,514 @@
+//! The page of `attn compare --html`.
+
+use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
+use crate::compare::{Pair, Results, best, contexts, modes};
+use crate::perplexity::{self, BUCKETS};
+use crate::report::{About, Document, factor, headline, short, verdict};
+use crate::stats::{Difference, Interval};
+use anyhow::Result;
+
+/// The comparison as one HTML file.
+///
+/// # Errors
+/// A number that JSON can't hold.
+pub fn comparison(about: &About, results: &Results) -> Result<String> {
+    let mut page = Page::new(&format!("Position scalings of {}", about.checkpoint.name));
+    let trained = about.trained_context();
+    let texts: Vec<&str> = about.texts.iter().map(|text| text.name.as_str()).collect();
+    page.soft(&format!(
+        "{}, measured on {} ({} tokens). Lower perplexity means the model predicts the text better.",
+        trained.map_or("Trained context unknown".to_string(), |n| format!("Trained to {n} tokens")),
+        texts.join(", "),
+        about.texts.iter().map(|text| text.used).sum::<usize>()
+    ));
+    page.verdict(&headline(&results.cells, trained), &verdict(&results.cells));
+    page.soft(
+        "Intervals hold for text like this one: they come from resampling its windows. Perplexity does not tell whether a \
+         model still finds things far back; measure that with attn passkey.",
+    );
+
+    page.heading("Perplexity by context");
+    page.chart(by_context(&results.cells));
+    page.table(&perplexities("perplexity", "Perplexity, with its 95% interval", &results.cells, &|cell| {
+        (Some(cell.perplexity), cell.interval)
+    }));
+    page.table(&perplexities(
+        "last-quarter",
+        "Perplexity of the last quarter of each window: what far positions cost",
+        &results.cells,
+        &|cell| (cell.last_quarter_perplexity, cell.last_quarter_interval),
+    ));
+
+    page.heading("Which differences are real");
+    page.text(
+        "How much higher each mode's perplexity is than that of the best mode at the same context, on the same tokens. A \
+         difference counts as real if its 95% interval leaves out zero.",
+    );
+    page.table(&against_best(&results.cells));
+    page.begin_details("Every two modes");
+    page.table(&pairs(&results.differences));
+    page.end_details();
+
+    page.heading("Where along the window a mode breaks");
+    page.chart(by_position(&results.cells, trained));
+
+    if results.by_text.len() > 1 {
+        page.heading("Text by text");
+        page.text("Which mode is best may differ from text to text; the figures above weigh all tokens alike.");
+        for (index, part) in results.by_text.iter().enumerate() {
+            let name = about.texts.get(part.text).map_or("", |text| text.name.as_str());
+            page.subheading(name);
+            page.text(&headline(&part.cells, trained));
+            let caption = format!("Perplexity on {name}");
+            page.table(&perplexities(&format!("text-{index}"), &caption, &part.cells, &|cell| {
+                (Some(cell.perplexity), cell.interval)
+            }));
+        }
+    }
+
+    page.heading("What the modes do");
+    let known: Vec<(&str, String)> =
+        modes(&results.cells).into_iter().filter_map(|mode| Some((mode, meaning(mode)?.to_string()))).collect();
+    page.facts(&known);
+
+    page.heading("How this was measured");
+    provenance(&mut page, about);
+    page.begin_details("All cells");
+    page.table(&all(&results.cells));
+    page.end_details();
+    page.save_button("compare.json");
+    Ok(page.finish(&serde_json::to_value(Document::new(about, results))?))
+}
+
+/// A mode in a sentence, for whoever sees its name for the first time.
+fn meaning(mode: &str) -> Option<&'static str> {
+    Some(match mode {
+        "none" => "The positions as the model was trained, without any scaling.",
+        "checkpoint" => "Whatever scaling the model's own config asks for.",
+        "linear" => "Position interpolation: all positions squeezed by the factor, near ones too.",
+        "ntk" => "A larger base: far positions are squeezed by the factor, near ones hardly.",
+        "dynamic" => "Like ntk, with a base that grows with the length, and nothing changed up to the trained context.",
+        "ntk-by-parts" => "Frequencies that turn often in training stay, slow ones are squeezed, a blend between.",
+        "yarn" => "The frequencies of ntk-by-parts, and sharper attention to make up for the longer text.",
+        "longrope" => "Factors per frequency that were searched for this model.",
+        "llama3" => "Llama 3.1's variant of ntk-by-parts.",
+        "proportional" => "Gemma's encoding, its frequencies divided by the factor.",
+        _ => return None,
+    })
+}
+
+fn find<'a>(cells: &'a [perplexity::Cell], context: usize, mode: &str) -> Option<&'a perplexity::Cell> {
+    cells.iter().find(|cell| cell.context == context && cell.mode == mode)
+}
+
+fn by_context(cells: &[perplexity::Cell]) -> Chart {
+    let mut at = contexts(cells);
+    at.sort_unstable();
+    type Measure = fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);
+    let measures: [(&str, Measure); 2] = [
+        ("all tokens", |cell| (Some(cell.perplexity), cell.interval)),
+        ("last quarter of each window", |cell| (cell.last_quarter_perplexity, cell.last_quarter_interval)),
+    ];
+    let views = measures.into_iter().map(|(name, measure)| {
+        let series = modes(cells).into_iter().map(|mode| {
+            let found: Vec<_> =
+                at.iter().map(|&context| find(cells, context, mode).map_or((None, None), measure)).collect();
+            let some = found.iter().any(|(_, interval)| interval.is_some());
+            let end = |pick: fn(Interval) -> f64| -> Vec<Option<f64>> {
+                if some { found.iter().map(|(_, interval)| interval.map(pick)).collect() } else { vec![] }
+            };
+            Series {
+                name: mode.to_string(),
+                values: found.iter().map(|(value, _)| *value).collect(),
+                low: end(|interval| interval.low),
+                high: end(|interval| interval.high),
+            }
+        });
+        let x = at.iter().map(|&context| context as f64).collect();
+        View { name: name.to_string(), x, series: series.collect(), marks: vec![] }
+    });
+    Chart {
+        id: "by-context".into(),
+        title: "Perplexity by context".into(),
+        note: "One line per mode; lower is better. Upright bars are 95% intervals of each figure by itself: modes are \
+               compared on the same tokens, so a difference can be real although the bars overlap."
+            .into(),
+        view_name: "Measured over",
+        xlabel: "context (tokens)",
+        ylabel: "perplexity",
+        xunit: "tokens",
+        xlog: true,
+        ylog: true,
+        xticks: true,
+        views: views.collect(),
+        ..Chart::default()
+    }
+}
+
+fn by_position(cells: &[perplexity::Cell], trained: Option<usize>) -> Chart {
+    let mut at = contexts(cells);
+    at.sort_unstable_by(|a, b| b.cmp(a));
+    let views = at.iter().map(|&context| {
+        let parts = cells.iter().find(|cell| cell.context == context).map_or(0, |cell| cell.curve.len());
+        let width = context as f64 / parts.max(1) as f64;
+        let of = |mode: &&str| find(cells, context, mode).filter(|cell| cell.curve.len() == parts);
+        let series = modes(cells).into_iter().filter_map(|mode| {
+            let cell = of(&mode)?;
+            Some(Series { name: mode.to_string(), values: cell.curve.clone(), ..Series::default() })
+        });
+        let marks = trained.filter(|&n| n < context).map(|n| Mark { x: n as f64, label: format!("trained to {n}") });
+        View {
+            name: format!("{context} tokens"),
+            x: (0..parts).map(|i| (i as f64 + 0.5) * width).collect(),
+            series: series.collect(),
+            marks: marks.into_iter().collect(),
+        }
+    });
+    Chart {
+        id: "by-position".into(),
+        title: "Loss by position in the window".into(),
+        note: "Mean negative log-likelihood of the tokens around each position; lower is better. More context should \
+               help, so a good mode falls or stays level to the end. One that rises past the dashed line is breaking there."
+            .into(),
+        view_name: "Context",
+        xlabel: "position in the window (tokens)",
+        ylabel: "nats per token (log of perplexity)",
+        xunit: "tokens in",
+        views: views.collect(),
+        ..Chart::default()
+    }
+}
+
+type Measured<'a> = &'a dyn Fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);
+
+/// Modes down, contexts across.
+fn perplexities(id: &str, caption: &str, cells: &[perplexity::Cell], measured: Measured) -> Table {
+    let at = contexts(cells);
+    let lowest = |context: usize| {
+        let here = cells.iter().filter(|cell| cell.context == context).filter_map(|cell| measured(cell).0);
+        here.fold(f64::INFINITY, f64::min)
+    };
+    let row = |mode: &str| {
+        let figures = at.iter().map(|&context| {
+            let Some(cell) = find(cells, context, mode) else { return Cell::text("–") };
+            let (value, interval) = measured(cell);
+            let shown = Cell::optional(value, short);
+            let shown = match (&cell.same_as, interval) {
+                (Some(same), _) => shown.small(format!("same as {same}")),
+                (None, Some(Interval { low, high })) => shown.small(format!("{} to {}", short(low), short(high))),
+                (None, None) => shown,
+            };
+            if value.is_some_and(|value| value <= lowest(context)) { shown.class("best") } else { shown }
+        });
+        std::iter::once(Cell::text(mode)).chain(figures).collect()
+    };
+    let heads = at.iter().map(|&context| {
+        let largest = cells.iter().filter(|cell| cell.context == context).map(|cell| cell.factor).fold(1.0, f64::max);
+        let scaled = if largest > 1.0 { format!(" (factor {})", factor(largest)) } else { String::new() };
+        Head::number(format!("{context} tokens{scaled}"))
+    });
+    Table {
+        id: id.to_string(),
+        caption: caption.to_string(),
+        heads: std::iter::once(Head::text("mode")).chain(heads).collect(),
+        rows: modes(cells).into_iter().map(row).collect(),
+    }
+}
+
+/// A difference in nats as a ratio of perplexities.
+fn percent(nll: f64) -> String {
+    let percent = nll.exp_m1() * 100.0;
+    if percent.abs() < 10.0 { format!("{percent:+.1}%") } else { format!("{percent:+.0}%") }
+}
+
+fn judged(low: Option<f64>, high: Option<f64>) -> &'static str {
+    match low.zip(high) {
+        Some((low, high)) if low > 0.0 || high < 0.0 => "real",
+        Some(_) => "not told apart",
+        None => "too few windows",
+    }
+}
+
+fn against_best(cells: &[perplexity::Cell]) -> Table {
+    let at = contexts(cells);
+    let source = |cell: &perplexity::Cell| cell.same_as.clone().unwrap_or_else(|| cell.mode.clone());
+    let same_as_best =
+        |cell: &perplexity::Cell| best(cells, cell.context).is_some_and(|winner| source(winner) == source(cell));
+    let row = |mode: &str| {
+        let figures = at.iter().map(|&context| match find(cells, context, mode) {
+            Some(cell) if cell.versus_best.is_some() && same_as_best(cell) => Cell::number(0.0, "the same as the best"),
+            Some(cell) => match &cell.versus_best {
+                Some(Difference { nll, low, high, .. }) => {
+                    let range = low.zip(*high).map(|(a, b)| format!("{} to {}, ", percent(a), percent(b)));
+                    let small = format!("{}{}", range.unwrap_or_default(), judged(*low, *high));
+                    Cell::number(*nll, percent(*nll)).small(small)
+                }
+                None if best(cells, context).is_some_and(|winner| winner.mode == mode) => {
+                    Cell::number(0.0, "best").class("best")
+                }
+                None => Cell::text("–"),
+            },
+            None => Cell::text("–"),
+        });
+        std::iter::once(Cell::text(mode)).chain(figures).collect()
+    };
+    Table {
+        id: "against-best".into(),
+        caption: "Perplexity above that of the best mode, with its 95% interval".into(),
+        heads: std::iter::once(Head::text("mode"))
+            .chain(at.iter().map(|context| Head::number(format!("{context} tokens"))))
+            .collect(),
+        rows: modes(cells).into_iter().map(row).collect(),
+    }
+}
+
+fn pairs(differences: &[Pair]) -> Table {
+    let ends = |interval: Option<Interval>| (interval.map(|i| i.low), interval.map(|i| i.high));
+    let range = |interval: Option<Interval>| {
+        interval.map_or(String::new(), |Interval { low, high }| format!("{} to {}", percent(low), percent(high)))
+    };
+    let rows = differences.iter().map(|pair| {
+        let (low, high) = ends(pair.interval);
+        vec![
+            Cell::text(format!("{} over {}", pair.mode, pair.versus)),
+            Cell::count(pair.context),
+            Cell::number(pair.nll, percent(pair.nll)).small(range(pair.interval)),
+            Cell::text(judged(low, high)),
+            Cell::optional(pair.last_quarter_nll, percent).small(range(pair.last_quarter_interval)),
+        ]
+    });
+    Table {
+        id: "pairs".into(),
+        caption: "Perplexity of the first mode above that of the second".into(),
+        heads: vec![
+            Head::text("modes"),
+            Head::number("context"),
+            Head::number("difference"),
+            Head::text("verdict"),
+            Head::number("in the last quarter"),
+        ],
+        rows: rows.collect(),
+    }
+}
+
+fn all(cells: &[perplexity::Cell]) -> Table {
+    let mut heads = vec![Head::text("mode")];
+    let numbers = ["context", "factor", "perplexity", "± by window", "last quarter", "tokens", "windows", "seconds"];
+    heads.extend(numbers.map(Head::number));
+    heads.extend((1..=BUCKETS).map(|eighth| Head::number(format!("nats, eighth {eighth}"))));
+    let rows = cells.iter().map(|cell| {
+        let mut row = vec![
+            Cell::text(&cell.mode),
+            Cell::count(cell.context),
+            Cell::number(cell.factor, factor(cell.factor)),
+            Cell::number(cell.perplexity, digits(cell.perplexity)),
+            Cell::optional(cell.stderr_windows, digits),
+            Cell::optional(cell.last_quarter_perplexity, digits),
+            Cell::count(cell.tokens),
+            Cell::count(cell.windows),
+            Cell::number(cell.seconds, format!("{:.1}", cell.seconds)),
+        ];
+        row.extend(cell.position_nll.iter().map(|nll| Cell::optional(*nll, digits)));
+        row
+    });
+    Table { id: "cells".into(), caption: "Every cell".into(), heads, rows: rows.collect() }
+}
+
+fn provenance(page: &mut Page, about: &About) {
+    let command: Vec<String> = about.command.iter().map(|word| quoted(word)).collect();
+    page.code("command", "command", &command.join(" "));
+    let (checkpoint, settings) = (&about.checkpoint, &about.settings);
+    let each = |n: Option<usize>, none: &str| n.map_or(none.to_string(), |n| n.to_string());
+    page.facts(&[
+        ("model", checkpoint.name.clone()),
+        ("revision", checkpoint.revision.clone().unwrap_or_default()),
+        ("sha256", checkpoint.sha256.clone()),
+        ("family", format!("{}, {} weights", checkpoint.family, checkpoint.parameters)),
+        ("own scaling", checkpoint.rope_type.clone()),
+        ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
+        ("windows", format!("one every {}", each(settings.stride, "context (side by side)"))),
+        ("BOS before each", settings.bos.map_or("no".into(), |id| format!("yes, id {id}"))),
+        ("computed in", format!("{} on {}", settings.dtype, settings.device)),
+        ("bootstrap seed", settings.seed.to_string()),
+        ("programs", format!("attn {}, candle {}", about.versions.attn, about.versions.candle)),
+        ("begun", date(about.started)),
+    ]);
+    for machine in &about.machines {
+        let cpu = machine.cpu.clone().unwrap_or_else(|| "unknown processor".into());
+        page.facts(&[(
+            "machine",
+            format!("{cpu}, {} cores, {} threads, {} {}", machine.cores, machine.threads, machine.os, machine.arch),
+        )]);
+    }
+    let rows = about.texts.iter().map(|text| {
+        vec![
+            Cell::text(&text.name),
+            Cell::count(text.used),
+            Cell::count(text.tokens),
+            Cell::count(text.documents),
+            Cell::count(text.bytes),
+            Cell::text(&text.sha256),
+        ]
+    });
+    let heads = ["tokens used", "tokens", "documents", "bytes"].map(Head::number);
+    page.table(&Table {
+        id: "texts".into(),
+        caption: "Texts".into(),
+        heads: std::iter::once(Head::text("text")).chain(heads).chain([Head::text("sha256")]).collect(),
+        rows: rows.collect(),
+    });
+    if checkpoint.files.len() > 1 {
+        let rows = checkpoint.files.iter();
+        let rows = rows.map(|file| {
+            vec![
+                Cell::text(&file.name),
+                Cell::number(file.bytes as f64, file.bytes.to_string()),
+                Cell::text(&file.sha256),
+            ]
+        });
+        page.begin_details("Files of the model");
+        page.table(&Table {
+            id: "files".into(),
+            caption: "Files of the model".into(),
+            heads: vec![Head::text("file"), Head::number("bytes"), Head::text("sha256")],
+            rows: rows.collect(),
+        });
+        page.end_details();
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// Seconds since 1970 as `2026-01-31 12:34 UTC` (Howard Hinnant's civil_from_days).
+fn date(seconds: u64) -> String {
+    let (days, minutes) = ((seconds / 86_400) as i64, seconds % 86_400 / 60);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::compare::TextResults;
+    use crate::compare::results::tests::cells;
+    use crate::report::markup::assert_well_formed;
+    use crate::report::{CheckpointInfo, Machine, RopeSettings, Settings, TextInfo, Versions, read_document};
+
+    const NASTY: &str = "<i>\"a\"&'b'</i></script>";
+
+    fn about() -> About {
+        let text =
+            TextInfo { name: NASTY.into(), sha256: "0123".into(), bytes: 10, documents: 1, tokens: 4096, used: 4096 };
+        About {
+            command: ["attn", "compare", "--text", NASTY].map(String::from).to_vec(),
+            started: 951_827_696,
+            versions: Versions { attn: "0.1.0".into(), candle: "0.11.1".into() },
+            checkpoint: CheckpointInfo {
+                name: NASTY.into(),
+                revision: None,
+                sha256: "4567".into(),
+                files: vec![],
+                family: "llama".into(),
+                parameters: 1000,
+                trained_context: Some(256),
+                rope_type: "none".into(),
+            },
+            texts: vec![text.clone(), text],
+            settings: Settings {
+                modes: vec![],
+                contexts: vec![],
+                factor: None,
+                stride: None,
+                bos: None,
+                length: None,
+                seed: 0,
+                rope: RopeSettings::default(),
+                dtype: "f32".into(),
+                device: "cpu".into(),
+                keep_quantized: false,
+            },
+            machines: vec![Machine { os: "linux".into(), arch: "x86_64".into(), cpu: None, cores: 2, threads: 2 }],
+        }
+    }
+
+    fn results() -> Results {
+        let rows = [("none", 256, 3.0), ("yarn", 256, 3.0), ("none", 512, 4.0), ("yarn", 512, 3.2)];
+        let mut cells = cells(&rows);
+        cells[1].same_as = Some("none".into());
+        let part = |text| TextResults { text, cells: cells.clone(), differences: vec![] };
+        let by_text = vec![part(0), part(1)];
+        let differences = vec![Pair {
+            context: 512,
+            mode: "none".into(),
+            versus: "yarn".into(),
+            nll: 0.8,
+            interval: Some(Interval { low: 0.7, high: 0.9 }),
+            last_quarter_nll: None,
+            last_quarter_interval: None,
+        }];
+        Results { cells, differences, by_text }
+    }
+
+    #[test]
+    fn a_page_shows_every_figure_and_escapes_every_name() {
+        let (about, results) = (about(), results());
+        let page = comparison(&about, &results).unwrap();
+        let (start, end) = (page.find("<main>").unwrap(), page.find("<script type=").unwrap());
+        let body = &page[start..end];
+        assert_well_formed(body, &super::super::VOID);
+        assert!(!page.contains("<i>") && body.matches("&lt;i&gt;").count() >= 6);
+        for cell in &results.cells {
+            assert!(body.contains(&format!("data-value=\"{}\"", cell.perplexity)), "{}", cell.perplexity);
+        }
+        for said in ["use yarn", "same as none", "factor 2", "2000-02-29 12:34 UTC"] {
+            assert!(body.contains(said), "{said}");
+        }
+        assert!(body.contains("+123%") && body.contains(">real<"), "the difference of 0.8 nats");
+    }
+
+    #[test]
+    fn what_json_holds_can_be_shown_again() {
+        let (about, results) = (about(), results());
+        let json = serde_json::to_string(&Document::new(&about, &results)).unwrap();
+        let (about_again, results_again) = read_document(&json).unwrap();
+        assert_eq!(about_again, about);
+        assert_eq!(results_again.by_text.len(), results.by_text.len());
+        for (again, was) in results_again.cells.iter().zip(&results.cells) {
+            assert_eq!((&again.mode, again.context, &again.same_as), (&was.mode, was.context, &was.same_as));
+            // Reading JSON may change the last digit.
+            assert!((again.perplexity - was.perplexity).abs() <= 1e-15 * was.perplexity);
+        }
+        let tables = |page: &str| page.matches("<table").count();
+        let (again, was) = (comparison(&about_again, &results_again).unwrap(), comparison(&about, &results).unwrap());
+        assert_eq!(tables(&again), tables(&was));
+        let other = json.replace("attn-compare/1", "attn-compare/9");
+        assert!(read_document(&other).unwrap_err().to_string().contains("attn-compare/9"));
+        assert!(read_document("{}").unwrap_err().to_string().contains("none"));
+    }
+
+    #[test]
+    fn dates_and_words_read_back() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(1_767_225_599), "2025-12-31 23:59 UTC");
+        assert_eq!(date(4_107_542_400), "2100-03-01 00:00 UTC");
+        assert_eq!(
+            [quoted("a-b/c.txt"), quoted("a b"), quoted("it's"), quoted("")],
+            ["a-b/c.txt", "'a b'", "'it'\\''s'", "''"]
+        );
+    }
+}
