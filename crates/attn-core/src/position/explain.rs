@@ -1,7 +1,8 @@
 //! What an encoding does to a sequence of a given length, as curves and tables ready to be drawn.
 //!
-//! [`Description`] says what an encoding is; this module says what follows from it: which frequencies have seen a full
-//! turn in training, what each scaling would divide them by, how far the base reaches, how a bias falls with distance.
+//! [`Description`](super::Description) says what an encoding is; this module says what follows from it: which
+//! frequencies have seen a full turn in training, what each scaling would divide them by, how far the base reaches, how a
+//! bias falls with distance.
 //! All of it follows from the configuration (and, for T5, one table): no model is run.
 
 use super::analysis::{decay, discrimination_horizon, smallest_base};
