@@ -2,8 +2,7 @@
 //!
 //! Every figure is in a table with real headers; scripts add charts above them and make tables sort. A page holds its
 //! document as JSON, so whoever gets the file has the data too. What comes from users (names of files, models, texts)
-//! passes through [`escape`] on its way into markup, and through [`script_json`] on its way into the data. A policy in
-//! the page's head forbids it to load anything.
+//! is escaped on its way into markup and into the data. A policy in the page's head forbids it to load anything.
 
 mod compare;
 mod explain;
