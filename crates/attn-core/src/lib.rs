@@ -19,6 +19,7 @@ mod linear;
 pub mod machine;
 mod mask;
 mod norm;
+pub mod ops;
 pub mod position;
 pub mod product;
 pub mod profile;
@@ -30,7 +31,8 @@ pub use latent::{LatentAttention, LatentConfig, LatentParts, QueryProjection};
 pub use layer::{AttentionConfig, MultiHeadAttention, Projections, QkNorm, QkNormPlace};
 pub use linear::Linear;
 pub use mask::Mask;
-pub use norm::{Norm, NormKind};
+pub use norm::Norm;
+pub use ops::NormKind;
 pub use position::{PositionConfig, PositionEncoding, Positions, Resolution, RopeConfig, RopeOverride};
 
 /// The README's code, compiled and run with the documentation examples.

@@ -73,11 +73,7 @@ impl Module for Linear {
                 if let Some(last) = shape.last_mut() {
                     *last = w.dim(0)?;
                 }
-                match product::matmul_t(&flat, w)? {
-                    Some(ys) => ys,
-                    None => flat.matmul(&w.t()?)?,
-                }
-                .reshape(shape)?
+                product::matmul_t(&flat, w)?.reshape(shape)?
             }
             // Candle's quantised product computes in f32.
             Weight::Quantized(w) => {

@@ -1,17 +1,9 @@
-//! RMS and layer norm, computed in f32 whatever the dtype of the model, with gradients where they are tracked.
+//! RMS and layer norm as modules: their parameters, and [`ops::norm`](fn@crate::ops::norm) on them.
 
+use crate::ops::{self, NormKind};
 use crate::profile;
-use candle_core::{D, DType, Module, Result, Tensor};
+use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
-
-/// What is taken out of the last dimension before scaling.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormKind {
-    /// `x / sqrt(mean(x^2) + eps)`
-    Rms,
-    /// `(x - mean) / sqrt(var + eps)`
-    Layer,
-}
 
 /// A norm over the last dimension, with optional weight and bias that broadcast from the right.
 #[derive(Debug, Clone)]
@@ -35,29 +27,17 @@ impl Norm {
     }
 }
 
+impl Norm {
+    /// `a + b` and its norm, in one pass where no gradients are tracked.
+    pub fn forward_sum(&self, a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
+        let _scope = profile::scope(profile::Op::Norm);
+        ops::add_norm(self.kind, a, b, self.weight.as_ref(), self.bias.as_ref(), self.eps)
+    }
+}
+
 impl Module for Norm {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let _scope = profile::scope(profile::Op::Norm);
-        if let (Some(weight), true) = (&self.weight, !xs.track_op() && xs.device().is_cpu()) {
-            let flat = weight.rank() == 1 && weight.dtype() == xs.dtype() && !weight.track_op();
-            // Candle's fused op keeps no gradient, hence the checks above.
-            if flat && self.kind == NormKind::Rms && self.bias.is_none() && xs.dtype() == DType::F32 {
-                return candle_nn::ops::rms_norm(&xs.contiguous()?, weight, self.eps as f32);
-            }
-        }
-        let compute = if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let mut x = xs.to_dtype(compute)?;
-        if self.kind == NormKind::Layer {
-            x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        }
-        let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
-        let mut x = x.broadcast_div(&scale)?;
-        if let Some(weight) = &self.weight {
-            x = x.broadcast_mul(&weight.to_dtype(compute)?)?;
-        }
-        if let Some(bias) = &self.bias {
-            x = x.broadcast_add(&bias.to_dtype(compute)?)?;
-        }
-        x.to_dtype(xs.dtype())
+        ops::norm(self.kind, xs, self.weight.as_ref(), self.bias.as_ref(), self.eps)
     }
 }

@@ -3,8 +3,8 @@
 use crate::activation::Activation;
 use crate::builder::Builder;
 use crate::spec::{ExpertNames, GateUpSpec, LinearSpec, MlpSpec, MoeSpec, Routing};
-use attn_core::{Linear, profile};
-use candle_core::{D, DType, Module, Result, Tensor};
+use attn_core::{Linear, ops, profile};
+use candle_core::{DType, Module, Result, Tensor};
 
 /// A feed-forward network.
 #[derive(Debug, Clone)]
@@ -21,14 +21,11 @@ pub(crate) enum GateUp {
 }
 
 impl GateUp {
-    fn forward(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// `act(gate) * up`.
+    fn forward(&self, xs: &Tensor, activation: Activation) -> Result<Tensor> {
         match self {
-            Self::Separate { gate, up } => Ok((gate.forward(xs)?, up.forward(xs)?)),
-            Self::Fused(both) => {
-                let both = both.forward(xs)?;
-                let width = both.dim(D::Minus1)? / 2;
-                Ok((both.narrow(D::Minus1, 0, width)?, both.narrow(D::Minus1, width, width)?))
-            }
+            Self::Separate { gate, up } => ops::gated_pair(activation, &gate.forward(xs)?, &up.forward(xs)?),
+            Self::Fused(both) => ops::gated(activation, &both.forward(xs)?),
         }
     }
 }
@@ -62,8 +59,7 @@ impl Mlp {
         let _scope = profile::scope(profile::Op::ElementWise);
         match self {
             Self::Gated { gate_up, down, activation } => {
-                let (gate, up) = gate_up.forward(xs)?;
-                down.forward(&(activation.forward(&gate)? * up)?)
+                down.forward(&gate_up.forward(xs, *activation)?)
             }
             Self::Plain { up, down, activation } => down.forward(&activation.forward(&up.forward(xs)?)?),
             Self::Moe(moe) => moe.forward(xs),

@@ -6,7 +6,7 @@ use crate::families;
 use crate::spec::{ModelSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
 use attn_core::position::{self, PositionConfig};
-use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride, profile};
+use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride, ops, profile};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
@@ -289,8 +289,7 @@ impl Model {
         let chunks = (0..b * (t - 1)).step_by(chunk).map(|start| {
             let rows = chunk.min(b * (t - 1) - start);
             let logits = self.head_logits(&hidden.narrow(0, start, rows)?)?;
-            let picked = logits.gather(&targets.narrow(0, start, rows)?.unsqueeze(1)?, 1)?.squeeze(1)?;
-            logits.log_sum_exp(D::Minus1)? - picked
+            ops::nll(&logits, &targets.narrow(0, start, rows)?)
         });
         let nll = Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?;
         nll.reshape((b, t - 1))?.to_device(&Device::Cpu)

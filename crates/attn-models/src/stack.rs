@@ -117,6 +117,23 @@ impl Block {
         }
     }
 
+    /// The residual stream after `branch` joined it, through the norm `out` if there is one, and what the norm `next`
+    /// makes of it for the branch that follows.
+    fn join_norm(
+        &self,
+        residual: &Tensor,
+        branch: Tensor,
+        out: Option<&Norm>,
+        next: Option<&Norm>,
+    ) -> Result<(Tensor, Tensor)> {
+        if let (None, Some(next), None) = (out, next, self.residual_multiplier) {
+            return next.forward_sum(residual, &branch);
+        }
+        let xs = norm(out, self.join(residual, branch)?)?;
+        let normed = norm(next, xs.clone())?;
+        Ok((xs, normed))
+    }
+
     fn forward(
         &self,
         xs: &Tensor,
@@ -140,12 +157,14 @@ impl Block {
             let branches = (attended + norm(n.mlp_post.as_ref(), self.mlp.forward(&input)?)?)?;
             return self.join(residual, branches);
         }
-        let mut xs = norm(n.attention_out.as_ref(), self.join(residual, attended)?)?;
-        if let (Some((cross, before)), Some((layer, memory))) = (&self.cross, memory) {
-            let mask = Mask::bidirectional().with_keys(memory.keys.clone());
-            xs = (&xs + cross.forward_memory(&before.forward(&xs)?, layer, mask)?)?;
-        }
-        let normed = norm(n.mlp.as_ref(), xs.clone())?;
+        let (xs, normed) = match (&self.cross, memory) {
+            (Some((cross, before)), Some((layer, memory))) => {
+                let mask = Mask::bidirectional().with_keys(memory.keys.clone());
+                let (xs, normed) = self.join_norm(residual, attended, n.attention_out.as_ref(), Some(before))?;
+                self.join_norm(&xs, cross.forward_memory(&normed, layer, mask)?, None, n.mlp.as_ref())?
+            }
+            _ => self.join_norm(residual, attended, n.attention_out.as_ref(), n.mlp.as_ref())?,
+        };
         let fed = norm(n.mlp_post.as_ref(), self.mlp.forward(&normed)?)?;
         let residual = if self.residual_after_norm { &normed } else { &xs };
         norm(n.mlp_out.as_ref(), self.join(residual, fed)?)

@@ -150,7 +150,7 @@ impl Rope {
     }
 
     /// [`rotate`](PositionEncoding::rotate) in one pass over the data, for f32, f16 and bf16 on the CPU. Takes any
-    /// strides with contiguous lanes, returns a contiguous tensor without a graph.
+    /// strides with contiguous lanes, returns a contiguous tensor; gradients are rotated back in one pass too.
     pub fn rotate_fast(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
         self.check(xs, positions)?;
         if positions.is_empty() {
@@ -159,7 +159,8 @@ impl Rope {
         let table = self.table(positions, DType::F32, xs.device())?;
         let lanes_contiguous = xs.stride().last() == Some(&1) || xs.dim(3)? == 1;
         let xs = if lanes_contiguous { xs.clone() } else { xs.contiguous()? };
-        xs.apply_op1_no_bwd(&FastRope { table, positions, config: &self.config })
+        let (rotary_dim, layout) = (self.config.rotary_dim, self.config.layout);
+        xs.apply_op1(FastRope { table, positions: positions.clone(), rotary_dim, layout, backwards: false })
     }
 
     fn check(&self, xs: &Tensor, positions: &Positions) -> Result<()> {
@@ -216,7 +217,7 @@ impl PositionEncoding for Rope {
     fn rotate(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
         let _scope = crate::profile::scope(crate::profile::Op::Rotary);
         let fast = xs.device().is_cpu() && matches!(xs.dtype(), DType::F32 | DType::F16 | DType::BF16);
-        if fast && !xs.track_op() { self.rotate_fast(xs, positions) } else { self.rotate_plain(xs, positions) }
+        if fast { self.rotate_fast(xs, positions) } else { self.rotate_plain(xs, positions) }
     }
 
     fn resolve(&self, len: usize) -> Resolution {

@@ -3,8 +3,10 @@
 use super::rope::Table;
 use super::{Layout, Positions, RopeConfig};
 use candle_core::{CpuStorage, CustomOp1, D, Layout as Strides, Result, Shape, Tensor, bail};
-use half::{bf16, f16};
+use crate::attention::KernelPath;
+use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Rotates in the dtype of `cos` and casts back. `cos` and `sin` broadcast to `(b, h, t, rotary_dim / 2)`.
 pub(super) fn rotate_plain(xs: &Tensor, cos: &Tensor, sin: &Tensor, config: &RopeConfig) -> Result<Tensor> {
@@ -35,68 +37,29 @@ pub(super) fn rotate_plain(xs: &Tensor, cos: &Tensor, sin: &Tensor, config: &Rop
     Tensor::cat(&[turned, xs.narrow(D::Minus1, width, config.head_dim - width)?], D::Minus1)
 }
 
-/// The fast path: reads each lane once, writes it once, no tensor in between.
-pub(super) struct FastRope<'a> {
-    pub(super) table: std::sync::Arc<Table>,
-    pub(super) positions: &'a Positions,
-    pub(super) config: &'a RopeConfig,
-}
-
-/// An element that is rotated as f32.
-trait Lane: Copy + Send + Sync {
-    const ZERO: Self;
-    fn load(self) -> f32;
-    fn store(x: f32) -> Self;
-}
-
-impl Lane for f32 {
-    const ZERO: Self = 0.0;
-    fn load(self) -> f32 {
-        self
-    }
-    fn store(x: f32) -> Self {
-        x
-    }
-}
-
-impl Lane for bf16 {
-    const ZERO: Self = bf16::ZERO;
-    fn load(self) -> f32 {
-        self.to_f32()
-    }
-    fn store(x: f32) -> Self {
-        bf16::from_f32(x)
-    }
-}
-
-impl Lane for f16 {
-    const ZERO: Self = f16::ZERO;
-    fn load(self) -> f32 {
-        self.to_f32()
-    }
-    fn store(x: f32) -> Self {
-        f16::from_f32(x)
-    }
+/// The fast path: reads each lane once, writes it once, no tensor in between. Its gradient is the same rotation
+/// backwards.
+#[derive(Clone)]
+pub(super) struct FastRope {
+    pub(super) table: Arc<Table>,
+    pub(super) positions: Positions,
+    pub(super) rotary_dim: usize,
+    pub(super) layout: Layout,
+    /// By minus the angle.
+    pub(super) backwards: bool,
 }
 
 /// Elements below which one thread is faster than several.
 const PARALLEL_FROM: usize = 1 << 16;
 
-impl FastRope<'_> {
-    fn run<T: Lane>(&self, data: &[T], strides: &Strides) -> Result<Vec<T>> {
+impl FastRope {
+    fn run<T: Element>(&self, data: &[T], strides: &Strides) -> Result<Vec<T>> {
         let (b, h, t, d) = strides.shape().dims4()?;
-        let &[stride_b, stride_h, stride_t, _] = strides.stride() else { bail!("rope: expected 4 dimensions") };
-        let mut out = vec![T::ZERO; b * h * t * d];
-        let pads = self.positions.rows();
-        let first_slot = self.positions.slots().start;
+        let mut out = vec![T::zero(); b * h * t * d];
+        let path = KernelPath::choose(None)?;
         // One (row, head) at a time.
         let head = |(i, out): (usize, &mut [T])| {
-            let pad = if pads.len() == 1 { pads[0] } else { pads[i / h] };
-            let from = strides.start_offset() + i / h * stride_b + i % h * stride_h;
-            for (token, out) in out.chunks_exact_mut(d).enumerate() {
-                let lanes = &data[from + token * stride_t..][..d];
-                self.token(lanes, out, (first_slot + token).saturating_sub(pad));
-            }
+            dispatch(path, Head { op: self, data, strides, row: i / h, head: i % h, out });
         };
         if out.len() >= PARALLEL_FROM && b * h > 1 {
             out.par_chunks_exact_mut(t * d).enumerate().for_each(head);
@@ -105,38 +68,67 @@ impl FastRope<'_> {
         }
         Ok(out)
     }
+}
 
-    fn token<T: Lane>(&self, lanes: &[T], out: &mut [T], position: usize) {
-        let (cos, sin) = self.table.row(position);
-        let (width, pairs) = (self.config.rotary_dim, self.config.rotary_dim / 2);
-        let (turned, rest) = lanes.split_at(width);
-        let (out, out_rest) = out.split_at_mut(width);
-        out_rest.copy_from_slice(rest);
-        match self.config.layout {
-            Layout::Half => {
-                let (a, b) = turned.split_at(pairs);
-                let (out_a, out_b) = out.split_at_mut(pairs);
-                // Equal lengths, so that the loop needs no bounds checks and vectorises.
-                let (b, out_b, cos, sin) = (&b[..a.len()], &mut out_b[..a.len()], &cos[..a.len()], &sin[..a.len()]);
-                for (i, out_a) in out_a[..a.len()].iter_mut().enumerate() {
-                    let (x, y) = (a[i].load(), b[i].load());
-                    *out_a = T::store(x * cos[i] - y * sin[i]);
-                    out_b[i] = T::store(y * cos[i] + x * sin[i]);
-                }
+/// The tokens of one head.
+struct Head<'a, T> {
+    op: &'a FastRope,
+    data: &'a [T],
+    strides: &'a Strides,
+    row: usize,
+    head: usize,
+    out: &'a mut [T],
+}
+
+impl<T: Element> Job for Head<'_, T> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (op, stride) = (self.op, self.strides.stride());
+        let d = self.strides.dims()[3];
+        let pads = op.positions.rows();
+        let pad = if pads.len() == 1 { pads[0] } else { pads[self.row] };
+        let from = self.strides.start_offset() + self.row * stride[0] + self.head * stride[1];
+        let first = op.positions.slots().start;
+        for (token, out) in self.out.chunks_exact_mut(d).enumerate() {
+            let lanes = &self.data[from + token * stride[2]..][..d];
+            let (cos, sin) = op.table.row((first + token).saturating_sub(pad));
+            rotate(op, lanes, (cos, sin), out);
+        }
+    }
+}
+
+/// One token of one head.
+#[inline(always)]
+fn rotate<T: Element>(op: &FastRope, lanes: &[T], (cos, sin): (&[f32], &[f32]), out: &mut [T]) {
+    let pairs = op.rotary_dim / 2;
+    let sign = if op.backwards { -1.0 } else { 1.0 };
+    let (turned, rest) = lanes.split_at(op.rotary_dim);
+    let (out, out_rest) = out.split_at_mut(op.rotary_dim);
+    out_rest.copy_from_slice(rest);
+    match op.layout {
+        Layout::Half => {
+            let (a, b) = turned.split_at(pairs);
+            let (out_a, out_b) = out.split_at_mut(pairs);
+            // Equal lengths, so that the loop needs no bounds checks and vectorises.
+            let (b, out_b, cos, sin) = (&b[..a.len()], &mut out_b[..a.len()], &cos[..a.len()], &sin[..a.len()]);
+            for (i, out_a) in out_a[..a.len()].iter_mut().enumerate() {
+                let (x, y, sin) = (a[i].widen(), b[i].widen(), sin[i] * sign);
+                *out_a = T::narrow(x * cos[i] - y * sin);
+                out_b[i] = T::narrow(y * cos[i] + x * sin);
             }
-            Layout::Interleaved => {
-                let pairs = turned.chunks_exact(2).zip(out.chunks_exact_mut(2));
-                for ((pair, out), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
-                    let (x, y) = (pair[0].load(), pair[1].load());
-                    out[0] = T::store(x * cos - y * sin);
-                    out[1] = T::store(y * cos + x * sin);
-                }
+        }
+        Layout::Interleaved => {
+            let pairs = turned.chunks_exact(2).zip(out.chunks_exact_mut(2));
+            for ((pair, out), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                let (x, y, sin) = (pair[0].widen(), pair[1].widen(), sin * sign);
+                out[0] = T::narrow(x * cos - y * sin);
+                out[1] = T::narrow(y * cos + x * sin);
             }
         }
     }
 }
 
-impl CustomOp1 for FastRope<'_> {
+impl CustomOp1 for FastRope {
     fn name(&self) -> &'static str {
         "rope"
     }
@@ -149,5 +141,12 @@ impl CustomOp1 for FastRope<'_> {
             _ => bail!("rope: the fast path takes f32, f16 and bf16"),
         };
         Ok((out, strides.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let back = Self { backwards: !self.backwards, ..self.clone() };
+        let contiguous_lanes = grad.stride().last() == Some(&1);
+        let grad = if contiguous_lanes { grad.clone() } else { grad.contiguous()? };
+        grad.apply_op1_no_bwd(&back).map(Some)
     }
 }

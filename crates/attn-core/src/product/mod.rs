@@ -7,36 +7,39 @@
 //! | more | bf16 | `bf16`: tiles of bf16 dot products, with AMX or AVX-512, f32 accumulation |
 //! | more | others | Candle's product, which is near the machine's limit there |
 //!
-//! None of them keeps gradients: [`Linear`](crate::Linear) comes here only when none are tracked.
+//! Gradients are products of the same kind, computed without transposing what came in.
 
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod few_rows;
 
-use candle_core::{DType, Device, Result, Storage, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 /// Rows up to which a product is bound by reading the weights.
 pub const FEW_ROWS: usize = 8;
 
-/// `xs W^T` for `xs` of shape `(rows, in)` and `w` of shape `(out, in)` in the same dtype, both on the CPU and
-/// contiguous; `None` where Candle's product is the better one or these conditions don't hold.
+/// `xs W^T` for `xs` of shape `(rows, in)` and `w` of shape `(out, in)` in the same dtype, on any device. Gradients flow
+/// into both.
 ///
-/// Sums are accumulated in f32 whatever the dtype.
+/// Sums are accumulated in f32 whatever the dtype (in f64 for f64).
 ///
 /// # Errors
-/// A read of storage that fails; never a matter of values.
-pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Option<Tensor>> {
-    let ((rows, width), (out, depth)) = (xs.dims2()?, w.dims2()?);
-    let plain = xs.device().is_cpu()
-        && w.device().is_cpu()
-        && xs.dtype() == w.dtype()
-        && width == depth
-        && w.is_contiguous()
-        && !xs.track_op()
-        && !w.track_op();
-    if !plain || rows == 0 || depth == 0 {
-        return Ok(None);
+/// Shapes, dtypes or devices that don't fit each other.
+pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let ((rows, width), (_, depth)) = (xs.dims2()?, w.dims2()?);
+    let plain = xs.device().is_cpu() && w.device().is_cpu() && xs.dtype() == w.dtype() && width == depth;
+    if !plain || !w.is_contiguous() || rows == 0 || depth == 0 {
+        return xs.matmul(&w.t()?);
     }
+    if xs.track_op() || w.track_op() {
+        return xs.contiguous()?.apply_op2(w, Product);
+    }
+    untracked(xs, w)
+}
+
+fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let ((rows, depth), (out, _)) = (xs.dims2()?, w.dims2()?);
     if rows > FEW_ROWS {
         #[cfg(target_arch = "x86_64")]
         if w.dtype() == DType::BF16
@@ -45,9 +48,9 @@ pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Option<Tensor>> {
             let ys = with_slices(&xs.contiguous()?, w, |xs: &[half::bf16], w| {
                 bf16::product(kernel, xs, w, (rows, depth, out))
             })?;
-            return Tensor::from_vec(ys, (rows, out), &Device::Cpu).map(Some);
+            return Tensor::from_vec(ys, (rows, out), &Device::Cpu);
         }
-        return Ok(None);
+        return xs.matmul(&w.t()?);
     }
     let xs32 = xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let size = (rows, depth, out);
@@ -55,9 +58,42 @@ pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Option<Tensor>> {
         DType::F32 => with_slices(w, w, |w: &[f32], _| few_rows::product(&xs32, w, size))?,
         DType::BF16 => with_slices(w, w, |w: &[half::bf16], _| few_rows::product(&xs32, w, size))?,
         DType::F16 => with_slices(w, w, |w: &[half::f16], _| few_rows::product(&xs32, w, size))?,
-        _ => return Ok(None),
+        _ => return xs.matmul(&w.t()?),
     };
-    Tensor::from_vec(ys, (rows, out), &Device::Cpu)?.to_dtype(xs.dtype()).map(Some)
+    Tensor::from_vec(ys, (rows, out), &Device::Cpu)?.to_dtype(xs.dtype())
+}
+
+/// The product with gradients: `grad W` for the input, `grad^T xs` for the weights.
+struct Product;
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        "matmul_t"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ((rows, depth), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let shape = Shape::from((rows, out));
+        #[cfg(target_arch = "x86_64")]
+        if let (CpuStorage::BF16(xs), CpuStorage::BF16(w)) = (xs, w)
+            && let Some(kernel) = bf16::Kernel::fastest()
+            && let (Some((x, _)), Some((y, _))) = (xl.contiguous_offsets(), wl.contiguous_offsets())
+        {
+            let (xs, w) = (&xs[x..][..rows * depth], &w[y..][..out * depth]);
+            return Ok((CpuStorage::BF16(bf16::product(kernel, xs, w, (rows, depth, out))), shape));
+        }
+        Ok((xs.matmul(w, (1, rows, out, depth), xl, &wl.transpose(0, 1)?)?, shape))
+    }
+
+    fn bwd(&self, xs: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (xs, w, grad) = (xs.detach(), w.detach(), grad.contiguous()?);
+        if w.dtype() == DType::BF16 {
+            // The bf16 kernels read both operands along the sum.
+            let (wt, xt, gt) = (w.t()?.contiguous()?, xs.t()?.contiguous()?, grad.t()?.contiguous()?);
+            return Ok((Some(matmul_t(&grad, &wt)?), Some(matmul_t(&gt, &xt)?)));
+        }
+        Ok((Some(grad.matmul(&w)?), Some(grad.t()?.matmul(&xs)?)))
+    }
 }
 
 /// Runs `f` on the elements of two contiguous CPU tensors.
@@ -77,6 +113,7 @@ fn with_slices<T: candle_core::WithDType, R>(a: &Tensor, b: &Tensor, f: impl FnO
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Var;
 
     /// Every kernel against a product in f64 of the same rounded numbers.
     #[test]
@@ -86,7 +123,7 @@ mod tests {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
                 let xs = Tensor::randn(0f32, 1., (rows, depth), &dev)?.to_dtype(dtype)?;
                 let w = Tensor::randn(0f32, 1., (out, depth), &dev)?.to_dtype(dtype)?;
-                compare(&xs, &w, &matmul_t(&xs, &w)?.expect("few rows are always ours"))?;
+                compare(&xs, &w, &matmul_t(&xs, &w)?)?;
             }
         }
         Ok(())
@@ -102,6 +139,29 @@ mod tests {
             for kernel in [Kernel::Amx, Kernel::Avx512].into_iter().filter(|k| k.is_available()) {
                 let ys = with_slices(&xs, &w, |xs, w| bf16::product(kernel, xs, w, (rows, depth, out)))?;
                 compare(&xs, &w, &Tensor::from_vec(ys, (rows, out), &Device::Cpu)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_are_those_of_f64() -> Result<()> {
+        for (rows, depth, out) in [(1, 3, 2), (40, 33, 65), (100, 64, 32)] {
+            let random = |a, b| Tensor::randn(0f64, 1., (a, b), &Device::Cpu);
+            let (xs, w, pick) = (random(rows, depth)?, random(out, depth)?, random(rows, out)?);
+            for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2), (DType::F16, 4e-3)] {
+                let run = |to: DType| -> Result<[Tensor; 2]> {
+                    let var = |t: &Tensor| Var::from_tensor(&t.to_dtype(dtype)?.to_dtype(to)?);
+                    let (xs, w) = (var(&xs)?, var(&w)?);
+                    let grads = (matmul_t(&xs, &w)? * pick.to_dtype(to)?)?.sum_all()?.backward()?;
+                    let of = |v: &Var| grads.get(v).expect("a gradient").to_dtype(DType::F64);
+                    Ok([of(&xs)?, of(&w)?])
+                };
+                for (ours, exact) in run(dtype)?.iter().zip(run(DType::F64)?) {
+                    let largest = exact.abs()?.max_all()?.to_scalar::<f64>()?;
+                    let worst = (ours - exact)?.abs()?.max_all()?.to_scalar::<f64>()?;
+                    assert!(worst <= tolerance * largest, "{rows} x {depth} x {out} {dtype:?}: {worst} of {largest}");
+                }
             }
         }
         Ok(())

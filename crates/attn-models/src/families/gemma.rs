@@ -19,7 +19,7 @@ fn read(c: &Config) -> Result<(Common, f64, Activation)> {
     // Configs of the first release say `gelu` and mean the tanh approximation; `hidden_activation` wins.
     let legacy = c.text_opt("hidden_act")?.filter(|name| *name != "gelu");
     let name = c.text_opt("hidden_activation")?.or(legacy).unwrap_or("gelu_pytorch_tanh");
-    Ok((common, c.eps("rms_norm_eps", 1e-6)?, Activation::parse("hidden_activation", name)?))
+    Ok((common, c.eps("rms_norm_eps", 1e-6)?, crate::activation::parse("hidden_activation", name)?))
 }
 
 fn finish(c: &Config, common: &Common, family: &str, layers: Vec<LayerSpec>, eps: f64) -> Result<ModelSpec> {

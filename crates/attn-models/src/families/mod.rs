@@ -281,7 +281,7 @@ const LLAMA_NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
 
 /// `config`'s activation.
 fn activation(c: &Config, key: &'static str, default: &'static str) -> Result<Activation> {
-    Activation::parse(key, c.text_opt(key)?.unwrap_or(default))
+    crate::activation::parse(key, c.text_opt(key)?.unwrap_or(default))
 }
 
 /// The rotary encoding of a config; `None` layers have NoPE.

@@ -3,7 +3,6 @@
 
 use super::{embedding, plain};
 use crate::Architecture;
-use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{
     AttentionSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec,
@@ -101,11 +100,11 @@ impl T5 {
         let (up, down) = (|name: &str| linear(name, self.hidden, self.d_ff), linear("wo", self.d_ff, self.hidden));
         let key = "feed_forward_proj";
         Ok(match self.projection.strip_prefix("gated-") {
-            None => plain(up("wi"), down, Activation::parse(key, &self.projection)?),
+            None => plain(up("wi"), down, crate::activation::parse(key, &self.projection)?),
             Some(name) => MlpSpec::Gated {
                 gate_up: GateUpSpec::Separate { gate: up("wi_0"), up: up("wi_1") },
                 down,
-                activation: Activation::parse(key, if name == "gelu" { "gelu_new" } else { name })?,
+                activation: crate::activation::parse(key, if name == "gelu" { "gelu_new" } else { name })?,
             },
         })
     }

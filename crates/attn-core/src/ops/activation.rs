@@ -1,0 +1,436 @@
+//! Activation functions, alone and as gates, forward and backward in one pass each.
+
+use super::rows::{Kernel, Matrix, compute, exp, is_plain, with_rows};
+use crate::attention::fused_cpu::simd::Element;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use half::{bf16, f16};
+
+/// An element-wise activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// GELU with the error function.
+    GeluErf,
+    /// GELU with its tanh approximation.
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)`
+    QuickGelu,
+    /// `max(x, 0)`
+    Relu,
+}
+
+/// One activation as functions that the compiler sees through.
+trait Function: Copy + Sync {
+    fn value(x: f32) -> f32;
+    fn slope(x: f32) -> f32;
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The error function with an absolute error below 5e-7: a rational approximation on -4..4 (Eigen's).
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let x = x.clamp(-4.0, 4.0);
+    let s = x * x;
+    let mut p = -2.726_142_2e-10;
+    for c in [2.770_681_4e-8, -2.101_024_1e-6, -5.692_506_6e-5, -7.349_906_4e-4, -2.954_599_8e-3, -1.609_603_3e-2] {
+        p = p * s + c;
+    }
+    let mut q = -1.456_607_2e-5;
+    for c in [-2.133_740_6e-4, -1.682_827_e-3, -7.373_329e-3, -1.426_473_9e-2] {
+        q = q * s + c;
+    }
+    x * p / q
+}
+
+macro_rules! function {
+    ($name:ident, |$x:ident| $value:expr, $slope:expr) => {
+        #[derive(Clone, Copy)]
+        struct $name;
+        impl Function for $name {
+            #[inline(always)]
+            fn value($x: f32) -> f32 {
+                $value
+            }
+            #[inline(always)]
+            fn slope($x: f32) -> f32 {
+                $slope
+            }
+        }
+    };
+}
+
+function!(Silu, |x| x * sigmoid(x), {
+    let s = sigmoid(x);
+    s * (1.0 + x * (1.0 - s))
+});
+function!(QuickGelu, |x| x * sigmoid(1.702 * x), {
+    let s = sigmoid(1.702 * x);
+    s * (1.0 + 1.702 * x * (1.0 - s))
+});
+function!(Relu, |x| if x < 0.0 { 0.0 } else { x }, if x > 0.0 { 1.0 } else { 0.0 });
+function!(GeluErf, |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)), {
+    /// `1 / sqrt(2 pi)`
+    const DENSITY: f32 = 0.398_942_3;
+    0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * DENSITY * exp(-0.5 * x * x)
+});
+/// `2 sqrt(2 / pi)`: `(1 + tanh(z)) / 2 = sigmoid(2 z)`.
+const TANH: f32 = 1.595_769_1;
+function!(GeluTanh, |x| x * sigmoid(TANH * (x + 0.044_715 * x * x * x)), {
+    let s = sigmoid(TANH * (x + 0.044_715 * x * x * x));
+    s + x * s * (1.0 - s) * TANH * (1.0 + 3.0 * 0.044_715 * x * x)
+});
+
+/// Runs `$body` with `$f` standing for the function's type.
+macro_rules! with_function {
+    ($activation:expr, $f:ident => $body:expr) => {
+        match $activation {
+            Activation::Silu => {
+                type $f = Silu;
+                $body
+            }
+            Activation::GeluErf => {
+                type $f = GeluErf;
+                $body
+            }
+            Activation::GeluTanh => {
+                type $f = GeluTanh;
+                $body
+            }
+            Activation::QuickGelu => {
+                type $f = QuickGelu;
+                $body
+            }
+            Activation::Relu => {
+                type $f = Relu;
+                $body
+            }
+        }
+    };
+}
+
+impl Activation {
+    /// Applies it, in the dtype of `xs`.
+    pub fn forward(self, xs: &Tensor) -> Result<Tensor> {
+        if is_plain(xs) { with_rows(xs)?.apply_op1(Unary(self)) } else { self.plain(xs) }
+    }
+
+    /// The same in Candle's own ops: any device and dtype.
+    fn plain(self, xs: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => xs.silu(),
+            Self::GeluErf => xs.gelu_erf(),
+            Self::GeluTanh => xs.gelu(),
+            Self::QuickGelu => xs * candle_nn::ops::sigmoid(&(xs * 1.702)?)?,
+            Self::Relu => xs.relu(),
+        }
+    }
+}
+
+/// `act(gate) * up` for both side by side, gate first: `(.., 2 w)` to `(.., w)`.
+///
+/// # Errors
+/// A last dimension that is odd.
+pub fn gated(activation: Activation, gate_up: &Tensor) -> Result<Tensor> {
+    let width = gate_up.dim(D::Minus1)?;
+    if !width.is_multiple_of(2) {
+        bail!("gated: {width} columns are no gate and up of equal width")
+    }
+    if is_plain(gate_up) {
+        return with_rows(gate_up)?.apply_op1(Gated(activation));
+    }
+    let half = |i| gate_up.narrow(D::Minus1, i * width / 2, width / 2);
+    activation.plain(&half(0)?)? * half(1)?
+}
+
+/// `act(gate) * up` for two tensors of one shape and dtype.
+///
+/// # Errors
+/// Shapes or dtypes that differ.
+pub fn gated_pair(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let alike = gate.dims() == up.dims() && gate.dtype() == up.dtype();
+    if alike && is_plain(gate) && is_plain(up) {
+        return with_rows(gate)?.apply_op2(&with_rows(up)?, Gated(activation));
+    }
+    activation.plain(gate)? * up
+}
+
+/// Runs `$run::<E>($args)` for the dtype of a CPU storage.
+macro_rules! by_storage {
+    ($storage:expr, $run:ident, $($arg:expr),*) => {
+        match $storage {
+            CpuStorage::F32(_) => CpuStorage::F32($run::<f32>($($arg),*)?),
+            CpuStorage::BF16(_) => CpuStorage::BF16($run::<bf16>($($arg),*)?),
+            CpuStorage::F16(_) => CpuStorage::F16($run::<f16>($($arg),*)?),
+            _ => bail!("the fused activations take f32, bf16 and f16"),
+        }
+    };
+}
+
+/// Runs `$run::<E>($args)` for the dtype of a tensor.
+macro_rules! by_dtype {
+    ($dtype:expr, $run:ident, $($arg:expr),*) => {
+        match $dtype {
+            DType::F32 => $run::<f32>($($arg),*),
+            DType::BF16 => $run::<bf16>($($arg),*),
+            DType::F16 => $run::<f16>($($arg),*),
+            other => bail!("the fused activations have no gradients in {other:?}"),
+        }
+    };
+}
+
+struct Unary(Activation);
+
+struct UnaryRows<'a, E, F> {
+    xs: Matrix<'a, E>,
+    grad: Option<Matrix<'a, E>>,
+    function: std::marker::PhantomData<F>,
+}
+
+impl<E: Element + Sync, F: Function> Kernel<E> for UnaryRows<'_, E, F> {
+    #[inline(always)]
+    fn row(&self, i: usize, out: &mut [E]) {
+        let x = &self.xs.row(i)[..out.len()];
+        match &self.grad {
+            None => out.iter_mut().zip(x).for_each(|(out, x)| *out = E::narrow(F::value(x.widen()))),
+            Some(grad) => {
+                let g = &grad.row(i)[..out.len()];
+                for (j, out) in out.iter_mut().enumerate() {
+                    *out = E::narrow(F::slope(x[j].widen()) * g[j].widen());
+                }
+            }
+        }
+    }
+}
+
+fn unary<E: Element + Sync>(
+    activation: Activation,
+    xs: (&CpuStorage, &Layout),
+    grad: Option<(&CpuStorage, &Layout)>,
+) -> Result<Vec<E>> {
+    let matrix = |(s, l): (_, _)| Matrix::<E>::new(s, l);
+    let (width, count) = (*xs.1.dims().last().unwrap_or(&1), xs.1.shape().elem_count());
+    let (xs, grad) = (matrix(xs)?, grad.map(matrix).transpose()?);
+    with_function!(activation, F => {
+        compute(count / width, width, &UnaryRows { xs, grad, function: std::marker::PhantomData::<F> })
+    })
+}
+
+impl CustomOp1 for Unary {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((by_storage!(xs, unary, self.0, (xs, layout), None), layout.shape().clone()))
+    }
+
+    fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        fn run<E: Element + Sync>(activation: Activation, xs: &Tensor, grad: &Tensor) -> Result<Tensor> {
+            let ((x, xl), (g, gl)) = (xs.storage_and_layout(), grad.storage_and_layout());
+            let (Storage::Cpu(x), Storage::Cpu(g)) = (&*x, &*g) else { bail!("activation: not on the CPU") };
+            Tensor::from_vec(unary::<E>(activation, (x, xl), Some((g, gl)))?, xs.shape(), &Device::Cpu)
+        }
+        let (xs, grad) = (with_rows(xs)?, with_rows(grad)?);
+        by_dtype!(xs.dtype(), run, self.0, &xs, &grad).map(Some)
+    }
+}
+
+struct Gated(Activation);
+
+/// Gate and up, in one matrix side by side or in two.
+#[derive(Clone, Copy)]
+struct Halves<'a, E> {
+    gate: Matrix<'a, E>,
+    up: Option<Matrix<'a, E>>,
+}
+
+impl<'a, E: Element> Halves<'a, E> {
+    #[inline(always)]
+    fn row(&self, i: usize, width: usize) -> (&'a [E], &'a [E]) {
+        let gate = self.gate.row(i);
+        match &self.up {
+            Some(up) => (&gate[..width], &up.row(i)[..width]),
+            None => (&gate[..width], &gate[width..][..width]),
+        }
+    }
+}
+
+struct GatedRows<'a, E, F> {
+    halves: Halves<'a, E>,
+    function: std::marker::PhantomData<F>,
+}
+
+impl<E: Element + Sync, F: Function> Kernel<E> for GatedRows<'_, E, F> {
+    #[inline(always)]
+    fn row(&self, i: usize, out: &mut [E]) {
+        let (gate, up) = self.halves.row(i, out.len());
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = E::narrow(F::value(gate[j].widen()) * up[j].widen());
+        }
+    }
+}
+
+/// The gradients of gate and up, side by side.
+struct GatedGradient<'a, E, F> {
+    halves: Halves<'a, E>,
+    grad: Matrix<'a, E>,
+    function: std::marker::PhantomData<F>,
+}
+
+impl<E: Element + Sync, F: Function> Kernel<E> for GatedGradient<'_, E, F> {
+    #[inline(always)]
+    fn row(&self, i: usize, out: &mut [E]) {
+        let width = out.len() / 2;
+        let (gate, up) = self.halves.row(i, width);
+        let grad = &self.grad.row(i)[..width];
+        let (to_gate, to_up) = out.split_at_mut(width);
+        let to_up = &mut to_up[..width];
+        for j in 0..width {
+            let (x, g) = (gate[j].widen(), grad[j].widen());
+            to_gate[j] = E::narrow(F::slope(x) * up[j].widen() * g);
+            to_up[j] = E::narrow(F::value(x) * g);
+        }
+    }
+}
+
+fn gate<E: Element + Sync>(activation: Activation, halves: Halves<'_, E>, rows: usize, width: usize) -> Result<Vec<E>> {
+    with_function!(activation, F => {
+        compute(rows, width, &GatedRows { halves, function: std::marker::PhantomData::<F> })
+    })
+}
+
+fn gate_gradient<E: Element + Sync>(activation: Activation, gate: &Tensor, up: Option<&Tensor>, grad: &Tensor) -> Result<Tensor> {
+    let width = grad.dim(D::Minus1)?;
+    let (g, gl) = gate.storage_and_layout();
+    let up = up.map(|up| up.storage_and_layout());
+    let (d, dl) = grad.storage_and_layout();
+    let (Storage::Cpu(g), Storage::Cpu(d)) = (&*g, &*d) else { bail!("gated: not on the CPU") };
+    let up = match &up {
+        Some((storage, layout)) => match &**storage {
+            Storage::Cpu(storage) => Some(Matrix::<E>::new(storage, layout)?),
+            _ => bail!("gated: not on the CPU"),
+        },
+        None => None,
+    };
+    let (halves, grad_rows) = (Halves { gate: Matrix::<E>::new(g, gl)?, up }, Matrix::<E>::new(d, dl)?);
+    let rows = grad.elem_count() / width;
+    let both = with_function!(activation, F => {
+        let function = std::marker::PhantomData::<F>;
+        compute(rows, 2 * width, &GatedGradient { halves, grad: grad_rows, function })
+    })?;
+    let mut dims = grad.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = 2 * width;
+    }
+    Tensor::from_vec(both, dims, &Device::Cpu)
+}
+
+impl CustomOp1 for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        fn run<E: Element + Sync>(activation: Activation, xs: &CpuStorage, layout: &Layout, width: usize) -> Result<Vec<E>> {
+            let halves = Halves { gate: Matrix::<E>::new(xs, layout)?, up: None };
+            gate(activation, halves, layout.shape().elem_count() / (2 * width), width)
+        }
+        let mut dims = layout.dims().to_vec();
+        let Some(last) = dims.last_mut() else { bail!("gated: expected at least one dimension") };
+        *last /= 2;
+        let width = *last;
+        Ok((by_storage!(xs, run, self.0, xs, layout, width), Shape::from(dims)))
+    }
+
+    fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (xs, grad) = (with_rows(xs)?, with_rows(grad)?);
+        by_dtype!(xs.dtype(), gate_gradient, self.0, &xs, None, &grad).map(Some)
+    }
+}
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, u: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
+        fn run<E: Element + Sync>(
+            activation: Activation,
+            g: (&CpuStorage, &Layout),
+            u: (&CpuStorage, &Layout),
+        ) -> Result<Vec<E>> {
+            let width = *g.1.dims().last().unwrap_or(&1);
+            let halves = Halves { gate: Matrix::<E>::new(g.0, g.1)?, up: Some(Matrix::new(u.0, u.1)?) };
+            gate(activation, halves, g.1.shape().elem_count() / width, width)
+        }
+        Ok((by_storage!(g, run, self.0, (g, gl), (u, ul)), gl.shape().clone()))
+    }
+
+    fn bwd(&self, g: &Tensor, u: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (g, u, grad) = (with_rows(g)?, with_rows(u)?, with_rows(grad)?);
+        let both = by_dtype!(g.dtype(), gate_gradient, self.0, &g, Some(&u), &grad)?;
+        let width = grad.dim(D::Minus1)?;
+        Ok((Some(both.narrow(D::Minus1, 0, width)?), Some(both.narrow(D::Minus1, width, width)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    const ALL: [Activation; 5] =
+        [Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
+
+    /// Results and gradients in `dtype` against plain ops in f64.
+    fn check(dtype: DType, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {
+        let run = |to: DType| -> Result<Vec<Tensor>> {
+            let vars = inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(to)?)).collect::<Result<Vec<_>>>()?;
+            let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+            let ys = f(&tensors)?;
+            let weights = Tensor::arange(0f32, ys.elem_count() as f32, &Device::Cpu)?.cos()?.reshape(ys.shape())?;
+            let grads = (&ys * weights.to_dtype(to)?)?.to_dtype(DType::F64)?.sum_all()?.backward()?;
+            let grads = vars.iter().map(|v| grads.get(v).cloned().expect("a gradient"));
+            std::iter::once(ys).chain(grads.collect::<Vec<_>>()).map(|t| t.to_dtype(DType::F64)).collect()
+        };
+        let tolerance = if dtype == DType::F32 { 2e-6 } else { 1e-2 };
+        for (ours, exact) in run(dtype)?.iter().zip(run(DType::F64)?) {
+            let largest = exact.abs()?.max_all()?.to_scalar::<f64>()?;
+            let worst = (ours - exact)?.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(worst <= tolerance * largest.max(1.0), "{dtype:?}: off by {worst} of {largest}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn values_and_gradients_are_those_of_plain_ops() -> Result<()> {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for (dims, scale) in [([2, 3, 10], 1.0), ([1, 1, 2], 30.0), ([4, 100, 130], 4.0)] {
+                let a = (Tensor::randn(0f32, 1., &dims, &Device::Cpu)? * scale)?.to_dtype(dtype)?;
+                let b = Tensor::randn(0f32, 1., &dims, &Device::Cpu)?.to_dtype(dtype)?;
+                for act in ALL {
+                    check(dtype, std::slice::from_ref(&a), |x| act.forward(&x[0]))?;
+                    check(dtype, std::slice::from_ref(&a), |x| gated(act, &x[0]))?;
+                    check(dtype, &[a.clone(), b.clone()], |x| gated_pair(act, &x[0], &x[1]))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn views_and_odd_widths() -> Result<()> {
+        let xs = Tensor::randn(0f32, 1., (3, 4, 12), &Device::Cpu)?;
+        for view in [xs.narrow(2, 2, 6)?, xs.transpose(0, 1)?, xs.narrow(1, 1, 2)?] {
+            let (a, b) = (gated(Activation::Silu, &view)?, gated(Activation::Silu, &view.contiguous()?)?);
+            assert_eq!(a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);
+        }
+        assert!(gated(Activation::Silu, &xs.narrow(2, 0, 3)?).is_err());
+        Ok(())
+    }
+}

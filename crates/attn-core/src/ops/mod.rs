@@ -1,0 +1,22 @@
+//! The element-wise work around attention, each in one pass: norms, activations and gates, the loss.
+//!
+//! Candle runs such formulas op by op, each of which reads and writes a whole tensor on one core, and its own fused ops
+//! keep no gradient. These read and write everything once, on every core, compute in f32 whatever the dtype, and have
+//! gradients that are as fused as they are. Plain Candle ops serve where they don't apply (other devices, f64), with the
+//! same result.
+//!
+//! | op | what | gradients of |
+//! |---|---|---|
+//! | [`norm`](fn@norm) | RMS or layer norm | input, weight, bias |
+//! | [`Activation::forward`], [`gated`], [`gated_pair`] | `act(x)`, `act(gate) * up` | every input |
+//! | [`add_norm`] | residual sum and its norm | every input (then in two passes) |
+//! | [`nll`] | `log(sum(exp(logits))) - logits[target]` | logits |
+
+mod activation;
+mod nll;
+mod norm;
+mod rows;
+
+pub use activation::{Activation, gated, gated_pair};
+pub use nll::nll;
+pub use norm::{NormKind, add_norm, norm};
