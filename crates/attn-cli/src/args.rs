@@ -4,6 +4,7 @@
 //! several commands share are structs that the commands flatten in.
 
 use crate::bench::args::BenchArgs;
+use crate::train::args::TrainArgs;
 use attn_core::RopeOverride;
 use attn_eval::compare::{Factor, Mode};
 use attn_eval::run::Shard;
@@ -72,6 +73,16 @@ Examples:
 The result is that of one run without --shard, to the last digit. Runs of other settings, and cells that
 are missing, are refused by name.")]
     Merge(MergeArgs),
+    /// Train a small decoder on plain text, or fine-tune a checkpoint
+    #[command(after_help = "\
+Examples:
+  attn train --text novel.txt --out runs/alibi --position alibi
+  attn train --text a.txt --text b.txt --out runs/rope --steps 2000 --context 512 --dtype bf16
+  attn train ./checkpoint --text mine.txt --out runs/tuned --steps 200 --learning-rate 2e-4
+
+A run that was stopped goes on from its last checkpoint when the same command is given again, and ends
+with the same bits. OUT holds a Hugging Face folder at the end, train.jsonl with every step, loss.svg.")]
+    Train(TrainArgs),
     /// Write the logits of given token ids to a safetensors file
     #[command(after_help = "\
 Examples:
@@ -471,7 +482,7 @@ fn parse_number(text: &str, ok: impl Fn(f64) -> bool, range: &str) -> Result<f64
     }
 }
 
-fn parse_positive_number(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_positive_number(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x > 0.0, "above 0")
 }
 
@@ -483,7 +494,7 @@ fn parse_auto_factor(text: &str) -> Result<Factor, String> {
     if text == "auto" { Ok(Factor::Auto) } else { parse_factor(text).map(Factor::Fixed) }
 }
 
-fn parse_temperature(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_temperature(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x >= 0.0, "at least 0")
 }
 

@@ -20,6 +20,7 @@ mod perplexity;
 mod present;
 mod progress;
 mod text;
+mod train;
 
 use args::{Cli, Command};
 use clap::{Parser, error::ErrorKind};
@@ -47,6 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Train(args) => train::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Explain(args) => explain::run(&args),

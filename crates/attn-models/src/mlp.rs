@@ -58,9 +58,7 @@ impl Mlp {
     pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let _scope = profile::scope(profile::Op::ElementWise);
         match self {
-            Self::Gated { gate_up, down, activation } => {
-                down.forward(&gate_up.forward(xs, *activation)?)
-            }
+            Self::Gated { gate_up, down, activation } => down.forward(&gate_up.forward(xs, *activation)?),
             Self::Plain { up, down, activation } => down.forward(&activation.forward(&up.forward(xs)?)?),
             Self::Moe(moe) => moe.forward(xs),
         }

@@ -304,7 +304,12 @@ fn gate<E: Element + Sync>(activation: Activation, halves: Halves<'_, E>, rows: 
     })
 }
 
-fn gate_gradient<E: Element + Sync>(activation: Activation, gate: &Tensor, up: Option<&Tensor>, grad: &Tensor) -> Result<Tensor> {
+fn gate_gradient<E: Element + Sync>(
+    activation: Activation,
+    gate: &Tensor,
+    up: Option<&Tensor>,
+    grad: &Tensor,
+) -> Result<Tensor> {
     let width = grad.dim(D::Minus1)?;
     let (g, gl) = gate.storage_and_layout();
     let up = up.map(|up| up.storage_and_layout());
@@ -336,7 +341,12 @@ impl CustomOp1 for Gated {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<E: Element + Sync>(activation: Activation, xs: &CpuStorage, layout: &Layout, width: usize) -> Result<Vec<E>> {
+        fn run<E: Element + Sync>(
+            activation: Activation,
+            xs: &CpuStorage,
+            layout: &Layout,
+            width: usize,
+        ) -> Result<Vec<E>> {
             let halves = Halves { gate: Matrix::<E>::new(xs, layout)?, up: None };
             gate(activation, halves, layout.shape().elem_count() / (2 * width), width)
         }

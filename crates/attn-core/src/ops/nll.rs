@@ -107,7 +107,13 @@ impl CustomOp2 for Nll {
         "nll"
     }
 
-    fn cpu_fwd(&self, logits: &CpuStorage, l: &Layout, targets: &CpuStorage, tl: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        logits: &CpuStorage,
+        l: &Layout,
+        targets: &CpuStorage,
+        tl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let out = match logits {
             CpuStorage::F32(_) => Self::forward::<f32>((logits, l), (targets, tl))?,
             CpuStorage::BF16(_) => Self::forward::<bf16>((logits, l), (targets, tl))?,
@@ -118,7 +124,13 @@ impl CustomOp2 for Nll {
         Ok((CpuStorage::F32(out), Shape::from(n)))
     }
 
-    fn bwd(&self, logits: &Tensor, targets: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (targets, nll, grad) = (targets.to_vec1::<u32>()?, res.to_vec1::<f32>()?, grad.to_vec1::<f32>()?);
         let to_logits = match logits.dtype() {
             candle_core::DType::F32 => Self::gradient::<f32>(logits, &targets, &nll, &grad)?,
@@ -157,7 +169,8 @@ mod tests {
 
     #[test]
     fn extreme_logits_stay_finite_and_nan_shows() -> Result<()> {
-        let logits = Tensor::new(&[[1e30f32, -1e30, 0.0], [f32::NEG_INFINITY, 5.0, 5.0], [f32::NAN, 1.0, 2.0]], &Device::Cpu)?;
+        let logits =
+            Tensor::new(&[[1e30f32, -1e30, 0.0], [f32::NEG_INFINITY, 5.0, 5.0], [f32::NAN, 1.0, 2.0]], &Device::Cpu)?;
         let values = nll(&logits, &Tensor::new(&[0u32, 1, 2], &Device::Cpu)?)?.to_vec1::<f32>()?;
         assert_eq!(values[0], 0.0);
         assert!((values[1] - 2f32.ln()).abs() < 1e-6);

@@ -1,6 +1,8 @@
 //! RMS and layer norm, forward and backward in one pass each.
 
-use super::rows::{self, Kernel, Matrix, PairKernel, Reduction, compute, compute_pair, is_plain, reduce, sum, with_rows};
+use super::rows::{
+    self, Kernel, Matrix, PairKernel, Reduction, compute, compute_pair, is_plain, reduce, sum, with_rows,
+};
 use crate::attention::fused_cpu::simd::Element;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
@@ -131,7 +133,8 @@ impl NormOp {
         weight: Option<(&CpuStorage, &Layout)>,
         bias: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
-        let parameter = |p: Option<(&CpuStorage, &Layout)>| p.map(|(s, l)| rows::slice::<f32>(s, l).map(<[f32]>::to_vec));
+        let parameter =
+            |p: Option<(&CpuStorage, &Layout)>| p.map(|(s, l)| rows::slice::<f32>(s, l).map(<[f32]>::to_vec));
         let (weight, bias) = (parameter(weight).transpose()?, parameter(bias).transpose()?);
         let (weight, bias) = (weight.as_deref(), bias.as_deref());
         let out = match xs.0 {
@@ -399,7 +402,10 @@ mod tests {
             assert_eq!(ours.dims(), exact.dims());
             let largest = exact.abs()?.max_all()?.to_scalar::<f64>()?;
             let worst = (ours.to_dtype(DType::F64)? - exact)?.abs()?.max_all()?.to_scalar::<f64>()?;
-            assert!(worst <= tolerance * largest, "{kind:?} {dims:?} {dtype:?} tensor {i}: off by {worst} of {largest}");
+            assert!(
+                worst <= tolerance * largest,
+                "{kind:?} {dims:?} {dtype:?} tensor {i}: off by {worst} of {largest}"
+            );
         }
         Ok(())
     }

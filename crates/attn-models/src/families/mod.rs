@@ -4,6 +4,7 @@
 mod bert;
 mod bloom;
 mod cohere;
+mod decoder;
 mod deepseek;
 mod falcon;
 mod gemma;
@@ -71,6 +72,7 @@ pub fn spec(json: &Value) -> Result<ModelSpec> {
         "bert" => bert::spec(&config),
         "t5" => t5::spec(&config),
         "deepseek_v3" => deepseek::spec(&config),
+        "attn_decoder" => decoder::spec(&config),
         "llama4_text" => llama4::spec(&config),
         other => bail!("config.json: model_type {other} is not supported; known: {}", KNOWN.join(", ")),
     }?;
@@ -80,6 +82,7 @@ pub fn spec(json: &Value) -> Result<ModelSpec> {
 
 /// The `model_type`s that [`spec`] reads.
 pub const KNOWN: &[&str] = &[
+    "attn_decoder",
     "bert",
     "bloom",
     "cohere",

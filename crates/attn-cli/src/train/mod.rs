@@ -1,0 +1,181 @@
+//! `attn train`: a new small decoder under any position encoding, or a checkpoint trained further.
+
+pub(crate) mod args;
+
+use crate::args::DeviceName;
+use crate::output::{note, print, print_json, usage};
+use crate::progress::Progress;
+use crate::{model, text};
+use anyhow::{Context, Result};
+use args::TrainArgs;
+use attn_train::adamw::AdamW;
+use attn_train::checkpoint::Log;
+use attn_train::shape::{Position, Shape};
+use attn_train::{Settings, Step, Trainer, bpe};
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::{fs, time::Instant};
+
+/// Where a run starts: its tokenizer as JSON, config and first weights.
+struct Start {
+    tokenizer: String,
+    tokens: Arc<[u32]>,
+    config: Value,
+    weights: BTreeMap<String, Tensor>,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    out: String,
+    parameters: usize,
+    text_tokens: usize,
+    steps: usize,
+    resumed_from: usize,
+    first_loss: f64,
+    last_loss: f64,
+    seconds: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A text, tokenizer or checkpoint that can't be read, settings that don't fit, a run of other settings in `--out`.
+pub(crate) fn run(args: &TrainArgs) -> Result<()> {
+    if args.load.device != DeviceName::Cpu {
+        return usage("--device: training runs on the CPU");
+    }
+    let texts = args.text.iter().map(|path| text::read_file(path)).collect::<Result<Vec<_>>>()?;
+    model::set_threads(args.load.threads)?;
+    let start = if args.model.is_some() { tuned(args, &texts)? } else { fresh(args, &texts)? };
+    let text_tokens = start.tokens.len();
+    let mut trainer = Trainer::new(settings(args, start.config), start.weights, start.tokens)?;
+    fs::create_dir_all(&args.out).with_context(|| format!("can't create {}", args.out.display()))?;
+    let resumed = trainer.resume(&args.out)?;
+    let resumed_from = trainer.done();
+    if resumed {
+        note(&format!("resuming after step {resumed_from}"));
+    }
+    let mut log = Log::open(&args.out, resumed_from)?;
+    let started = Instant::now();
+    train(args, &mut trainer, &mut log, &start.tokenizer)?;
+    // Published weights are bf16 like most; the checkpoints keep f32.
+    trainer.export(&args.out, &start.tokenizer, DType::BF16)?;
+    let chart = attn_train::plot::loss(log.steps());
+    fs::write(args.out.join("loss.svg"), chart).with_context(|| format!("can't write in {}", args.out.display()))?;
+    let loss = |step: Option<&Step>| step.map_or(f64::NAN, |s| s.loss);
+    let summary = Summary {
+        out: args.out.display().to_string(),
+        parameters: trainer.parameters(),
+        text_tokens,
+        steps: trainer.done(),
+        resumed_from,
+        first_loss: loss(log.steps().first()),
+        last_loss: loss(log.steps().last()),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    if args.json { print_json(&summary) } else { print(&report(&summary)) }
+}
+
+fn report(s: &Summary) -> String {
+    format!(
+        "model       {} ({} weights)\ntext        {} tokens\nloss        {:.4} to {:.4} in {} steps\nseconds     {:.1}\n",
+        s.out, s.parameters, s.text_tokens, s.first_loss, s.last_loss, s.steps, s.seconds
+    )
+}
+
+fn train(args: &TrainArgs, trainer: &mut Trainer, log: &mut Log, tokenizer: &str) -> Result<()> {
+    let mut progress = Progress::new();
+    while trainer.done() < args.steps {
+        let step = trainer.step()?;
+        log.add(&step)?;
+        let message = format!("step {} loss {:.3} {:.0} tokens/s", step.step, step.loss, step.tokens_per_second);
+        progress.set(step.step, args.steps, &message);
+        if step.step.is_multiple_of(args.checkpoint_every) || step.step == args.steps {
+            trainer.save(&args.out, tokenizer)?;
+        }
+    }
+    Ok(())
+}
+
+fn settings(args: &TrainArgs, config: Value) -> Settings {
+    Settings {
+        seed: args.seed,
+        steps: args.steps,
+        batch: args.batch,
+        accumulate: args.accumulate,
+        context: args.context,
+        learning_rate: args.learning_rate,
+        warmup: args.warmup,
+        clip: args.clip,
+        adamw: AdamW { weight_decay: args.weight_decay, ..AdamW::default() },
+        dtype: args.load.dtype.dtype().as_str().to_string(),
+        data: String::new(),
+        config,
+    }
+}
+
+/// A new model.
+fn fresh(args: &TrainArgs, texts: &[String]) -> Result<Start> {
+    let s = &args.shape;
+    let tokenizer = match &s.tokenizer {
+        Some(path) => {
+            let json = text::read_file(path)?;
+            json.parse::<tokenizers::Tokenizer>()
+                .map_err(|e| anyhow::anyhow!("{}: not a valid tokenizer.json: {e}", path.display()))?
+        }
+        None => bpe::train(&texts.iter().map(String::as_str).collect::<Vec<_>>(), s.vocab)?,
+    };
+    let shape = Shape {
+        position: s.position.unwrap_or(Position::Rope),
+        vocab: tokenizer.get_vocab_size(true),
+        context: args.context,
+        hidden: s.hidden,
+        intermediate: s.intermediate,
+        layers: s.layers,
+        heads: s.heads,
+        kv_heads: s.kv_heads,
+    };
+    let wrap = loader::Tokenizer::new(tokenizer.clone());
+    let json = tokenizer.to_string(false).map_err(|e| anyhow::anyhow!("can't write the tokenizer: {e}"))?;
+    Ok(Start {
+        tokenizer: json,
+        tokens: encode(&wrap, texts, Some(0))?,
+        config: shape.config()?,
+        weights: shape.weights(args.seed)?,
+    })
+}
+
+/// A checkpoint, trained further as it is: its config decides positions and shape.
+fn tuned(args: &TrainArgs, texts: &[String]) -> Result<Start> {
+    let (s, name) = (&args.shape, args.model.as_deref().unwrap_or_default());
+    if s.position.is_some() || s.tokenizer.is_some() {
+        return usage(format!("--position and --tokenizer are for a new model; {name} has its own"));
+    }
+    let checkpoint = loader::Checkpoint::open(name, &model::load_options(&args.load))?;
+    let tokenizer = checkpoint.require_tokenizer()?;
+    let json = tokenizer.inner().to_string(false).map_err(|e| anyhow::anyhow!("can't write the tokenizer: {e}"))?;
+    let source = checkpoint.weights.clone();
+    let weights = source.names().into_iter().map(|name| {
+        let tensor = source.load(&name, DType::F32, &Device::Cpu)?;
+        Ok((name, tensor))
+    });
+    Ok(Start {
+        tokenizer: json,
+        tokens: encode(tokenizer, texts, tokenizer.eos_ids.first().copied())?,
+        config: checkpoint.config.clone(),
+        weights: weights.collect::<Result<_>>()?,
+    })
+}
+
+/// The ids of all texts, one after the other, each with its end.
+fn encode(tokenizer: &loader::Tokenizer, texts: &[String], end: Option<u32>) -> Result<Arc<[u32]>> {
+    let mut ids = Vec::new();
+    for text in texts {
+        ids.extend(tokenizer.encode(text, false)?);
+        ids.extend(end);
+    }
+    Ok(ids.into())
+}

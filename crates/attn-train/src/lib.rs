@@ -1,0 +1,20 @@
+//! Training decoders of this project's own parts, from plain text to a checkpoint that Hugging Face tools read.
+//!
+//! What it is for: showing what a position encoding does to a model that was trained with it, and fine-tuning a
+//! checkpoint for a longer context. A step is a pure function of the settings, the step's number and the state, so a run
+//! that was killed and resumed ends with the same bits as one that was not.
+//!
+//! - [`shape`]: a new model's config and first weights.
+//! - [`bpe`]: a byte-level tokenizer trained on the text.
+//! - [`Trainer`]: batches, loss, gradients, [`AdamW`](adamw::AdamW), the [`schedule`] of the learning rate.
+//! - [`checkpoint`]: saving and resuming.
+
+pub mod adamw;
+pub mod bpe;
+pub mod checkpoint;
+pub mod plot;
+pub mod schedule;
+pub mod shape;
+mod trainer;
+
+pub use trainer::{Settings, Step, Trainer};

@@ -1,0 +1,214 @@
+//! The training loop, one step at a time.
+
+use crate::adamw::{AdamW, Moments};
+use crate::schedule::learning_rate;
+use anyhow::{Context, Result, ensure};
+use attn_core::RopeOverride;
+use attn_eval::rng::Rng;
+use attn_models::{Model, Options};
+use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::{sync::Arc, time::Instant};
+
+/// Everything that decides what a run computes; saved with every checkpoint, and a run resumes only under the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Seed of the batches (and of a new model's weights).
+    pub seed: u64,
+    /// Steps of the whole run.
+    pub steps: usize,
+    /// Rows of a micro-batch.
+    pub batch: usize,
+    /// Micro-batches per step, whose gradients are averaged.
+    pub accumulate: usize,
+    /// Tokens per row.
+    pub context: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps of warm-up.
+    pub warmup: usize,
+    /// Gradients longer than this are shortened to it.
+    pub clip: f64,
+    /// Optimizer.
+    pub adamw: AdamW,
+    /// `f32`, or `bf16`: products and activations in bf16, weights and optimizer in f32.
+    pub dtype: String,
+    /// SHA-256 of the token ids.
+    pub data: String,
+    /// The config that is trained, position settings included.
+    pub config: Value,
+}
+
+impl Settings {
+    fn compute_dtype(&self) -> Result<DType> {
+        match self.dtype.as_str() {
+            "f32" => Ok(DType::F32),
+            "bf16" => Ok(DType::BF16),
+            other => anyhow::bail!("training runs in f32 or bf16, not in {other}"),
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// From 1.
+    pub step: usize,
+    /// Mean negative log-likelihood of the step's tokens, in nats, before the update.
+    pub loss: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Length of the gradient before it was clipped.
+    pub grad_norm: f64,
+    /// Tokens read per second.
+    pub tokens_per_second: f64,
+}
+
+/// A weight and what the optimizer knows of it.
+pub(crate) struct Parameter {
+    pub(crate) var: Var,
+    pub(crate) moments: Moments,
+}
+
+/// A run.
+pub struct Trainer {
+    pub(crate) settings: Settings,
+    pub(crate) parameters: BTreeMap<String, Parameter>,
+    pub(crate) done: usize,
+    tokens: Arc<[u32]>,
+    options: Options,
+}
+
+impl Trainer {
+    /// A run from its first step, on `tokens`, with first weights under their Hugging Face names.
+    ///
+    /// # Errors
+    /// Fewer tokens than a row has, weights that don't fit the config.
+    pub fn new(mut settings: Settings, weights: BTreeMap<String, Tensor>, tokens: Arc<[u32]>) -> Result<Self> {
+        ensure!(settings.context >= 2, "a row needs at least two tokens");
+        ensure!(
+            tokens.len() > settings.context,
+            "the text has {} tokens, a row of {} needs more",
+            tokens.len(),
+            settings.context
+        );
+        ensure!(settings.steps > 0 && settings.batch > 0 && settings.accumulate > 0, "nothing to train on");
+        settings.data = digest(&tokens);
+        let options = Options { dtype: settings.compute_dtype()?, device: Device::Cpu, rope: RopeOverride::default() };
+        let parameter = |(name, tensor): (String, Tensor)| -> Result<(String, Parameter)> {
+            let var = Var::from_tensor(&tensor.to_dtype(DType::F32)?.contiguous()?)?;
+            let moments = Moments::new(var.elem_count());
+            Ok((name, Parameter { var, moments }))
+        };
+        let parameters = weights.into_iter().map(parameter).collect::<Result<_>>()?;
+        let trainer = Self { settings, parameters, done: 0, tokens, options };
+        trainer.model().context("the first weights don't fit the config")?;
+        Ok(trainer)
+    }
+
+    /// The settings of the run.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Steps done so far.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Weights, all layers together.
+    pub fn parameters(&self) -> usize {
+        self.parameters.values().map(|p| p.var.elem_count()).sum()
+    }
+
+    /// The model with the present weights. Gradients flow into them.
+    ///
+    /// Built anew for every step: whatever a model derives from its weights while loading (projections joined into one
+    /// product, transposed or shifted weights) is then derived from the weights of that step, and has their gradients.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn model(&self) -> Result<Model> {
+        let tensors: HashMap<String, Tensor> =
+            self.parameters.iter().map(|(name, p)| (name.clone(), p.var.as_tensor().clone())).collect();
+        Ok(Model::load(&self.settings.config, Arc::new(tensors), &self.options)?)
+    }
+
+    /// Runs one step.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, a weight that got no gradient.
+    pub fn step(&mut self) -> Result<Step> {
+        let started = Instant::now();
+        let s = &self.settings;
+        let (number, accumulate) = (self.done + 1, s.accumulate);
+        let mut loss = 0.0;
+        let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        for part in 0..accumulate {
+            loss += self.accumulate(part, &mut gradients)? / accumulate as f64;
+        }
+        ensure!(loss.is_finite(), "step {number}: the loss is {loss}; try a lower learning rate");
+        let square = |g: &Vec<f32>| g.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let grad_norm = gradients.values().map(square).sum::<f64>().sqrt() / accumulate as f64;
+        ensure!(grad_norm.is_finite(), "step {number}: the gradient is not finite; try a lower learning rate");
+        let rate = learning_rate(self.done, s.steps, s.warmup, s.learning_rate);
+        let scale = (s.clip / grad_norm.max(1e-12)).min(1.0) / accumulate as f64;
+        for (name, parameter) in &mut self.parameters {
+            let gradient = &gradients[name];
+            let mut weights = parameter.var.flatten_all()?.to_vec1::<f32>()?;
+            // Norms and biases don't decay, nor does T5's table of biases.
+            let decays = parameter.var.rank() >= 2 && !name.contains("relative_attention_bias");
+            s.adamw.update(&mut weights, gradient, &mut parameter.moments, (number, rate, scale), decays);
+            parameter.var.set(&Tensor::from_vec(weights, parameter.var.shape(), &Device::Cpu)?)?;
+        }
+        self.done = number;
+        let tokens = (s.batch * s.accumulate * s.context) as f64;
+        let tokens_per_second = tokens / started.elapsed().as_secs_f64();
+        Ok(Step { step: number, loss, learning_rate: rate, grad_norm, tokens_per_second })
+    }
+
+    /// Loss of a micro-batch; its gradients are added.
+    fn accumulate(&self, part: usize, gradients: &mut BTreeMap<String, Vec<f32>>) -> Result<f64> {
+        let ids = self.rows(part)?;
+        let nll = self.model()?.nll(&ids, self.settings.context)?.mean_all()?;
+        let store = nll.backward()?;
+        for (name, parameter) in &self.parameters {
+            let Some(gradient) = store.get(parameter.var.as_tensor()) else {
+                anyhow::bail!("{name} got no gradient: the model does not depend on it")
+            };
+            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
+            match gradients.get_mut(name) {
+                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
+                None => _ = gradients.insert(name.clone(), gradient),
+            }
+        }
+        Ok(f64::from(nll.to_scalar::<f32>()?))
+    }
+
+    /// Ids `(batch, context)` of micro-batch `part` of the next step: rows that start anywhere in the text, drawn from
+    /// the seed and the numbers of step and micro-batch alone.
+    fn rows(&self, part: usize) -> Result<Tensor> {
+        let s = &self.settings;
+        let mut rng = Rng::new(s.seed ^ 0x7261_7773);
+        let skip = Rng::new(rng.next_u64() ^ (self.done * s.accumulate + part) as u64).next_u64();
+        let mut rng = Rng::new(skip);
+        let mut ids = Vec::with_capacity(s.batch * s.context);
+        for _ in 0..s.batch {
+            let start = rng.below(self.tokens.len() - s.context + 1);
+            ids.extend_from_slice(&self.tokens[start..start + s.context]);
+        }
+        Ok(Tensor::from_vec(ids, (s.batch, s.context), &Device::Cpu)?)
+    }
+}
+
+/// SHA-256 of token ids, little-endian.
+fn digest(tokens: &[u32]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for chunk in tokens.chunks(1 << 12) {
+        hash.update(chunk.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
