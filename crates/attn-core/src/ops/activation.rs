@@ -1,9 +1,9 @@
 //! Activation functions, alone and as gates, forward and backward in one pass each.
 
-use super::rows::{Kernel, Matrix, compute, exp, is_plain, with_rows};
-use crate::attention::fused_cpu::simd::Element;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
-use half::{bf16, f16};
+use super::rows::{Kernel, Matrix, compute, exp, is_plain, tensor, with_matrices, with_rows};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
+use std::marker::PhantomData;
 
 /// An element-wise activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,65 +159,30 @@ pub fn gated_pair(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<
     activation.plain(gate)? * up
 }
 
-/// Runs `$run::<E>($args)` for the dtype of a CPU storage.
-macro_rules! by_storage {
-    ($storage:expr, $run:ident, $($arg:expr),*) => {
-        match $storage {
-            CpuStorage::F32(_) => CpuStorage::F32($run::<f32>($($arg),*)?),
-            CpuStorage::BF16(_) => CpuStorage::BF16($run::<bf16>($($arg),*)?),
-            CpuStorage::F16(_) => CpuStorage::F16($run::<f16>($($arg),*)?),
-            _ => bail!("the fused activations take f32, bf16 and f16"),
-        }
-    };
-}
-
-/// Runs `$run::<E>($args)` for the dtype of a tensor.
-macro_rules! by_dtype {
-    ($dtype:expr, $run:ident, $($arg:expr),*) => {
-        match $dtype {
-            DType::F32 => $run::<f32>($($arg),*),
-            DType::BF16 => $run::<bf16>($($arg),*),
-            DType::F16 => $run::<f16>($($arg),*),
-            other => bail!("the fused activations have no gradients in {other:?}"),
-        }
-    };
+/// Rows and their width.
+fn size(dims: &[usize]) -> (usize, usize) {
+    let width = dims.last().copied().unwrap_or(1).max(1);
+    (dims.iter().product::<usize>() / width, width)
 }
 
 struct Unary(Activation);
 
-struct UnaryRows<'a, E, F> {
-    xs: Matrix<'a, E>,
-    grad: Option<Matrix<'a, E>>,
-    function: std::marker::PhantomData<F>,
-}
+struct Value<F>(PhantomData<F>);
 
-impl<E: Element + Sync, F: Function> Kernel<E> for UnaryRows<'_, E, F> {
+impl<F: Function> Kernel<1, 1> for Value<F> {
     #[inline(always)]
-    fn row(&self, i: usize, out: &mut [E]) {
-        let x = &self.xs.row(i)[..out.len()];
-        match &self.grad {
-            None => out.iter_mut().zip(x).for_each(|(out, x)| *out = E::narrow(F::value(x.widen()))),
-            Some(grad) => {
-                let g = &grad.row(i)[..out.len()];
-                for (j, out) in out.iter_mut().enumerate() {
-                    *out = E::narrow(F::slope(x[j].widen()) * g[j].widen());
-                }
-            }
-        }
+    fn row(&self, _: usize, [x]: [&[f32]; 1], [out]: [&mut [f32]; 1]) {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = F::value(*x));
     }
 }
 
-fn unary<E: Element + Sync>(
-    activation: Activation,
-    xs: (&CpuStorage, &Layout),
-    grad: Option<(&CpuStorage, &Layout)>,
-) -> Result<Vec<E>> {
-    let matrix = |(s, l): (_, _)| Matrix::<E>::new(s, l);
-    let (width, count) = (*xs.1.dims().last().unwrap_or(&1), xs.1.shape().elem_count());
-    let (xs, grad) = (matrix(xs)?, grad.map(matrix).transpose()?);
-    with_function!(activation, F => {
-        compute(count / width, width, &UnaryRows { xs, grad, function: std::marker::PhantomData::<F> })
-    })
+struct Slope<F>(PhantomData<F>);
+
+impl<F: Function> Kernel<2, 1> for Slope<F> {
+    #[inline(always)]
+    fn row(&self, _: usize, [x, g]: [&[f32]; 2], [out]: [&mut [f32]; 1]) {
+        out.iter_mut().zip(x).zip(g).for_each(|((out, x), g)| *out = F::slope(*x) * g);
+    }
 }
 
 impl CustomOp1 for Unary {
@@ -226,113 +191,66 @@ impl CustomOp1 for Unary {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((by_storage!(xs, unary, self.0, (xs, layout), None), layout.shape().clone()))
+        let (rows, size) = ([Matrix::new(xs, layout)?], size(layout.dims()));
+        let [out] = with_function!(self.0, F => compute(xs.dtype(), size, rows, &Value::<F>(PhantomData)))?;
+        Ok((out, layout.shape().clone()))
     }
 
     fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        fn run<E: Element + Sync>(activation: Activation, xs: &Tensor, grad: &Tensor) -> Result<Tensor> {
-            let ((x, xl), (g, gl)) = (xs.storage_and_layout(), grad.storage_and_layout());
-            let (Storage::Cpu(x), Storage::Cpu(g)) = (&*x, &*g) else { bail!("activation: not on the CPU") };
-            Tensor::from_vec(unary::<E>(activation, (x, xl), Some((g, gl)))?, xs.shape(), &Device::Cpu)
-        }
         let (xs, grad) = (with_rows(xs)?, with_rows(grad)?);
-        by_dtype!(xs.dtype(), run, self.0, &xs, &grad).map(Some)
+        let [out] = with_matrices(
+            [&xs, &grad],
+            |rows| with_function!(self.0, F => compute(xs.dtype(), size(xs.dims()), rows, &Slope::<F>(PhantomData))),
+        )?;
+        tensor(out, xs.shape()).map(Some)
     }
 }
 
 struct Gated(Activation);
 
-/// Gate and up, in one matrix side by side or in two.
-#[derive(Clone, Copy)]
-struct Halves<'a, E> {
-    gate: Matrix<'a, E>,
-    up: Option<Matrix<'a, E>>,
-}
+struct Gate<F>(PhantomData<F>);
 
-impl<'a, E: Element> Halves<'a, E> {
+impl<F: Function> Kernel<2, 1> for Gate<F> {
     #[inline(always)]
-    fn row(&self, i: usize, width: usize) -> (&'a [E], &'a [E]) {
-        let gate = self.gate.row(i);
-        match &self.up {
-            Some(up) => (&gate[..width], &up.row(i)[..width]),
-            None => (&gate[..width], &gate[width..][..width]),
-        }
-    }
-}
-
-struct GatedRows<'a, E, F> {
-    halves: Halves<'a, E>,
-    function: std::marker::PhantomData<F>,
-}
-
-impl<E: Element + Sync, F: Function> Kernel<E> for GatedRows<'_, E, F> {
-    #[inline(always)]
-    fn row(&self, i: usize, out: &mut [E]) {
-        let (gate, up) = self.halves.row(i, out.len());
-        for (j, out) in out.iter_mut().enumerate() {
-            *out = E::narrow(F::value(gate[j].widen()) * up[j].widen());
-        }
+    fn row(&self, _: usize, [gate, up]: [&[f32]; 2], [out]: [&mut [f32]; 1]) {
+        out.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = F::value(*gate) * up);
     }
 }
 
 /// The gradients of gate and up, side by side.
-struct GatedGradient<'a, E, F> {
-    halves: Halves<'a, E>,
-    grad: Matrix<'a, E>,
-    function: std::marker::PhantomData<F>,
-}
+struct GateGradient<F>(PhantomData<F>);
 
-impl<E: Element + Sync, F: Function> Kernel<E> for GatedGradient<'_, E, F> {
+impl<F: Function> Kernel<3, 1> for GateGradient<F> {
     #[inline(always)]
-    fn row(&self, i: usize, out: &mut [E]) {
-        let width = out.len() / 2;
-        let (gate, up) = self.halves.row(i, width);
-        let grad = &self.grad.row(i)[..width];
-        let (to_gate, to_up) = out.split_at_mut(width);
-        let to_up = &mut to_up[..width];
-        for j in 0..width {
-            let (x, g) = (gate[j].widen(), grad[j].widen());
-            to_gate[j] = E::narrow(F::slope(x) * up[j].widen() * g);
-            to_up[j] = E::narrow(F::value(x) * g);
+    fn row(&self, _: usize, [gate, up, grad]: [&[f32]; 3], [out]: [&mut [f32]; 1]) {
+        let (to_gate, to_up) = out.split_at_mut(grad.len());
+        let n = to_gate.len();
+        let (gate, up, grad, to_up) = (&gate[..n], &up[..n], &grad[..n], &mut to_up[..n]);
+        for (j, to_gate) in to_gate.iter_mut().enumerate() {
+            *to_gate = F::slope(gate[j]) * up[j] * grad[j];
+            to_up[j] = F::value(gate[j]) * grad[j];
         }
     }
 }
 
-fn gate<E: Element + Sync>(activation: Activation, halves: Halves<'_, E>, rows: usize, width: usize) -> Result<Vec<E>> {
-    with_function!(activation, F => {
-        compute(rows, width, &GatedRows { halves, function: std::marker::PhantomData::<F> })
-    })
-}
-
-fn gate_gradient<E: Element + Sync>(
-    activation: Activation,
-    gate: &Tensor,
-    up: Option<&Tensor>,
-    grad: &Tensor,
-) -> Result<Tensor> {
-    let width = grad.dim(D::Minus1)?;
-    let (g, gl) = gate.storage_and_layout();
-    let up = up.map(|up| up.storage_and_layout());
-    let (d, dl) = grad.storage_and_layout();
-    let (Storage::Cpu(g), Storage::Cpu(d)) = (&*g, &*d) else { bail!("gated: not on the CPU") };
-    let up = match &up {
-        Some((storage, layout)) => match &**storage {
-            Storage::Cpu(storage) => Some(Matrix::<E>::new(storage, layout)?),
-            _ => bail!("gated: not on the CPU"),
-        },
-        None => None,
-    };
-    let (halves, grad_rows) = (Halves { gate: Matrix::<E>::new(g, gl)?, up }, Matrix::<E>::new(d, dl)?);
-    let rows = grad.elem_count() / width;
-    let both = with_function!(activation, F => {
-        let function = std::marker::PhantomData::<F>;
-        compute(rows, 2 * width, &GatedGradient { halves, grad: grad_rows, function })
-    })?;
-    let mut dims = grad.dims().to_vec();
-    if let Some(last) = dims.last_mut() {
-        *last = 2 * width;
+impl Gated {
+    fn value(&self, dtype: DType, halves: [Matrix<'_>; 2], size: (usize, usize)) -> Result<CpuStorage> {
+        let [out] = with_function!(self.0, F => compute(dtype, size, halves, &Gate::<F>(PhantomData)))?;
+        Ok(out)
     }
-    Tensor::from_vec(both, dims, &Device::Cpu)
+
+    /// The gradients of gate and up, side by side, for the gradient `grad` of the result.
+    fn gradient(&self, dtype: DType, [gate, up, grad]: [Matrix<'_>; 3], dims: &[usize]) -> Result<Tensor> {
+        let (rows, width) = size(dims);
+        let [out] = with_function!(self.0, F => {
+            compute(dtype, (rows, 2 * width), [gate, up, grad], &GateGradient::<F>(PhantomData))
+        })?;
+        let mut dims = dims.to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = 2 * width;
+        }
+        tensor(out, dims)
+    }
 }
 
 impl CustomOp1 for Gated {
@@ -341,25 +259,21 @@ impl CustomOp1 for Gated {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<E: Element + Sync>(
-            activation: Activation,
-            xs: &CpuStorage,
-            layout: &Layout,
-            width: usize,
-        ) -> Result<Vec<E>> {
-            let halves = Halves { gate: Matrix::<E>::new(xs, layout)?, up: None };
-            gate(activation, halves, layout.shape().elem_count() / (2 * width), width)
-        }
         let mut dims = layout.dims().to_vec();
         let Some(last) = dims.last_mut() else { bail!("gated: expected at least one dimension") };
         *last /= 2;
-        let width = *last;
-        Ok((by_storage!(xs, run, self.0, xs, layout, width), Shape::from(dims)))
+        let (both, size) = (Matrix::new(xs, layout)?, size(&dims));
+        let out = self.value(xs.dtype(), [both.columns(0, size.1), both.columns(size.1, size.1)], size)?;
+        Ok((out, Shape::from(dims)))
     }
 
     fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (xs, grad) = (with_rows(xs)?, with_rows(grad)?);
-        by_dtype!(xs.dtype(), gate_gradient, self.0, &xs, None, &grad).map(Some)
+        let width = grad.dim(D::Minus1)?;
+        let both = with_matrices([&xs, &grad], |[both, g]| {
+            self.gradient(xs.dtype(), [both.columns(0, width), both.columns(width, width), g], grad.dims())
+        });
+        both.map(Some)
     }
 }
 
@@ -369,21 +283,13 @@ impl CustomOp2 for Gated {
     }
 
     fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, u: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<E: Element + Sync>(
-            activation: Activation,
-            g: (&CpuStorage, &Layout),
-            u: (&CpuStorage, &Layout),
-        ) -> Result<Vec<E>> {
-            let width = *g.1.dims().last().unwrap_or(&1);
-            let halves = Halves { gate: Matrix::<E>::new(g.0, g.1)?, up: Some(Matrix::new(u.0, u.1)?) };
-            gate(activation, halves, g.1.shape().elem_count() / width, width)
-        }
-        Ok((by_storage!(g, run, self.0, (g, gl), (u, ul)), gl.shape().clone()))
+        let out = self.value(g.dtype(), [Matrix::new(g, gl)?, Matrix::new(u, ul)?], size(gl.dims()))?;
+        Ok((out, gl.shape().clone()))
     }
 
     fn bwd(&self, g: &Tensor, u: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (g, u, grad) = (with_rows(g)?, with_rows(u)?, with_rows(grad)?);
-        let both = by_dtype!(g.dtype(), gate_gradient, self.0, &g, Some(&u), &grad)?;
+        let both = with_matrices([&g, &u, &grad], |rows| self.gradient(g.dtype(), rows, grad.dims()))?;
         let width = grad.dim(D::Minus1)?;
         Ok((Some(both.narrow(D::Minus1, 0, width)?), Some(both.narrow(D::Minus1, width, width)?)))
     }
@@ -392,7 +298,7 @@ impl CustomOp2 for Gated {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Var;
+    use candle_core::{Device, Var};
 
     const ALL: [Activation; 5] =
         [Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];

@@ -1,9 +1,7 @@
 //! The negative log-likelihood of one token per row, without a tensor of probabilities.
 
-use super::rows::{Kernel, compute, exp, is_plain, slice, sum};
-use crate::attention::fused_cpu::simd::Element;
-use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
-use half::{bf16, f16};
+use super::rows::{Kernel, Matrix, compute, exp, is_plain, sum, tensor, with_matrices};
+use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 
 /// `log(sum(exp(logits))) - logits[target]` per row of logits `(n, vocab)`, for targets `(n,)` u32: `(n,)` f32 (f64 for
 /// f64). Gradients flow into the logits.
@@ -27,78 +25,49 @@ pub fn nll(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 
 struct Nll;
 
-struct Forward<'a, E> {
-    logits: &'a [E],
+struct Forward<'a> {
     targets: &'a [u32],
-    vocab: usize,
 }
 
 /// The largest of a row, in 32 independent maxima; NaN if any is.
 #[inline(always)]
-fn largest<E: Element>(row: &[E]) -> f32 {
+fn largest(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 32];
     let (whole, rest) = row.as_chunks::<32>();
     for chunk in whole {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            let x = x.widen();
-            *lane = if x < *lane { *lane } else { x };
+            *lane = if *x < *lane { *lane } else { *x };
         }
     }
-    rest.iter().map(|x| x.widen()).chain(lanes).fold(f32::NEG_INFINITY, |a, b| if b < a { a } else { b })
+    rest.iter().copied().chain(lanes).fold(f32::NEG_INFINITY, |a, b| if b < a { a } else { b })
 }
 
-impl<E: Element + Sync> Kernel<f32> for Forward<'_, E> {
+impl Kernel<1, 1> for Forward<'_> {
     #[inline(always)]
-    fn row(&self, i: usize, out: &mut [f32]) {
-        let row = &self.logits[i * self.vocab..][..self.vocab];
+    fn row(&self, i: usize, [row]: [&[f32]; 1], [out]: [&mut [f32]; 1]) {
         let top = largest(row);
-        let total = sum(row.len(), |j| exp(row[j].widen() - top));
-        out[0] = total.ln() + top - row[self.targets[i] as usize].widen();
+        let total = sum(row.len(), |j| exp(row[j] - top));
+        out[0] = total.ln() + top - row[self.targets[i] as usize];
     }
 }
 
 /// `(softmax - onehot) grad`. The row's log-sum is the result plus the target's logit.
-struct Backward<'a, E> {
-    logits: &'a [E],
+struct Backward<'a> {
     targets: &'a [u32],
     nll: &'a [f32],
     grad: &'a [f32],
-    vocab: usize,
 }
 
-impl<E: Element + Sync> Kernel<E> for Backward<'_, E> {
+impl Kernel<1, 1> for Backward<'_> {
     #[inline(always)]
-    fn row(&self, i: usize, out: &mut [E]) {
-        let row = &self.logits[i * self.vocab..][..out.len()];
+    fn row(&self, i: usize, [row]: [&[f32]; 1], [out]: [&mut [f32]; 1]) {
         let target = self.targets[i] as usize;
-        let log_sum = self.nll[i] + row[target].widen();
+        let log_sum = self.nll[i] + row[target];
         let grad = self.grad[i];
         for (out, x) in out.iter_mut().zip(row) {
-            *out = E::narrow(exp(x.widen() - log_sum) * grad);
+            *out = exp(x - log_sum) * grad;
         }
-        out[target] = E::narrow((exp(row[target].widen() - log_sum) - 1.0) * grad);
-    }
-}
-
-impl Nll {
-    fn forward<E: Element + Sync>(
-        (logits, layout): (&CpuStorage, &Layout),
-        (targets, targets_layout): (&CpuStorage, &Layout),
-    ) -> Result<Vec<f32>> {
-        let (n, vocab) = layout.shape().dims2()?;
-        let targets = match targets_layout.contiguous_offsets() {
-            Some((start, end)) => &targets.as_slice::<u32>()?[start..end],
-            None => bail!("nll: targets are not contiguous"),
-        };
-        compute(n, 1, &Forward { logits: slice::<E>(logits, layout)?, targets, vocab })
-    }
-
-    fn gradient<E: Element + Sync>(logits: &Tensor, targets: &[u32], nll: &[f32], grad: &[f32]) -> Result<Tensor> {
-        let (n, vocab) = logits.dims2()?;
-        let (storage, layout) = logits.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { bail!("nll: not on the CPU") };
-        let kernel = Backward { logits: slice::<E>(storage, layout)?, targets, nll, grad, vocab };
-        Tensor::from_vec(compute(n, vocab, &kernel)?, (n, vocab), &Device::Cpu)
+        out[target] -= grad;
     }
 }
 
@@ -114,14 +83,13 @@ impl CustomOp2 for Nll {
         targets: &CpuStorage,
         tl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let out = match logits {
-            CpuStorage::F32(_) => Self::forward::<f32>((logits, l), (targets, tl))?,
-            CpuStorage::BF16(_) => Self::forward::<bf16>((logits, l), (targets, tl))?,
-            CpuStorage::F16(_) => Self::forward::<f16>((logits, l), (targets, tl))?,
-            _ => bail!("nll: the fused op takes f32, bf16 and f16"),
+        let targets = match tl.contiguous_offsets() {
+            Some((start, end)) => &targets.as_slice::<u32>()?[start..end],
+            None => bail!("nll: targets are not contiguous"),
         };
-        let n = out.len();
-        Ok((CpuStorage::F32(out), Shape::from(n)))
+        let n = targets.len();
+        let [out] = compute(DType::F32, (n, 1), [Matrix::new(logits, l)?], &Forward { targets })?;
+        Ok((out, Shape::from(n)))
     }
 
     fn bwd(
@@ -132,19 +100,17 @@ impl CustomOp2 for Nll {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (targets, nll, grad) = (targets.to_vec1::<u32>()?, res.to_vec1::<f32>()?, grad.to_vec1::<f32>()?);
-        let to_logits = match logits.dtype() {
-            candle_core::DType::F32 => Self::gradient::<f32>(logits, &targets, &nll, &grad)?,
-            candle_core::DType::BF16 => Self::gradient::<bf16>(logits, &targets, &nll, &grad)?,
-            _ => Self::gradient::<f16>(logits, &targets, &nll, &grad)?,
-        };
-        Ok((Some(to_logits), None))
+        let kernel = Backward { targets: &targets, nll: &nll, grad: &grad };
+        let size = logits.dims2()?;
+        let [out] = with_matrices([logits], |rows| compute(logits.dtype(), size, rows, &kernel))?;
+        Ok((Some(tensor(out, size)?), None))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Var};
+    use candle_core::{Device, Var};
 
     #[test]
     fn value_and_gradient_are_those_of_plain_ops() -> Result<()> {

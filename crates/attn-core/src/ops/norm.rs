@@ -1,12 +1,9 @@
 //! RMS and layer norm, forward and backward in one pass each.
 
-use super::rows::{
-    self, Kernel, Matrix, PairKernel, Reduction, compute, compute_pair, is_plain, reduce, sum, with_rows,
-};
-use crate::attention::fused_cpu::simd::Element;
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
-};
+use super::rows::{Kernel, Matrix, Reduction, compute, is_plain, reduce, sum, tensor, with_matrices, with_rows};
+use candle_core::backend::BackendStorage;
+use candle_core::bail;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
 
 /// What is taken out of the last dimension before scaling.
@@ -60,31 +57,45 @@ pub fn add_norm(
         return Ok((sum, normed));
     }
     let op = NormOp { kind, eps: eps as f32 };
-    let parameter = |w: Option<&Tensor>| w.map(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).transpose();
-    let (weight, bias) = (parameter(weight)?, parameter(bias)?);
-    let parameters = (weight.as_deref(), bias.as_deref());
+    let parameters = Parameters::read(weight, bias)?;
     let (a, b) = (with_rows(a)?, with_rows(b)?);
-    match a.dtype() {
-        DType::BF16 => sums::<bf16>(op, &a, &b, parameters),
-        DType::F16 => sums::<f16>(op, &a, &b, parameters),
-        _ => sums::<f32>(op, &a, &b, parameters),
-    }
+    let size = size(a.dims());
+    let [sum, normed] = with_matrices([&a, &b], |rows| {
+        compute(a.dtype(), size, rows, &SumAndNorm(Forward { op, parameters: &parameters, dtype: a.dtype() }))
+    })?;
+    Ok((tensor(sum, a.shape())?, tensor(normed, a.shape())?))
 }
 
-fn sums<E: Element>(
-    op: NormOp,
-    a: &Tensor,
-    b: &Tensor,
-    (weight, bias): (Option<&[f32]>, Option<&[f32]>),
-) -> Result<(Tensor, Tensor)> {
-    let ((left, left_layout), (right, right_layout)) = (a.storage_and_layout(), b.storage_and_layout());
-    let (Storage::Cpu(left), Storage::Cpu(right)) = (&*left, &*right) else { bail!("add_norm: not on the CPU") };
-    let (left, right) = (Matrix::<E>::new(left, left_layout)?, Matrix::<E>::new(right, right_layout)?);
-    let width = a.dim(D::Minus1)?;
-    let kernel = SumAndNorm { op, left, right, weight, bias };
-    let [sum, normed] = compute_pair(a.elem_count() / width, width, &kernel)?;
-    let tensor = |data| Tensor::from_vec(data, a.shape(), &Device::Cpu);
-    Ok((tensor(sum)?, tensor(normed)?))
+/// Rows and their width.
+fn size(dims: &[usize]) -> (usize, usize) {
+    let width = dims.last().copied().unwrap_or(1).max(1);
+    (dims.iter().product::<usize>() / width, width)
+}
+
+/// Weight and bias in f32.
+#[derive(Default)]
+struct Parameters {
+    weight: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Parameters {
+    fn read(weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Self> {
+        let values = |w: Option<&Tensor>| w.map(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1()).transpose();
+        Ok(Self { weight: values(weight)?, bias: values(bias)? })
+    }
+
+    fn of(weight: Option<(&CpuStorage, &Layout)>, bias: Option<(&CpuStorage, &Layout)>) -> Result<Self> {
+        let values = |p: Option<(&CpuStorage, &Layout)>| match p {
+            Some((CpuStorage::F32(data), layout)) => match layout.contiguous_offsets() {
+                Some((start, end)) => Ok(Some(data[start..end].to_vec())),
+                None => bail!("norm: the weight is not contiguous"),
+            },
+            Some(_) => bail!("norm: the weight is not f32"),
+            None => Ok(None),
+        };
+        Ok(Self { weight: values(weight)?, bias: values(bias)? })
+    }
 }
 
 /// The same in Candle's own ops: any device and dtype.
@@ -114,14 +125,14 @@ struct NormOp {
 impl NormOp {
     /// The mean that is taken out and `1 / sqrt(.. + eps)`.
     #[inline(always)]
-    fn statistics<E: Element>(self, x: &[E]) -> (f32, f32) {
+    fn statistics(self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
         let mean = match self.kind {
             NormKind::Rms => 0.0,
-            NormKind::Layer => sum(x.len(), |i| x[i].widen()) / n,
+            NormKind::Layer => sum(x.len(), |i| x[i]) / n,
         };
         let square = sum(x.len(), |i| {
-            let x = x[i].widen() - mean;
+            let x = x[i] - mean;
             x * x
         });
         (mean, 1.0 / (square / n + self.eps).sqrt())
@@ -129,66 +140,32 @@ impl NormOp {
 
     fn forward(
         self,
-        xs: (&CpuStorage, &Layout),
+        (xs, layout): (&CpuStorage, &Layout),
         weight: Option<(&CpuStorage, &Layout)>,
         bias: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
-        let parameter =
-            |p: Option<(&CpuStorage, &Layout)>| p.map(|(s, l)| rows::slice::<f32>(s, l).map(<[f32]>::to_vec));
-        let (weight, bias) = (parameter(weight).transpose()?, parameter(bias).transpose()?);
-        let (weight, bias) = (weight.as_deref(), bias.as_deref());
-        let out = match xs.0 {
-            CpuStorage::F32(_) => CpuStorage::F32(self.run(xs, weight, bias)?),
-            CpuStorage::BF16(_) => CpuStorage::BF16(self.run::<bf16>(xs, weight, bias)?),
-            CpuStorage::F16(_) => CpuStorage::F16(self.run::<f16>(xs, weight, bias)?),
-            _ => bail!("norm: the fused op takes f32, bf16 and f16"),
-        };
-        Ok((out, xs.1.shape().clone()))
-    }
-
-    fn run<E: Element>(
-        self,
-        (storage, layout): (&CpuStorage, &Layout),
-        weight: Option<&[f32]>,
-        bias: Option<&[f32]>,
-    ) -> Result<Vec<E>> {
-        let width = layout.dims()[layout.dims().len() - 1];
-        let kernel = Forward { op: self, xs: Matrix::<E>::new(storage, layout)?, weight, bias };
-        compute(layout.shape().elem_count() / width, width, &kernel)
+        let parameters = Parameters::of(weight, bias)?;
+        let kernel = Forward { op: self, parameters: &parameters, dtype: xs.dtype() };
+        let [out] = compute(xs.dtype(), size(layout.dims()), [Matrix::new(xs, layout)?], &kernel)?;
+        Ok((out, layout.shape().clone()))
     }
 
     fn backward(self, xs: &Tensor, weight: Option<&Tensor>, grad: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let (xs, grad) = (with_rows(xs)?, with_rows(grad)?);
-        match xs.dtype() {
-            DType::F32 => self.gradients::<f32>(&xs, weight, &grad),
-            DType::BF16 => self.gradients::<bf16>(&xs, weight, &grad),
-            DType::F16 => self.gradients::<f16>(&xs, weight, &grad),
-            other => bail!("norm: no gradients in {other:?}"),
-        }
-    }
-
-    fn gradients<E: Element>(
-        self,
-        xs: &Tensor,
-        weight: Option<&Tensor>,
-        grad: &Tensor,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let weights = weight.map(|w| w.flatten_all()?.to_vec1::<f32>()).transpose()?;
-        let ((x, x_layout), (g, g_layout)) = (xs.storage_and_layout(), grad.storage_and_layout());
-        let (Storage::Cpu(x), Storage::Cpu(g)) = (&*x, &*g) else { bail!("norm: not on the CPU") };
-        let width = xs.dim(D::Minus1)?;
-        let rows = xs.elem_count() / width;
-        let (xs_rows, grad_rows) = (Matrix::<E>::new(x, x_layout)?, Matrix::<E>::new(g, g_layout)?);
-        let kernel = Backward { op: self, xs: xs_rows, grad: grad_rows, weight: weights.as_deref() };
-        let to_xs = Tensor::from_vec(compute(rows, width, &kernel)?, xs.shape(), &Device::Cpu)?;
-        let to_weight = match weight {
-            Some(w) => {
-                let sums = reduce(rows, w.elem_count(), &WeightGradient(&kernel))?;
-                Some(Tensor::from_vec(sums, w.shape(), &Device::Cpu)?)
-            }
-            None => None,
-        };
-        Ok((to_xs, to_weight))
+        let parameters = Parameters::read(weight, None)?;
+        let kernel = Backward { op: self, weight: parameters.weight.as_deref() };
+        let (rows, width) = size(xs.dims());
+        with_matrices([&xs, &grad], |inputs| {
+            let [to_xs] = compute(xs.dtype(), (rows, width), inputs, &kernel)?;
+            let to_weight = match weight {
+                Some(w) => {
+                    let sums = reduce((rows, w.elem_count()), inputs, &WeightGradient(self))?;
+                    Some(Tensor::from_vec(sums, w.shape(), &Device::Cpu)?)
+                }
+                None => None,
+            };
+            Ok((tensor(to_xs, xs.shape())?, to_weight))
+        })
     }
 }
 
@@ -199,116 +176,108 @@ fn parameter(all: &[f32], i: usize, width: usize) -> &[f32] {
     &all[i % rows * width..][..width]
 }
 
-struct Forward<'a, E> {
+struct Forward<'a> {
     op: NormOp,
-    xs: Matrix<'a, E>,
-    weight: Option<&'a [f32]>,
-    bias: Option<&'a [f32]>,
+    parameters: &'a Parameters,
+    dtype: DType,
 }
 
-impl NormOp {
-    /// The norm of one row, which meets `weight` and `bias`.
+impl Forward<'_> {
+    /// The norm of row `i`.
     #[inline(always)]
-    fn apply<E: Element>(self, x: &[E], weight: Option<&[f32]>, bias: Option<&[f32]>, out: &mut [E]) {
+    fn apply(&self, i: usize, x: &[f32], out: &mut [f32]) {
         let x = &x[..out.len()];
-        let (mean, scale) = self.statistics(x);
-        match (weight, bias) {
+        let (mean, scale) = self.op.statistics(x);
+        match (&self.parameters.weight, &self.parameters.bias) {
             (Some(w), Some(b)) => {
-                let (w, b) = (&w[..x.len()], &b[..x.len()]);
+                let (w, b) = (parameter(w, i, x.len()), parameter(b, i, x.len()));
                 for (j, out) in out.iter_mut().enumerate() {
-                    *out = E::narrow((x[j].widen() - mean) * scale * w[j] + b[j]);
+                    *out = (x[j] - mean) * scale * w[j] + b[j];
                 }
             }
             (Some(w), None) => {
-                let w = &w[..x.len()];
+                let w = parameter(w, i, x.len());
                 for (j, out) in out.iter_mut().enumerate() {
-                    *out = E::narrow((x[j].widen() - mean) * scale * w[j]);
+                    *out = (x[j] - mean) * scale * w[j];
                 }
             }
             _ => {
                 for (j, out) in out.iter_mut().enumerate() {
-                    *out = E::narrow((x[j].widen() - mean) * scale);
+                    *out = (x[j] - mean) * scale;
                 }
             }
         }
     }
 }
 
-impl<E: Element + Sync> Kernel<E> for Forward<'_, E> {
+impl Kernel<1, 1> for Forward<'_> {
     #[inline(always)]
-    fn row(&self, i: usize, out: &mut [E]) {
-        let width = out.len();
-        let weight = self.weight.map(|w| parameter(w, i, width));
-        let bias = self.bias.map(|b| parameter(b, i, width));
-        self.op.apply(self.xs.row(i), weight, bias, out);
+    fn row(&self, i: usize, [x]: [&[f32]; 1], [out]: [&mut [f32]; 1]) {
+        self.apply(i, x, out);
     }
 }
 
-struct SumAndNorm<'a, E> {
-    op: NormOp,
-    left: Matrix<'a, E>,
-    right: Matrix<'a, E>,
-    weight: Option<&'a [f32]>,
-    bias: Option<&'a [f32]>,
-}
+struct SumAndNorm<'a>(Forward<'a>);
 
-impl<E: Element + Sync> PairKernel<E> for SumAndNorm<'_, E> {
+impl Kernel<2, 2> for SumAndNorm<'_> {
     #[inline(always)]
-    fn row(&self, i: usize, sum: &mut [E], normed: &mut [E]) {
-        let width = sum.len();
-        let (left, right) = (&self.left.row(i)[..width], &self.right.row(i)[..width]);
+    fn row(&self, i: usize, [a, b]: [&[f32]; 2], [sum, normed]: [&mut [f32]; 2]) {
+        let (a, b) = (&a[..sum.len()], &b[..sum.len()]);
         for (j, sum) in sum.iter_mut().enumerate() {
-            *sum = E::narrow(left[j].widen() + right[j].widen());
+            *sum = a[j] + b[j];
         }
-        let weight = self.weight.map(|w| parameter(w, i, width));
-        let bias = self.bias.map(|b| parameter(b, i, width));
-        self.op.apply(sum, weight, bias, normed);
+        // The norm is that of the sum as it is stored.
+        match self.0.dtype {
+            DType::BF16 => sum.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            DType::F16 => sum.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            _ => {}
+        }
+        self.0.apply(i, sum, normed);
     }
 }
 
 /// With `n = (x - mean) scale` and `g` the gradient of `n`: `scale (g - mean(g) - n mean(g n))`, where RMS norm has no
 /// `mean(g)`.
-struct Backward<'a, E> {
+struct Backward<'a> {
     op: NormOp,
-    xs: Matrix<'a, E>,
-    grad: Matrix<'a, E>,
     weight: Option<&'a [f32]>,
 }
 
-impl<E: Element + Sync> Kernel<E> for Backward<'_, E> {
+impl Kernel<2, 1> for Backward<'_> {
     #[inline(always)]
-    fn row(&self, i: usize, out: &mut [E]) {
+    fn row(&self, i: usize, [x, g]: [&[f32]; 2], [out]: [&mut [f32]; 1]) {
         let width = out.len();
-        let (x, g) = (&self.xs.row(i)[..width], &self.grad.row(i)[..width]);
+        let (x, g) = (&x[..width], &g[..width]);
         let (mean, scale) = self.op.statistics(x);
-        let weight = self.weight.map(|w| parameter(w, i, width));
-        let grad = |j: usize| match weight {
-            Some(w) => g[j].widen() * w[j],
-            None => g[j].widen(),
-        };
-        let along = sum(width, |j| grad(j) * (x[j].widen() - mean)) * scale / width as f32;
+        match self.weight {
+            Some(w) => {
+                let w = parameter(w, i, width);
+                out.iter_mut().enumerate().for_each(|(j, out)| *out = g[j] * w[j]);
+            }
+            None => out.copy_from_slice(g),
+        }
+        let along = sum(width, |j| out[j] * (x[j] - mean)) * scale / width as f32;
         let level = match self.op.kind {
             NormKind::Rms => 0.0,
-            NormKind::Layer => sum(width, grad) / width as f32,
+            NormKind::Layer => sum(width, |j| out[j]) / width as f32,
         };
         for (j, out) in out.iter_mut().enumerate() {
-            *out = E::narrow(scale * (grad(j) - level - (x[j].widen() - mean) * scale * along));
+            *out = scale * (*out - level - (x[j] - mean) * scale * along);
         }
     }
 }
 
 /// `sum over rows of g n`.
-struct WeightGradient<'a, E>(&'a Backward<'a, E>);
+struct WeightGradient(NormOp);
 
-impl<E: Element + Sync> Reduction for WeightGradient<'_, E> {
+impl Reduction<2> for WeightGradient {
     #[inline(always)]
-    fn add(&self, i: usize, sums: &mut [f32]) {
-        let (x, g) = (self.0.xs.row(i), self.0.grad.row(i));
-        let (mean, scale) = self.0.op.statistics(x);
+    fn add(&self, i: usize, [x, g]: [&[f32]; 2], sums: &mut [f32]) {
+        let (mean, scale) = self.0.statistics(x);
         let (width, rows) = (x.len(), sums.len() / x.len());
-        let sums = &mut sums[i % rows * width..][..width];
+        let (g, sums) = (&g[..width], &mut sums[i % rows * width..][..width]);
         for (j, sum) in sums.iter_mut().enumerate() {
-            *sum += g[j].widen() * (x[j].widen() - mean) * scale;
+            *sum += g[j] * (x[j] - mean) * scale;
         }
     }
 }

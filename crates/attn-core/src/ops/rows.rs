@@ -1,8 +1,12 @@
-//! Running a kernel over the rows of contiguous CPU tensors: cut into tasks, compiled for every instruction set.
+//! Running a kernel over the rows of CPU tensors: cut into tasks, compiled for every instruction set.
+//!
+//! Kernels are written on rows of f32. Rows of half precision are widened into a buffer that stays in the first-level
+//! cache and rounded on the way out, so that each kernel is compiled once per instruction set and not again per dtype.
 
 use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
+use crate::attention::fused_cpu::simd::{Job, Simd, dispatch};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 /// Numbers below which one thread is faster than several.
@@ -12,119 +16,226 @@ const TASK: usize = 1 << 14;
 /// Independent sums, so that a reduction fills vector registers whatever their width; also fixes its order.
 const LANES: usize = 32;
 
-/// One row of an element-wise op. Plain Rust loops over slices of equal length: they are inlined into a function that is
-/// compiled for the machine's instruction set, where the compiler vectorises them.
-pub(super) trait Kernel<E>: Sync {
-    /// Fills row `i` of the result. Mark it `#[inline(always)]`.
-    fn row(&self, i: usize, out: &mut [E]);
+/// A matrix whose rows are contiguous but may lie apart, such as half of a stacked product.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    data: Numbers<'a>,
+    stride: usize,
+    width: usize,
 }
 
-struct Rows<'a, E, K> {
+#[derive(Clone, Copy)]
+enum Numbers<'a> {
+    F32(&'a [f32]),
+    BF16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl<'a> Matrix<'a> {
+    /// `(.., width)` as rows; the leading dimensions must be evenly spaced.
+    pub(super) fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
+        let (dims, strides) = (layout.dims(), layout.stride());
+        let (Some(&width), Some(stride)) = (dims.last(), evenly_spaced(dims, strides)) else {
+            bail!("expected evenly spaced rows, got strides {strides:?}")
+        };
+        let from = layout.start_offset();
+        let data = match storage {
+            CpuStorage::F32(data) => Numbers::F32(&data[from..]),
+            CpuStorage::BF16(data) => Numbers::BF16(&data[from..]),
+            CpuStorage::F16(data) => Numbers::F16(&data[from..]),
+            _ => bail!("expected f32, bf16 or f16, got {:?}", candle_core::backend::BackendStorage::dtype(storage)),
+        };
+        Ok(Self { data, stride, width })
+    }
+
+    /// Columns `from..from + width`.
+    pub(super) fn columns(self, from: usize, width: usize) -> Self {
+        let data = match self.data {
+            Numbers::F32(data) => Numbers::F32(&data[from..]),
+            Numbers::BF16(data) => Numbers::BF16(&data[from..]),
+            Numbers::F16(data) => Numbers::F16(&data[from..]),
+        };
+        Self { data, width, ..self }
+    }
+
+    /// Row `i`, through `buffer` if it has to be widened.
+    #[inline(always)]
+    fn row<'b>(&self, i: usize, buffer: &'b mut [f32]) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        let range = i * self.stride..i * self.stride + self.width;
+        match self.data {
+            Numbers::F32(data) => return &data[range],
+            Numbers::BF16(data) => data[range].convert_to_f32_slice(&mut buffer[..self.width]),
+            Numbers::F16(data) => data[range].convert_to_f32_slice(&mut buffer[..self.width]),
+        }
+        &buffer[..self.width]
+    }
+}
+
+/// One row of an element-wise op with `N` inputs and `M` results. Plain Rust loops over slices of equal length: they are
+/// inlined into a function that is compiled for the machine's instruction set, where the compiler vectorises them.
+pub(super) trait Kernel<const N: usize, const M: usize>: Sync {
+    /// Fills row `i` of the results. Mark it `#[inline(always)]`.
+    fn row(&self, i: usize, inputs: [&[f32]; N], out: [&mut [f32]; M]);
+}
+
+/// Some rows of the results, in their dtype.
+enum Rows<'a> {
+    F32(&'a mut [f32]),
+    BF16(&'a mut [bf16]),
+    F16(&'a mut [f16]),
+}
+
+/// A dtype of results.
+trait Number: Copy + Default + Send + Sync {
+    fn rows(part: &mut [Self]) -> Rows<'_>;
+}
+
+impl Number for f32 {
+    fn rows(part: &mut [Self]) -> Rows<'_> {
+        Rows::F32(part)
+    }
+}
+
+impl Number for bf16 {
+    fn rows(part: &mut [Self]) -> Rows<'_> {
+        Rows::BF16(part)
+    }
+}
+
+impl Number for f16 {
+    fn rows(part: &mut [Self]) -> Rows<'_> {
+        Rows::F16(part)
+    }
+}
+
+struct Task<'a, K, const N: usize, const M: usize> {
     kernel: &'a K,
+    inputs: &'a [Matrix<'a>; N],
     first: usize,
     width: usize,
-    out: &'a mut [E],
+    out: [Rows<'a>; M],
 }
 
-impl<E: Element, K: Kernel<E>> Job for Rows<'_, E, K> {
+impl<K: Kernel<N, M>, const N: usize, const M: usize> Job for Task<'_, K, N, M> {
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for (i, row) in self.out.chunks_exact_mut(self.width).enumerate() {
-            self.kernel.row(self.first + i, row);
+    unsafe fn run<S: Simd>(mut self) {
+        let width = self.width;
+        let longest = self.inputs.iter().map(|m| m.width).max().unwrap_or(0);
+        let half = |m: &Matrix| !matches!(m.data, Numbers::F32(_));
+        let mut buffers: [Vec<f32>; N] =
+            std::array::from_fn(|i| if half(&self.inputs[i]) { vec![0.0; longest] } else { Vec::new() });
+        let mut results: [Vec<f32>; M] =
+            std::array::from_fn(|i| if matches!(self.out[i], Rows::F32(_)) { Vec::new() } else { vec![0.0; width] });
+        let count = match &self.out[0] {
+            Rows::F32(out) => out.len(),
+            Rows::BF16(out) => out.len(),
+            Rows::F16(out) => out.len(),
+        } / width;
+        for i in 0..count {
+            let range = i * width..(i + 1) * width;
+            let mut buffers = buffers.iter_mut();
+            let inputs = self.inputs.each_ref().map(|m| m.row(self.first + i, buffers.next().map_or(&mut [], |b| b)));
+            let mut scratch = results.iter_mut();
+            let out = self.out.each_mut().map(|out| match (out, scratch.next()) {
+                (Rows::F32(out), _) => &mut out[range.clone()],
+                (_, Some(scratch)) => scratch.as_mut_slice(),
+                (_, None) => &mut [],
+            });
+            self.kernel.row(self.first + i, inputs, out);
+            for (out, scratch) in self.out.iter_mut().zip(&results) {
+                match out {
+                    Rows::F32(_) => {}
+                    Rows::BF16(out) => out[range.clone()].convert_from_f32_slice(scratch),
+                    Rows::F16(out) => out[range.clone()].convert_from_f32_slice(scratch),
+                }
+            }
         }
     }
 }
 
-/// `rows` rows of `width` numbers, computed by `kernel`.
-pub(super) fn compute<E: Element, K: Kernel<E>>(rows: usize, width: usize, kernel: &K) -> Result<Vec<E>> {
+/// `M` results of `rows` rows of `width` numbers in `dtype`, computed by `kernel`.
+pub(super) fn compute<K: Kernel<N, M>, const N: usize, const M: usize>(
+    dtype: DType,
+    (rows, width): (usize, usize),
+    inputs: [Matrix<'_>; N],
+    kernel: &K,
+) -> Result<[CpuStorage; M]> {
+    Ok(match dtype {
+        DType::F32 => run::<f32, K, N, M>((rows, width), inputs, kernel)?.map(CpuStorage::F32),
+        DType::BF16 => run::<bf16, K, N, M>((rows, width), inputs, kernel)?.map(CpuStorage::BF16),
+        DType::F16 => run::<f16, K, N, M>((rows, width), inputs, kernel)?.map(CpuStorage::F16),
+        other => bail!("the fused ops compute f32, bf16 and f16, not {other:?}"),
+    })
+}
+
+fn run<E: Number, K: Kernel<N, M>, const N: usize, const M: usize>(
+    (rows, width): (usize, usize),
+    inputs: [Matrix<'_>; N],
+    kernel: &K,
+) -> Result<[Vec<E>; M]> {
     let path = KernelPath::choose(None)?;
-    let mut out = vec![E::zero(); rows * width];
+    let mut all: [Vec<E>; M] = std::array::from_fn(|_| vec![E::default(); rows * width]);
     if rows * width == 0 {
-        return Ok(out);
+        return Ok(all);
     }
-    if out.len() < PARALLEL_FROM {
-        dispatch(path, Rows { kernel, first: 0, width, out: &mut out });
-        return Ok(out);
+    let rows_per_task = if rows * width < PARALLEL_FROM { rows } else { (TASK / width).max(1) };
+    let mut tasks: Vec<[Rows; M]> = Vec::with_capacity(rows.div_ceil(rows_per_task));
+    let mut parts = all.each_mut().map(|out| out.chunks_mut(rows_per_task * width));
+    for _ in 0..rows.div_ceil(rows_per_task) {
+        tasks.push(parts.each_mut().map(|part| E::rows(part.next().unwrap_or_default())));
     }
-    let task = (TASK / width).max(1);
-    out.par_chunks_mut(task * width).enumerate().for_each(|(i, out)| {
-        dispatch(path, Rows { kernel, first: i * task, width, out });
-    });
-    Ok(out)
-}
-
-/// One row of an op with two results.
-pub(super) trait PairKernel<E>: Sync {
-    /// Fills row `i` of both. Mark it `#[inline(always)]`.
-    fn row(&self, i: usize, first: &mut [E], second: &mut [E]);
-}
-
-struct Pairs<'a, E, K> {
-    kernel: &'a K,
-    start: usize,
-    width: usize,
-    first: &'a mut [E],
-    second: &'a mut [E],
-}
-
-impl<E: Element, K: PairKernel<E>> Job for Pairs<'_, E, K> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let rows = self.first.chunks_exact_mut(self.width).zip(self.second.chunks_exact_mut(self.width));
-        for (i, (first, second)) in rows.enumerate() {
-            self.kernel.row(self.start + i, first, second);
-        }
+    let task = |(i, out): (usize, [Rows; M])| {
+        dispatch(path, Task { kernel, inputs: &inputs, first: i * rows_per_task, width, out });
+    };
+    match tasks.len() {
+        1 => tasks.into_iter().enumerate().for_each(task),
+        _ => tasks.into_par_iter().enumerate().for_each(task),
     }
+    Ok(all)
 }
 
-/// [`compute`] for two results of the same shape.
-pub(super) fn compute_pair<E: Element, K: PairKernel<E>>(rows: usize, width: usize, kernel: &K) -> Result<[Vec<E>; 2]> {
-    let path = KernelPath::choose(None)?;
-    let (mut first, mut second) = (vec![E::zero(); rows * width], vec![E::zero(); rows * width]);
-    if rows * width < PARALLEL_FROM {
-        if width > 0 {
-            dispatch(path, Pairs { kernel, start: 0, width, first: &mut first, second: &mut second });
-        }
-        return Ok([first, second]);
-    }
-    let task = (TASK / width).max(1);
-    let parts = first.par_chunks_mut(task * width).zip(second.par_chunks_mut(task * width));
-    parts.enumerate().for_each(|(i, (first, second))| {
-        dispatch(path, Pairs { kernel, start: i * task, width, first, second });
-    });
-    Ok([first, second])
-}
-
-/// A sum over rows, for the gradients of weights: every task adds its rows into a vector of `width` f32 numbers, and the
-/// vectors are added in order, so that the result does not depend on the number of threads.
-pub(super) trait Reduction: Sync {
+/// A sum over rows, for the gradients of weights: every task adds its rows into a vector of f32 numbers, and the vectors
+/// are added in order, so that the result does not depend on the number of threads.
+pub(super) trait Reduction<const N: usize>: Sync {
     /// Adds what row `i` contributes. Mark it `#[inline(always)]`.
-    fn add(&self, i: usize, sums: &mut [f32]);
+    fn add(&self, i: usize, inputs: [&[f32]; N], sums: &mut [f32]);
 }
 
-struct Reduce<'a, R> {
+struct Reduce<'a, R, const N: usize> {
     reduction: &'a R,
+    inputs: &'a [Matrix<'a>; N],
     rows: std::ops::Range<usize>,
     sums: &'a mut [f32],
 }
 
-impl<R: Reduction> Job for Reduce<'_, R> {
+impl<R: Reduction<N>, const N: usize> Job for Reduce<'_, R, N> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let mut buffers: [Vec<f32>; N] = std::array::from_fn(|i| vec![0.0; self.inputs[i].width]);
         for i in self.rows {
-            self.reduction.add(i, self.sums);
+            let mut buffers = buffers.iter_mut();
+            let inputs = self.inputs.each_ref().map(|m| m.row(i, buffers.next().map_or(&mut [], |b| b)));
+            self.reduction.add(i, inputs, self.sums);
         }
     }
 }
 
-/// The sum over `rows` rows of what `reduction` adds.
-pub(super) fn reduce<R: Reduction>(rows: usize, width: usize, reduction: &R) -> Result<Vec<f32>> {
+/// The sum over `rows` rows of what `reduction` adds, `width` numbers.
+pub(super) fn reduce<R: Reduction<N>, const N: usize>(
+    (rows, width): (usize, usize),
+    inputs: [Matrix<'_>; N],
+    reduction: &R,
+) -> Result<Vec<f32>> {
     const TASKS: usize = 16;
     let path = KernelPath::choose(None)?;
     let task = rows.div_ceil(TASKS).max(1);
     let parts = (0..rows.div_ceil(task)).into_par_iter().map(|i| {
         let mut sums = vec![0f32; width];
-        dispatch(path, Reduce { reduction, rows: i * task..rows.min((i + 1) * task), sums: &mut sums });
+        let rows = i * task..rows.min((i + 1) * task);
+        dispatch(path, Reduce { reduction, inputs: &inputs, rows, sums: &mut sums });
         sums
     });
     let mut total = vec![0f32; width];
@@ -134,44 +245,36 @@ pub(super) fn reduce<R: Reduction>(rows: usize, width: usize, reduction: &R) -> 
     Ok(total)
 }
 
+/// Runs `f` on the rows of CPU tensors.
+pub(super) fn with_matrices<const N: usize, R>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([Matrix<'_>; N]) -> Result<R>,
+) -> Result<R> {
+    let held = tensors.map(Tensor::storage_and_layout);
+    let mut matrices = Vec::with_capacity(N);
+    for (storage, layout) in &held {
+        let Storage::Cpu(storage) = &**storage else { bail!("expected a tensor on the CPU") };
+        matrices.push(Matrix::new(storage, layout)?);
+    }
+    match matrices.try_into() {
+        Ok(matrices) => f(matrices),
+        Err(_) => bail!("the number of tensors changed"),
+    }
+}
+
+/// A CPU tensor of computed numbers.
+pub(super) fn tensor(storage: CpuStorage, shape: impl Into<Shape>) -> Result<Tensor> {
+    match storage {
+        CpuStorage::F32(data) => Tensor::from_vec(data, shape.into(), &Device::Cpu),
+        CpuStorage::BF16(data) => Tensor::from_vec(data, shape.into(), &Device::Cpu),
+        CpuStorage::F16(data) => Tensor::from_vec(data, shape.into(), &Device::Cpu),
+        _ => bail!("the fused ops compute f32, bf16 and f16"),
+    }
+}
+
 /// True if the rows of `x` can be read as slices on the CPU, in a dtype that the ops compute in.
 pub(super) fn is_plain(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16) && x.elem_count() > 0
-}
-
-/// The numbers of a contiguous tensor.
-pub(super) fn slice<'a, E: Element>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [E]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<E>()?[start..end]),
-        None => bail!("expected a contiguous tensor, got strides {:?}", layout.stride()),
-    }
-}
-
-/// A matrix whose rows are contiguous but may lie apart, such as half of a stacked product.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a, E> {
-    data: &'a [E],
-    stride: usize,
-    width: usize,
-}
-
-impl<'a, E: Element> Matrix<'a, E> {
-    /// `(.., width)` as rows; the leading dimensions must be evenly spaced.
-    pub(super) fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
-        let (dims, strides) = (layout.dims(), layout.stride());
-        let Some(width) = dims.last().copied() else { bail!("expected at least one dimension") };
-        let stride = evenly_spaced(dims, strides).unwrap_or(width);
-        if evenly_spaced(dims, strides).is_none() {
-            bail!("expected evenly spaced rows, got strides {strides:?}")
-        }
-        Ok(Self { data: &storage.as_slice::<E>()?[layout.start_offset()..], stride, width })
-    }
-
-    /// Row `i`.
-    #[inline(always)]
-    pub(super) fn row(&self, i: usize) -> &'a [E] {
-        &self.data[i * self.stride..][..self.width]
-    }
 }
 
 /// The distance between rows, if lanes are contiguous and rows evenly spaced.
@@ -247,7 +350,6 @@ pub(super) fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn exp_is_exact_to_rounding() {
@@ -268,11 +370,17 @@ mod tests {
     fn rows_of_views() {
         let x = Tensor::arange(0f32, 48., &Device::Cpu).and_then(|x| x.reshape((2, 3, 8))).unwrap();
         for view in [x.narrow(2, 2, 4).unwrap(), x.narrow(0, 1, 1).unwrap(), x.clone()] {
-            let (storage, layout) = view.storage_and_layout();
-            let candle_core::Storage::Cpu(storage) = &*storage else { panic!("not on the CPU") };
-            let matrix = Matrix::<f32>::new(storage, layout).unwrap();
-            for (i, row) in view.flatten_to(1).unwrap().to_vec2::<f32>().unwrap().iter().enumerate() {
-                assert_eq!(matrix.row(i), row);
+            let rows = view.flatten_to(1).unwrap().to_vec2::<f32>().unwrap();
+            for dtype in [DType::F32, DType::BF16] {
+                let view = view.to_dtype(dtype).unwrap();
+                let check = |[matrix]: [Matrix; 1]| {
+                    for (i, row) in rows.iter().enumerate() {
+                        assert_eq!(matrix.row(i, &mut [0.0; 8]), row);
+                        assert_eq!(matrix.columns(1, 2).row(i, &mut [0.0; 8]), &row[1..3]);
+                    }
+                    Ok(())
+                };
+                with_matrices([&view], check).unwrap();
             }
         }
         assert!(with_rows(&x.transpose(1, 2).unwrap()).unwrap().is_contiguous());

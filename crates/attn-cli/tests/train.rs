@@ -1,0 +1,122 @@
+//! `attn train` as a user runs it: a run killed in the middle ends with the bits of one that was not.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/sample.txt");
+const SMALL: &[&str] = &[
+    "--steps",
+    "12",
+    "--batch",
+    "2",
+    "--context",
+    "32",
+    "--vocab",
+    "300",
+    "--hidden",
+    "32",
+    "--intermediate",
+    "48",
+    "--layers",
+    "2",
+    "--heads",
+    "4",
+    "--checkpoint-every",
+    "3",
+    "--warmup",
+    "2",
+    "--position",
+    "alibi",
+];
+
+fn attn(out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
+    command.args(["train", "--text", TEXT, "--out"]).arg(out).args(SMALL).args(more);
+    command
+}
+
+fn run(out: &Path, more: &[&str]) -> Output {
+    attn(out, more).output().unwrap()
+}
+
+fn losses(out: &Path) -> Vec<(u64, f64)> {
+    let log = std::fs::read_to_string(out.join("train.jsonl")).unwrap();
+    let step = |line: &str| {
+        let step: Value = serde_json::from_str(line).unwrap();
+        (step["step"].as_u64().unwrap(), step["loss"].as_f64().unwrap())
+    };
+    log.lines().map(step).collect()
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    let done = run(&whole, &["--json"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let summary: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((summary["steps"].as_u64(), summary["resumed_from"].as_u64()), (Some(12), Some(0)));
+    assert!(summary["last_loss"].as_f64().unwrap() < summary["first_loss"].as_f64().unwrap());
+
+    let mut child = attn(&killed, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let first = killed.join("checkpoint-0000003");
+    while !first.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    let done = run(&killed, &["--json"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(losses(&killed), losses(&whole));
+    let weights = |out: &Path| std::fs::read(out.join("checkpoint-0000012/model.safetensors")).unwrap();
+    let tensors = |bytes: &[u8]| {
+        let all = candle_core::safetensors::load_buffer(bytes, &candle_core::Device::Cpu).unwrap();
+        let values = |t: candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        all.into_iter().map(|(name, t)| (name, values(t))).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert!(tensors(&weights(&killed)) == tensors(&weights(&whole)), "the weights differ");
+
+    // The result is a checkpoint like any other, and can be trained further as it is.
+    let model = whole.to_str().unwrap();
+    let score = Command::new(env!("CARGO_BIN_EXE_attn"))
+        .args(["perplexity", model, "--context", "32", "--max-tokens", "320", "--json"])
+        .output()
+        .unwrap();
+    assert!(score.status.success(), "{}", String::from_utf8_lossy(&score.stderr));
+    let tuned = folder.path().join("tuned");
+    let mut tune = Command::new(env!("CARGO_BIN_EXE_attn"));
+    tune.args(["train", model, "--text", TEXT, "--steps", "2", "--batch", "2", "--context", "48", "--out"]).arg(&tuned);
+    let tuned = tune.output().unwrap();
+    assert!(tuned.status.success(), "{}", String::from_utf8_lossy(&tuned.stderr));
+}
+
+#[test]
+fn other_settings_in_the_same_folder_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    assert!(run(&out, &[]).status.success());
+    let refused = run(&out, &["--learning-rate", "0.5"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(message.contains("learning_rate") && message.starts_with("error:"), "{message}");
+    for (flags, part) in [
+        (["--heads", "5"], "heads"),
+        (["--position", "magic"], "sinusoidal"),
+        (["--vocab", "100"], "257"),
+        (["--dtype", "f16"], "f16"),
+        (["--context", "9999999"], "tokens"),
+    ] {
+        let fresh = folder.path().join("other");
+        let refused = Command::new(env!("CARGO_BIN_EXE_attn"))
+            .args(["train", "--text", TEXT, "--out"])
+            .arg(&fresh)
+            .args(flags)
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && message.contains(part), "{flags:?}: {message}");
+        assert!(!fresh.exists(), "{flags:?} left {fresh:?} behind");
+    }
+}
