@@ -13,7 +13,21 @@ cargo fmt --all --check
 step "the README's test command (with documentation examples)"
 cargo test --release --workspace
 step lints
-cargo clippy --release --workspace --all-targets -- -D warnings
+# Against the rust-version of Cargo.toml too, which may be older than the compiler at hand.
+cargo clippy --release --workspace --all-targets -- -D warnings -D clippy::incompatible_msrv
+step "licences, sources and known vulnerabilities of the dependencies"
+if cargo deny --version >/dev/null 2>&1; then
+    cargo deny --offline check licenses bans sources
+else
+    echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"
+fi
+if ! cargo audit --version >/dev/null 2>&1; then
+    echo "skipped: cargo-audit is not installed (cargo install cargo-audit --locked)"
+elif [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-db" ]; then
+    cargo audit --no-fetch --stale
+else
+    echo "skipped: there is no advisory database here (cargo audit fetches it from GitHub)"
+fi
 step documentation
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 step "the README's main command"

@@ -119,6 +119,9 @@ The cache is that of other Hugging Face tools: HF_HOME, HF_TOKEN, HF_ENDPOINT an
     /// Measure the speed of attention or of a whole model
     #[command(arg_required_else_help = true)]
     Bench(BenchArgs),
+    /// Render a chat template in a process with limits: how `generate --chat` starts itself
+    #[command(name = crate::template::COMMAND, hide = true)]
+    RenderChat,
 }
 
 /// Which model, and how to load it.
@@ -154,6 +157,12 @@ pub(crate) struct LoadArgs {
     /// Never use the network, only what the cache has
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Pass over config keys that are not known, which may change the result, with a warning
+    #[arg(long)]
+    pub(crate) allow_unknown_config_keys: bool,
+    /// Try even what is estimated not to fit into memory
+    #[arg(long)]
+    pub(crate) no_memory_check: bool,
 }
 
 /// What replaces the checkpoint's own position scaling.

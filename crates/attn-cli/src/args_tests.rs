@@ -23,6 +23,7 @@ fn every_command_of_the_documentation_parses() {
         "attn inspect m --json --rope-scaling yarn --rope-factor 4 --rope-theta 1e6 --rope-original-context 4096",
         "attn inspect --rope-param beta_fast=16 --rope-param beta_slow=2 --rope-length exact --dtype bf16",
         "attn inspect --rope-length 4096 --device cuda:1 --keep-quantized --no-mmap --offline --threads 2",
+        "attn inspect --allow-unknown-config-keys --no-memory-check",
         "attn download org/name@main",
         "attn bench attention --dtype bf16 --batch 2 --heads 9 --kv-heads 3 --head-dim 64 --seq 4096 --json --runs 3",
         "attn bench attention --decode --bias alibi --window 512 --path avx2 --device cuda:0 --threads 2",

@@ -4,10 +4,10 @@ use crate::about;
 use crate::args::CompareArgs;
 use crate::model::{self, Opened};
 use crate::output::{note, print, print_json, usage};
-use crate::perplexity::tokens;
+use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
-use crate::{inspect, text};
+use crate::{inspect, memory, text};
 use anyhow::Result;
 use attn_eval::compare::{Comparison, Factor, Mode, Plan, Text, summarise, to_measure};
 use attn_eval::perplexity::Scores;
@@ -48,6 +48,9 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let plan = plan(args, &opened, texts.iter().map(|text| text.tokens.len()).min().unwrap_or(0))?;
     hint(args, &opened, &plan);
     let comparison = Comparison::new(&opened.model, &texts, &plan)?;
+    for &context in &plan.contexts {
+        memory::check(&opened, context, |context| work(&opened.model, context))?;
+    }
     let about = about::about(&opened, &args.model, &plan, infos)?;
     let Some(scores) = measure(args, &comparison, &about)? else { return Ok(()) };
     present(&args.output, &about, &summarise(comparison.specs(), &scores, plan.seed)?)

@@ -1,16 +1,16 @@
 //! `attn generate`: text, shown as it comes.
 
 use crate::args::{GenerateArgs, LengthPolicy};
+use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{note, print, usage};
-use crate::text;
+use crate::{template, text};
 use anyhow::Result;
 use attn_eval::generate::{GenerateOptions, Generated, generate};
 use attn_eval::sample::{SampleOptions, Sampler};
-use attn_models::RopeLength;
+use attn_models::memory::Workload;
+use attn_models::{Architecture, RopeLength};
 
-/// A cache larger than this is refused rather than tried.
-pub(crate) const LARGEST_CACHE: usize = 1 << 38;
 /// Tokens to make room for at first where the length has no other meaning.
 const FIRST_ROOM: usize = 4096;
 
@@ -26,10 +26,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     };
     let opened = model::open(&args.model)?;
     let ids = encode(&opened, &prompt, args.chat)?;
+    let declared = ids.len().saturating_add(args.n_predict);
+    let length = length(args, &opened, ids.len(), declared)?;
+    memory::check(&opened, declared, |total| work(args, &opened, ids.len(), total))?;
     let options = GenerateOptions {
         max_new: args.n_predict,
         stop: opened.checkpoint.generation.eos_ids.clone(),
-        length: length(args, &opened, ids.len())?,
+        length,
         decoder_start: opened.config_id("decoder_start_token_id"),
     };
     let mut sampler = Sampler::new(sampling(args));
@@ -48,13 +51,12 @@ fn encode(opened: &Opened, prompt: &str, chat: bool) -> Result<Vec<u32>> {
     if !chat {
         return Ok(tokenizer.encode(prompt, true)?);
     }
-    Ok(tokenizer.encode(&opened.checkpoint.render_chat(&[("user", prompt)], true)?, false)?)
+    Ok(tokenizer.encode(&template::render(&opened.checkpoint, prompt)?, false)?)
 }
 
 /// The policy for the session. Where the length changes nothing but how much room is made at first, a huge `-n` makes
 /// no huge room.
-fn length(args: &GenerateArgs, opened: &Opened, prompt: usize) -> Result<RopeLength> {
-    let declared = prompt.saturating_add(args.n_predict);
+fn length(args: &GenerateArgs, opened: &Opened, prompt: usize, declared: usize) -> Result<RopeLength> {
     if let Some(max) = opened.model.max_context()
         && declared > max
     {
@@ -64,15 +66,25 @@ fn length(args: &GenerateArgs, opened: &Opened, prompt: usize) -> Result<RopeLen
     if !opened.model.depends_on_length() {
         return Ok(RopeLength::Declared(declared.min(prompt + FIRST_ROOM)));
     }
-    let policy = args.model.rope.rope_length;
-    let room = match policy {
-        Some(LengthPolicy::Fixed(n)) => n,
-        _ => declared,
+    Ok(model::session_length(args.model.rope.rope_length, declared))
+}
+
+/// What `total` tokens, of which at most `prompt` are the prompt's, ask of the model.
+fn work(args: &GenerateArgs, opened: &Opened, prompt: usize, total: usize) -> Workload {
+    let prompt = prompt.min(total);
+    let depends = opened.model.depends_on_length();
+    let room = match args.model.rope.rope_length {
+        Some(LengthPolicy::Fixed(room)) if depends => room.max(total),
+        // Room for all of them from the start; else the cache doubles when it is full.
+        Some(LengthPolicy::Declared) | None if depends || total <= prompt + FIRST_ROOM => total,
+        _ => total.saturating_mul(2),
     };
-    if room.saturating_mul(opened.kv_bytes_per_token()) > LARGEST_CACHE {
-        return usage(format!("a cache for {room} tokens is past any memory: lower -n or --rope-length"));
-    }
-    Ok(model::session_length(policy, declared))
+    let recomputed = depends && args.model.rope.rope_length == Some(LengthPolicy::Exact);
+    let (pass, cached, encoded) = match opened.model.architecture() {
+        Architecture::EncoderDecoder => (1, total - prompt, prompt),
+        _ => (if recomputed { total } else { prompt }, room, 0),
+    };
+    Workload { rows: 1, pass, cached, encoded, logits: 1 }
 }
 
 fn sampling(args: &GenerateArgs) -> SampleOptions {

@@ -46,17 +46,6 @@ fn positions(stack: &StackSpec) -> impl Iterator<Item = &PositionConfig> {
     embedding.into_iter().chain(stack.layers.iter().map(|layer| layer.attention.position()))
 }
 
-/// Bytes of keys and values that one token adds to the cache, all layers together; layers with a window stop growing
-/// when it is full.
-pub(crate) fn kv_bytes_per_token(model: &Model) -> usize {
-    let lanes = |attention: &AttentionSpec| match attention {
-        AttentionSpec::MultiHead(a) => 2 * a.kv_heads * a.head_dim,
-        AttentionSpec::Latent(a) => a.kv_lora_rank + a.qk_rope_head_dim,
-    };
-    let all: usize = model.spec().stack.layers.iter().map(|layer| lanes(&layer.attention)).sum();
-    if model.architecture() == Architecture::Encoder { 0 } else { all * model.dtype().size_in_bytes() }
-}
-
 /// Everything there is to say, as the JSON document.
 fn facts(opened: &Opened, length: Option<usize>) -> Result<Value> {
     let (model, spec) = (&opened.model, opened.model.spec());
@@ -74,7 +63,7 @@ fn facts(opened: &Opened, length: Option<usize>) -> Result<Value> {
         "vocab_size": spec.vocab_size,
         "trained_context": model.trained_context(),
         "max_context": model.max_context(),
-        "kv_bytes_per_token": kv_bytes_per_token(model),
+        "kv_bytes_per_token": spec.cache_bytes_per_token(model.dtype()),
         "position": groups(&spec.stack, length)?,
     });
     if let (Some(facts), Some(first)) = (facts.as_object_mut(), spec.stack.layers.first()) {

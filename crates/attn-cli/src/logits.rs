@@ -3,11 +3,11 @@
 use crate::args::LogitsArgs;
 use crate::model::{self, Opened};
 use crate::output::{check_writable, usage, write_file};
-use crate::text;
+use crate::{ids, memory, text};
 use anyhow::{Context, Result, bail, ensure};
+use attn_models::memory::Workload;
 use attn_models::{Architecture, Model, RopeLength, Session};
 use candle_core::{DType, Tensor};
-use serde_json::Value;
 use std::path::Path;
 
 /// Runs the command.
@@ -41,7 +41,10 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
         (_, Some(_)) => return usage(format!("{} has no decoder of its own for --decoder-ids", opened.name)),
         (_, None) => (prompt, None),
     };
-    let tokens = fed.dim(1)?;
+    let (rows, tokens) = fed.dims2()?;
+    let encoded_tokens = encoded.as_ref().map_or(Ok(0), |ids| ids.dim(1))?;
+    let total = tokens.saturating_add(args.greedy.unwrap_or(0));
+    memory::check(opened, total, |total| work(args, rows, tokens.min(total), total, encoded_tokens))?;
     if model.architecture() == Architecture::Encoder {
         if args.decode || args.greedy.is_some() {
             return usage(format!("{} is an encoder: --decode and --greedy are for models that generate", opened.name));
@@ -63,6 +66,14 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
         named.push(("greedy".to_string(), greedy(model, &fed, encoded.as_ref(), new)?));
     }
     Ok(named)
+}
+
+/// What rows of `tokens` tokens, continued to `total`, ask of the model.
+fn work(args: &LogitsArgs, rows: usize, tokens: usize, total: usize, encoded: usize) -> Workload {
+    let pass = if args.greedy.is_some() || !args.decode { total } else { 1 };
+    let cached = if args.decode || args.greedy.is_some() { total.saturating_mul(2) } else { 0 };
+    // Once as they come, once as they are written.
+    Workload { rows, pass, cached, encoded, logits: rows.saturating_mul(tokens).saturating_mul(2) }
 }
 
 fn session(model: &Model, encoded: Option<&Tensor>, length: RopeLength) -> Result<Session> {
@@ -106,8 +117,7 @@ impl Rows {
     fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let text = text::read_file(path)?;
-        let value: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
-        let ids = parse(&value).with_context(|| name.clone())?;
+        let ids = ids::parse(&text).with_context(|| name.clone())?;
         Ok(Self { name, ids })
     }
 
@@ -125,54 +135,10 @@ impl Rows {
     }
 }
 
-fn parse(value: &Value) -> Result<Vec<Vec<u32>>> {
-    const FORM: &str = "ids have the form [[1, 2], [3, 4]]";
-    let rows = value.as_array().context(FORM)?;
-    let rows = rows.iter().enumerate().map(|(r, row)| {
-        let row = row.as_array().with_context(|| format!("row {r} is no list: {FORM}"))?;
-        let ids = row.iter().enumerate().map(|(c, id)| {
-            let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            number.with_context(|| format!("{id} in row {r}, column {c} is no token id"))
-        });
-        ids.collect::<Result<Vec<u32>>>()
-    });
-    let rows: Vec<Vec<u32>> = rows.collect::<Result<_>>()?;
-    let width = rows.first().map_or(0, Vec::len);
-    ensure!(width > 0, "there are no ids: {FORM}");
-    if let Some(r) = rows.iter().position(|row| row.len() != width) {
-        bail!("row {r} has {} ids, row 0 has {width}: rows have to be equally long", rows[r].len());
-    }
-    Ok(rows)
-}
-
 fn serialize(named: &[(String, Tensor)]) -> Result<Vec<u8>> {
     let on_cpu = named.iter().map(|(name, tensor)| {
         let tensor = tensor.to_device(&candle_core::Device::Cpu)?.contiguous()?;
         Ok((name.as_str(), tensor))
     });
     Ok(safetensors::serialize(on_cpu.collect::<Result<Vec<_>>>()?, None)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn ids_are_a_rectangle_and_what_is_not_is_named() {
-        assert_eq!(parse(&json!([[1, 2], [3, 4]])).unwrap(), [[1, 2], [3, 4]]);
-        for (value, part) in [
-            (json!([[1, 2], [3]]), "row 1 has 1 ids, row 0 has 2"),
-            (json!([1, 2]), "row 0 is no list"),
-            (json!([[1, -2]]), "-2 in row 0, column 1"),
-            (json!([[1, 5_000_000_000u64]]), "5000000000 in row 0, column 1"),
-            (json!([[1, "x"]]), "\"x\" in row 0, column 1"),
-            (json!([]), "no ids"),
-            (json!([[]]), "no ids"),
-            (json!({}), "form"),
-        ] {
-            let error = parse(&value).unwrap_err().to_string();
-            assert!(error.contains(part), "{value}: {error}");
-        }
-    }
 }

@@ -1,8 +1,8 @@
 //! The `attn` command: run real checkpoints and compare what position scalings do to them.
 //!
 //! Results go to stdout and everything else to stderr, so that output can be piped and redirected. Every failure is one
-//! line that begins with `error:`; the exit code is 2 if the command was used wrongly and 1 if it failed. A reader that
-//! goes away (`attn generate | head -1`) is no failure.
+//! line that begins with `error:`; the exit code is 2 if the command was used wrongly, 1 if it failed, and 130 if Ctrl-C
+//! ended it. A reader that goes away (`attn generate | head -1`) is no failure.
 
 mod about;
 mod args;
@@ -11,14 +11,17 @@ mod compare;
 mod download;
 mod explain;
 mod generate;
+mod ids;
 mod inspect;
 mod logits;
+mod memory;
 mod merge;
 mod model;
 mod output;
 mod perplexity;
 mod present;
 mod progress;
+mod template;
 mod text;
 mod train;
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    end_tidily_on_ctrl_c();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
@@ -41,6 +45,23 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// Ctrl-C leaves no file half-written and is code 130, as shells have it. Without a handler it ends the program all the
+/// same, only less tidily.
+#[cfg(unix)]
+fn end_tidily_on_ctrl_c() {
+    use signal_hook::{consts::SIGINT, iterator::Signals};
+    let Ok(mut signals) = Signals::new([SIGINT]) else { return };
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            output::remove_temporaries();
+            std::process::exit(130);
+        }
+    });
+}
+
+#[cfg(not(unix))]
+fn end_tidily_on_ctrl_c() {}
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
@@ -54,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Explain(args) => explain::run(&args),
         Command::Download(args) => download::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::RenderChat => template::run(),
     }
 }
 

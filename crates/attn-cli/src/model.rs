@@ -3,8 +3,11 @@
 //! This is the only file that knows how the loader is called.
 
 use crate::args::{DeviceName, LengthPolicy, LoadArgs, ModelArgs};
-use crate::output::usage;
+use crate::memory;
+use crate::output::{note, usage};
 use anyhow::{Context, Result};
+use attn_models::config::UnknownKeys;
+use attn_models::memory::weight_bytes;
 use attn_models::{Model, Options, RopeLength};
 use candle_core::Device;
 use loader::{Checkpoint, LoadOptions};
@@ -21,6 +24,8 @@ pub(crate) struct Opened {
     pub(crate) checkpoint: Checkpoint,
     /// What reports call it: MODEL with its resolved revision.
     pub(crate) name: String,
+    /// Whether runs that would not fit into memory are refused.
+    pub(crate) check_memory: bool,
 }
 
 /// Opens MODEL and loads its weights under the command line's own position scaling.
@@ -43,10 +48,20 @@ fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
     set_threads(args.load.threads)?;
     let device = device(args.load.device)?;
     let (checkpoint, name) = checkpoint(args.model.as_deref(), &args.load)?;
-    let options = Options { dtype: args.load.dtype.dtype(), device, rope };
+    let dtype = args.load.dtype.dtype();
+    let check_memory = !args.load.no_memory_check;
+    if check_memory && matches!(device, Device::Cpu) {
+        memory::check_weights(&name, weight_bytes(checkpoint.weights.as_ref(), dtype))?;
+    }
+    let unknown_keys = if args.load.allow_unknown_config_keys { UnknownKeys::Collect } else { UnknownKeys::Refuse };
+    let options = Options { dtype, device, rope, unknown_keys };
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &options)
         .with_context(|| format!("can't load {name}"))?;
-    Ok(Opened { model, checkpoint, name })
+    if !model.unknown_keys().is_empty() {
+        let keys = model.unknown_keys().join(", ");
+        note(&format!("warning: {name}: unknown config keys passed over, the result may be wrong: {keys}"));
+    }
+    Ok(Opened { model, checkpoint, name, check_memory })
 }
 
 /// Opens MODEL without loading its weights, and names it for reports.
@@ -103,11 +118,6 @@ pub(crate) fn device(name: DeviceName) -> Result<Device> {
 }
 
 impl Opened {
-    /// Bytes of keys and values that one token adds to the cache, all layers together, windows left aside.
-    pub(crate) fn kv_bytes_per_token(&self) -> usize {
-        crate::inspect::kv_bytes_per_token(&self.model)
-    }
-
     /// The ids of the text, without the special tokens that begin or end one.
     ///
     /// # Errors

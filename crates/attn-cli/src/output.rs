@@ -5,6 +5,7 @@ pub(crate) use attn_eval::report::blocks::wrap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Whoever read our stdout has gone: the end of the work, but no failure.
 #[derive(Debug)]
@@ -126,12 +127,9 @@ pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Resu
     }
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder_of(&target).join(format!(".{name}.{}.tmp", std::process::id()));
-    let cleanup = Cleanup(Some(temporary.clone()));
-    let file = File::create(&temporary).with_context(failed)?;
+    let (file, temporary) = Temporary::create(temporary).with_context(failed)?;
     fill(file, write).with_context(failed)?;
-    fs::rename(&temporary, &target).with_context(failed)?;
-    cleanup.disarm();
-    Ok(())
+    temporary.rename(&target).with_context(failed)
 }
 
 fn fill(file: File, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
@@ -141,20 +139,46 @@ fn fill(file: File, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<
     Ok(())
 }
 
-/// Removes a temporary file unless the work ended well.
-struct Cleanup(Option<PathBuf>);
+/// Temporary files that are being written.
+static TEMPORARIES: Mutex<Vec<PathBuf>> = Mutex::new(vec![]);
 
-impl Cleanup {
-    fn disarm(mut self) {
-        self.0 = None;
+fn temporaries() -> MutexGuard<'static, Vec<PathBuf>> {
+    TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the temporary files that are being written, for when the program ends in the middle. No further one is
+/// begun: the lock is kept.
+pub(crate) fn remove_temporaries() {
+    let files = temporaries();
+    for path in files.iter() {
+        let _ = fs::remove_file(path);
+    }
+    std::mem::forget(files);
+}
+
+/// A temporary file, removed unless the work ended well.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn create(path: PathBuf) -> io::Result<(File, Self)> {
+        let mut files = temporaries();
+        let file = File::create(&path)?;
+        files.push(path.clone());
+        Ok((file, Self(path)))
+    }
+
+    /// Gives the file its final name.
+    fn rename(self, target: &Path) -> io::Result<()> {
+        fs::rename(&self.0, target)
     }
 }
 
-impl Drop for Cleanup {
+impl Drop for Temporary {
+    /// After a rename there is nothing left to remove.
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = fs::remove_file(path);
-        }
+        let mut files = temporaries();
+        let _ = fs::remove_file(&self.0);
+        files.retain(|path| *path != self.0);
     }
 }
 

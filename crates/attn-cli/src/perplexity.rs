@@ -4,11 +4,12 @@ use crate::args::PerplexityArgs;
 use crate::model::{self, Opened};
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::{inspect, text};
+use crate::{inspect, memory, text};
 use anyhow::Result;
-use attn_eval::perplexity::{Cell, Label, ScoreOptions, check_room, score};
+use attn_eval::perplexity::{Cell, Label, ScoreOptions, check_room, rows, score};
 use attn_eval::windows::{WindowOptions, Windows};
-use attn_models::Architecture;
+use attn_models::memory::Workload;
+use attn_models::{Architecture, Model};
 
 /// The window if none is asked for: no longer than this, so that it doesn't surprise on a slow machine.
 const LONGEST_DEFAULT: usize = 2048;
@@ -31,6 +32,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     };
     check_room(&opened.model, context)?;
     let windows = Windows::new(tokens.len(), &options.windows)?;
+    memory::check(&opened, context, |context| work(&opened.model, context))?;
     let total = windows.work();
     let mut progress = Progress::new();
     let mut done = 0;
@@ -41,6 +43,14 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     drop(progress);
     let cell = scores.cell(&Label { mode, factor, context, stride: windows.stride(), seed: 0 });
     if args.json { print_json(&cell) } else { print(&summary(&cell)) }
+}
+
+/// What scoring windows of `context` tokens asks of a model.
+pub(crate) fn work(model: &Model, context: usize) -> Workload {
+    let rows = rows(context);
+    // The head runs in chunks.
+    let logits = rows.saturating_mul(context).min(model.logits_at_once());
+    Workload { rows, pass: context, cached: 0, encoded: 0, logits }
 }
 
 /// The ids of the text that a command scores.

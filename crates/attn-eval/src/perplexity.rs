@@ -109,6 +109,11 @@ pub fn score(model: &Model, tokens: &[u32], options: &ScoreOptions, progress: &m
     score_with(&mut nll, tokens, options, progress)
 }
 
+/// Windows of `context` tokens that are scored side by side.
+pub fn rows(context: usize) -> usize {
+    (BATCH_TOKENS / context.max(1)).max(1)
+}
+
 /// Refuses a context that a learned position table can't represent.
 ///
 /// # Errors
@@ -148,7 +153,7 @@ pub(crate) fn score_windows(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Scores> {
     let mut scores = Scores::default();
-    for batch in some.chunks((BATCH_TOKENS / windows.context()).max(1)) {
+    for batch in some.chunks(rows(windows.context())) {
         let ids: Vec<Vec<u32>> = batch.iter().map(|window| windows.ids(window, tokens)).collect();
         let rows = nll(&ids).with_context(|| format!("scoring a context of {}", windows.context()))?;
         for (window, row) in batch.iter().zip(&rows) {

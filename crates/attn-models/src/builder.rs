@@ -110,10 +110,8 @@ impl<'a> Builder<'a> {
 
     /// Several products over the same input as one, rows in order, unless any of them stays quantised.
     pub(crate) fn stacked(&self, prefix: &str, specs: &[&LinearSpec]) -> Result<Option<Linear>> {
-        for spec in specs {
-            if self.source.quantized(&self.full(&format!("{prefix}{}.weight", spec.name)), &self.device)?.is_some() {
-                return Ok(None);
-            }
+        if specs.iter().any(|s| self.source.is_quantized(&self.full(&format!("{prefix}{}.weight", s.name)))) {
+            return Ok(None);
         }
         if specs.iter().any(|s| s.bias) && !specs.iter().all(|s| s.bias) {
             return Ok(None);

@@ -1,11 +1,12 @@
 //! Reading `config.json`: typed access that names the key in every error and refuses what it does not understand.
 //!
 //! A key that nobody reads may well change the result, and a result that is wrong but looks fine is the worst outcome.
-//! So [`Config::finish`] refuses every key that was neither read nor is known to be harmless.
+//! So [`Config::finish`] refuses every key that was neither read nor is known to be harmless, unless whoever runs the
+//! model has said that unknown keys may be passed over ([`UnknownKeys::Collect`]).
 
 use candle_core::{Result, bail};
 use serde_json::{Map, Value};
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 /// Keys that never change what a forward pass computes.
 const HARMLESS: &[&str] = &[
@@ -109,6 +110,19 @@ const HARMLESS: &[&str] = &[
     "attn_implementation",
 ];
 
+/// More layers, heads, lanes of a head or experts than any model has.
+pub const MAX_LISTED: usize = 1 << 16;
+
+/// What becomes of keys that nobody reads and that are not known to be harmless.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnknownKeys {
+    /// They are an error that names the first.
+    #[default]
+    Refuse,
+    /// They are passed over and collected, for a warning.
+    Collect,
+}
+
 /// A `config.json` and a record of what was read.
 #[derive(Debug)]
 pub struct Config<'a> {
@@ -116,6 +130,8 @@ pub struct Config<'a> {
     root: &'a Value,
     path: String,
     used: RefCell<BTreeSet<String>>,
+    unknown: UnknownKeys,
+    collected: Rc<RefCell<Vec<String>>>,
 }
 
 impl<'a> Config<'a> {
@@ -125,9 +141,28 @@ impl<'a> Config<'a> {
     /// JSON that is not an object.
     pub fn new(root: &'a Value) -> Result<Self> {
         match root.as_object() {
-            Some(map) => Ok(Self { map, root, path: String::new(), used: RefCell::default() }),
+            Some(map) => Ok(Self {
+                map,
+                root,
+                path: String::new(),
+                used: RefCell::default(),
+                unknown: UnknownKeys::default(),
+                collected: Rc::default(),
+            }),
             None => bail!("config.json: not a JSON object"),
         }
+    }
+
+    /// With another rule for unknown keys, here and in the objects inside.
+    #[must_use]
+    pub fn with_unknown(mut self, unknown: UnknownKeys) -> Self {
+        self.unknown = unknown;
+        self
+    }
+
+    /// The unknown keys that were passed over so far, with their paths.
+    pub fn unknown_keys(&self) -> Vec<String> {
+        self.collected.borrow().clone()
     }
 
     /// The whole document, for parsers with keys of their own.
@@ -141,7 +176,8 @@ impl<'a> Config<'a> {
             None => Ok(None),
             Some(value @ Value::Object(map)) => {
                 let path = format!("{}{key}.", self.path);
-                Ok(Some(Config { map, root: value, path, used: RefCell::default() }))
+                let (unknown, collected) = (self.unknown, self.collected.clone());
+                Ok(Some(Config { map, root: value, path, used: RefCell::default(), unknown, collected }))
             }
             Some(other) => bail!("config.json: {}{key} must be an object, not {other}", self.path),
         }
@@ -177,6 +213,17 @@ impl<'a> Config<'a> {
                 Some(n) if (1..=MAX).contains(&n) => Ok(Some(n as usize)),
                 _ => self.wrong(key, "a positive integer below 2^31", v),
             },
+        }
+    }
+
+    /// A number of things that a spec lists one by one, such as layers or heads: at most [`MAX_LISTED`], so that an
+    /// absurd one is refused before it is allocated.
+    pub fn listed(&self, keys: &[&str]) -> Result<usize> {
+        match self.size(keys)? {
+            n if n > MAX_LISTED => {
+                bail!("config.json: {}{} = {n} is past any model; at most {MAX_LISTED}", self.path, keys[0])
+            }
+            n => Ok(n),
         }
     }
 
@@ -275,7 +322,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Refuses every key that was not read and is not known to be harmless.
+    /// Refuses or collects every key that was not read and is not known to be harmless.
     pub fn finish(&self) -> Result<()> {
         let used = self.used.borrow();
         for (key, value) in self.map {
@@ -287,11 +334,16 @@ impl<'a> Config<'a> {
                 _ => false,
             };
             let private = key.starts_with('_') && key != "_sliding_window_pattern";
-            if !empty && !private && !used.contains(key) && !HARMLESS.contains(&key.as_str()) {
-                bail!(
-                    "config.json: unknown key {}{key} may change the result; if it does not, remove it from the file",
-                    self.path
-                )
+            if empty || private || used.contains(key) || HARMLESS.contains(&key.as_str()) {
+                continue;
+            }
+            let key = format!("{}{key}", self.path);
+            match self.unknown {
+                UnknownKeys::Collect => self.collected.borrow_mut().push(key),
+                UnknownKeys::Refuse => bail!(
+                    "config.json: unknown key {key} may change the result; if it does not, remove it from the file or \
+                     pass --allow-unknown-config-keys"
+                ),
             }
         }
         Ok(())
@@ -329,6 +381,18 @@ mod tests {
         assert!(error(config.finish()).contains("unknown key clever_trick"));
         config.mark(&["clever_trick"]);
         config.finish().unwrap();
+    }
+
+    #[test]
+    fn collects_what_was_not_read_if_told_to() {
+        let json = json!({"vocab_size": 3, "clever_trick": 2, "inner": {"other_trick": [1], "read": 1}});
+        let config = Config::new(&json).unwrap().with_unknown(UnknownKeys::Collect);
+        config.size(&["vocab_size"]).unwrap();
+        let inner = config.child("inner").unwrap().unwrap();
+        inner.size(&["read"]).unwrap();
+        inner.finish().unwrap();
+        config.finish().unwrap();
+        assert_eq!(config.unknown_keys(), ["inner.other_trick", "clever_trick"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod builder;
 pub mod config;
 pub mod encodings;
 pub mod families;
+pub mod memory;
 mod mlp;
 mod model;
 mod session;

@@ -2,6 +2,7 @@
 
 use crate::TensorSource;
 use crate::builder::Builder;
+use crate::config::UnknownKeys;
 use crate::families;
 use crate::spec::{ModelSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
@@ -20,11 +21,18 @@ pub struct Options {
     pub device: Device,
     /// Overrides the checkpoint's rotary settings.
     pub rope: RopeOverride,
+    /// Whether keys of the config that nothing here reads are refused or passed over.
+    pub unknown_keys: UnknownKeys,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { dtype: DType::F32, device: Device::Cpu, rope: RopeOverride::default() }
+        Self {
+            dtype: DType::F32,
+            device: Device::Cpu,
+            rope: RopeOverride::default(),
+            unknown_keys: UnknownKeys::default(),
+        }
     }
 }
 
@@ -53,6 +61,7 @@ pub struct Model {
     tables: Arc<Tables>,
     parameters: usize,
     dtype: DType,
+    unknown_keys: Arc<[String]>,
 }
 
 /// Learned tables of position encodings, by stack.
@@ -114,7 +123,8 @@ impl Model {
     /// An unknown family, a key that is missing, wrong or not understood, a tensor that is missing or of another shape,
     /// a tensor in the checkpoint that the model does not use; each names the key or the tensor.
     pub fn load(config: &serde_json::Value, weights: Arc<dyn TensorSource>, options: &Options) -> Result<Self> {
-        let spec = families::spec(config)?.with_rope(&options.rope)?;
+        let (spec, unknown_keys) = families::spec_with(config, options.unknown_keys)?;
+        let spec = spec.with_rope(&options.rope)?;
         let builder = Builder::new(weights.as_ref(), &spec, options.dtype, &options.device)?;
         let hidden = spec.hidden_size;
         let load = |stack: &StackSpec| -> Result<(Stack, StackTables)> {
@@ -133,7 +143,8 @@ impl Model {
         builder.finish(&spec)?;
         let parameters = builder.parameters();
         let tables = Arc::new(Tables { stack: stack_tables, encoder: encoder_tables });
-        Ok(Self { spec: Arc::new(spec), stack, encoder, head, tables, parameters, dtype: options.dtype })
+        let (spec, unknown_keys, dtype) = (Arc::new(spec), unknown_keys.into(), options.dtype);
+        Ok(Self { spec, stack, encoder, head, tables, parameters, dtype, unknown_keys })
     }
 
     /// The same weights under another rotary setting.
@@ -155,6 +166,11 @@ impl Model {
     /// The model as data.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// Keys of the config that were passed over, which [`UnknownKeys::Collect`] allows.
+    pub fn unknown_keys(&self) -> &[String] {
+        &self.unknown_keys
     }
 
     /// Decoder, encoder or both.
@@ -275,6 +291,11 @@ impl Model {
         self.head_logits(&self.hidden(ids, length, None)?)
     }
 
+    /// Tokens whose logits [`nll`](Self::nll) holds at once.
+    pub fn logits_at_once(&self) -> usize {
+        (MAX_LOGITS / self.vocab_size()).max(1)
+    }
+
     /// Negative log-likelihoods of tokens 1.. of each row of ids `(b, t)` u32: `(b, t - 1)` f32 on the CPU.
     ///
     /// The head runs in chunks, so no `(b, t, vocab)` tensor is ever held.
@@ -285,7 +306,7 @@ impl Model {
         }
         let hidden = self.hidden(ids, length, None)?.narrow(1, 0, t - 1)?.reshape((b * (t - 1), ()))?;
         let targets = ids.narrow(1, 1, t - 1)?.flatten_all()?;
-        let chunk = (MAX_LOGITS / self.vocab_size()).max(1);
+        let chunk = self.logits_at_once();
         let chunks = (0..b * (t - 1)).step_by(chunk).map(|start| {
             let rows = chunk.min(b * (t - 1) - start);
             let logits = self.head_logits(&hidden.narrow(0, start, rows)?)?;

@@ -24,6 +24,11 @@ pub trait TensorSource: Send + Sync {
         Ok(None)
     }
 
+    /// Whether [`quantized`](Self::quantized) would return tensor `name`, without reading it.
+    fn is_quantized(&self, _name: &str) -> bool {
+        false
+    }
+
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
 }

@@ -2,10 +2,15 @@
 //!
 //! Templates are code from a stranger. They run here in an interpreter without files or network, with a bound on its
 //! steps and on its output, so that a template that loops for ever is an error like any other. What is not bounded is
-//! the memory of values in between: a template written to exhaust it, by joining a string to itself again and again,
-//! can, since the interpreter offers no hook for that.
+//! the memory of values in between, and the time of one step over a huge list: the interpreter offers no hook for
+//! either, so a template written to exhaust them, by joining a string to itself again and again, can. Whoever runs
+//! templates of strangers does so in a process with limits, as `attn generate --chat` does
+//! (`crates/attn-cli/src/template.rs`).
 
-use crate::error::{LoadError, Result};
+use crate::{
+    error::{LoadError, Result},
+    guard::guard,
+};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use std::io::Write;
 
@@ -75,7 +80,9 @@ impl ChatTemplate {
         };
         let template = env.get_template("chat").map_err(|e| failed(one_line(&e)))?;
         let mut out = Bounded(Vec::new());
-        template.render_captured_to(vars, &mut out).map_err(|e| failed(one_line(&e)))?;
+        // Lists repeated past any length make the interpreter panic when they are written out.
+        let rendered = guard(|| template.render_captured_to(vars, &mut out).map(drop));
+        rendered.map_err(failed)?.map_err(|e| failed(one_line(&e)))?;
         String::from_utf8(out.0).map_err(|_| failed("its output is not UTF-8".to_string()))
     }
 }

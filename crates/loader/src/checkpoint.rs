@@ -210,14 +210,26 @@ impl Checkpoint {
     /// # Errors
     /// There is no template, or it fails; see [`ChatTemplate::render`].
     pub fn render_chat<R: AsRef<str>, C: AsRef<str>>(&self, messages: &[(R, C)], prompt: bool) -> Result<String> {
-        let template = self.chat_template.as_ref().ok_or_else(|| LoadError::ChatTemplate {
+        let (bos, eos) = self.text_ends();
+        self.require_chat_template()?.render(messages, prompt, &bos, &eos)
+    }
+
+    /// The chat template, or the reason there is none.
+    ///
+    /// # Errors
+    /// The checkpoint has no chat template.
+    pub fn require_chat_template(&self) -> Result<&ChatTemplate> {
+        self.chat_template.as_ref().ok_or_else(|| LoadError::ChatTemplate {
             reason: format!("{} has none; it is not a chat model", self.origin.model),
-        })?;
+        })
+    }
+
+    /// The texts of the tokens that begin and end a text, as chat templates see them; empty where there are none.
+    #[must_use]
+    pub fn text_ends(&self) -> (String, String) {
         let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.as_ref()?.token(id)).unwrap_or_default();
         let tok = self.tokenizer.as_ref();
-        let bos = text(tok.and_then(|t| t.bos_id));
-        let eos = text(tok.and_then(|t| t.eos_ids.first().copied()));
-        template.render(messages, prompt, &bos, &eos)
+        (text(tok.and_then(|t| t.bos_id)), text(tok.and_then(|t| t.eos_ids.first().copied())))
     }
 }
 

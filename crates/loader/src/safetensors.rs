@@ -72,6 +72,8 @@ impl SafetensorsSource {
         let shards: Vec<&String> = map.values().collect::<HashSet<_>>().into_iter().collect();
         let mut files = Vec::with_capacity(shards.len());
         let mut tensors = BTreeMap::new();
+        // What the index does not list is a tensor of the checkpoint all the same: left out, it might be missed.
+        let mut unlisted: BTreeMap<String, Place> = BTreeMap::new();
         for shard in shards {
             let path = folder.join(shard);
             if !path.exists() {
@@ -87,8 +89,16 @@ impl SafetensorsSource {
                 })?;
                 tensors.insert(name.clone(), entry);
             }
+            for (name, entry) in held.into_iter().filter(|(name, _)| !map.contains_key(name)) {
+                if unlisted.contains_key(&name) {
+                    let reason = format!("in two shards, and {} does not say which holds", file_name(index));
+                    return Err(LoadError::tensor(&path, &name, reason));
+                }
+                unlisted.insert(name, entry);
+            }
             files.push(blob);
         }
+        tensors.extend(unlisted);
         Ok(Self { files, tensors })
     }
 
@@ -150,13 +160,17 @@ fn file_name(path: &Path) -> String {
 
 /// The `weight_map` of an index: tensor name to shard name, every shard inside the folder.
 pub(crate) fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
+    parse_index(index, &crate::folder::read_bounded(index, MAX_HEADER)?)
+}
+
+/// [`read_index`] of `bytes`; `index` is for messages.
+pub(crate) fn parse_index(index: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: Map<String>,
     }
-    let bytes = crate::folder::read_bounded(index, MAX_HEADER)?;
     let json = |reason: String| LoadError::Json { file: index.to_path_buf(), reason };
-    let parsed: Index = serde_json::from_slice(&bytes).map_err(|e| json(format!("not a valid index: {e}")))?;
+    let parsed: Index = serde_json::from_slice(bytes).map_err(|e| json(format!("not a valid index: {e}")))?;
     if parsed.weight_map.0.is_empty() {
         return Err(json("weight_map is empty".to_string()));
     }

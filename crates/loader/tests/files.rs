@@ -108,6 +108,24 @@ fn shards_equal_one_file() {
     }
     assert_eq!(sharded.origin.files.len(), 5);
 
+    // Tensors that the index does not list are part of the checkpoint all the same.
+    let mut fewer = map.clone();
+    let left_out = names.first().unwrap();
+    fewer.remove(left_out);
+    std::fs::write(&index, json!({"weight_map": fewer}).to_string()).unwrap();
+    assert_eq!(open(dir.path()).unwrap().weights.names(), whole.weights.names());
+    // Unless two shards have one.
+    let second = dir.path().join("model-00002-of-00003.safetensors");
+    let kept = std::fs::read(&second).unwrap();
+    let mut held = candle_core::safetensors::load(&second, &Device::Cpu).unwrap();
+    held.insert(left_out.clone(), tensors[left_out].clone());
+    candle_core::safetensors::save(&held, &second).unwrap();
+    let err = open(dir.path()).unwrap_err().to_string();
+    assert!(err.contains(left_out.as_str()) && err.contains("in two shards"), "{err}");
+    std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    assert_eq!(open(dir.path()).unwrap().weights.names(), whole.weights.names());
+    std::fs::write(&second, kept).unwrap();
+
     // A tensor that the shard does not have.
     let first = map.values().next().unwrap().clone();
     map.insert("model.extra".to_string(), first.clone());
@@ -335,6 +353,33 @@ fn tokenizers_that_panic_are_errors() {
     let tok = loader::Tokenizer::from_json(Path::new("tokenizer.json"), bad.to_string().as_bytes());
     if let Ok(tok) = tok {
         assert!(tok.encode("hello", true).is_err());
+    }
+}
+
+/// What a mapped file that shrinks does to a process can't be caught; read, it is an error.
+#[test]
+fn a_file_that_shrinks_is_an_error_without_a_map() {
+    let dir = folder(&[("model.safetensors", &two_tensors())]);
+    let mut options = offline();
+    options.mmap = false;
+    let c = Checkpoint::open(dir.path().to_str().unwrap(), &options).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("model.safetensors")).unwrap();
+    file.set_len(two_tensors().len() as u64 - 8).unwrap();
+    assert_eq!(values(&c.weights.load("a", DType::F32, &Device::Cpu).unwrap()), [0., 1., 2., 3.]);
+    let err = c.weights.load("b", DType::F32, &Device::Cpu).unwrap_err().to_string();
+    assert!(err.contains("model.safetensors") && err.contains("can't read"), "{err}");
+}
+
+/// The whole path of a hostile folder: a shard by an absolute link is followed, as the cache's own links are, but what
+/// it points to still has to be weights.
+#[cfg(unix)]
+#[test]
+fn a_link_to_something_else_is_refused_as_what_it_is() {
+    for target in ["/dev/zero", "/etc/hostname", "."] {
+        let dir = folder(&[]);
+        std::os::unix::fs::symlink(target, dir.path().join("model.safetensors")).unwrap();
+        let err = open(dir.path()).unwrap_err().to_string();
+        assert!(err.contains("model.safetensors") && !err.contains('\n'), "{target}: {err}");
     }
 }
 

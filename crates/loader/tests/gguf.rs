@@ -3,6 +3,7 @@
 
 mod common;
 
+use attn_models::TensorSource;
 use candle_core::{
     DType, Device, Tensor,
     quantized::{GgmlDType, QTensor},
@@ -198,6 +199,93 @@ fn quantised_rows_are_put_back_exactly() {
             Some(q) => assert_eq!(q.data().unwrap(), want.data().unwrap(), "{dtype:?}"),
             None => assert!(tag == 1 || tag == 30),
         }
+    }
+}
+
+/// A source that counts how often a tensor's data is read.
+struct Counting {
+    inner: std::sync::Arc<dyn TensorSource>,
+    reads: std::sync::Mutex<std::collections::BTreeMap<String, usize>>,
+}
+
+impl Counting {
+    fn count(&self, name: &str) {
+        *self.reads.lock().unwrap().entry(name.to_string()).or_default() += 1;
+    }
+}
+
+impl TensorSource for Counting {
+    fn shape(&self, name: &str) -> Option<candle_core::Shape> {
+        self.inner.shape(name)
+    }
+
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.inner.dtype(name)
+    }
+
+    fn load(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.count(name);
+        self.inner.load(name, dtype, device)
+    }
+
+    fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<std::sync::Arc<QTensor>>> {
+        let tensor = self.inner.quantized(name, device)?;
+        assert_eq!(tensor.is_some(), self.inner.is_quantized(name), "{name}");
+        if tensor.is_some() {
+            self.count(name);
+        }
+        Ok(tensor)
+    }
+
+    fn is_quantized(&self, name: &str) -> bool {
+        self.inner.is_quantized(name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.inner.names()
+    }
+}
+
+#[test]
+fn blocks_that_stay_quantised_are_read_once() {
+    let mut g = tiny_llama();
+    let (width, inner) = (32usize, 64usize);
+    g.set("llama.embedding_length", Meta::U32(32)).set("llama.feed_forward_length", Meta::U32(64));
+    g.tensors.clear();
+    let q8 = |rows: usize, columns: usize| Data {
+        dims: vec![rows as u64, columns as u64],
+        tag: 8,
+        bytes: vec![0; rows * columns / 32 * 34],
+        offset: None,
+    };
+    g.tensor("token_embd.weight", q8(8, width));
+    for (name, rows, columns) in [
+        ("attn_q", width, width),
+        ("attn_k", width / 2, width),
+        ("attn_v", width / 2, width),
+        ("attn_output", width, width),
+        ("ffn_gate", inner, width),
+        ("ffn_up", inner, width),
+        ("ffn_down", width, inner),
+    ] {
+        g.tensor(&format!("blk.0.{name}.weight"), q8(rows, columns));
+    }
+    for name in ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"] {
+        g.tensor(&format!("{name}.weight"), Data::f32(&[width], &vec![1.0; width]));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = g.write(dir.path());
+    for keep_quantized in [true, false] {
+        let mut options = offline();
+        options.keep_quantized = keep_quantized;
+        let c = Checkpoint::open(path.to_str().unwrap(), &options).unwrap();
+        assert_eq!(c.weights.is_quantized("model.layers.0.mlp.up_proj.weight"), keep_quantized);
+        assert!(!c.weights.is_quantized("model.norm.weight") && !c.weights.is_quantized("no such tensor"));
+        let counting = std::sync::Arc::new(Counting { inner: c.weights, reads: Default::default() });
+        attn_models::Model::load(&c.config, counting.clone(), &attn_models::Options::default()).unwrap();
+        let reads = counting.reads.lock().unwrap();
+        assert_eq!(reads.len(), counting.names().len());
+        assert!(reads.values().all(|&n| n == 1), "{reads:?}");
     }
 }
 

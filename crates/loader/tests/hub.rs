@@ -5,7 +5,7 @@
 mod common;
 
 use common::{
-    hub::{COMMIT, Hub, Reply, TOKEN, sha256},
+    hub::{COMMIT, Hub, Reply, TOKEN, git_blob, sha256},
     two_tensors,
 };
 use loader::{Checkpoint, LoadError, LoadOptions, download};
@@ -36,14 +36,14 @@ fn fails_for(model: &str, options: &LoadOptions, cache: &Path) -> LoadError {
     err
 }
 
-/// Every file under a final name is whole: its name is its hash, or its contents are the small files'.
+/// Every file under a final name is whole: its name is its hash.
 fn nothing_broken(cache: &Path) {
     let Ok(blobs) = std::fs::read_dir(repo(cache).join("blobs")) else { return };
     for blob in blobs.flatten() {
         let name = blob.file_name().to_string_lossy().into_owned();
         if !name.contains('.') {
-            let digest = sha256(&std::fs::read(blob.path()).unwrap());
-            assert!(digest.starts_with(&name), "{name} is broken");
+            let bytes = std::fs::read(blob.path()).unwrap();
+            assert!(name == sha256(&bytes) || name == git_blob(&bytes), "{name} is broken");
         }
     }
 }
@@ -252,6 +252,11 @@ fn what_comes_is_checked() {
     assert!(matches!(err, LoadError::Damaged { .. }) && err.to_string().contains("SHA-256"), "{err}");
     let left = std::fs::read_dir(repo(dir.path()).join("blobs")).unwrap().count();
     assert_eq!(left, 1, "the damaged file is still there");
+    // A small file of the right length and other contents.
+    let (hub, dir) = fresh();
+    hub.script("resolve", Reply::status(200).body(b"[]"));
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("config.json") && err.contains("git blob id"), "{err}");
 
     for size in [n - 1, n + 1] {
         let (hub, dir) = fresh();
@@ -450,6 +455,38 @@ fn a_cache_that_can_not_be_written() {
         let err = fails(&hub, dir.path()).to_string();
         assert!(err.contains("can't write"), "{err}");
     }
+}
+
+/// Hugging Face's own Python library finds, reads and checks what was fetched. `ATTN_PYTHON` names a Python that has
+/// `huggingface_hub`.
+#[test]
+#[ignore = "needs ATTN_PYTHON"]
+fn the_cache_reads_in_python() {
+    const SCRIPT: &str = "
+import pathlib, sys
+from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
+cache, commit, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folder = pathlib.Path(snapshot_download('org/name', cache_dir=cache, local_files_only=True))
+assert folder.name == commit, folder
+weights = pathlib.Path(hf_hub_download('org/name', 'model.safetensors', cache_dir=cache, local_files_only=True))
+assert weights.parent == folder and weights.stat().st_size == size, weights
+info = scan_cache_dir(cache)
+assert not info.warnings, info.warnings
+repo, = info.repos
+revision, = repo.revisions
+assert (repo.repo_id, revision.commit_hash, revision.refs) == ('org/name', commit, {'main'}), repo
+assert {f.file_name for f in revision.files} == {'config.json', 'model.safetensors'}, revision
+";
+    let python = std::env::var("ATTN_PYTHON").expect("ATTN_PYTHON names a Python with huggingface_hub");
+    let (hub, dir) = (Hub::with_model(), cache());
+    download("org/name", &hub.options(dir.path())).unwrap();
+    let output = std::process::Command::new(python)
+        .args(["-c", SCRIPT])
+        .arg(dir.path())
+        .args([COMMIT, &two_tensors().len().to_string()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

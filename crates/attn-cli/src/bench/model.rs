@@ -2,11 +2,12 @@
 
 use super::args::ModelBenchArgs;
 use super::{Times, peak_rss_bytes};
-use crate::generate::LARGEST_CACHE;
+use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{print, print_json, usage};
 use anyhow::{Result, ensure};
 use attn_core::profile::{Op, Profile, record};
+use attn_models::memory::Workload;
 use attn_models::{Architecture, RopeLength, Session};
 use candle_core::Tensor;
 use serde::Serialize;
@@ -30,7 +31,7 @@ struct Report {
     generate: Option<Speed>,
     /// Keys and values that the cache had room for at the end.
     kv_bytes: usize,
-    kv_bytes_per_token: usize,
+    kv_bytes_per_token: u64,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -103,10 +104,11 @@ pub(super) fn run(args: &ModelBenchArgs) -> Result<()> {
 fn bench(args: &ModelBenchArgs, opened: &Opened, started: Instant, load_seconds: f64) -> Result<Report> {
     let decoder = opened.model.architecture() == Architecture::Decoder;
     ensure!(decoder, "{} is no decoder: there is no next token to wait for", opened.name);
-    let room = (args.depth + args.prompt.max(args.generate)).saturating_mul(args.batch);
-    if room.saturating_mul(opened.kv_bytes_per_token()) > LARGEST_CACHE {
-        return usage(format!("a cache for {room} tokens is past any memory: lower --depth, --prompt or --batch"));
-    }
+    let tokens = args.depth.saturating_add(args.prompt.max(args.generate));
+    memory::check(opened, tokens, |tokens| {
+        let pass = args.depth.max(args.prompt).min(tokens);
+        Workload { rows: args.batch, pass, cached: tokens, encoded: 0, logits: args.batch }
+    })?;
     let mut runner = Runner::new(args, opened);
     let mut first_token_seconds = None;
     let prompt = measure(args.prompt, args, |wanted| {
@@ -131,7 +133,7 @@ fn bench(args: &ModelBenchArgs, opened: &Opened, started: Instant, load_seconds:
         prompt,
         generate,
         kv_bytes: runner.session.as_ref().map_or(0, Session::cache_bytes),
-        kv_bytes_per_token: opened.kv_bytes_per_token(),
+        kv_bytes_per_token: opened.model.spec().cache_bytes_per_token(opened.model.dtype()),
         peak_rss_bytes: peak_rss_bytes(),
     })
 }

@@ -2,7 +2,7 @@
 //! within groups.
 
 use super::{Common, activation, gated, rope};
-use crate::config::Config;
+use crate::config::{Config, MAX_LISTED};
 use crate::spec::{
     AttentionSpec, ExpertNames, LatentSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec, Routing, Wiring,
 };
@@ -62,7 +62,7 @@ impl Mlps {
         let act = activation(c, "hidden_act", "silu")?;
         let intermediate = c.size(&["intermediate_size"])?;
         let moe_intermediate = c.size(&["moe_intermediate_size"])?;
-        let experts = c.size(&["n_routed_experts", "num_local_experts"])?;
+        let experts = c.listed(&["n_routed_experts", "num_local_experts"])?;
         let (groups, top_groups) = (c.size_opt("n_group")?.unwrap_or(1), c.size_opt("topk_group")?.unwrap_or(1));
         let top_k = c.size(&["num_experts_per_tok"])?;
         if !experts.is_multiple_of(groups) || top_groups > groups || top_k > experts / groups * top_groups {
@@ -72,6 +72,9 @@ impl Mlps {
             )
         }
         let shared = c.count_or("n_shared_experts", 1)?;
+        if shared > MAX_LISTED {
+            bail!("config.json: n_shared_experts = {shared} is past any model")
+        }
         let shared = (shared > 0).then(|| gated("mlp.shared_experts.", hidden, moe_intermediate * shared, false, act));
         let moe = MoeSpec {
             router: "mlp.gate".into(),

@@ -60,7 +60,7 @@ impl Mlps {
         let hidden = common.hidden_size;
         let intermediate = c.size(&["intermediate_size"])?;
         let dense_intermediate = c.size_opt("intermediate_size_mlp")?.unwrap_or(16384);
-        let (experts, top_k) = (c.size(&["num_local_experts"])?, c.size_opt("num_experts_per_tok")?.unwrap_or(1));
+        let (experts, top_k) = (c.listed(&["num_local_experts"])?, c.size_opt("num_experts_per_tok")?.unwrap_or(1));
         if top_k > experts {
             bail!("config.json: num_experts_per_tok {top_k} is more than num_local_experts {experts}")
         }

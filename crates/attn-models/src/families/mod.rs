@@ -25,7 +25,7 @@ mod t5;
 
 use crate::Architecture;
 use crate::activation::Activation;
-use crate::config::Config;
+use crate::config::{Config, MAX_LISTED, UnknownKeys};
 use crate::spec::{
     AttentionSpec, EmbeddingSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
     NormSpec, QkvSpec, StackSpec, Wiring,
@@ -40,13 +40,22 @@ use serde_json::Value;
 /// # Errors
 /// An unknown `model_type`, by name; a key that is missing, wrong, or not understood.
 pub fn spec(json: &Value) -> Result<ModelSpec> {
-    let config = Config::new(json)?;
+    Ok(spec_with(json, UnknownKeys::Refuse)?.0)
+}
+
+/// [`spec`] under a rule for unknown keys; those that were passed over come with the spec.
+///
+/// # Errors
+/// As [`spec`].
+pub fn spec_with(json: &Value, unknown: UnknownKeys) -> Result<(ModelSpec, Vec<String>)> {
+    let config = Config::new(json)?.with_unknown(unknown);
     let Some(model_type) = config.text_opt("model_type")? else { bail!("config.json: model_type is missing") };
     // Text models inside multimodal checkpoints have a config of their own.
     if matches!(model_type, "gemma3" | "llama4")
         && let Some(text) = json.get("text_config")
     {
-        return multimodal(spec(text)?);
+        let (spec, unknown) = spec_with(text, unknown)?;
+        return Ok((multimodal(spec)?, unknown.iter().map(|key| format!("text_config.{key}")).collect()));
     }
     let spec = match model_type {
         "llama" => llama::llama(&config),
@@ -77,7 +86,7 @@ pub fn spec(json: &Value) -> Result<ModelSpec> {
         other => bail!("config.json: model_type {other} is not supported; known: {}", KNOWN.join(", ")),
     }?;
     config.finish()?;
-    Ok(spec)
+    Ok((spec, config.unknown_keys()))
 }
 
 /// The `model_type`s that [`spec`] reads.
@@ -132,8 +141,8 @@ impl Common {
     fn read(c: &Config) -> Result<Self> {
         let mut common = Self::read_mha(c)?;
         common.kv_heads = c.size_opt("num_key_value_heads")?.unwrap_or(common.heads);
-        if let Some(head_dim) = c.size_opt("head_dim")? {
-            common.head_dim = head_dim;
+        if c.size_opt("head_dim")?.is_some() {
+            common.head_dim = c.listed(&["head_dim"])?;
         } else if !common.hidden_size.is_multiple_of(common.heads) {
             bail!("config.json: hidden_size {} does not divide among {} heads", common.hidden_size, common.heads)
         }
@@ -149,11 +158,14 @@ impl Common {
     fn read_mha(c: &Config) -> Result<Self> {
         c.mark(&["intermediate_size", "num_key_value_heads", "head_dim"]);
         let hidden_size = c.size(&["hidden_size", "n_embd", "n_embed", "d_model"])?;
-        let heads = c.size(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
+        let heads = c.listed(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
+        if hidden_size / heads > MAX_LISTED {
+            bail!("config.json: hidden_size {hidden_size} among {heads} heads is past any model")
+        }
         Ok(Self {
             vocab_size: c.size(&["vocab_size"])?,
             hidden_size,
-            layers: c.size(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])?,
+            layers: c.listed(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])?,
             heads,
             kv_heads: heads,
             head_dim: hidden_size / heads,

@@ -27,9 +27,9 @@ struct T5 {
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let t5 = T5 {
         hidden: c.size(&["d_model"])?,
-        d_kv: c.size_opt("d_kv")?.unwrap_or(64),
+        d_kv: c.size_opt("d_kv")?.map_or(Ok(64), |_| c.listed(&["d_kv"]))?,
         d_ff: c.size(&["d_ff"])?,
-        heads: c.size(&["num_heads"])?,
+        heads: c.listed(&["num_heads"])?,
         buckets: c.size_opt("relative_attention_num_buckets")?.unwrap_or(32),
         max_distance: c.size_opt("relative_attention_max_distance")?.unwrap_or(128),
         eps: c.eps("layer_norm_epsilon", 1e-6)?,
@@ -37,8 +37,8 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     };
     c.only("is_decoder", &Value::Bool(false))?;
     c.mark(&["dense_act_fn", "is_gated_act", "output_past", "n_positions"]);
-    let layers = c.size(&["num_layers"])?;
-    let decoder_layers = c.size_opt("num_decoder_layers")?.unwrap_or(layers);
+    let layers = c.listed(&["num_layers"])?;
+    let decoder_layers = c.size_opt("num_decoder_layers")?.map_or(Ok(layers), |_| c.listed(&["num_decoder_layers"]))?;
     let tied = c.flag("tie_word_embeddings", true)?;
     // T5 1.0 scales its tied outputs, 1.1 says `tie_word_embeddings: false`; transformers 5 writes the flag out.
     let scaled = c.flag("scale_decoder_outputs", tied)?;

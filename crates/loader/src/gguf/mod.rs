@@ -36,7 +36,15 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
 
 /// Opens the GGUF file at `path`; `model` and `commit` are for its origin.
 pub(crate) fn open(path: &Path, model: &str, commit: Option<String>, options: &LoadOptions) -> Result<Checkpoint> {
-    let blob = Blob::open(path, options.mmap)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let files = vec![OriginFile::on_disk(folder, path.to_path_buf())?];
+    let origin = Origin { model: model.to_string(), commit, files };
+    read(Blob::open(path, options.mmap)?, origin, options.keep_quantized)
+}
+
+/// Reads the checkpoint in `blob`.
+pub(crate) fn read(blob: Blob, origin: Origin, keep_quantized: bool) -> Result<Checkpoint> {
+    let path = &blob.path().to_path_buf();
     let header = parse::read_header(&blob)?;
     let name = Meta::new(&header, path, "general").str("architecture")?;
     let name = name.ok_or_else(|| parse::key_error(&blob, "general.architecture", "is missing"))?;
@@ -62,11 +70,8 @@ pub(crate) fn open(path: &Path, model: &str, commit: Option<String>, options: &L
         Some(t) => GenerationDefaults { bos_id: t.bos_id, eos_ids: t.eos_ids.clone() },
         None => GenerationDefaults::default(),
     };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let files = vec![OriginFile::on_disk(folder, path.to_path_buf())?];
     let heads = (dims.heads as usize, dims.kv_heads as usize);
-    let weights = source::GgufSource::new(blob, header, arch, heads, options.keep_quantized)?;
-    let origin = Origin { model: model.to_string(), commit, files };
+    let weights = source::GgufSource::new(blob, header, arch, heads, keep_quantized)?;
     Ok(Checkpoint { config, weights: Arc::new(weights), tokenizer, chat_template, generation, origin })
 }
 

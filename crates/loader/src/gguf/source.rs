@@ -58,6 +58,12 @@ impl GgufSource {
         self.tensors.get(name).ok_or_else(missing)
     }
 
+    /// Whether a tensor is handed out in its blocks: those that undo more than an order of rows can't be.
+    fn keeps(&self, held: &Held) -> bool {
+        let movable = !matches!(held.undo, Undo::PlusOne | Undo::Transposed);
+        self.keep_quantized && plain_dtype(held.info.dtype).is_none() && movable
+    }
+
     /// The raw bytes of a tensor, its rows back in their original order.
     fn raw(&self, held: &Held) -> Result<Aligned> {
         let range = held.info.bytes.clone();
@@ -156,8 +162,7 @@ impl TensorSource for GgufSource {
 
     fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<Arc<QTensor>>> {
         let held = self.get(name)?;
-        let movable = !matches!(held.undo, Undo::PlusOne | Undo::Transposed);
-        if !self.keep_quantized || plain_dtype(held.info.dtype).is_some() || !movable {
+        if !self.keeps(held) {
             return Ok(None);
         }
         let raw = self.raw(held)?;
@@ -167,6 +172,10 @@ impl TensorSource for GgufSource {
             Ok(tensor) => Ok(Some(Arc::new(tensor))),
             Err(e) => Err(LoadError::tensor(self.blob.path(), name, e.to_string()).into()),
         }
+    }
+
+    fn is_quantized(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|held| self.keeps(held))
     }
 
     fn names(&self) -> Vec<String> {

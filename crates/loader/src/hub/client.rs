@@ -46,8 +46,17 @@ pub(super) struct Expected {
     /// The name of the blob in the cache.
     pub(super) etag: String,
     pub(super) size: u64,
-    /// For large files, the hash of the contents.
-    pub(super) sha256: Option<String>,
+    /// What its contents hash to.
+    pub(super) digest: Digest,
+}
+
+/// How the hub names the contents of a file.
+#[derive(Debug, Clone)]
+pub(super) enum Digest {
+    /// Large files: the SHA-256.
+    Sha256(String),
+    /// Files that are kept in git: git's id.
+    GitBlob(String),
 }
 
 impl Sibling {
@@ -56,8 +65,13 @@ impl Sibling {
         let hash = self.lfs.as_ref().and_then(|l| l.sha256.clone());
         let size = self.lfs.as_ref().and_then(|l| l.size).or(self.size)?;
         let etag = hash.clone().or_else(|| self.blob_id.clone())?;
-        let sound = super::cache::is_hex(&etag) && hash.as_ref().is_none_or(|h| h.len() == 64);
-        sound.then_some(Expected { etag, size, sha256: hash.map(|h| h.to_ascii_lowercase()) })
+        let name = etag.to_ascii_lowercase();
+        let (digest, length) = match hash {
+            Some(_) => (Digest::Sha256(name), 64),
+            None => (Digest::GitBlob(name), 40),
+        };
+        let sound = super::cache::is_hex(&etag) && etag.len() == length;
+        sound.then_some(Expected { etag, size, digest })
     }
 }
 

@@ -3,10 +3,10 @@
 use super::{
     HubConfig,
     cache::RepoCache,
-    client::{self, Client, Expected},
+    client::{self, Client, Digest, Expected},
 };
 use crate::{
-    checkpoint::sha256_file,
+    checkpoint::{hex, sha256_file},
     error::{LoadError, Result},
     source::HubRef,
 };
@@ -222,8 +222,11 @@ impl Download<'_> {
         if size != self.expected.size {
             return Err(damaged(format!("it is {size} bytes long, the hub announced {}", self.expected.size)));
         }
-        match &self.expected.sha256 {
-            Some(want) if sha256_file(part)? != *want => Err(damaged(format!("its SHA-256 is not {want}"))),
+        match &self.expected.digest {
+            Digest::Sha256(want) if sha256_file(part)? != *want => Err(damaged(format!("its SHA-256 is not {want}"))),
+            Digest::GitBlob(want) if git_blob(part, size)? != *want => {
+                Err(damaged(format!("its git blob id is not {want}")))
+            }
             _ => Ok(()),
         }
     }
@@ -238,6 +241,20 @@ impl Download<'_> {
         match ProgressStyle::with_template(style) {
             Ok(style) => bar.with_style(style.progress_chars("=> ")),
             Err(_) => bar,
+        }
+    }
+}
+
+/// Git's id of a file of `size` bytes: the SHA-1 of a short header and the contents.
+fn git_blob(path: &Path, size: u64) -> Result<String> {
+    use sha1::Digest;
+    let mut hash = sha1::Sha1::new_with_prefix(format!("blob {size}\0"));
+    let mut file = File::open(path).map_err(LoadError::io(path, "open"))?;
+    let mut buf = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buf).map_err(LoadError::io(path, "read"))? {
+            0 => return Ok(hex(hash.finalize())),
+            n => hash.update(&buf[..n]),
         }
     }
 }

@@ -77,6 +77,12 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Git's id of these contents.
+pub fn git_blob(bytes: &[u8]) -> String {
+    let digest = sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize();
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 impl Hub {
     /// A hub with the repository `org/name` of these files; those named .safetensors or .gguf are large ones.
     pub fn new(files: &[(&str, &[u8])]) -> Self {
@@ -244,8 +250,7 @@ fn info(state: &State) -> serde_json::Value {
             Some((size, hash)) => (*size, hash.clone()),
             None => (bytes.len() as u64, sha256(bytes)),
         };
-        // A git blob's id is a SHA-1, which is only a name here.
-        let mut entry = json!({"rfilename": name, "size": size, "blobId": &sha256(bytes)[..40]});
+        let mut entry = json!({"rfilename": name, "size": size, "blobId": git_blob(bytes)});
         if is_large(name) {
             entry["lfs"] = json!({"sha256": hash, "size": size, "pointerSize": 134});
         }

@@ -1,0 +1,222 @@
+//! What the program does when it is asked for too much, interrupted, or handed a hostile chat template.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const ATTN: &str = env!("CARGO_BIN_EXE_attn");
+
+fn attn(args: &[&str]) -> Command {
+    let mut command = Command::new(ATTN);
+    command.args(args).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A failure of one line on stderr, nothing on stdout, and each of `parts` said.
+fn refused(output: &Output, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(output.stdout.is_empty() && stderr.starts_with("error: "), "{stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "it should say {part:?}: {stderr}");
+    }
+}
+
+/// The embedded model as a folder, with these files changed or added.
+fn model(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(repository().join("models/tiny-austen").join(name), folder.path().join(name)).unwrap();
+    }
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+#[cfg(target_os = "linux")]
+mod memory {
+    use super::*;
+
+    /// `attn` with an address space of `megabytes`.
+    fn within(megabytes: usize, args: &[&str]) -> Output {
+        let script = format!("ulimit -v {} && exec \"$0\" \"$@\"", megabytes * 1024);
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, ATTN]).args(args).args(["--threads", "1"]).env("HF_HUB_OFFLINE", "1");
+        command.output().unwrap()
+    }
+
+    #[test]
+    fn more_tokens_than_any_machine_holds_are_refused_before_anything_is_allocated() {
+        for scaling in [&[][..], &["--rope-scaling", "dynamic", "--rope-factor", "2"]] {
+            let args = ["generate", "-p", "x", "-n", "4000000000"];
+            let output = attn(&[&args[..], scaling].concat()).output().unwrap();
+            refused(&output, &["4000000001 tokens take", "GB", "tokens would fit", "are free"]);
+        }
+    }
+
+    #[test]
+    fn every_command_that_runs_a_model_asks_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ids, out) = (folder.path().join("ids.json"), folder.path().join("out.safetensors"));
+        let tokens = 60_000;
+        fs::write(&ids, serde_json::to_string(&[vec![5; tokens]]).unwrap()).unwrap();
+        let text = folder.path().join("text.txt");
+        fs::write(&text, "It was a truth universally acknowledged. ".repeat(40_000)).unwrap();
+        let prompt = folder.path().join("prompt.txt");
+        fs::write(&prompt, "It was a truth universally acknowledged. ".repeat(20_000)).unwrap();
+        for args in [
+            &["logits", "--ids", path(&ids), "--out", path(&out)][..],
+            &["perplexity", "--text", path(&text), "--context", "200000"],
+            &["compare", "--text", path(&text), "--contexts", "256,200000", "--modes", "none"],
+            &["generate", "-f", path(&prompt), "-n", "1"],
+        ] {
+            let output = within(600, args);
+            refused(&output, &["tokens take about", "bytes", "tokens would fit"]);
+            // The number is one that does fit.
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            let fits = stderr.split(" tokens would fit").next().and_then(|s| s.rsplit(' ').next()).unwrap();
+            assert!(fits.parse::<usize>().is_ok_and(|n| n > 1000), "{stderr}");
+        }
+        assert!(!out.exists());
+        let short = within(600, &["perplexity", "--max-tokens", "512", "--context", "256"]);
+        assert!(short.status.success(), "{}", String::from_utf8_lossy(&short.stderr));
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_are_refused_too() {
+        // Tensors of zeros in a file with holes: large on paper, small on disk.
+        let folder = model(&[]);
+        let rows = 1u64 << 20;
+        let header = format!(
+            "{{\"model.embed_tokens.weight\":{{\"dtype\":\"F32\",\"shape\":[{rows},1024],\"data_offsets\":[0,{}]}}}}",
+            rows * 4096
+        );
+        let file = fs::File::create(folder.path().join("model.safetensors")).unwrap();
+        std::io::Write::write_all(&mut &file, &(header.len() as u64).to_le_bytes()).unwrap();
+        std::io::Write::write_all(&mut &file, header.as_bytes()).unwrap();
+        file.set_len(8 + header.len() as u64 + rows * 4096).unwrap();
+        let output = within(2000, &["inspect", path(folder.path()), "--no-mmap"]);
+        refused(&output, &["the weights of", "4.3 GB", "--dtype"]);
+    }
+}
+
+#[cfg(unix)]
+mod interrupted {
+    use super::*;
+
+    /// What Ctrl-C in a terminal sends.
+    fn interrupt(child: &Child) {
+        let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    #[test]
+    fn generating_ends_with_130_and_without_a_word() {
+        let args = ["generate", "-p", "It was a truth", "-n", "3000"];
+        let mut child = attn(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut some = [0; 8];
+        child.stdout.as_mut().unwrap().read_exact(&mut some).expect("text comes");
+        interrupt(&child);
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert!(stderr.is_empty(), "{stderr}");
+    }
+
+    #[test]
+    fn files_are_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let ids = folder.path().join("ids.json");
+        let rows = vec![vec![7; 2000]; 40];
+        fs::write(&ids, serde_json::to_string(&rows).unwrap()).unwrap();
+        let out = folder.path().join("out.safetensors");
+        let args = ["logits", "--ids", path(&ids), "--out", path(&out)];
+        // At different moments: while loading, while computing, and, sooner or later, while writing.
+        for wait in [30, 300, 1000, 1500] {
+            let mut child = attn(&args).stderr(Stdio::null()).spawn().unwrap();
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_millis(wait) && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let done = child.try_wait().unwrap().is_some();
+            if !done {
+                interrupt(&child);
+            }
+            let code = child.wait().unwrap().code();
+            let whole = fs::metadata(&out).is_ok_and(|m| m.len() > 40 * 2000 * 1024 * 4);
+            // A process that was not up yet is ended by the signal itself.
+            assert!(matches!((code, whole), (Some(130) | None, false) | (Some(0 | 130), true)), "{code:?} {whole}");
+            let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+            assert_eq!(names.len(), 1 + usize::from(whole), "{names:?}");
+            let _ = fs::remove_file(&out);
+        }
+    }
+}
+
+#[test]
+fn a_chat_template_renders_in_its_own_process() {
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    let folder = model(&[("chat_template.jinja", template)]);
+    let chat = attn(&["generate", path(folder.path()), "--chat", "-p", "Hi there", "-n", "8"]).output().unwrap();
+    let spelt = "<user>Hi there<assistant>";
+    let plain = attn(&["generate", path(folder.path()), "-p", spelt, "-n", "8"]).output().unwrap();
+    assert!(chat.status.success(), "{}", String::from_utf8_lossy(&chat.stderr));
+    assert_eq!(chat.stdout, plain.stdout);
+    let none = attn(&["generate", "--chat", "-p", "Hi there"]).output().unwrap();
+    refused(&none, &["not a chat model"]);
+}
+
+/// Without a limit on the address space, which only Linux has here, these would fill the memory first.
+#[cfg(target_os = "linux")]
+#[test]
+fn hostile_chat_templates_are_errors_in_bounded_time_and_memory() {
+    let double =
+        "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    let captured = format!("{{% set a0 %}}{}{{% endset %}}", "y".repeat(1000))
+        + &(0..40)
+            .map(|i| format!("{{% set a{} %}}{{{{ a{i} }}}}{{{{ a{i} }}}}{{% endset %}}", i + 1))
+            .collect::<String>();
+    for (template, part) in [
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "steps"),
+        ("{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than"),
+        ("{{ raise_exception('no users here') }}", "no users here"),
+        ("{{ ([1] * 10 ** 18) | list | length }}", "chat template"),
+        // Memory or time, whichever ends first on the machine at hand.
+        (double, "it "),
+        (&captured, "it "),
+        ("{{ ('x' * 90000000).replace('x', 'y' * 90000000) | length }}", "it "),
+        ("{{ 2 in [1] * 10 ** 12 }}", "did not finish within 5s"),
+    ] {
+        let folder = model(&[("chat_template.jinja", template)]);
+        let started = Instant::now();
+        let output = attn(&["generate", path(folder.path()), "--chat", "-p", "hi"]).output().unwrap();
+        refused(&output, &["chat template", part]);
+        assert!(started.elapsed() < Duration::from_secs(60), "{template}");
+    }
+    let _ = (double, captured);
+}
+
+#[test]
+fn unknown_config_keys_are_refused_or_passed_over_with_a_warning() {
+    let config = fs::read_to_string(repository().join("models/tiny-austen/config.json")).unwrap();
+    let config = config.replacen('{', "{\"clever_trick\": 3, \"other_trick\": [1],", 1);
+    let folder = model(&[("config.json", &config)]);
+    let output = attn(&["inspect", path(folder.path())]).output().unwrap();
+    refused(&output, &["clever_trick", "--allow-unknown-config-keys"]);
+    let output = attn(&["inspect", path(folder.path()), "--allow-unknown-config-keys"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !output.stdout.is_empty(), "{stderr}");
+    assert!(stderr.starts_with("warning: ") && stderr.contains("clever_trick, other_trick"), "{stderr}");
+}

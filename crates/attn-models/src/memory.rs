@@ -1,0 +1,243 @@
+//! How much memory a run takes, worked out from the spec before anything is allocated.
+//!
+//! An allocation that fails aborts the program, and one that succeeds on paper gets it killed later, so long prompts
+//! have to be refused beforehand. The cache is counted exactly. Activations are counted as the tensors that one block
+//! holds at its peak, rounded up where a kernel may copy: `tests/memory.rs` holds the estimate against what the
+//! allocator sees, for every family.
+
+use crate::Architecture;
+use crate::TensorSource;
+use crate::spec::{AttentionSpec, GateUpSpec, LayerSpec, MlpSpec, ModelSpec, MultiHeadSpec, StackSpec};
+use candle_core::DType;
+
+/// What a run asks of a model, as far as memory goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// Sequences side by side.
+    pub rows: usize,
+    /// Tokens of each that pass through the layers at once.
+    pub pass: usize,
+    /// Tokens of each that the cache has room for; 0 without a cache.
+    pub cached: usize,
+    /// Tokens of each that an encoder reads, for encoder-decoder models.
+    pub encoded: usize,
+    /// Tokens, of all rows together, whose logits are held at once.
+    pub logits: usize,
+}
+
+/// What a run takes, in bytes, beside the weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Keys and values, those of an encoded prompt included.
+    pub cache: u64,
+    /// Hidden states and what a block makes of them.
+    pub activations: u64,
+    /// Logits.
+    pub logits: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.cache.saturating_add(self.activations).saturating_add(self.logits)
+    }
+}
+
+/// Bytes of the weights of `source` in `dtype`; those that stay quantised count half a byte each, the least there is.
+pub fn weight_bytes(source: &dyn TensorSource, dtype: DType) -> u64 {
+    let bytes = |name: &String| {
+        let count = source.shape(name).map_or(0, |shape| shape.elem_count() as u64);
+        if source.is_quantized(name) { count / 2 } else { count.saturating_mul(dtype.size_in_bytes() as u64) }
+    };
+    source.names().iter().map(bytes).fold(0, u64::saturating_add)
+}
+
+impl ModelSpec {
+    /// Bytes of keys and values that one token adds to the cache, all layers together; layers with a window stop
+    /// growing when it is full. An encoder has none.
+    pub fn cache_bytes_per_token(&self, dtype: DType) -> u64 {
+        if self.architecture == Architecture::Encoder {
+            return 0;
+        }
+        let lanes = self.stack.layers.iter().map(|layer| cached_lanes(&layer.attention));
+        lanes.fold(0, u64::saturating_add).saturating_mul(dtype.size_in_bytes() as u64)
+    }
+
+    /// What `work` takes in `dtype`, on the CPU.
+    pub fn memory(&self, work: &Workload, dtype: DType) -> Memory {
+        let size = dtype.size_in_bytes() as u64;
+        let rows = work.rows as u64;
+        let layers = &self.stack.layers;
+        let cached = layers.iter().map(|layer| {
+            let slots = if work.cached == 0 { 0 } else { slots(&layer.attention, work.cached as u64) };
+            slots.saturating_mul(cached_lanes(&layer.attention))
+        });
+        let memory = layers
+            .iter()
+            .filter_map(|layer| layer.cross.as_ref())
+            .map(|(cross, _)| (work.encoded as u64).saturating_mul(2 * lanes(cross.kv_heads, cross.head_dim)));
+        let cache = cached.chain(memory).fold(0, u64::saturating_add);
+        let pass = activations(self, &self.stack, work.pass.max(1) as u64, work.cached as u64, size);
+        let encode = self.encoder.as_ref().map_or(0, |e| activations(self, e, work.encoded as u64, 0, size));
+        Memory {
+            cache: cache.saturating_mul(size).saturating_mul(rows),
+            activations: pass.max(encode).saturating_mul(rows),
+            logits: self.logits_bytes(work.logits as u64, size),
+        }
+    }
+
+    /// Logits in the model's dtype and in f32, and what scoring or scaling makes of them.
+    fn logits_bytes(&self, tokens: u64, size: u64) -> u64 {
+        let copies = match &self.head {
+            None => return 0,
+            Some(head) => 2 + u64::from(head.scale != 1.0) + 2 * u64::from(head.softcap.is_some()),
+        };
+        tokens.saturating_mul(self.vocab_size as u64).saturating_mul(size + 4 * copies)
+    }
+}
+
+fn lanes(heads: usize, width: usize) -> u64 {
+    (heads as u64).saturating_mul(width as u64)
+}
+
+/// Numbers that one token adds to a layer's cache.
+fn cached_lanes(attention: &AttentionSpec) -> u64 {
+    match attention {
+        AttentionSpec::MultiHead(a) => 2 * lanes(a.kv_heads, a.head_dim),
+        AttentionSpec::Latent(a) => (a.kv_lora_rank + a.qk_rope_head_dim) as u64,
+    }
+}
+
+/// Tokens that a layer's cache makes room for when `tokens` are expected: a window keeps twice its length.
+fn slots(attention: &AttentionSpec, tokens: u64) -> u64 {
+    let AttentionSpec::MultiHead(a) = attention else { return tokens };
+    let window = match (a.mask.window, a.mask.chunk) {
+        (Some(window), Some(chunk)) => Some(window.min(chunk)),
+        (window, chunk) => window.or(chunk),
+    };
+    window.filter(|_| a.mask.causal).map_or(tokens, |window| 2 * window as u64)
+}
+
+/// Bytes of the widest block's peak for `pass` tokens of one row, over `cached` keys.
+fn activations(spec: &ModelSpec, stack: &StackSpec, pass: u64, cached: u64, size: u64) -> u64 {
+    let hidden = spec.hidden_size as u64;
+    let keys = pass.max(cached);
+    let block = |layer: &LayerSpec| {
+        let attention = match &layer.attention {
+            AttentionSpec::MultiHead(a) => multi_head(a).saturating_mul(pass),
+            AttentionSpec::Latent(a) => {
+                // Queries, and every head's keys and values written out, each once more while they are joined.
+                let (q, v) = (lanes(a.heads, a.qk_nope_head_dim + a.qk_rope_head_dim), lanes(a.heads, a.v_head_dim));
+                let queries = (4 * q + 3 * v + a.q_lora_rank.unwrap_or(0) as u64).saturating_mul(pass);
+                queries.saturating_add((3 * q + 2 * v + 2 * cached_lanes(&layer.attention)).saturating_mul(keys))
+            }
+        };
+        let mlp = mlp(&layer.mlp, hidden).saturating_mul(pass);
+        let cross = layer.cross.as_ref().map_or(0, |(cross, _)| multi_head(cross).saturating_mul(pass));
+        attention.max(mlp).max(cross)
+    };
+    let widest = stack.layers.iter().map(block).max().unwrap_or(0);
+    // The residual, its norm, the branches that join it; norms of half-precision models run in f32.
+    let residual = (6 * hidden).saturating_mul(size).saturating_add(if size < 4 { 8 * hidden } else { 0 });
+    // Rotary tables: cosine and sine of every lane pair, for as many encodings as layers may differ in.
+    let tables = 4 * stack.layers.iter().map(|layer| rotary_lanes(&layer.attention)).max().unwrap_or(0);
+    let per_token = residual.saturating_add(4 * tables);
+    widest.saturating_mul(size).saturating_add(per_token.saturating_mul(keys.max(1)))
+}
+
+fn rotary_lanes(attention: &AttentionSpec) -> u64 {
+    match attention {
+        AttentionSpec::MultiHead(a) => a.head_dim as u64,
+        AttentionSpec::Latent(a) => a.qk_rope_head_dim as u64,
+    }
+}
+
+/// Numbers per token at the peak of an attention layer: the projections, queries and keys once more normed and rotated,
+/// contiguous copies for the kernel, its output before and after the heads are joined.
+fn multi_head(a: &MultiHeadSpec) -> u64 {
+    let (q, kv) = (lanes(a.heads, a.head_dim), 2 * lanes(a.kv_heads, a.head_dim));
+    let norms = if a.qk_norm.is_some() { 2 * q + kv } else { 0 };
+    5 * q + 3 * kv + norms
+}
+
+/// Numbers per token at the peak of a feed-forward network.
+fn mlp(spec: &MlpSpec, hidden: u64) -> u64 {
+    match spec {
+        MlpSpec::Gated { gate_up, .. } => {
+            let both = match gate_up {
+                GateUpSpec::Separate { gate, up } => gate.out_dim as u64 + up.out_dim as u64,
+                GateUpSpec::Fused(both) => both.out_dim as u64,
+            };
+            // Gate and up, the activation with a copy of each half, their product.
+            5 * both / 2
+        }
+        MlpSpec::Plain { up, .. } => 4 * up.out_dim as u64,
+        MlpSpec::Moe(moe) => {
+            // At worst every token goes to the same expert; all of them keep their weighted outputs.
+            let expert = 5 * moe.intermediate_size as u64 + 3 * hidden;
+            let shared = moe.shared.as_ref().map_or(0, |shared| mlp(shared, hidden));
+            expert.max(shared) + 2 * hidden + 4 * moe.experts as u64
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::families;
+    use serde_json::{Value, json};
+
+    fn llama(extra: &[(&str, Value)]) -> ModelSpec {
+        let mut config = json!({"model_type": "mistral", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "sliding_window": null});
+        for (key, value) in extra {
+            config[key] = value.clone();
+        }
+        families::spec(&config).unwrap()
+    }
+
+    fn generating(tokens: usize) -> Workload {
+        Workload { rows: 1, pass: tokens, cached: tokens, encoded: 0, logits: 1 }
+    }
+
+    #[test]
+    fn the_cache_by_hand() {
+        let full = llama(&[]);
+        // Three layers, keys and values, two heads of 16.
+        assert_eq!(full.cache_bytes_per_token(DType::F32), 3 * 2 * 2 * 16 * 4);
+        assert_eq!(full.memory(&generating(1000), DType::BF16).cache, 1000 * 3 * 2 * 2 * 16 * 2);
+        let batch = Workload { rows: 5, ..generating(1000) };
+        assert_eq!(full.memory(&batch, DType::F32).cache, 5 * full.memory(&generating(1000), DType::F32).cache);
+        assert_eq!(full.memory(&Workload { cached: 0, ..generating(1000) }, DType::F32).cache, 0);
+    }
+
+    #[test]
+    fn a_window_caps_its_layers() {
+        let windowed = llama(&[("sliding_window", json!(32))]);
+        let at = |tokens| windowed.memory(&generating(tokens), DType::F32).cache;
+        assert_eq!((at(1000), at(100_000)), (2 * 32 * 3 * 2 * 2 * 16 * 4, at(1000)));
+    }
+
+    #[test]
+    fn latent_attention_caches_the_latent() {
+        let text = include_str!("../../../tests/golden/models/deepseek-v3/config.json");
+        let config: Value = serde_json::from_str(text).unwrap();
+        let number = |key: &str| config[key].as_u64().unwrap();
+        let spec = families::spec(&config).unwrap();
+        let lanes = number("kv_lora_rank") + number("qk_rope_head_dim");
+        assert_eq!(spec.cache_bytes_per_token(DType::F32), number("num_hidden_layers") * lanes * 4);
+    }
+
+    #[test]
+    fn more_tokens_never_take_less_and_absurd_numbers_do_not_overflow() {
+        let spec = llama(&[]);
+        let mut last = 0;
+        for tokens in [0, 1, 2, 1000, 1 << 20, 1 << 40, usize::MAX >> 1, usize::MAX] {
+            let all = Workload { rows: 3, pass: tokens, cached: tokens, encoded: tokens, logits: tokens };
+            let total = spec.memory(&all, DType::F32).total();
+            assert!(total >= last && total > 0, "{tokens}");
+            last = total;
+        }
+        assert_eq!(last, u64::MAX);
+    }
+}

@@ -1,0 +1,139 @@
+//! Configs that can't be meant: each is one error that names the key, in bounded memory and time.
+#![allow(missing_docs)]
+
+use attn_models::families;
+use serde_json::{Value, json};
+
+fn llama() -> Value {
+    json!({"model_type": "llama", "vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0})
+}
+
+fn refused(config: &Value, part: &str) {
+    let error = families::spec(config).map(drop).expect_err(&config.to_string()).to_string();
+    assert!(error.contains(part) && !error.contains('\n'), "{part}: {error}");
+}
+
+#[test]
+fn values_that_no_model_has() {
+    families::spec(&llama()).unwrap();
+    let longrope = |long: Value, short: Value| {
+        json!({"rope_type": "longrope", "long_factor": long, "short_factor": short, "factor": 2.0,
+            "original_max_position_embeddings": 32})
+    };
+    let yarn = |key: &str, value: Value| {
+        let mut scaling = json!({"rope_type": "yarn", "factor": 2.0});
+        scaling[key] = value;
+        scaling
+    };
+    for (key, value) in [
+        // Mistyped.
+        ("vocab_size", json!("8")),
+        ("hidden_size", json!(16.5)),
+        ("num_hidden_layers", json!([2])),
+        ("rms_norm_eps", json!("small")),
+        ("rope_theta", json!({})),
+        ("tie_word_embeddings", json!("yes")),
+        ("attention_bias", json!(3)),
+        ("hidden_act", json!(1)),
+        // Negative, zero.
+        ("vocab_size", json!(-8)),
+        ("num_hidden_layers", json!(0)),
+        ("num_attention_heads", json!(-4)),
+        ("num_key_value_heads", json!(0)),
+        ("head_dim", json!(0)),
+        ("intermediate_size", json!(-1)),
+        ("rms_norm_eps", json!(-1e-5)),
+        ("rope_theta", json!(0)),
+        ("rope_theta", json!(-10000.0)),
+        // Huge: each of these would be a list of that length.
+        ("num_hidden_layers", json!(1u64 << 31)),
+        ("num_hidden_layers", json!(u64::MAX)),
+        ("num_attention_heads", json!(1u64 << 30)),
+        ("head_dim", json!(1u64 << 31)),
+        ("hidden_size", json!(1u64 << 31)),
+        ("vocab_size", json!(1u64 << 40)),
+        // Contradictory.
+        ("num_key_value_heads", json!(3)),
+        ("num_attention_heads", json!(5)),
+        ("rope_scaling", json!({"rope_type": "yarn", "type": "linear", "factor": 2.0})),
+        // Scalings that can't be.
+        ("rope_scaling", json!({"rope_type": "linear"})),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": "2"})),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": 0.0})),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": -2.0})),
+        ("rope_scaling", json!({"rope_type": "spiral", "factor": 2.0})),
+        ("rope_scaling", json!("linear")),
+        ("rope_scaling", yarn("beta_fast", json!("32"))),
+        ("rope_scaling", longrope(json!([1.0, 2.0, 3.0]), json!([1.0, 1.0]))),
+        ("rope_scaling", longrope(json!([1.0, 2.0]), json!([1.0]))),
+        ("rope_scaling", longrope(json!([1.0, "2"]), json!([1.0, 1.0]))),
+        ("rope_scaling", longrope(json!([1.0, 0.0]), json!([1.0, 1.0]))),
+        ("rope_scaling", longrope(json!(4.0), json!([1.0, 1.0]))),
+    ] {
+        let mut config = llama();
+        config[key] = value;
+        refused(&config, if key == "num_attention_heads" { "heads" } else { key });
+    }
+}
+
+#[test]
+fn keys_that_are_missing_are_named() {
+    for key in
+        ["model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+    {
+        let mut config = llama();
+        config.as_object_mut().unwrap().remove(key);
+        refused(&config, key);
+    }
+}
+
+#[test]
+fn numbers_that_are_none_are_no_json() {
+    for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
+        let text = llama().to_string().replace("10000.0", number);
+        assert!(serde_json::from_str::<Value>(&text).is_err(), "{number}");
+    }
+}
+
+#[test]
+fn lists_of_the_wrong_length() {
+    let mut config = llama();
+    config["model_type"] = json!("qwen2");
+    config["layer_types"] = json!(["full_attention"]);
+    refused(&config, "layer_types");
+    config["layer_types"] = json!(["full_attention", "spiral_attention"]);
+    refused(&config, "spiral_attention");
+    config["layer_types"] = json!(["full_attention", "sliding_attention"]);
+    refused(&config, "sliding_window");
+}
+
+/// Experts, encoders and decoders have counts of their own.
+#[test]
+fn other_counts_that_are_lists() {
+    let golden = |name: &str| -> Value {
+        let path = format!("{}/../../tests/golden/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    for (name, key) in [
+        ("deepseek-v3", "n_routed_experts"),
+        ("deepseek-v3", "n_shared_experts"),
+        ("llama4-irope", "num_local_experts"),
+        ("t5", "num_layers"),
+        ("t5", "num_decoder_layers"),
+        ("t5", "num_heads"),
+        ("t5", "d_kv"),
+        ("bert", "num_hidden_layers"),
+        ("bloom", "n_layer"),
+        ("gpt2", "n_layer"),
+        ("mpt", "n_layers"),
+        ("mpt", "n_heads"),
+    ] {
+        let mut config = golden(name);
+        families::spec(&config).unwrap();
+        assert!(config[key].is_u64() || key == "num_decoder_layers" || key == "d_kv", "{name} has no {key}");
+        config[key] = json!(1 << 30);
+        refused(&config, key);
+    }
+}
