@@ -10,7 +10,7 @@
 //! is, under YaRN, and under YaRN after the steps.
 
 use anyhow::{Context, Result, ensure};
-use attn_eval::perplexity::{ScoreOptions, score};
+use attn_eval::perplexity::{Label, ScoreOptions, score};
 use attn_eval::windows::WindowOptions;
 use attn_models::Model;
 use attn_train::{Settings, Trainer, adamw::AdamW};
@@ -52,7 +52,9 @@ fn main() -> Result<()> {
     let (train, held_out) = ids.split_at(cut);
     ensure!(held_out.len() >= context, "the text is too short: its last fifth has to hold {context} tokens");
     let options = ScoreOptions { windows: WindowOptions { context, ..Default::default() }, ..Default::default() };
-    let perplexity = |model: &Model| Ok::<_, anyhow::Error>(score(model, held_out, &options, &mut |_| {})?.perplexity);
+    let perplexity = |model: &Model| {
+        Ok::<_, anyhow::Error>(score(model, held_out, &options, &mut |_| {})?.cell(&Label::default()).perplexity)
+    };
     let untracked: HashMap<String, Tensor> = weights.clone().into_iter().collect();
     let plain = Model::load(&checkpoint.config, Arc::new(untracked), &Default::default())?;
     println!("{context} tokens, as the checkpoint is: perplexity {:.2}", perplexity(&plain)?);

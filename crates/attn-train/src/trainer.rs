@@ -3,7 +3,6 @@
 use crate::adamw::{AdamW, Moments};
 use crate::schedule::learning_rate;
 use anyhow::{Context, Result, ensure};
-use attn_core::RopeOverride;
 use attn_eval::rng::Rng;
 use attn_models::{Model, Options};
 use candle_core::{DType, Device, Tensor, Var};
@@ -96,7 +95,7 @@ impl Trainer {
         );
         ensure!(settings.steps > 0 && settings.batch > 0 && settings.accumulate > 0, "nothing to train on");
         settings.data = digest(&tokens);
-        let options = Options { dtype: settings.compute_dtype()?, device: Device::Cpu, rope: RopeOverride::default() };
+        let options = Options { dtype: settings.compute_dtype()?, ..Options::default() };
         let parameter = |(name, tensor): (String, Tensor)| -> Result<(String, Parameter)> {
             let var = Var::from_tensor(&tensor.to_dtype(DType::F32)?.contiguous()?)?;
             let moments = Moments::new(var.elem_count());
