@@ -365,7 +365,7 @@ fn bench_refuses_what_it_cannot_measure() {
     refused(&["bench", "attention", "--bias", "dense", "--seq", "4000000"], 2, &["memory"]);
     refused(&["bench", "attention", "--window", "8", "--against", "candle"], 2, &["--against"]);
     refused(&["bench", "model", "--prompt", "0", "--generate", "0"], 2, &["--prompt"]);
-    refused(&["bench", "model", "--depth", "4000000000"], 2, &["memory"]);
+    refused(&["bench", "model", "--depth", "4000000000"], 1, &["memory", "would fit"]);
 }
 
 /// The data inside a page.

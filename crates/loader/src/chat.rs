@@ -12,12 +12,14 @@ use crate::{
     guard::guard,
 };
 use minijinja::{Environment, Error, ErrorKind, Value, context};
-use std::io::Write;
+use std::{io::Write, sync::mpsc, time::Duration};
 
 /// Steps a template may take; real ones take a few hundred per message.
 const FUEL: u64 = 5_000_000;
 /// Bytes a template may write.
 const MAX_OUTPUT: usize = 16 << 20;
+/// Templates compile in well under a millisecond.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes a template may be long; the longest known is about 30 kB.
 const MAX_SOURCE: usize = 1 << 20;
 
@@ -45,7 +47,7 @@ impl ChatTemplate {
                 source = source.replace(&format!("{open} {tag} {close}"), &format!("{l} {tag} {r}"));
             }
         }
-        environment(&source)?;
+        compile(&source)?;
         Ok(Self { source })
     }
 
@@ -84,6 +86,19 @@ impl ChatTemplate {
         let rendered = guard(|| template.render_captured_to(vars, &mut out).map(drop));
         rendered.map_err(failed)?.map_err(|e| failed(one_line(&e)))?;
         String::from_utf8(out.0).map_err(|_| failed("its output is not UTF-8".to_string()))
+    }
+}
+
+/// Checks that a template compiles, in bounded time: the compiler evaluates constant expressions without counting steps, and
+/// one over a list of 10^12 elements never ends. The thread that does is left behind.
+fn compile(source: &str) -> Result<()> {
+    let (sender, receiver) = mpsc::channel();
+    let source = source.to_string();
+    std::thread::spawn(move || sender.send(environment(&source).map(drop)));
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(result) => result,
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(failed(format!("it did not finish within {PATIENCE:?}"))),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed("compiling it failed".to_string())),
     }
 }
 

@@ -352,8 +352,8 @@ mod tests {
         let dev = Device::Cpu;
         let random = |dims: &[usize]| Tensor::randn(0f32, 1., dims, &dev)?.to_dtype(dtype);
         let xs = random(dims)?;
-        let w = weight.map(|d| random(d)).transpose()?;
-        let b = weight.filter(|_| bias).map(|d| random(d)).transpose()?;
+        let w = weight.map(random).transpose()?;
+        let b = weight.filter(|_| bias).map(random).transpose()?;
         let pick = random(dims)?;
         let run = |to: DType| -> Result<Vec<Tensor>> {
             let var = |t: &Tensor| Var::from_tensor(&t.to_dtype(to)?);
