@@ -105,8 +105,6 @@ fn lists_of_the_wrong_length() {
     refused(&config, "layer_types");
     config["layer_types"] = json!(["full_attention", "spiral_attention"]);
     refused(&config, "spiral_attention");
-    config["layer_types"] = json!(["full_attention", "sliding_attention"]);
-    refused(&config, "sliding_window");
 }
 
 /// Experts, encoders and decoders have counts of their own.

@@ -16,7 +16,7 @@ pub fn loss(steps: &[Step]) -> String {
         .iter()
         .map(|s| s.loss)
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| (low.min(loss), high.max(loss)));
-    let (low, high) = if low < high { (low, high) } else { (low.min(0.0), low.max(0.0) + 1.0) };
+    let (low, high) = if low < high { (low, high) } else { (low.min(0.0), high.max(0.0) + 1.0) };
     let last = steps.last().map_or(1, |s| s.step).max(2) as f64;
     let x = |step: usize| LEFT + (WIDTH - LEFT - RIGHT) * (step as f64 - 1.0) / (last - 1.0);
     let y = |loss: f64| TOP + (HEIGHT - TOP - BOTTOM) * (high - loss) / (high - low);
