@@ -318,9 +318,13 @@ impl Case {
         let ours = gradients(&|q, k, v, args| attend_with(q, k, v, args, &options))?;
         let theirs = gradients(&|q, k, v, args| reference::attend(q, k, v, args))?;
         assert_eq!(ours.len(), theirs.len());
+        let largest = |x: &Tensor| x.abs()?.max_all()?.to_dtype(DType::F32)?.to_scalar::<f32>();
+        let most = theirs.iter().map(largest).collect::<Result<Vec<_>>>()?.into_iter().fold(0.0, f32::max);
         for (name, (ours, theirs)) in ["q", "k", "v", "table"].iter().zip(ours.iter().zip(&theirs)) {
             let (difference, limit) = (difference(ours, theirs)?, 2.0 * self.tolerance());
-            assert!(difference <= limit, "{path}: gradient of {name} off by {difference:e} in {self:?}");
+            // Where a query sees one key its gradient is zero, and what is computed is rounding.
+            let noise = largest(&(ours - theirs)?)? <= 1e-6 * most;
+            assert!(difference <= limit || noise, "{path}: gradient of {name} off by {difference:e} in {self:?}");
         }
         Ok(())
     }
