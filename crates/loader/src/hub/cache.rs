@@ -124,7 +124,10 @@ fn in_place(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Res
         std::fs::create_dir_all(folder).map_err(io)?;
     }
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
+    // Two threads of a process may link the same file at once.
+    static CALLS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let call = CALLS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    name.push(format!(".{}.{call}.tmp", std::process::id()));
     let tmp = path.with_file_name(name);
     let _ = std::fs::remove_file(&tmp);
     make(&tmp).and_then(|()| std::fs::rename(&tmp, path)).map_err(|e| {
