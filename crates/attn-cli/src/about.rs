@@ -3,10 +3,10 @@
 use crate::args::{DeviceName, ModelArgs};
 use crate::inspect;
 use crate::model::Opened;
-use crate::text::sha256;
 use anyhow::Result;
 use attn_eval::compare::{Factor, Plan};
 use attn_eval::report::{About, CheckpointInfo, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
+use loader::sha256;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The versions of everything this program was built from.

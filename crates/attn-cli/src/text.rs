@@ -2,7 +2,7 @@
 
 use crate::output::usage;
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
+use loader::sha256;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -71,11 +71,6 @@ fn documents(source: Source, field: &str) -> Result<Source> {
     Ok(Source { documents: documents.len(), text: documents.join("\n\n"), ..source })
 }
 
-/// SHA-256 in hexadecimal.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Reads a UTF-8 file, `-` for stdin.
 pub(crate) fn read_file(path: &Path) -> Result<String> {
     let mut bytes = vec![];
@@ -116,7 +111,7 @@ mod tests {
         fs::write(&path, "{\"text\": \"one\"}\n\n{\"text\": \"two\\n\", \"id\": 2}\n").unwrap();
         let source = read(Some(&path), "text").unwrap();
         assert_eq!((source.text.as_str(), source.documents), ("one\n\ntwo\n", 2));
-        assert_eq!(source.sha256, sha256(&fs::read(&path).unwrap()));
+        assert_eq!(source.sha256, sha256(fs::read(&path).unwrap()));
         let error = format!("{:#}", read(Some(&path), "body").err().unwrap());
         assert!(error.contains("line 1") && error.contains("--text-field"), "{error}");
         fs::write(&path, "{\"text\": \"one\"}\n{\"text\"").unwrap();

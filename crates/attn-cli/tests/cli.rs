@@ -1,20 +1,13 @@
 //! The program as a person meets it: what it prints, what it refuses, and what it leaves behind.
 
+mod common;
+
+use common::{attn, json, path, repository, run};
 use serde_json::Value;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-fn attn(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
-    command.args(args).env_remove("COLUMNS").env("HF_HUB_OFFLINE", "1");
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    attn(args).output().expect("attn starts")
-}
+use std::process::{Output, Stdio};
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("stdout is UTF-8")
@@ -37,22 +30,8 @@ fn check_refused(output: &Output, args: &[&str], code: i32, parts: &[&str]) -> S
     stderr
 }
 
-fn json(args: &[&str]) -> Value {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("stdout is one JSON document")
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
 fn golden(name: &str) -> PathBuf {
     repository().join("tests/golden").join(name)
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
 }
 
 /// A copy of a golden checkpoint that a test may spoil.

@@ -1,25 +1,11 @@
 //! The comparison lab as a person meets it: JSON that keeps to its schema, several texts, run files, shards.
 
+mod common;
+
+use common::{attn, json, path, repository, run};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn attn(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
-    command.args(args).env_remove("COLUMNS").env("HF_HUB_OFFLINE", "1");
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    attn(args).output().expect("attn starts")
-}
-
-fn json(args: &[&str]) -> Value {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("stdout is one JSON document")
-}
 
 /// The one line on stderr of a command that has to fail and say each of `parts`.
 fn refused(args: &[&str], parts: &[&str]) {
@@ -30,14 +16,6 @@ fn refused(args: &[&str], parts: &[&str]) {
     for part in parts {
         assert!(stderr.contains(part), "{args:?} should say {part:?}: {stderr}");
     }
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 fn schema() -> Value {

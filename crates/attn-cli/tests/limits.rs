@@ -1,26 +1,12 @@
 //! What the program does when it is asked for too much, interrupted, or handed a hostile chat template.
 
+mod common;
+
+use common::{ATTN, attn, path, repository};
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-const ATTN: &str = env!("CARGO_BIN_EXE_attn");
-
-fn attn(args: &[&str]) -> Command {
-    let mut command = Command::new(ATTN);
-    command.args(args).env("HF_HUB_OFFLINE", "1");
-    command
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
-}
 
 /// A failure of one line on stderr, nothing on stdout, and each of `parts` said.
 fn refused(output: &Output, parts: &[&str]) {

@@ -1,5 +1,8 @@
 //! `attn train` as a user runs it: a run killed in the middle ends with the bits of one that was not.
 
+mod common;
+
+use common::attn;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -31,14 +34,14 @@ const SMALL: &[&str] = &[
     "alibi",
 ];
 
-fn attn(out: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
-    command.args(["train", "--text", TEXT, "--out"]).arg(out).args(SMALL).args(more);
+fn train(out: &Path, more: &[&str]) -> Command {
+    let mut command = attn(&["train", "--text", TEXT, "--out"]);
+    command.arg(out).args(SMALL).args(more);
     command
 }
 
 fn run(out: &Path, more: &[&str]) -> Output {
-    attn(out, more).output().unwrap()
+    train(out, more).output().unwrap()
 }
 
 fn losses(out: &Path) -> Vec<(u64, f64)> {
@@ -60,7 +63,7 @@ fn a_killed_run_resumes_to_the_same_bits() {
     assert_eq!((summary["steps"].as_u64(), summary["resumed_from"].as_u64()), (Some(12), Some(0)));
     assert!(summary["last_loss"].as_f64().unwrap() < summary["first_loss"].as_f64().unwrap());
 
-    let mut child = attn(&killed, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = train(&killed, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let first = killed.join("checkpoint-0000003");
     while !first.exists() && child.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_millis(1));
@@ -80,14 +83,11 @@ fn a_killed_run_resumes_to_the_same_bits() {
 
     // The result is a checkpoint like any other, and can be trained further as it is.
     let model = whole.to_str().unwrap();
-    let score = Command::new(env!("CARGO_BIN_EXE_attn"))
-        .args(["perplexity", model, "--context", "32", "--max-tokens", "320", "--json"])
-        .output()
-        .unwrap();
+    let score = attn(&["perplexity", model, "--context", "32", "--max-tokens", "320", "--json"]).output().unwrap();
     assert!(score.status.success(), "{}", String::from_utf8_lossy(&score.stderr));
     let tuned = folder.path().join("tuned");
-    let mut tune = Command::new(env!("CARGO_BIN_EXE_attn"));
-    tune.args(["train", model, "--text", TEXT, "--steps", "2", "--batch", "2", "--context", "48", "--out"]).arg(&tuned);
+    let mut tune = attn(&["train", model, "--text", TEXT, "--steps", "2", "--batch", "2", "--context", "48", "--out"]);
+    tune.arg(&tuned);
     let tuned = tune.output().unwrap();
     assert!(tuned.status.success(), "{}", String::from_utf8_lossy(&tuned.stderr));
 }
@@ -109,12 +109,7 @@ fn other_settings_in_the_same_folder_are_refused_by_name() {
         (["--context", "9999999"], "tokens"),
     ] {
         let fresh = folder.path().join("other");
-        let refused = Command::new(env!("CARGO_BIN_EXE_attn"))
-            .args(["train", "--text", TEXT, "--out"])
-            .arg(&fresh)
-            .args(flags)
-            .output()
-            .unwrap();
+        let refused = attn(&["train", "--text", TEXT, "--out"]).arg(&fresh).args(flags).output().unwrap();
         let message = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && message.contains(part), "{flags:?}: {message}");
         assert!(!fresh.exists(), "{flags:?} left {fresh:?} behind");

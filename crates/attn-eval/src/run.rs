@@ -13,7 +13,6 @@ use crate::perplexity::Scores;
 use crate::report::About;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -56,8 +55,7 @@ impl Header {
 }
 
 fn fingerprint(about: &About, cells: &[CellSpec]) -> String {
-    let text = serde_json::json!([about.identity(), cells]).to_string();
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    loader::sha256(serde_json::json!([about.identity(), cells]).to_string())
 }
 
 /// A measured cell, as a line.

@@ -190,9 +190,9 @@ impl Trainer {
     /// the seed and the numbers of step and micro-batch alone.
     fn rows(&self, part: usize) -> Result<Tensor> {
         let s = &self.settings;
-        let mut rng = Rng::new(s.seed ^ 0x7261_7773);
-        let skip = Rng::new(rng.next_u64() ^ (self.done * s.accumulate + part) as u64).next_u64();
-        let mut rng = Rng::new(skip);
+        let run = Rng::new(s.seed ^ 0x7261_7773).next_u64();
+        let number = (self.done * s.accumulate + part) as u64;
+        let mut rng = Rng::new(Rng::new(run ^ number).next_u64());
         let mut ids = Vec::with_capacity(s.batch * s.context);
         for _ in 0..s.batch {
             let start = rng.below(self.tokens.len() - s.context + 1);
@@ -204,10 +204,5 @@ impl Trainer {
 
 /// SHA-256 of token ids, little-endian.
 fn digest(tokens: &[u32]) -> String {
-    use sha2::{Digest, Sha256};
-    let mut hash = Sha256::new();
-    for chunk in tokens.chunks(1 << 12) {
-        hash.update(chunk.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    loader::sha256(tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())
 }

@@ -93,7 +93,7 @@ impl OriginFile {
     }
 
     pub(crate) fn digested(name: &str, bytes: &[u8]) -> Self {
-        Self { name: name.to_string(), size: bytes.len() as u64, content: Content::Digest(hex(Sha256::digest(bytes))) }
+        Self { name: name.to_string(), size: bytes.len() as u64, content: Content::Digest(sha256(bytes)) }
     }
 
     /// The file on disk, if it is one.
@@ -112,7 +112,7 @@ impl OriginFile {
     pub fn sha256(&self) -> Result<String> {
         match &self.content {
             Content::Path(path) => sha256_file(path),
-            Content::Static(bytes) => Ok(hex(Sha256::digest(bytes))),
+            Content::Static(bytes) => Ok(sha256(bytes)),
             Content::Digest(hex) => Ok(hex.clone()),
         }
     }
@@ -129,6 +129,11 @@ pub(crate) fn sha256_file(path: &Path) -> Result<String> {
             n => hash.update(&buf[..n]),
         }
     }
+}
+
+/// The SHA-256 of bytes in hexadecimal.
+pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
+    hex(Sha256::digest(bytes))
 }
 
 /// Lower-case hexadecimal.

@@ -28,7 +28,7 @@ mod source;
 mod tokenizer;
 
 pub use chat::ChatTemplate;
-pub use checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile};
+pub use checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile, sha256};
 pub use error::{LoadError, Result};
 pub use hub::{Fetched, HubConfig, download};
 pub use safetensors::SafetensorsSource;

@@ -13,6 +13,7 @@ use attn_train::checkpoint::Log;
 use attn_train::shape::{Position, Shape};
 use attn_train::{Settings, Step, Trainer, bpe};
 use candle_core::{DType, Device, Tensor};
+use loader::Tokenizer;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -121,16 +122,12 @@ fn settings(args: &TrainArgs, config: Value) -> Settings {
 fn fresh(args: &TrainArgs, texts: &[String]) -> Result<Start> {
     let s = &args.shape;
     let tokenizer = match &s.tokenizer {
-        Some(path) => {
-            let json = text::read_file(path)?;
-            json.parse::<tokenizers::Tokenizer>()
-                .map_err(|e| anyhow::anyhow!("{}: not a valid tokenizer.json: {e}", path.display()))?
-        }
-        None => bpe::train(&texts.iter().map(String::as_str).collect::<Vec<_>>(), s.vocab)?,
+        Some(path) => Tokenizer::from_json(path, text::read_file(path)?.as_bytes())?,
+        None => Tokenizer::new(bpe::train(&texts.iter().map(String::as_str).collect::<Vec<_>>(), s.vocab)?),
     };
     let shape = Shape {
         position: s.position.unwrap_or(Position::Rope),
-        vocab: tokenizer.get_vocab_size(true),
+        vocab: tokenizer.vocab_size(),
         context: args.context,
         hidden: s.hidden,
         intermediate: s.intermediate,
@@ -138,11 +135,9 @@ fn fresh(args: &TrainArgs, texts: &[String]) -> Result<Start> {
         heads: s.heads,
         kv_heads: s.kv_heads,
     };
-    let wrap = loader::Tokenizer::new(tokenizer.clone());
-    let json = tokenizer.to_string(false).map_err(|e| anyhow::anyhow!("can't write the tokenizer: {e}"))?;
     Ok(Start {
-        tokenizer: json,
-        tokens: encode(&wrap, texts, Some(0))?,
+        tokenizer: json(&tokenizer)?,
+        tokens: encode(&tokenizer, texts, Some(0))?,
         config: shape.config()?,
         weights: shape.weights(args.seed)?,
     })
@@ -156,22 +151,26 @@ fn tuned(args: &TrainArgs, texts: &[String]) -> Result<Start> {
     }
     let checkpoint = loader::Checkpoint::open(name, &model::load_options(&args.load))?;
     let tokenizer = checkpoint.require_tokenizer()?;
-    let json = tokenizer.inner().to_string(false).map_err(|e| anyhow::anyhow!("can't write the tokenizer: {e}"))?;
     let source = checkpoint.weights.clone();
     let weights = source.names().into_iter().map(|name| {
         let tensor = source.load(&name, DType::F32, &Device::Cpu)?;
         Ok((name, tensor))
     });
     Ok(Start {
-        tokenizer: json,
+        tokenizer: json(tokenizer)?,
         tokens: encode(tokenizer, texts, tokenizer.eos_ids.first().copied())?,
         config: checkpoint.config.clone(),
         weights: weights.collect::<Result<_>>()?,
     })
 }
 
+/// The contents of a tokenizer.json.
+fn json(tokenizer: &Tokenizer) -> Result<String> {
+    tokenizer.inner().to_string(false).map_err(|e| anyhow::anyhow!("can't write the tokenizer: {e}"))
+}
+
 /// The ids of all texts, one after the other, each with its end.
-fn encode(tokenizer: &loader::Tokenizer, texts: &[String], end: Option<u32>) -> Result<Arc<[u32]>> {
+fn encode(tokenizer: &Tokenizer, texts: &[String], end: Option<u32>) -> Result<Arc<[u32]>> {
     let mut ids = Vec::new();
     for text in texts {
         ids.extend(tokenizer.encode(text, false)?);

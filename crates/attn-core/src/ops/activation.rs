@@ -1,6 +1,6 @@
 //! Activation functions, alone and as gates, forward and backward in one pass each.
 
-use super::rows::{Kernel, Matrix, compute, exp, is_plain, tensor, with_matrices, with_rows};
+use super::rows::{Kernel, Matrix, compute, exp, is_plain, size, tensor, with_matrices, with_rows};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use std::marker::PhantomData;
@@ -158,12 +158,6 @@ pub fn gated_pair(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<
         return with_rows(gate)?.apply_op2(&with_rows(up)?, Gated(activation));
     }
     activation.plain(gate)? * up
-}
-
-/// Rows and their width.
-fn size(dims: &[usize]) -> (usize, usize) {
-    let width = dims.last().copied().unwrap_or(1).max(1);
-    (dims.iter().product::<usize>() / width, width)
 }
 
 struct Unary(Activation);

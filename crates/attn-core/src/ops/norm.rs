@@ -1,9 +1,8 @@
 //! RMS and layer norm, forward and backward in one pass each.
 
-use super::rows::{Kernel, Matrix, Reduction, compute, is_plain, reduce, sum, tensor, with_matrices, with_rows};
+use super::rows::{Kernel, Matrix, Reduction, compute, is_plain, reduce, size, sum, tensor, with_matrices, with_rows};
 use candle_core::backend::BackendStorage;
-use candle_core::bail;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
 
 /// What is taken out of the last dimension before scaling.
@@ -21,8 +20,7 @@ pub enum NormKind {
 /// # Errors
 /// A weight or bias that doesn't broadcast.
 pub fn norm(kind: NormKind, xs: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    let fits = |w: &Tensor| w.device().is_cpu() && xs.dims().ends_with(w.dims()) && w.rank() > 0;
-    if !is_plain(xs) || !weight.is_none_or(fits) || !bias.is_none_or(fits) {
+    if !is_fused(xs, weight, bias) {
         return plain(kind, xs, weight, bias, eps);
     }
     let op = NormOp { kind, eps: eps as f32 };
@@ -34,6 +32,12 @@ pub fn norm(kind: NormKind, xs: &Tensor, weight: Option<&Tensor>, bias: Option<&
         (Some(w), Some(b)) => xs.apply_op3(&parameter(w)?, &parameter(b)?, op),
         (None, Some(_)) => plain(kind, &xs, weight, bias, eps),
     }
+}
+
+/// Whether the fused op takes the norm of `xs`.
+fn is_fused(xs: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> bool {
+    let fits = |w: &Tensor| w.device().is_cpu() && xs.dims().ends_with(w.dims()) && w.rank() > 0;
+    is_plain(xs) && weight.is_none_or(fits) && bias.is_none_or(fits)
 }
 
 /// `a + b`, rounded to their dtype, and its [`norm`](fn@norm): where no gradients are tracked both in one pass.
@@ -49,9 +53,8 @@ pub fn add_norm(
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
     let tracks = [Some(a), Some(b), weight, bias].into_iter().flatten().any(Tensor::track_op);
-    let fits = |w: &Tensor| w.device().is_cpu() && a.dims().ends_with(w.dims()) && w.rank() > 0;
     let alike = a.dims() == b.dims() && a.dtype() == b.dtype();
-    if tracks || !alike || !is_plain(a) || !is_plain(b) || !weight.is_none_or(fits) || !bias.is_none_or(fits) {
+    if tracks || !alike || !is_plain(b) || !is_fused(a, weight, bias) {
         let sum = (a + b)?;
         let normed = norm(kind, &sum, weight, bias, eps)?;
         return Ok((sum, normed));
@@ -61,19 +64,12 @@ pub fn add_norm(
     let (a, b) = (with_rows(a)?, with_rows(b)?);
     let size = size(a.dims());
     let [sum, normed] = with_matrices([&a, &b], |rows| {
-        compute(a.dtype(), size, rows, &SumAndNorm(Forward { op, parameters: &parameters, dtype: a.dtype() }))
+        compute(a.dtype(), size, rows, &SumAndNorm { norm: Forward { op, parameters: &parameters }, dtype: a.dtype() })
     })?;
     Ok((tensor(sum, a.shape())?, tensor(normed, a.shape())?))
 }
 
-/// Rows and their width.
-fn size(dims: &[usize]) -> (usize, usize) {
-    let width = dims.last().copied().unwrap_or(1).max(1);
-    (dims.iter().product::<usize>() / width, width)
-}
-
 /// Weight and bias in f32.
-#[derive(Default)]
 struct Parameters {
     weight: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
@@ -145,7 +141,7 @@ impl NormOp {
         bias: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
         let parameters = Parameters::of(weight, bias)?;
-        let kernel = Forward { op: self, parameters: &parameters, dtype: xs.dtype() };
+        let kernel = Forward { op: self, parameters: &parameters };
         let [out] = compute(xs.dtype(), size(layout.dims()), [Matrix::new(xs, layout)?], &kernel)?;
         Ok((out, layout.shape().clone()))
     }
@@ -179,7 +175,6 @@ fn parameter(all: &[f32], i: usize, width: usize) -> &[f32] {
 struct Forward<'a> {
     op: NormOp,
     parameters: &'a Parameters,
-    dtype: DType,
 }
 
 impl Forward<'_> {
@@ -217,7 +212,11 @@ impl Kernel<1, 1> for Forward<'_> {
     }
 }
 
-struct SumAndNorm<'a>(Forward<'a>);
+struct SumAndNorm<'a> {
+    norm: Forward<'a>,
+    /// What the sum is stored in.
+    dtype: DType,
+}
 
 impl Kernel<2, 2> for SumAndNorm<'_> {
     #[inline(always)]
@@ -227,12 +226,12 @@ impl Kernel<2, 2> for SumAndNorm<'_> {
             *sum = a[j] + b[j];
         }
         // The norm is that of the sum as it is stored.
-        match self.0.dtype {
+        match self.dtype {
             DType::BF16 => sum.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
             DType::F16 => sum.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
             _ => {}
         }
-        self.0.apply(i, sum, normed);
+        self.norm.apply(i, sum, normed);
     }
 }
 

@@ -272,6 +272,12 @@ pub(super) fn tensor(storage: CpuStorage, shape: impl Into<Shape>) -> Result<Ten
     }
 }
 
+/// Rows and their width.
+pub(super) fn size(dims: &[usize]) -> (usize, usize) {
+    let width = dims.last().copied().unwrap_or(1).max(1);
+    (dims.iter().product::<usize>() / width, width)
+}
+
 /// True if the rows of `x` can be read as slices on the CPU, in a dtype that the ops compute in.
 pub(super) fn is_plain(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16) && x.elem_count() > 0
