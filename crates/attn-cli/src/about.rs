@@ -88,6 +88,7 @@ fn settings(opened: &Opened, args: &ModelArgs, plan: &Plan) -> Settings {
         }
         .to_string(),
         keep_quantized: args.load.keep_quantized,
+        passkey: None,
     }
 }
 

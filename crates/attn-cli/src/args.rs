@@ -4,10 +4,10 @@
 //! several commands share are structs that the commands flatten in.
 
 use crate::bench::args::BenchArgs;
+use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
 use crate::train::args::TrainArgs;
 use attn_core::RopeOverride;
 use attn_eval::compare::{Factor, Mode};
-use attn_eval::run::Shard;
 use candle_core::DType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -59,10 +59,29 @@ Examples:
   attn compare --html report.html --csv cells.csv --plot chart.svg
   attn compare --from cells.json --html report.html
   attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
+  attn compare MODEL --text book.txt --contexts 16384 --search
 
 Modes: none (no scaling), checkpoint (as its config says), linear, ntk, dynamic, ntk-by-parts, yarn,
 llama3, longrope, proportional. In the result, * marks the lowest perplexity of a context.")]
     Compare(CompareArgs),
+    /// Measure retrieval: is a number hidden far back in the text still found?
+    #[command(after_help = "\
+Examples:
+  attn passkey MODEL --contexts 4096,8192,16384 --modes none,dynamic,yarn
+  attn passkey MODEL --haystack book.txt --contexts 8192 --depths 0,0.5,1 --trials 10 --json
+
+The task is that of Mohtashami and Jaggi (2023): a number of 5 digits is hidden in irrelevant text, and the
+model is asked for it. An answer counts if it is exactly that number. Every mode gets the same trials.")]
+    Passkey(PasskeyArgs),
+    /// Write a checkpoint with another position scaling in its config, and the options to serve it with
+    #[command(after_help = "\
+Examples:
+  attn export MODEL --rope-scaling yarn --rope-factor 2 --out model-16k
+  attn export MODEL --rope-theta 500000               only the options for vLLM and llama.cpp
+
+config.json gets the scaling in the spelling of transformers 5 (rope_parameters) and of transformers 4
+(rope_scaling, rope_theta). Weights and tokenizer are copied.")]
+    Export(ExportArgs),
     /// Join the run files of a comparison that was measured in parts
     #[command(after_help = "\
 Examples:
@@ -312,12 +331,14 @@ pub(crate) struct CompareArgs {
     /// Show the result that --json wrote to this file, without measuring anything
     #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run"])]
     pub(crate) from: Option<PathBuf>,
-    /// Append every finished cell to this file, and go on where it stops
-    #[arg(long, value_name = "FILE", help_heading = "Long runs")]
-    pub(crate) run: Option<PathBuf>,
-    /// Measure only part i of n, to be joined by attn merge
-    #[arg(long, value_name = "I/N", requires = "run", help_heading = "Long runs")]
-    pub(crate) shard: Option<Shard>,
+    #[command(flatten)]
+    pub(crate) long: RunArgs,
+    /// Search for a better scaling at the one context named: chosen on half of the windows, confirmed on the others
+    #[arg(long, conflicts_with_all = ["run", "stride"], help_heading = "Search")]
+    pub(crate) search: bool,
+    /// Candidates to try beside the modes
+    #[arg(long, value_name = "N", default_value_t = 40, requires = "search", help_heading = "Search", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) search_budget: usize,
 }
 
 /// How a comparison is shown.
@@ -336,16 +357,6 @@ pub(crate) struct OutputArgs {
     /// Write a page with verdict, tables and charts that opens offline
     #[arg(long, value_name = "FILE.html")]
     pub(crate) html: Option<PathBuf>,
-}
-
-/// `attn merge`
-#[derive(Debug, Args)]
-pub(crate) struct MergeArgs {
-    /// Run files of one comparison
-    #[arg(required = true, value_name = "RUN")]
-    pub(crate) runs: Vec<PathBuf>,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
 }
 
 /// `attn logits`
@@ -460,7 +471,7 @@ fn parse_scaling(text: &str) -> Result<String, String> {
     }
 }
 
-fn parse_mode(text: &str) -> Result<Mode, String> {
+pub(crate) fn parse_mode(text: &str) -> Result<Mode, String> {
     text.parse()
 }
 
@@ -499,7 +510,7 @@ fn parse_factor(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x >= 1.0, "at least 1")
 }
 
-fn parse_auto_factor(text: &str) -> Result<Factor, String> {
+pub(crate) fn parse_auto_factor(text: &str) -> Result<Factor, String> {
     if text == "auto" { Ok(Factor::Auto) } else { parse_factor(text).map(Factor::Fixed) }
 }
 
@@ -509,6 +520,10 @@ pub(crate) fn parse_temperature(text: &str) -> Result<f64, String> {
 
 fn parse_probability(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
+}
+
+pub(crate) fn parse_probability_or_zero(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| (0.0..=1.0).contains(&x), "from 0 to 1")
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {

@@ -3,17 +3,16 @@
 use crate::about;
 use crate::args::CompareArgs;
 use crate::model::{self, Opened};
-use crate::output::{note, print, print_json, usage};
+use crate::output::{note, usage};
 use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
-use crate::{inspect, memory, text};
+use crate::{inspect, long_run, memory, text};
 use anyhow::Result;
-use attn_eval::compare::{Comparison, Factor, Mode, Plan, Text, summarise, to_measure};
+use attn_eval::compare::{Comparison, Factor, Mode, Plan, Results, Text, summarise};
 use attn_eval::perplexity::Scores;
 use attn_eval::report::{About, TextInfo};
-use attn_eval::run::{Header, RunFile};
-use serde_json::json;
+use attn_eval::search::search;
 
 /// Tokens of each text that are used unless more are asked for, so that a first look takes seconds.
 const DEFAULT_TOKENS: usize = 8192;
@@ -29,7 +28,9 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     }
     let sources = text::read_all(&args.text, &args.cut.text_field)?;
     let opened = model::open_plain(&args.model)?;
-    let most = args.cut.max_tokens.unwrap_or_else(|| default_tokens(args, &opened));
+    // A search needs many windows to split.
+    let usual = || if args.search { usize::MAX } else { default_tokens(args, &opened) };
+    let most = args.cut.max_tokens.unwrap_or_else(usual);
     let (mut texts, mut infos) = (vec![], vec![]);
     for source in sources {
         let mut tokens = tokens(&opened, &source.text)?;
@@ -47,49 +48,39 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     }
     let plan = plan(args, &opened, texts.iter().map(|text| text.tokens.len()).min().unwrap_or(0))?;
     hint(args, &opened, &plan);
+    if args.search {
+        return find(args, &opened, &texts, &plan, infos);
+    }
     let comparison = Comparison::new(&opened.model, &texts, &plan)?;
     for &context in &plan.contexts {
         memory::check(&opened, context, |context| work(&opened.model, context))?;
     }
     let about = about::about(&opened, &args.model, &plan, infos)?;
     let Some(scores) = measure(args, &comparison, &about)? else { return Ok(()) };
-    present(&args.output, &about, &summarise(comparison.specs(), &scores, plan.seed)?)
+    present(&args.output, &about, &summarise(comparison.specs(), &scores, plan.seed)?, None)
 }
 
 /// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
 fn measure(args: &CompareArgs, comparison: &Comparison, about: &About) -> Result<Option<Vec<Option<Scores>>>> {
-    let specs = comparison.specs();
-    let Some(path) = &args.run else {
-        let mut scores = vec![None; specs.len()];
-        fill(comparison, &to_measure(specs).collect::<Vec<_>>(), &mut |index, measured| {
-            scores[index] = Some(measured);
-            Ok(())
-        })?;
-        return Ok(Some(scores));
-    };
-    let mut file = RunFile::open(path, Header::new(about.clone(), specs.to_vec()))?;
-    let mine = args.shard.map_or_else(|| to_measure(specs).collect(), |shard| shard.cells(specs));
-    let missing: Vec<usize> = mine.iter().copied().filter(|&index| file.run.scores[index].is_none()).collect();
-    if missing.len() < mine.len() && !args.output.json {
-        note(&format!("{}: {} of {} cells are there already", path.display(), mine.len() - missing.len(), mine.len()));
-    }
-    fill(comparison, &missing, &mut |index, scores| file.append(index, scores))?;
-    let Some(shard) = args.shard else { return Ok(Some(file.run.scores)) };
-    let (shard, name, still) = (shard.to_string(), path.display().to_string(), file.run.missing().len());
-    if args.output.json {
-        print_json(&json!({"run": name, "shard": shard, "cells": mine.len(), "missing": still}))?;
-    } else {
-        print(&format!("shard {shard}: {} cells are in {name}; attn merge joins the shards\n", mine.len()))?;
-    }
-    Ok(None)
+    long_run::measure(&args.long, args.output.json, about, comparison.specs(), &mut |indices, done| {
+        let mut progress = Progress::new();
+        let mut report = |at: attn_eval::compare::Progress| {
+            progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
+        };
+        comparison.run(indices, &mut report, done)
+    })
 }
 
-fn fill(comparison: &Comparison, indices: &[usize], done: &mut dyn FnMut(usize, Scores) -> Result<()>) -> Result<()> {
+/// Searches for a better scaling rather than comparing the modes.
+fn find(args: &CompareArgs, opened: &Opened, texts: &[Text], plan: &Plan, infos: Vec<TextInfo>) -> Result<()> {
     let mut progress = Progress::new();
-    let mut report = |at: attn_eval::compare::Progress| {
-        progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
-    };
-    comparison.run(indices, &mut report, done)
+    let found = search(&opened.model, texts, plan, args.search_budget, &mut |done, total| {
+        progress.set(done, total, "searching");
+    })?;
+    drop(progress);
+    let about = about::about(opened, &args.model, plan, infos)?;
+    let results = Results::of(vec![found.stock.clone(), found.winner.cell.clone()], plan.seed);
+    present(&args.output, &about, &results, Some(&found))
 }
 
 /// What can be known to be wrong before anything is loaded.
@@ -97,12 +88,13 @@ fn check(args: &CompareArgs) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
         return usage("compare sets the scaling itself: use --modes and --factor");
     }
-    if args.shard.is_some() && (args.output.csv.is_some() || args.output.plot.is_some() || args.output.html.is_some()) {
+    if args.long.shard.is_some() && (args.output.csv.is_some() || args.output.plot.is_some() || args.output.html.is_some()) {
         return usage("--shard measures a part: give --csv, --plot and --html to attn merge");
     }
-    if let Some(path) = &args.run {
-        crate::output::check_writable(path)?;
+    if args.search && args.contexts.len() != 1 {
+        return usage("--search is for one context: name it with --contexts");
     }
+    long_run::check(&args.long)?;
     present::check(&args.output)
 }
 
@@ -150,7 +142,7 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
 }
 
 /// All that apply to any RoPE model; others can only be had as they are.
-fn default_modes(opened: &Opened) -> Vec<Mode> {
+pub(crate) fn default_modes(opened: &Opened) -> Vec<Mode> {
     if inspect::has_rope(&opened.model) { Mode::DEFAULT.to_vec() } else { vec![Mode::Checkpoint] }
 }
 
@@ -161,7 +153,7 @@ fn default_contexts(trained: Option<usize>, tokens: usize) -> Vec<usize> {
     doublings.filter(|&context| context <= tokens).collect()
 }
 
-fn unique<T: PartialEq>(items: Vec<T>) -> Vec<T> {
+pub(crate) fn unique<T: PartialEq>(items: Vec<T>) -> Vec<T> {
     items.into_iter().fold(vec![], |mut kept, item| {
         if !kept.contains(&item) {
             kept.push(item);

@@ -10,18 +10,23 @@ mod bench;
 mod compare;
 mod download;
 mod explain;
+mod export;
 mod generate;
 mod ids;
 mod inspect;
+mod lab_args;
 mod logits;
 mod memory;
+mod long_run;
 mod merge;
 mod model;
 mod output;
+mod passkey;
 mod perplexity;
 mod present;
 mod progress;
 mod template;
+mod serving;
 mod text;
 mod train;
 
@@ -68,6 +73,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Passkey(args) => passkey::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Logits(args) => logits::run(&args),

@@ -1,10 +1,12 @@
 //! `attn merge`: the run files of a comparison that was measured in parts, as one result.
 
-use crate::args::MergeArgs;
+use crate::lab_args::MergeArgs;
+use crate::output::usage;
 use crate::present::{self, present};
 use anyhow::{Result, bail};
-use attn_eval::compare::summarise;
-use attn_eval::run::Run;
+use attn_eval::compare::{CellSpec, summarise};
+use attn_eval::passkey::{self, PasskeySpec};
+use attn_eval::run::{Measurable, Run, kind, to_measure};
 
 /// Cells that an error about missing ones names before it only counts.
 const NAMED: usize = 4;
@@ -15,28 +17,47 @@ const NAMED: usize = 4;
 /// A file is no run file, the runs are of different settings, or cells are missing.
 pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     present::check(&args.output)?;
+    // All runs have to be of one kind; reading them says so if they are not.
+    let first = args.runs.first().map(|path| kind(path)).transpose()?;
+    if first.as_deref() == Some(PasskeySpec::KIND) {
+        if args.output.csv.is_some() || args.output.plot.is_some() {
+            return usage("--csv and --plot are for runs of attn compare; these are of attn passkey");
+        }
+        let Run { header, scores, .. } = merged::<PasskeySpec>(args)?;
+        let about = &header.about;
+        let haystack = about.texts.first().map_or("essay", |text| text.name.as_str());
+        let trials = about.settings.passkey.as_ref().map_or(0, |settings| settings.trials);
+        let grid = passkey::summarise(haystack, about.settings.seed, trials, &header.cells, &scores)?;
+        return crate::passkey::show(args.output.json, about, &grid);
+    }
+    let Run { header, scores, .. } = merged::<CellSpec>(args)?;
+    let about = &header.about;
+    present(&args.output, about, &summarise(&header.cells, &scores, about.settings.seed)?, None)
+}
+
+/// The runs as one that lacks nothing.
+fn merged<C: Measurable>(args: &MergeArgs) -> Result<Run<C>> {
     let runs: Result<Vec<_>> = args.runs.iter().map(|path| Ok((path.clone(), Run::read(path)?))).collect();
     let run = Run::merge(runs?)?;
     let missing = run.missing();
     if !missing.is_empty() {
         bail!("{}: finish the runs first", missing_cells(&run, &missing));
     }
-    let about = &run.header.about;
-    present(&args.output, about, &summarise(&run.header.cells, &run.scores, about.settings.seed)?)
+    Ok(run)
 }
 
-fn missing_cells(run: &Run, missing: &[usize]) -> String {
+fn missing_cells<C: Measurable>(run: &Run<C>, missing: &[usize]) -> String {
     let about = &run.header.about;
     let name = |&index: &usize| {
         let cell = &run.header.cells[index];
-        let text = about.texts.get(cell.text).filter(|_| about.texts.len() > 1);
+        let text = cell.text().and_then(|text| about.texts.get(text)).filter(|_| about.texts.len() > 1);
         let on = text.map_or(String::new(), |text| format!(" on {}", text.name));
-        format!("{} at {}{on}", cell.mode, cell.context)
+        format!("{} at {}{on}", cell.mode(), cell.context())
     };
     let mut names: Vec<String> = missing.iter().take(NAMED).map(name).collect();
     if missing.len() > NAMED {
         names.push(format!("{} more", missing.len() - NAMED));
     }
-    let all = attn_eval::compare::to_measure(&run.header.cells).count();
+    let all = to_measure(&run.header.cells).count();
     format!("{} of {all} cells are missing ({})", missing.len(), names.join(", "))
 }

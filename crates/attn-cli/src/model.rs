@@ -81,6 +81,14 @@ pub(crate) fn checkpoint(model: Option<&str>, args: &LoadArgs) -> Result<(Checkp
     Ok((checkpoint, name))
 }
 
+/// The files of the embedded model but its config, if that is what MODEL means.
+pub(crate) fn embedded_files(model: Option<&str>) -> Vec<(&'static str, &'static [u8])> {
+    match model {
+        None => vec![("model.safetensors", WEIGHTS), ("tokenizer.json", TOKENIZER)],
+        Some(_) => vec![],
+    }
+}
+
 /// The loader's options for these flags.
 pub(crate) fn load_options(args: &LoadArgs) -> LoadOptions {
     let mut options = LoadOptions { keep_quantized: args.keep_quantized, mmap: !args.no_mmap, ..Default::default() };

@@ -5,6 +5,7 @@ use crate::output::{check_writable, color, print, print_json, usage, width, wrap
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
 use attn_eval::report::{About, Document, TableStyle, csv, headline, html, read_document, svg, table, verdict};
+use attn_eval::search::Search;
 use std::path::Path;
 
 /// What can be known to be wrong before anything is measured.
@@ -30,7 +31,7 @@ pub(crate) fn check(args: &OutputArgs) -> Result<()> {
 ///
 /// # Errors
 /// A file or stdout can't be written.
-pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results) -> Result<()> {
+pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, search: Option<&Search>) -> Result<()> {
     if let Some(path) = &args.csv {
         write_file(path, |out| Ok(out.write_all(csv(&results.cells).as_bytes())?))?;
     }
@@ -42,7 +43,13 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results) -> Re
         let page = html::comparison(about, results)?;
         write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
     }
-    if args.json { print_json(&Document::new(about, results)) } else { print(&report(about, results)) }
+    if args.json {
+        return print_json(&Document::new(about, results).with_search(search));
+    }
+    match search {
+        Some(search) => print(&found(about, results, search)),
+        None => print(&report(about, results)),
+    }
 }
 
 /// Shows a comparison that `--json` wrote.
@@ -53,7 +60,7 @@ pub(crate) fn present_from(args: &OutputArgs, path: &Path) -> Result<()> {
     let name = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
     let (about, results) = read_document(&text).with_context(|| format!("can't show {name}"))?;
-    present(args, &about, &results)
+    present(args, &about, &results, None)
 }
 
 /// The table and the verdict for a terminal, for each text if there are several, and for all of them.
@@ -88,4 +95,51 @@ fn report(about: &About, results: &Results) -> String {
         line(&mut out, &sentence);
     }
     out
+}
+
+/// What a search found, for a terminal.
+fn found(about: &About, results: &Results, search: &Search) -> String {
+    let style = TableStyle { width: width(), color: color() };
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        out.push_str(&wrap(text, style.width));
+        out.push('\n');
+    };
+    let (tried, context) = (search.candidates.len(), search.context);
+    let (chosen, confirmed) = (search.choosing_windows.len(), search.confirming_windows.len());
+    line(&format!("model {}", about.checkpoint.name));
+    line(&format!("{tried} scalings tried on {chosen} windows of {context}; what follows is of {confirmed} others"));
+    line("");
+    out.push_str(&table(&results.cells, style));
+    out.push('\n');
+    let mut line = |text: &str| {
+        out.push_str(&wrap(text, style.width));
+        out.push('\n');
+    };
+    line(&sentence(search));
+    line("");
+    line(&search.winner.flags.join(" "));
+    out
+}
+
+/// Whether the search was worth it.
+fn sentence(search: &Search) -> String {
+    let stock = &search.stock.mode;
+    let percent = |nll: f64| format!("{:.1}%", nll.exp_m1() * 100.0);
+    let difference = &search.difference;
+    if search.winner.cell.nll == search.stock.nll {
+        return format!("nothing better than {stock} was found");
+    }
+    let gap = percent(difference.nll);
+    let Some(interval) = difference.interval else {
+        return format!(
+            "the scaling found has a perplexity {gap} from that of {stock}, too few windows to say how surely"
+        );
+    };
+    let range = format!("95% interval {} to {}", percent(interval.low), percent(interval.high));
+    if interval.high < 0.0 {
+        format!("the scaling found beats {stock}, the best stock mode: perplexity {gap} ({range})")
+    } else {
+        format!("the scaling found can't be told from {stock}, the best stock mode: perplexity {gap} ({range})")
+    }
 }

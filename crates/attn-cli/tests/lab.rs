@@ -196,3 +196,136 @@ fn shards_merge_to_the_result_of_one_run_to_the_last_digit() {
     refused(&["compare", "--shard", "1/2"], &["--run"]);
     refused(&["compare", "--shard", "3/2", "--run", "x"], &["3/2", "i/n"]);
 }
+
+#[test]
+fn passkey_is_a_seeded_grid_that_runs_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let args =
+        ["passkey", "--contexts", "384,512", "--depths", "0,1", "--modes", "none,yarn", "--trials", "2", "--json"];
+    let whole = json(&args);
+    assert_eq!(whole["format"], "attn-passkey/1");
+    let schema = schema();
+    validate(&whole["passkey"], &schema["$defs"]["passkey"], &schema, "$.passkey");
+    let cells = whole["passkey"]["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 8);
+    assert_eq!(
+        (&cells[2]["mode"], &cells[2]["context"], &cells[2]["depth"]),
+        (&"yarn".into(), &384.into(), &0.0.into())
+    );
+    let files = ["a.jsonl", "b.jsonl"].map(|name| folder.path().join(name));
+    for (file, shard) in files.iter().zip(["1/2", "2/2"]) {
+        json(&[&args[..], &["--run", path(file), "--shard", shard]].concat());
+    }
+    assert_eq!(figures(json(&["merge", path(&files[0]), path(&files[1]), "--json"])), figures(whole));
+    refused(&[&args[..], &["--run", path(&files[0]), "--trials", "3"]].concat(), &["cannot be used multiple times"]);
+    refused(&["compare", "--run", path(&files[0]), "--contexts", "256"], &["attn passkey"]);
+
+    let (_keep, plain, _) = texts();
+    let text = ["passkey", "--contexts", "512", "--modes", "none", "--trials", "1", "--haystack", path(&plain)];
+    let output = attn(&text).env("COLUMNS", "40").output().unwrap();
+    let map = String::from_utf8(output.stdout).unwrap();
+    assert!(map.lines().all(|line| line.chars().count() <= 40), "{map}");
+    assert!(map.contains("depth  50%") && map.contains("haystack"), "{map}");
+    refused(&["passkey", "--contexts", "64"], &["64 is too short"]);
+    refused(&["passkey", "--contexts", "65536", "--haystack", path(&plain)], &["plain.txt", "65536"]);
+}
+
+#[test]
+fn a_search_is_judged_on_windows_it_was_not_chosen_on() {
+    let args = ["compare", "--contexts", "512", "--search", "--search-budget", "6", "--max-tokens", "6144"];
+    let modes = ["--modes", "none,linear,dynamic,yarn"];
+    let document = json(&[&args[..], &modes, &["--json"]].concat());
+    check_schema(&document);
+    let search = &document["search"];
+    let spans = |key: &str| -> Vec<(u64, u64)> {
+        let spans = search[key].as_array().unwrap().iter();
+        spans.map(|span| (span["from"].as_u64().unwrap(), span["to"].as_u64().unwrap())).collect()
+    };
+    let (choosing, confirming) = (spans("choosing_windows"), spans("confirming_windows"));
+    assert_eq!((choosing.len(), confirming.len()), (6, 6));
+    assert!(choosing.iter().all(|a| confirming.iter().all(|b| a.1 <= b.0 || b.1 <= a.0)));
+    assert_eq!(search["candidates"].as_array().unwrap().len(), 4 + 6);
+    assert_eq!(search["winner"]["cell"]["windows"], 6);
+    // The flags select the very scaling: measured by itself on the whole text, some window has its figures.
+    let flags: Vec<&str> = search["winner"]["flags"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let alone = json(&[&["perplexity", "--context", "512", "--max-tokens", "6144", "--json"], &flags[..]].concat());
+    assert!(alone["perplexity"].as_f64().unwrap() > 1.0);
+    refused(&["compare", "--search"], &["--contexts"]);
+    refused(&[&args[..], &["--max-tokens", "2048"]].concat(), &["cannot be used multiple times"]);
+    refused(&["compare", "--contexts", "512", "--search", "--max-tokens", "2048"], &["8 windows", "there are 4"]);
+}
+
+/// Rows of ids as a file for `attn logits`.
+fn ids(folder: &Path) -> PathBuf {
+    let file = folder.join("ids.json");
+    let row: Vec<u32> = (0..48).map(|i| i * 7 % 90).collect();
+    fs::write(&file, serde_json::to_string(&[row]).unwrap()).unwrap();
+    file
+}
+
+#[test]
+fn an_export_computes_bit_for_bit_what_the_options_do() {
+    let golden = repository().join("tests/golden/models");
+    let folder = tempfile::tempdir().unwrap();
+    let (ids, options_out, export_out) = (ids(folder.path()), folder.path().join("a"), folder.path().join("b"));
+    let scalings: [&[&str]; 8] = [
+        &["--rope-scaling", "none"],
+        &["--rope-scaling", "linear", "--rope-factor", "2"],
+        &["--rope-scaling", "ntk", "--rope-factor", "2"],
+        &["--rope-scaling", "dynamic", "--rope-factor", "2", "--rope-original-context", "16"],
+        &["--rope-scaling", "ntk-by-parts", "--rope-factor", "2", "--rope-original-context", "16"],
+        &[
+            "--rope-scaling",
+            "yarn",
+            "--rope-factor",
+            "4",
+            "--rope-param",
+            "beta_fast=8",
+            "--rope-param",
+            "attention_factor=1.2",
+        ],
+        &["--rope-scaling", "llama3", "--rope-factor", "2", "--rope-theta", "20000"],
+        &[],
+    ];
+    for model in ["llama", "llama-v4-config", "qwen2", "phi", "gpt-neox", "phi3-longrope"] {
+        for (index, scaling) in scalings.iter().enumerate() {
+            let source = golden.join(model);
+            let out = folder.path().join(format!("{model}-{index}"));
+            let report = json(&[&["export", path(&source), "--out", path(&out), "--json"], *scaling].concat());
+            assert!(report["files"].as_array().unwrap().contains(&"model.safetensors".into()), "{report}");
+            let args = ["logits", "--ids", path(&ids), "--out"];
+            let first = run(&[&args[..], &[path(&options_out), path(&source)], *scaling].concat());
+            let second = run(&[&args[..], &[path(&export_out), path(&out)]].concat());
+            assert!(first.status.success() && second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
+            let same = fs::read(&options_out).unwrap() == fs::read(&export_out).unwrap();
+            assert!(same, "{model} {scaling:?}: {report}");
+        }
+    }
+}
+
+#[test]
+fn an_export_is_refused_where_a_config_cannot_say_it() {
+    let golden = repository().join("tests/golden/models");
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let model = |name: &str| golden.join(name).display().to_string();
+    let yarn = ["--rope-scaling", "yarn", "--rope-factor", "2"];
+    refused(&[&["export", &model("gemma3"), "--out", path(&out)], &yarn[..]].concat(), &["several rotary encodings"]);
+    refused(&["export", &model("bloom"), "--out", path(&out)], &["no rotary"]);
+    assert!(!out.exists(), "nothing is written");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("x"), "x").unwrap();
+    refused(&["export", &model("llama"), "--out", path(&out)], &["not an empty folder"]);
+    // Without a folder the options alone are printed, and the embedded model can be exported too.
+    let text = String::from_utf8(run(&[&["export"], &yarn[..]].concat()).stdout).unwrap();
+    assert!(text.contains("--hf-overrides") && text.contains("--yarn-orig-ctx 256"), "{text}");
+    let embedded = folder.path().join("embedded");
+    json(&[&["export", "--out", path(&embedded), "--json"], &yarn[..]].concat());
+    let config: Value = serde_json::from_slice(&fs::read(embedded.join("config.json")).unwrap()).unwrap();
+    assert_eq!((&config["rope_scaling"]["factor"], &config["rope_theta"]), (&2.0.into(), &10000.0.into()));
+    assert_eq!(
+        (&config["rope_parameters"]["rope_theta"], &config["max_position_embeddings"]),
+        (&10000.0.into(), &512.into())
+    );
+    json(&["perplexity", path(&embedded), "--context", "256", "--max-tokens", "512", "--json"]);
+}

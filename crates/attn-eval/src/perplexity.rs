@@ -100,13 +100,21 @@ pub struct ScoreOptions {
 pub fn score(model: &Model, tokens: &[u32], options: &ScoreOptions, progress: &mut dyn FnMut(usize)) -> Result<Scores> {
     let context = options.windows.context;
     check_room(model, context)?;
-    let length = options.length.unwrap_or(context);
-    let mut nll = |batch: &[Vec<u32>]| -> Result<Vec<Vec<f32>>> {
+    let mut nll = scorer(model, context, options.length);
+    score_with(&mut nll, tokens, options, progress)
+}
+
+/// What a model makes of windows of `context`; length-dependent scalings resolve for `length`, or for the window's.
+pub(crate) fn scorer(
+    model: &Model,
+    context: usize,
+    length: Option<usize>,
+) -> impl FnMut(&[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+    move |batch| {
         let flat: Vec<u32> = batch.concat();
         let ids = Tensor::from_vec(flat, (batch.len(), context), model.device())?;
-        Ok(model.nll(&ids, length)?.to_vec2()?)
-    };
-    score_with(&mut nll, tokens, options, progress)
+        Ok(model.nll(&ids, length.unwrap_or(context))?.to_vec2()?)
+    }
 }
 
 /// Windows of `context` tokens that are scored side by side.

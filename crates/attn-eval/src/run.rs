@@ -8,24 +8,55 @@
 //! Figures of different settings must never meet in one file. The header carries a fingerprint of everything that
 //! decides them ([`About::identity`]); opening a file under another one is refused, naming what differs.
 
-use crate::compare::CellSpec;
-use crate::perplexity::Scores;
 use crate::report::About;
 use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+/// A cell that a run file can hold the measurement of.
+pub trait Measurable: Clone + PartialEq + Serialize + DeserializeOwned {
+    /// What is measured; checked when a file is opened.
+    const KIND: &str;
+
+    /// What comes out.
+    type Scores: Clone + std::fmt::Debug + Serialize + DeserializeOwned;
+
+    /// Tokens per window.
+    fn context(&self) -> usize;
+
+    /// The name of the scaling.
+    fn mode(&self) -> &str;
+
+    /// Index of its text, if it has one.
+    fn text(&self) -> Option<usize>;
+
+    /// Whether it is measured itself, rather than being the same computation as another.
+    fn is_measured(&self) -> bool;
+
+    /// Whether two measurements of it are one and the same, times aside.
+    fn agree(a: &Self::Scores, b: &Self::Scores) -> bool;
+}
+
+/// The indices of the cells that are measured themselves.
+pub fn to_measure<C: Measurable>(cells: &[C]) -> impl Iterator<Item = usize> + '_ {
+    cells.iter().enumerate().filter(|(_, cell)| cell.is_measured()).map(|(index, _)| index)
+}
 
 /// The first line of a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Header {
+pub struct Header<C> {
     /// Version of the format; first, so that a run file is known by its first bytes.
     attn_run: u32,
     /// SHA-256 of what decides the figures.
     pub fingerprint: String,
+    /// What is measured.
+    #[serde(default)]
+    kind: String,
     /// The cells of the whole comparison.
-    pub cells: Vec<CellSpec>,
+    pub cells: Vec<C>,
     /// What is compared.
     pub about: About,
 }
@@ -33,11 +64,11 @@ pub struct Header {
 const FORMAT: u32 = 1;
 const MAGIC: &str = "{\"attn_run\":1,";
 
-impl Header {
+impl<C: Measurable> Header<C> {
     /// The header of a comparison.
-    pub fn new(about: About, cells: Vec<CellSpec>) -> Self {
+    pub fn new(about: About, cells: Vec<C>) -> Self {
         let fingerprint = fingerprint(&about, &cells);
-        Self { attn_run: FORMAT, fingerprint, cells, about }
+        Self { attn_run: FORMAT, fingerprint, kind: C::KIND.to_string(), cells, about }
     }
 
     /// Refuses a run of other settings by the name of the first that differs.
@@ -54,34 +85,34 @@ impl Header {
     }
 }
 
-fn fingerprint(about: &About, cells: &[CellSpec]) -> String {
+fn fingerprint<C: Measurable>(about: &About, cells: &[C]) -> String {
     loader::sha256(serde_json::json!([about.identity(), cells]).to_string())
 }
 
 /// A measured cell, as a line.
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct Line<S> {
     /// Index into the header's cells.
     cell: usize,
     /// The cell's text, context and mode once more, for whoever reads the file.
     text: String,
     context: usize,
     mode: String,
-    scores: Scores,
+    scores: S,
 }
 
 /// What a run file holds.
 #[derive(Debug, Clone)]
-pub struct Run {
+pub struct Run<C: Measurable> {
     /// What is measured.
-    pub header: Header,
+    pub header: Header<C>,
     /// The measurements so far, by cell.
-    pub scores: Vec<Option<Scores>>,
+    pub scores: Vec<Option<C::Scores>>,
     /// Bytes up to the end of the last whole line.
     whole: u64,
 }
 
-impl Run {
+impl<C: Measurable> Run<C> {
     /// Reads a run file, finished or not.
     ///
     /// # Errors
@@ -103,7 +134,9 @@ impl Run {
         let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
         let whole = |line: &&[u8]| line.ends_with(b"\n");
         let Some(first) = lines.next().filter(whole) else { return Ok(None) };
-        let header: Header = serde_json::from_slice(first).with_context(|| format!("{}, line 1", path.display()))?;
+        let kind = kind_of(first).with_context(|| format!("{}, line 1", path.display()))?;
+        ensure!(kind == C::KIND, "{} is a run file of attn {kind}, not of attn {}", path.display(), C::KIND);
+        let header: Header<C> = serde_json::from_slice(first).with_context(|| format!("{}, line 1", path.display()))?;
         ensure!(
             header.fingerprint == fingerprint(&header.about, &header.cells),
             "{}: its first line was changed: the settings don't match their fingerprint",
@@ -125,8 +158,8 @@ impl Run {
     fn line(&mut self, line: &[u8]) -> Result<()> {
         let Line { cell, context, mode, scores, .. } = serde_json::from_slice(line)?;
         let spec = self.header.cells.get(cell).with_context(|| format!("there is no cell {cell}"))?;
-        ensure!(spec.context == context && spec.mode == mode, "cell {cell} is {} at {}", spec.mode, spec.context);
-        ensure!(!scores.windows.is_empty(), "cell {cell} has no windows");
+        let same = spec.context() == context && spec.mode() == mode;
+        ensure!(same, "cell {cell} is {} at {}", spec.mode(), spec.context());
         self.scores[cell] = Some(scores);
         Ok(())
     }
@@ -142,8 +175,9 @@ impl Run {
             run.header.check_same(&all.header, &path)?;
             for (index, scores) in run.scores.into_iter().enumerate().filter_map(|(i, s)| Some((i, s?))) {
                 let slot = &mut all.scores[index];
-                if slot.as_ref().is_some_and(|known| known.windows != scores.windows) {
-                    let CellSpec { mode, context, .. } = &all.header.cells[index];
+                if slot.as_ref().is_some_and(|known| !C::agree(known, &scores)) {
+                    let cell = &all.header.cells[index];
+                    let (mode, context) = (cell.mode(), cell.context());
                     let (path, first) = (path.display(), first.display());
                     bail!(
                         "{mode} at {context} came out differently in {path} than in {first} or another run, as on \
@@ -163,26 +197,26 @@ impl Run {
 
     /// The cells that are still to be measured.
     pub fn missing(&self) -> Vec<usize> {
-        crate::compare::to_measure(&self.header.cells).filter(|&index| self.scores[index].is_none()).collect()
+        to_measure(&self.header.cells).filter(|&index| self.scores[index].is_none()).collect()
     }
 }
 
 /// A run file that is being written.
 #[derive(Debug)]
-pub struct RunFile {
+pub struct RunFile<C: Measurable> {
     file: File,
     path: PathBuf,
     /// What it holds.
-    pub run: Run,
+    pub run: Run<C>,
 }
 
-impl RunFile {
+impl<C: Measurable> RunFile<C> {
     /// Opens or creates the run file of a comparison and takes hold of it.
     ///
     /// # Errors
     /// The file is another run's, by the name of the setting that differs; another process writes to it; it is not a run
     /// file, damaged, or can't be written.
-    pub fn open(path: &Path, header: Header) -> Result<Self> {
+    pub fn open(path: &Path, header: Header<C>) -> Result<Self> {
         let failed = || format!("can't open {}", path.display());
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).open(path).with_context(failed)?;
@@ -221,10 +255,11 @@ impl RunFile {
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn append(&mut self, cell: usize, scores: Scores) -> Result<()> {
+    pub fn append(&mut self, cell: usize, scores: C::Scores) -> Result<()> {
         let spec = &self.run.header.cells[cell];
-        let text = self.run.header.about.texts.get(spec.text).map_or(String::new(), |text| text.name.clone());
-        let line = Line { cell, text, context: spec.context, mode: spec.mode.clone(), scores };
+        let text = spec.text().and_then(|text| self.run.header.about.texts.get(text));
+        let text = text.map_or(String::new(), |text| text.name.clone());
+        let line = Line { cell, text, context: spec.context(), mode: spec.mode().to_string(), scores };
         self.write_line(&line)?;
         self.run.scores[cell] = Some(line.scores);
         Ok(())
@@ -238,6 +273,28 @@ impl RunFile {
     }
 }
 
+/// What a run file measures, as its first line says: `compare` or `passkey`.
+///
+/// # Errors
+/// The file can't be read or is no run file.
+pub fn kind(path: &Path) -> Result<String> {
+    let failed = || format!("can't read {}", path.display());
+    let mut first = vec![];
+    BufReader::new(File::open(path).with_context(failed)?).read_until(b'\n', &mut first).with_context(failed)?;
+    kind_of(&first).with_context(|| format!("{} is not a run file", path.display()))
+}
+
+fn kind_of(first: &[u8]) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Kind {
+        #[serde(default)]
+        kind: String,
+    }
+    let Kind { kind } = serde_json::from_slice(first)?;
+    // Files without the key are of the first version, which knew nothing else.
+    Ok(if kind.is_empty() { "compare".to_string() } else { kind })
+}
+
 /// Part `i` of `n`, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
@@ -247,8 +304,8 @@ pub struct Shard {
 
 impl Shard {
     /// The cells of this part: every `n`-th of those to be measured, so that parts take about the same time.
-    pub fn cells(self, specs: &[CellSpec]) -> Vec<usize> {
-        crate::compare::to_measure(specs).skip(self.index - 1).step_by(self.of).collect()
+    pub fn cells<C: Measurable>(self, specs: &[C]) -> Vec<usize> {
+        to_measure(specs).skip(self.index - 1).step_by(self.of).collect()
     }
 }
 

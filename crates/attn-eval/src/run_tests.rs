@@ -1,5 +1,6 @@
 use super::*;
-use crate::perplexity::{ScoreOptions, score_with};
+use crate::compare::CellSpec;
+use crate::perplexity::{ScoreOptions, Scores, score_with};
 use crate::report::{CheckpointInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
 use crate::windows::WindowOptions;
 
@@ -31,6 +32,7 @@ fn about() -> About {
             dtype: "f32".into(),
             device: "cpu".into(),
             keep_quantized: false,
+            passkey: None,
         },
         machines: vec![Machine { os: "o".into(), arch: "a".into(), cpu: None, cores: 1, threads: 1 }],
     }
@@ -80,7 +82,7 @@ fn a_run_file_goes_on_where_it_stopped_wherever_it_was_torn() {
             run.append(index, scores(index as f32)).unwrap();
         }
         drop(run);
-        let whole = Run::read(&path).unwrap();
+        let whole = Run::<CellSpec>::read(&path).unwrap();
         assert!(whole.missing().is_empty(), "cut at {cut}");
         assert_eq!(whole.scores[3].as_ref().unwrap().windows, scores(3.0).windows);
     }
@@ -122,10 +124,10 @@ fn two_writers_damage_and_other_files_are_refused() {
     let text = std::fs::read_to_string(&path).unwrap();
     let damaged = text.replacen("\"cell\":0", "\"cell\":x", 1);
     std::fs::write(&path, damaged).unwrap();
-    let error = format!("{:#}", Run::read(&path).unwrap_err());
+    let error = format!("{:#}", Run::<CellSpec>::read(&path).unwrap_err());
     assert!(error.contains("line 2"), "{error}");
     std::fs::write(&path, text.replacen("\"seed\":0", "\"seed\":1", 1)).unwrap();
-    let error = Run::read(&path).unwrap_err().to_string();
+    let error = Run::<CellSpec>::read(&path).unwrap_err().to_string();
     assert!(error.contains("fingerprint"), "{error}");
     std::fs::write(&path, "mode,context\n").unwrap();
     let error = RunFile::open(&path, Header::new(about(), cells())).unwrap_err().to_string();

@@ -10,6 +10,7 @@ pub mod analysis;
 pub mod config;
 pub mod describe;
 pub mod explain;
+mod export;
 #[cfg(test)]
 mod laws;
 pub mod learned;

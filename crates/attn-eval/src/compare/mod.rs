@@ -15,9 +15,11 @@ mod mode;
 pub(crate) mod results;
 
 pub use mode::{Factor, Mode};
+pub(crate) use results::differences;
 pub use results::{Pair, Results, TextResults, best, contexts, modes, summarise};
 
 use crate::perplexity::{ScoreOptions, Scores, check_room, score};
+use crate::run::{Measurable, to_measure};
 use crate::windows::{WindowOptions, Windows};
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::RopeOverride;
@@ -95,6 +97,31 @@ impl CellSpec {
     }
 }
 
+impl Measurable for CellSpec {
+    const KIND: &str = "compare";
+    type Scores = Scores;
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn mode(&self) -> &str {
+        &self.mode
+    }
+
+    fn text(&self) -> Option<usize> {
+        Some(self.text)
+    }
+
+    fn is_measured(&self) -> bool {
+        self.same_as.is_none()
+    }
+
+    fn agree(a: &Scores, b: &Scores) -> bool {
+        a.windows == b.windows && a.curve == b.curve
+    }
+}
+
 /// A comparison ready to run.
 #[derive(Debug)]
 pub struct Comparison<'a> {
@@ -111,8 +138,31 @@ struct Job {
     model: Model,
     /// Tokens to read.
     tokens: usize,
-    /// Work per token, in billions of floating-point operations.
+    /// Work per token, in millions of floating-point operations.
     cost: f64,
+}
+
+/// A model under one of the plan's modes.
+#[derive(Debug)]
+pub(crate) struct Variant {
+    pub(crate) mode: Mode,
+    pub(crate) factor: f64,
+    pub(crate) model: Model,
+    /// An earlier mode that is the same computation.
+    pub(crate) same_as: Option<Mode>,
+}
+
+/// The model under every mode of the plan, for windows of `context`.
+pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Variant>> {
+    check_room(model, context)?;
+    let factor = factor_at(model, plan, context)?;
+    let identity = |mode: Mode| mode.is_identity(factor) && !plan.rope.params.iter().any(|(key, _)| takes(mode, key));
+    let variant = |(index, &mode): (usize, &Mode)| {
+        let changed = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
+        let twin = plan.modes[..index].iter().copied().find(|&earlier| identity(earlier) && identity(mode));
+        Ok(Variant { mode, factor, model: changed, same_as: twin })
+    };
+    plan.modes.iter().enumerate().map(variant).collect()
 }
 
 impl<'a> Comparison<'a> {
@@ -133,33 +183,20 @@ impl<'a> Comparison<'a> {
                 check_room(model, context)?;
                 let windows =
                     Windows::new(tokens.len(), &window_options(plan, context)).with_context(|| name.clone())?;
-                for &mode in &plan.modes {
-                    comparison.add(model, text, &windows, mode)?;
+                for variant in variants(model, plan, context)? {
+                    comparison.add(text, &windows, variant);
                 }
             }
         }
         Ok(comparison)
     }
 
-    fn add(&mut self, model: &Model, text: usize, windows: &Windows, mode: Mode) -> Result<()> {
-        let (plan, context) = (self.plan, windows.context());
-        let factor = factor_at(model, plan, context)?;
-        let changed = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
-        let identity =
-            |mode: Mode| mode.is_identity(factor) && !plan.rope.params.iter().any(|(key, _)| takes(mode, key));
-        let earlier =
-            self.specs.iter().zip(&self.jobs).filter(|(spec, _)| spec.text == text && spec.context == context);
-        let twin = earlier.map(|(_, job)| job.mode).find(|&earlier| identity(earlier) && identity(mode));
-        self.specs.push(CellSpec {
-            text,
-            context,
-            stride: windows.stride(),
-            mode: mode.to_string(),
-            factor,
-            same_as: twin.map(|mode| mode.to_string()),
-        });
-        self.jobs.push(Job { mode, cost: cost(model, context), model: changed, tokens: windows.work() });
-        Ok(())
+    fn add(&mut self, text: usize, windows: &Windows, variant: Variant) {
+        let Variant { mode, factor, model, same_as } = variant;
+        let (context, stride) = (windows.context(), windows.stride());
+        let same_as = same_as.map(|mode| mode.to_string());
+        self.specs.push(CellSpec { text, context, stride, mode: mode.to_string(), factor, same_as });
+        self.jobs.push(Job { mode, cost: cost(&model, context), model, tokens: windows.work() });
     }
 
     /// The cells.
@@ -224,20 +261,15 @@ pub fn compare(model: &Model, texts: &[Text], plan: &Plan, progress: &mut dyn Fn
     summarise(&comparison.specs, &scores, plan.seed)
 }
 
-/// The indices of the cells that are measured themselves.
-pub fn to_measure(specs: &[CellSpec]) -> impl Iterator<Item = usize> + '_ {
-    specs.iter().enumerate().filter(|(_, spec)| spec.same_as.is_none()).map(|(index, _)| index)
-}
-
-/// Billions of floating-point operations per token of a window of `context`: every weight once, and every key and value
+/// Millions of floating-point operations per token of a window of `context`: every weight once, and every key and value
 /// before it. Rough, and only used to tell how much time is left.
-fn cost(model: &Model, context: usize) -> f64 {
+pub(crate) fn cost(model: &Model, context: usize) -> f64 {
     let width = |attention: &AttentionSpec| match attention {
         AttentionSpec::MultiHead(a) => a.heads * a.head_dim,
         AttentionSpec::Latent(a) => a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim),
     };
     let widths: usize = model.spec().stack.layers.iter().map(|layer| width(&layer.attention)).sum();
-    (2.0 * model.parameters() as f64 + 2.0 * (context * widths) as f64) / 1e9
+    (2.0 * model.parameters() as f64 + 2.0 * (context * widths) as f64) / 1e6
 }
 
 /// The factor for `context`; every mode's cell is labelled with it, used or not. On a model of unknown trained context
@@ -273,13 +305,13 @@ fn takes(mode: Mode, key: &str) -> bool {
 }
 
 /// A parameter that no mode of the plan reads would otherwise change nothing without a word.
-fn check_params(plan: &Plan) -> Result<()> {
+pub(crate) fn check_params(plan: &Plan) -> Result<()> {
     match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|&mode| takes(mode, key))) {
         Some((key, _)) => bail!("none of the modes compared has a parameter {key:?}"),
         None => Ok(()),
     }
 }
 
-fn window_options(plan: &Plan, context: usize) -> WindowOptions {
+pub(crate) fn window_options(plan: &Plan, context: usize) -> WindowOptions {
     WindowOptions { context, stride: plan.stride, bos: plan.bos }
 }

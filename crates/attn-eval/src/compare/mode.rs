@@ -55,7 +55,7 @@ impl Mode {
     }
 
     /// Whether its frequencies depend on a factor.
-    pub(super) fn takes_factor(self) -> bool {
+    pub(crate) fn takes_factor(self) -> bool {
         !matches!(self, Checkpoint | Unscaled | LongRope)
     }
 

@@ -94,14 +94,28 @@ fn cell(spec: &CellSpec, mut scores: Scores, seed: u64) -> Cell {
 /// The cells with their difference to the best of their context, and the differences of all.
 fn compared(mut cells: Vec<Cell>, seed: u64) -> (Vec<Cell>, Vec<Pair>) {
     compare_with_best(&mut cells, seed);
+    let pairs = differences(&cells, seed);
+    (cells, pairs)
+}
+
+/// The differences between every two modes of each context.
+pub(crate) fn differences(cells: &[Cell], seed: u64) -> Vec<Pair> {
     let mut pairs = vec![];
-    for context in contexts(&cells) {
+    for context in contexts(cells) {
         let at: Vec<&Cell> = cells.iter().filter(|cell| cell.context == context).collect();
         for (i, a) in at.iter().enumerate() {
             pairs.extend(at[i + 1..].iter().map(|b| pair(a, b, seed)));
         }
     }
-    (cells, pairs)
+    pairs
+}
+
+impl Results {
+    /// The results of one set of cells.
+    pub fn of(cells: Vec<Cell>, seed: u64) -> Self {
+        let (cells, differences) = compared(cells, seed);
+        Self { cells, differences, by_text: vec![] }
+    }
 }
 
 fn pair(a: &Cell, b: &Cell, seed: u64) -> Pair {

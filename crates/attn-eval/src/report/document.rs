@@ -5,6 +5,8 @@
 use super::verdict;
 use crate::compare::Results;
 use anyhow::{Context, Result, ensure};
+use crate::passkey::Passkey;
+use crate::search::Search;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -23,6 +25,8 @@ pub struct Document<'a> {
     about: &'a About,
     #[serde(flatten)]
     results: &'a Results,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    search: Option<&'a Search>,
 }
 
 impl<'a> Document<'a> {
@@ -30,7 +34,30 @@ impl<'a> Document<'a> {
     pub fn new(about: &'a About, results: &'a Results) -> Self {
         let names: Vec<&str> = about.texts.iter().map(|text| text.name.as_str()).collect();
         let (model, verdict) = (about.checkpoint.name.as_str(), verdict(&results.cells));
-        Self { format: FORMAT, model, text: names.join(", "), verdict, about, results }
+        Self { format: FORMAT, model, text: names.join(", "), verdict, about, results, search: None }
+    }
+
+    /// The same with the search that the cells come from.
+    #[must_use]
+    pub fn with_search(self, search: Option<&'a Search>) -> Self {
+        Self { search, ..self }
+    }
+}
+
+/// A retrieval task as one JSON document.
+#[derive(Debug, Serialize)]
+pub struct PasskeyDocument<'a> {
+    format: &'static str,
+    model: &'a str,
+    #[serde(flatten)]
+    about: &'a About,
+    passkey: &'a Passkey,
+}
+
+impl<'a> PasskeyDocument<'a> {
+    /// The document of these results.
+    pub fn new(about: &'a About, passkey: &'a Passkey) -> Self {
+        Self { format: "attn-passkey/1", model: &about.checkpoint.name, about, passkey }
     }
 }
 
@@ -147,6 +174,9 @@ pub struct Settings {
     pub device: String,
     /// Whether a GGUF file's weights stay quantised.
     pub keep_quantized: bool,
+    /// What holds for retrieval alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passkey: Option<PasskeySettings>,
 }
 
 /// Rotary settings that hold for every mode.
@@ -158,6 +188,15 @@ pub struct RopeSettings {
     pub original_context: Option<usize>,
     /// Further keys.
     pub params: BTreeMap<String, String>,
+}
+
+/// Settings of a retrieval task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PasskeySettings {
+    /// Where the key stands, 0 the beginning and 1 the end.
+    pub depths: Vec<f64>,
+    /// Trials per cell.
+    pub trials: usize,
 }
 
 /// Where a run took place.
@@ -184,8 +223,20 @@ impl About {
     /// Everything that decides the figures, by the name a user knows it under: two runs may be mixed if and only if
     /// these are equal.
     pub fn identity(&self) -> BTreeMap<String, Value> {
-        let Settings { modes, contexts, factor, stride, bos, length, seed, rope, dtype, device, keep_quantized } =
-            &self.settings;
+        let Settings {
+            modes,
+            contexts,
+            factor,
+            stride,
+            bos,
+            length,
+            seed,
+            rope,
+            dtype,
+            device,
+            keep_quantized,
+            passkey,
+        } = &self.settings;
         let texts: Vec<Value> =
             self.texts.iter().map(|t| json!({"name": t.name, "sha256": t.sha256, "tokens": t.used})).collect();
         // As many digits as survive being read back.
@@ -208,6 +259,12 @@ impl About {
             ("--device", json!(device)),
             ("--keep-quantized", json!(keep_quantized)),
         ];
-        entries.map(|(name, value)| (name.to_string(), value)).into()
+        let mut identity: BTreeMap<String, Value> = entries.map(|(name, value)| (name.to_string(), value)).into();
+        if let Some(PasskeySettings { depths, trials }) = passkey {
+            let depths: Vec<Value> = depths.iter().map(|&depth| number(Some(depth))).collect();
+            identity.insert("--depths".into(), json!(depths));
+            identity.insert("--trials".into(), json!(trials));
+        }
+        identity
     }
 }

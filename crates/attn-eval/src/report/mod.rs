@@ -8,15 +8,18 @@ mod document;
 mod explain;
 pub mod html;
 mod markup;
+mod heat;
 mod svg;
 mod table;
 mod verdict;
 
 pub use csv::csv;
 pub use document::{
-    About, CheckpointInfo, Document, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions, read_document,
+    About, CheckpointInfo, Document, FileInfo, Machine, PasskeyDocument, PasskeySettings, RopeSettings, Settings,
+    TextInfo, Versions, read_document,
 };
 pub use explain::{explanation, ranges};
+pub use heat::heat;
 pub use svg::svg;
 pub use table::{TableStyle, table};
 pub use verdict::{headline, verdict};

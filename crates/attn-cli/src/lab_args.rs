@@ -1,0 +1,87 @@
+//! The options of `attn passkey`, `attn merge` and `attn export`, and those of long runs.
+
+use crate::args::{ModelArgs, OutputArgs, parse_auto_factor, parse_mode, parse_positive, parse_probability_or_zero};
+use attn_eval::compare::{Factor, Mode};
+use attn_eval::run::Shard;
+use clap::Args;
+use std::path::PathBuf;
+
+/// A run that may be interrupted, or measured in parts.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Long runs")]
+pub(crate) struct RunArgs {
+    /// Append every finished cell to this file, and go on where it stops
+    #[arg(long, value_name = "FILE")]
+    pub(crate) run: Option<PathBuf>,
+    /// Measure only part i of n, to be joined by attn merge
+    #[arg(long, value_name = "I/N", requires = "run")]
+    pub(crate) shard: Option<Shard>,
+}
+
+/// `attn passkey`
+#[derive(Debug, Args)]
+pub(crate) struct PasskeyArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Hide the key in this text instead of the paper's sentences: UTF-8 file, .jsonl file, or -
+    #[arg(long, value_name = "FILE")]
+    pub(crate) haystack: Option<PathBuf>,
+    /// The key of a .jsonl file that holds the text
+    #[arg(long, value_name = "KEY", default_value = "text")]
+    pub(crate) text_field: String,
+    /// Tokens of prompt and answer, one column each [default: 1, 2 and 4 times the trained context]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) contexts: Vec<usize>,
+    /// Where the key stands, from 0, the beginning, to 1, the end; one row each
+    #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1", allow_negative_numbers = true, value_parser = parse_probability_or_zero)]
+    pub(crate) depths: Vec<f64>,
+    /// Scalings, one grid each [default: none,linear,ntk,dynamic,ntk-by-parts,yarn]
+    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_mode)]
+    pub(crate) modes: Vec<Mode>,
+    /// The scalings' factor; auto: the context over the trained context
+    #[arg(long, value_name = "F", default_value = "auto", allow_negative_numbers = true, value_parser = parse_auto_factor)]
+    pub(crate) factor: Factor,
+    /// Trials per cell
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) trials: usize,
+    /// Seed of the keys and passages
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Begin every prompt with the BOS token
+    #[arg(long)]
+    pub(crate) bos: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) long: RunArgs,
+}
+
+/// `attn merge`
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Run files of one comparison
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `attn export`
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The folder to write; without it only the options for other programs are printed
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Link to the weights rather than copying them
+    #[arg(long, requires = "out")]
+    pub(crate) link: bool,
+    /// Context to serve [default: the trained one times the factor]
+    #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) context: Option<usize>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,89 @@
+//! `attn passkey`: whether a model still finds what stands far back, by position scaling.
+
+use crate::lab_args::PasskeyArgs;
+use crate::model::{self, Opened};
+use crate::output::{color, print, print_json, usage, width, wrap};
+use crate::progress::Progress;
+use crate::{about, compare, long_run, text};
+use anyhow::{Context, Result, ensure};
+use attn_eval::compare::Plan;
+use attn_eval::passkey::{Haystack, Passkey, PasskeyPlan, Retrieval, summarise};
+use attn_eval::report::{About, PasskeyDocument, PasskeySettings, TableStyle, TextInfo, heat};
+use attn_models::Architecture;
+
+/// Runs the command.
+///
+/// # Errors
+/// The model or the haystack can't be read, a context doesn't fit the task, or the run file can't be written.
+pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
+    if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
+        return usage("passkey sets the scaling itself: use --modes and --factor");
+    }
+    long_run::check(&args.long)?;
+    let source = args.haystack.as_deref().map(|path| text::read(Some(path), &args.text_field)).transpose()?;
+    let opened = model::open_plain(&args.model)?;
+    let decoder = opened.model.architecture() == Architecture::Decoder;
+    ensure!(decoder, "{} is no decoder: retrieval is for models that go on with a prompt", opened.name);
+    let tokenizer = opened.checkpoint.require_tokenizer()?;
+    let (haystack, infos) = match source {
+        None => (Haystack::paper(tokenizer)?, vec![]),
+        Some(source) => {
+            let haystack = Haystack::text(&source.name, &source.text, tokenizer)?;
+            let (text::Source { name, sha256, bytes, documents, .. }, tokens) = (source, haystack.tokens());
+            (haystack, vec![TextInfo { name, sha256, bytes, documents, tokens, used: tokens }])
+        }
+    };
+    let plan = plan(args, &opened)?;
+    let mut about = about::about(&opened, &args.model, &plan, infos)?;
+    let depths = compare::unique(args.depths.clone());
+    about.settings.passkey = Some(PasskeySettings { depths: depths.clone(), trials: args.trials });
+    let plan = PasskeyPlan { plan, depths, trials: args.trials, haystack, tokenizer };
+    let grid = Retrieval::new(&opened.model, &plan)?;
+    let scores = long_run::measure(&args.long, args.json, &about, grid.specs(), &mut |indices, done| {
+        let mut progress = Progress::new();
+        let mut report = |at: attn_eval::passkey::Progress| {
+            progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
+        };
+        grid.run(indices, &mut report, done)
+    })?;
+    let Some(scores) = scores else { return Ok(()) };
+    show(args.json, &about, &summarise(&plan.haystack.name, args.seed, args.trials, grid.specs(), &scores)?)
+}
+
+fn plan(args: &PasskeyArgs, opened: &Opened) -> Result<Plan> {
+    let rope = args.model.rope.to_override();
+    let trained = rope.original_context.or(opened.model.trained_context());
+    let contexts = if args.contexts.is_empty() {
+        let trained = trained.context("the checkpoint doesn't say what context it was trained for: give --contexts")?;
+        [1, 2, 4].map(|times| times * trained).to_vec()
+    } else {
+        compare::unique(args.contexts.clone())
+    };
+    Ok(Plan {
+        contexts,
+        modes: if args.modes.is_empty() { compare::default_modes(opened) } else { compare::unique(args.modes.clone()) },
+        factor: args.factor,
+        stride: None,
+        bos: opened.bos(args.bos)?,
+        rope,
+        length: model::window_length(args.model.rope.rope_length),
+        seed: args.seed,
+    })
+}
+
+/// Prints a grid.
+///
+/// # Errors
+/// Stdout can't be written.
+pub(crate) fn show(as_json: bool, about: &About, passkey: &Passkey) -> Result<()> {
+    if as_json {
+        return print_json(&PasskeyDocument::new(about, passkey));
+    }
+    let style = TableStyle { width: width(), color: color() };
+    let trained = about.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
+    let mut out = wrap(&format!("model    {}{trained}", about.checkpoint.name), style.width);
+    let hidden = if about.texts.is_empty() { "the paper's sentences" } else { &passkey.haystack };
+    out.push_str(&format!("\n{}\n\n", wrap(&format!("haystack {hidden}"), style.width)));
+    out.push_str(&heat(passkey, style));
+    print(&out)
+}

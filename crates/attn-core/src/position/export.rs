@@ -1,0 +1,184 @@
+//! A rotary encoding in the words of a Hugging Face `config.json`: the way back from [`RopeConfig::from_hf`].
+//!
+//! transformers knows neither static NTK-aware scaling nor NTK-by-parts under these names, but both are special cases of
+//! what it knows: a larger base, and YaRN without its attention factor.
+
+use super::rope_scaling::{Ramp, RopeScaling};
+use super::{Frequencies, RopeConfig};
+use candle_core::{Result, bail};
+use serde_json::{Map, Value, json};
+
+impl RopeConfig {
+    /// The `rope_parameters` of transformers 5, base included. transformers 4 takes the same dictionary as
+    /// `rope_scaling`, with the base beside it and nothing at all for the type `default`.
+    ///
+    /// `partial_rotary_factor` is part of it where only a share of a head turns.
+    ///
+    /// # Errors
+    /// Proportional encodings, which belong to an architecture rather than to a config.
+    pub fn to_hf(&self) -> Result<Map<String, Value>> {
+        let mut dict = Map::new();
+        let mut set = |key: &str, value: Value| dict.insert(key.to_string(), value);
+        set("rope_theta", json!(self.theta));
+        if self.rotary_dim != self.head_dim {
+            set("partial_rotary_factor", json!(self.rotary_dim as f64 / self.head_dim as f64));
+        }
+        let kind = match &self.scaling {
+            RopeScaling::Default => "default",
+            RopeScaling::Linear { factor } => {
+                set("factor", json!(factor));
+                "linear"
+            }
+            RopeScaling::Ntk { factor } => {
+                let d = self.rotary_dim as f64;
+                set("rope_theta", json!(self.theta * factor.powf(d / (d - 2.0))));
+                "default"
+            }
+            RopeScaling::Dynamic { factor, .. } => {
+                set("factor", json!(factor));
+                "dynamic"
+            }
+            RopeScaling::NtkByParts { factor, ramp, .. } => {
+                set("factor", json!(factor));
+                set("attention_factor", json!(1.0));
+                set_ramp(&mut set, ramp);
+                "yarn"
+            }
+            RopeScaling::Yarn { factor, ramp, attention_factor, mscale, mscale_all_dim, .. } => {
+                set("factor", json!(factor));
+                set_ramp(&mut set, ramp);
+                for (key, value) in
+                    [("attention_factor", attention_factor), ("mscale", mscale), ("mscale_all_dim", mscale_all_dim)]
+                {
+                    if let Some(value) = value {
+                        set(key, json!(value));
+                    }
+                }
+                "yarn"
+            }
+            RopeScaling::LongRope { short_factor, long_factor, factor, .. } => {
+                set("short_factor", json!(short_factor));
+                set("long_factor", json!(long_factor));
+                set("attention_factor", json!(self.scaling.attention_factor(self)));
+                if let Some(factor) = factor {
+                    set("factor", json!(factor));
+                }
+                "longrope"
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
+                set("factor", json!(factor));
+                set("low_freq_factor", json!(low_freq_factor));
+                set("high_freq_factor", json!(high_freq_factor));
+                "llama3"
+            }
+            RopeScaling::Proportional { .. } => {
+                bail!("rope: a proportional encoding can't be written to another config")
+            }
+            RopeScaling::FreqFactors { factors } => {
+                set("short_factor", json!(factors));
+                set("long_factor", json!(factors));
+                set("attention_factor", json!(1.0));
+                set("original_max_position_embeddings", json!(self.max_position_embeddings));
+                "longrope"
+            }
+        };
+        // Dynamic scaling starts from max_position_embeddings, and transformers warns about the key.
+        let dynamic = matches!(self.scaling, RopeScaling::Dynamic { .. });
+        if let Some(original) = self.scaling.original_max_position_embeddings().filter(|_| !dynamic) {
+            set("original_max_position_embeddings", json!(original));
+        }
+        set("rope_type", json!(kind));
+        Ok(dict)
+    }
+
+    /// The `max_position_embeddings` of a config with this scaling: the trained context times the factor, and the
+    /// trained context itself for dynamic scaling, which starts from it.
+    pub fn extended_context(&self) -> usize {
+        let original = self.original_context();
+        match &self.scaling {
+            RopeScaling::Dynamic { .. } => original,
+            scaling => (original as f64 * scaling.factor().unwrap_or(1.0)).round() as usize,
+        }
+    }
+
+    /// Whether two encodings turn every head alike at every length, up to rounding in the last digits.
+    pub fn same_frequencies(&self, other: &Self) -> bool {
+        let close = |a: f64, b: f64| a == b || (a / b - 1.0).abs() < 1e-12;
+        let equal = |a: &Frequencies, b: &Frequencies| {
+            let each = a.inv_freq.iter().zip(&b.inv_freq).all(|(a, b)| close(*a, *b));
+            each && a.inv_freq.len() == b.inv_freq.len() && close(a.attention_factor, b.attention_factor)
+        };
+        let shape = |c: &Self| (c.head_dim, c.rotary_dim, c.layout);
+        let original = self.original_context();
+        let lengths = [1, original, original + 1, 2 * original, 7 * original];
+        shape(self) == shape(other) && lengths.iter().all(|&n| equal(&self.frequencies(n), &other.frequencies(n)))
+    }
+}
+
+fn set_ramp(set: &mut impl FnMut(&str, Value) -> Option<Value>, ramp: &Ramp) {
+    set("beta_fast", json!(ramp.beta_fast));
+    set("beta_slow", json!(ramp.beta_slow));
+    if !ramp.truncate {
+        set("truncate", json!(false));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::{RopeDefaults, RopeOverride};
+
+    fn pair(key: &str, value: &str) -> (String, String) {
+        (key.to_string(), value.to_string())
+    }
+
+    #[test]
+    fn what_is_written_reads_back_as_the_same_encoding_in_either_spelling() {
+        let base = RopeConfig { max_position_embeddings: 4096, ..RopeConfig::new(16, 10_000.0) };
+        let ones = ["1.5"; 8].join(",");
+        let longrope = vec![pair("short_factor", &ones), pair("long_factor", &ones.replace("1.5", "2.5"))];
+        for (kind, params) in [
+            ("none", vec![]),
+            ("linear", vec![]),
+            ("ntk", vec![]),
+            ("dynamic", vec![]),
+            ("ntk-by-parts", vec![pair("beta_fast", "16")]),
+            ("yarn", vec![pair("truncate", "false"), pair("attention_factor", "1.05")]),
+            ("yarn", vec![]),
+            ("longrope", longrope),
+            ("llama3", vec![]),
+        ] {
+            let scaling = Some(kind.to_string());
+            let factor = (kind != "none").then_some(3.0);
+            let change = RopeOverride { scaling, factor, params, theta: Some(5e5), ..RopeOverride::default() };
+            let config = base.with_override(&change).unwrap();
+            let new = config.to_hf().unwrap();
+            let max = config.extended_context();
+            assert_eq!(max, if ["none", "dynamic"].contains(&kind) { 4096 } else { 12288 }, "{kind}");
+            let v5 = json!({"max_position_embeddings": max, "rope_parameters": new});
+            let mut old = new.clone();
+            let theta = old.remove("rope_theta").unwrap();
+            let old = if old["rope_type"] == "default" { Value::Null } else { Value::Object(old) };
+            let v4 = json!({"max_position_embeddings": max, "rope_theta": theta, "rope_scaling": old});
+            for file in [v5, v4] {
+                let read = RopeConfig::from_hf(&file, None, &RopeDefaults::new(16)).unwrap().unwrap();
+                // Static NTK's own base, trained context and all: only the frequencies have to be the same.
+                assert!(config.same_frequencies(&read), "{kind}: {file}");
+            }
+        }
+    }
+
+    #[test]
+    fn different_encodings_are_told_apart() {
+        let base = RopeConfig::new(16, 10_000.0);
+        assert!(!base.same_frequencies(&base.for_mode("yarn", 2.0).unwrap()));
+        let (yarn, parts) = (base.for_mode("yarn", 2.0).unwrap(), base.for_mode("ntk-by-parts", 2.0).unwrap());
+        assert!(!yarn.same_frequencies(&parts));
+    }
+
+    #[test]
+    fn a_share_of_the_head_is_written() {
+        let config = RopeConfig { rotary_dim: 4, ..RopeConfig::new(16, 10_000.0) };
+        assert_eq!(config.to_hf().unwrap()["partial_rotary_factor"], 0.25);
+    }
+}

@@ -1,0 +1,141 @@
+//! Retrieval as a heat map for a terminal: one block per mode, depths down, contexts across, percentages in the cells.
+//!
+//! Colour only repeats what the numbers say, so without it nothing is lost.
+
+use super::TableStyle;
+use crate::passkey::{Passkey, PasskeyCell};
+
+/// Columns of the labels and of a cell.
+const LABEL: usize = 12;
+const CELL: usize = 7;
+const RESET: &str = "\x1b[0m";
+
+/// The heat map, each line ending in a newline.
+pub fn heat(passkey: &Passkey, style: TableStyle) -> String {
+    let across = ((style.width.max(LABEL + CELL) - LABEL) / CELL).max(1);
+    let mut out = String::new();
+    for mode in &passkey.modes {
+        let of_mode: Vec<&PasskeyCell> = passkey.cells.iter().filter(|cell| cell.mode == *mode).collect();
+        for contexts in passkey.contexts.chunks(across) {
+            block(&mut out, mode, &of_mode, contexts, &passkey.depths, style.color);
+            out.push('\n');
+        }
+    }
+    let (trials, digits) = (passkey.trials, passkey.digits);
+    let legend = format!("% of {trials} trials answered with the very {digits} digits; depth: where the key stands\n");
+    out.push_str(&wrapped(&legend, style.width));
+    out
+}
+
+fn block(out: &mut String, mode: &str, cells: &[&PasskeyCell], contexts: &[usize], depths: &[f64], color: bool) {
+    let mut line = format!("{mode:<LABEL$}");
+    for context in contexts {
+        line.push_str(&format!("{context:>CELL$}"));
+    }
+    out.push_str(line.trim_end());
+    out.push('\n');
+    let share = |cells: &mut dyn Iterator<Item = &&PasskeyCell>| {
+        let (correct, trials) = cells.fold((0, 0), |sum, cell| (sum.0 + cell.correct, sum.1 + cell.trials));
+        (trials > 0).then(|| correct as f64 / trials as f64)
+    };
+    for &depth in depths {
+        let mut line = format!("{:<LABEL$}", format!("depth {:>3.0}%", depth * 100.0));
+        for &context in contexts {
+            let found = share(&mut cells.iter().filter(|cell| cell.context == context && cell.depth == depth));
+            line.push_str(&figure(found, color));
+        }
+        out.push_str(&line);
+        out.push('\n');
+    }
+    let mut line = format!("{:<LABEL$}", "all");
+    for &context in contexts {
+        line.push_str(&figure(share(&mut cells.iter().filter(|cell| cell.context == context)), color));
+    }
+    out.push_str(&line);
+    out.push('\n');
+}
+
+/// A percentage on a background between red and green.
+fn figure(share: Option<f64>, color: bool) -> String {
+    /// Five steps of the 256-colour palette, each read with black text on it.
+    const STEPS: [u8; 5] = [210, 216, 222, 186, 120];
+    let Some(share) = share else { return " ".repeat(CELL) };
+    let text = format!("{:>width$}", format!("{:.0}", share * 100.0), width = CELL - 1);
+    if !color {
+        return format!(" {text}");
+    }
+    let step = STEPS[((share * STEPS.len() as f64) as usize).min(STEPS.len() - 1)];
+    format!(" \x1b[30;48;5;{step}m{text}{RESET}")
+}
+
+fn wrapped(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        if used > 0 && used + 1 + word.chars().count() > width {
+            out.push('\n');
+            used = 0;
+        } else if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out.push_str(word);
+        used += word.chars().count();
+    }
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passkey() -> Passkey {
+        let contexts = vec![4096, 8192, 16384, 32768, 65536];
+        let depths = vec![0.0, 0.5, 1.0];
+        let modes = vec!["none".to_string(), "ntk-by-parts".to_string()];
+        let mut cells = vec![];
+        for mode in &modes {
+            for &context in &contexts {
+                for (i, &depth) in depths.iter().enumerate() {
+                    let correct = if mode == "none" { 0 } else { i };
+                    let mode = mode.clone();
+                    cells.push(PasskeyCell {
+                        mode,
+                        context,
+                        depth,
+                        factor: 2.0,
+                        trials: 2,
+                        correct,
+                        seconds: 1.0,
+                        same_as: None,
+                    });
+                }
+            }
+        }
+        Passkey { haystack: "essay".into(), digits: 5, seed: 0, trials: 2, contexts, depths, modes, cells }
+    }
+
+    #[test]
+    fn every_figure_is_there_in_any_width() {
+        for width in [20, 40, 100] {
+            let text = heat(&passkey(), TableStyle { width, color: false });
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}\n{text}");
+            assert!(!text.contains('\x1b'));
+            let figures = |n: &str| text.split_whitespace().filter(|word| *word == n).count();
+            // Depth 1 is found always, depth 0 never, all together half the time.
+            assert_eq!((figures("100"), figures("0") > 20), (5, true), "{text}");
+            assert_eq!(figures("50"), 10, "{text}");
+        }
+    }
+
+    #[test]
+    fn colour_changes_no_column() {
+        let plain = heat(&passkey(), TableStyle { width: 80, color: false });
+        let mut colored = heat(&passkey(), TableStyle { width: 80, color: true });
+        for step in [210, 216, 222, 186, 120] {
+            colored = colored.replace(&format!("\x1b[30;48;5;{step}m"), "");
+        }
+        assert_eq!(colored.replace(RESET, ""), plain);
+    }
+}

@@ -1,0 +1,456 @@
+//! A better scaling than the stock ones, for one model, one length and one's own text.
+//!
+//! The candidates are points of YaRN's space: base, factor, the two boundaries of its ramp and the attention factor.
+//! NTK-aware scaling, static or dynamic, is the part of it with a factor of 1. From the best stock mode in that space a
+//! pattern search (Hooke and Jeeves 1961) goes one coordinate at a time, in an order drawn from the seed, keeps what is
+//! better, and halves its steps when nothing is. A candidate that is worse on the first half of its windows is dropped
+//! there (successive halving with one rung), which saves nearly half the work.
+//!
+//! The lowest of many noisy figures flatters itself. So the windows are split: candidates are chosen on the even ones,
+//! and the winner is judged on the odd ones, which no choice has seen, against the stock mode that was best on the even
+//! ones. Windows lie side by side, so that no token is in both halves.
+
+use crate::compare::{Mode, Pair, Plan, Text, check_params, variants, window_options};
+use crate::perplexity::{Cell, Label, Scores, score_windows, scorer};
+use crate::rng::Rng;
+use crate::stats::{MIN_WINDOWS, WindowNll, mean};
+use crate::windows::{Window, Windows};
+use anyhow::{Context, Result, bail, ensure};
+use attn_core::RopeOverride;
+use attn_core::position::yarn_mscale;
+use attn_models::Model;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Steps are halved this often.
+const HALVINGS: usize = 3;
+
+/// What a search found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Search {
+    /// Tokens per window.
+    pub context: usize,
+    /// Seed of the order and of the bootstrap.
+    pub seed: u64,
+    /// What candidates were chosen on.
+    pub choosing_windows: Vec<Span>,
+    /// What the winner was judged on.
+    pub confirming_windows: Vec<Span>,
+    /// Everything that was tried, in that order.
+    pub candidates: Vec<Tried>,
+    /// The best of them.
+    pub winner: Winner,
+    /// The best stock mode, on the confirming windows.
+    pub stock: Cell,
+    /// The winner against it, there.
+    pub difference: Pair,
+}
+
+/// Tokens of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Span {
+    /// Index of the text.
+    pub text: usize,
+    /// The first token.
+    pub from: usize,
+    /// The one after the last.
+    pub to: usize,
+}
+
+/// A scaling that was tried.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tried {
+    /// Its name.
+    pub mode: String,
+    /// Its factor, if it has one.
+    pub factor: Option<f64>,
+    /// The base, if it was replaced.
+    pub theta: Option<f64>,
+    /// Further keys.
+    pub params: BTreeMap<String, String>,
+    /// Windows it was tried on.
+    pub windows: usize,
+    /// Nats per token on those.
+    pub nll: f64,
+}
+
+/// The scaling that was best on the choosing windows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Winner {
+    /// Its name.
+    pub mode: String,
+    /// Its factor, if it has one.
+    pub factor: Option<f64>,
+    /// The base, if it was replaced.
+    pub theta: Option<f64>,
+    /// Further keys.
+    pub params: BTreeMap<String, String>,
+    /// The options that select it.
+    pub flags: Vec<String>,
+    /// Its figures on the confirming windows.
+    pub cell: Cell,
+}
+
+/// A point of YaRN's space.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Point {
+    theta: f64,
+    factor: f64,
+    beta_fast: f64,
+    beta_slow: f64,
+    attention: f64,
+}
+
+/// The coordinates and the ratio of their first step.
+const STEPS: [f64; 5] = [1.5, 1.25, 2.0, 2.0, 1.04];
+
+impl Point {
+    fn coordinate(&mut self, index: usize) -> &mut f64 {
+        match index {
+            0 => &mut self.theta,
+            1 => &mut self.factor,
+            2 => &mut self.beta_fast,
+            3 => &mut self.beta_slow,
+            _ => &mut self.attention,
+        }
+    }
+
+    /// This point with a coordinate multiplied, in numbers short enough to be typed; `None` where YaRN has no such
+    /// point, or it is this one.
+    fn moved(self, index: usize, by: f64) -> Option<Self> {
+        let mut point = self;
+        let value = point.coordinate(index);
+        *value = short(*value * by);
+        point.factor = point.factor.max(1.0);
+        let ramp = point.beta_slow <= point.beta_fast;
+        // Without a factor there is no ramp to move.
+        let acts = point.factor > 1.0 || !matches!(index, 2 | 3);
+        (point != self && ramp && acts && point.theta > 1.0).then_some(point)
+    }
+
+    /// The override that is this point; a plain base where that is all there is to it.
+    fn to_override(self, original: Option<usize>) -> RopeOverride {
+        let base = RopeOverride { theta: Some(self.theta), original_context: original, ..RopeOverride::default() };
+        if self.factor == 1.0 && self.attention == 1.0 {
+            return RopeOverride { scaling: Some("none".into()), ..base };
+        }
+        let keys = [("beta_fast", self.beta_fast), ("beta_slow", self.beta_slow), ("attention_factor", self.attention)];
+        RopeOverride {
+            scaling: Some("yarn".into()),
+            factor: Some(self.factor),
+            params: keys.map(|(key, value)| (key.to_string(), value.to_string())).to_vec(),
+            ..base
+        }
+    }
+}
+
+/// Four significant digits.
+fn short(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+/// How a search measures: a scaling on windows of these indices, in that order.
+type Measure<'a> = dyn FnMut(&RopeOverride, &[usize]) -> Result<Vec<WindowNll>> + 'a;
+
+/// The part of a search that chooses.
+struct Chooser<'a, 'b> {
+    measure: &'a mut Measure<'b>,
+    /// The choosing windows, those of the first rung first.
+    windows: Vec<usize>,
+    rung: usize,
+    original: Option<usize>,
+    tried: Vec<Tried>,
+    points: Vec<Point>,
+    budget: usize,
+}
+
+impl Chooser<'_, '_> {
+    /// Measures on every choosing window.
+    fn full(&mut self, rope: &RopeOverride) -> Result<Vec<WindowNll>> {
+        let found = (self.measure)(rope, &self.windows)?;
+        self.note(rope, &found);
+        Ok(found)
+    }
+
+    /// Measures a candidate, and only the first rung if it is worse than the best there.
+    fn challenge(&mut self, point: Point, best: &[WindowNll]) -> Result<Option<Vec<WindowNll>>> {
+        let rope = point.to_override(self.original);
+        self.points.push(point);
+        let mut found = (self.measure)(&rope, &self.windows[..self.rung])?;
+        let stays = mean(&found) < mean(&best[..self.rung]);
+        if stays {
+            found.extend((self.measure)(&rope, &self.windows[self.rung..])?);
+        }
+        self.note(&rope, &found);
+        Ok((stays && mean(&found) < mean(best)).then_some(found))
+    }
+
+    fn note(&mut self, rope: &RopeOverride, found: &[WindowNll]) {
+        self.tried.push(Tried {
+            mode: rope.scaling.clone().unwrap_or_default(),
+            factor: rope.factor,
+            theta: rope.theta,
+            params: rope.params.iter().cloned().collect(),
+            windows: found.len(),
+            nll: mean(found),
+        });
+    }
+
+    /// From `start` to where no step helps, or the budget ends.
+    fn descend(&mut self, start: Point, measured: Vec<WindowNll>, seed: u64) -> Result<(Point, Vec<WindowNll>)> {
+        let (mut best, mut nll) = (start, measured);
+        let mut steps = STEPS;
+        let mut rng = Rng::new(seed);
+        self.points.push(start);
+        for _ in 0..=HALVINGS {
+            loop {
+                let mut order = [0, 1, 2, 3, 4];
+                (1..order.len()).for_each(|i| order.swap(i, rng.below(i + 1)));
+                let mut improved = false;
+                for index in order {
+                    for by in [steps[index], 1.0 / steps[index]] {
+                        let Some(point) = best.moved(index, by).filter(|point| !self.points.contains(point)) else {
+                            continue;
+                        };
+                        if self.points.len() > self.budget {
+                            return Ok((best, nll));
+                        }
+                        if let Some(found) = self.challenge(point, &nll)? {
+                            (best, nll, improved) = (point, found, true);
+                            break;
+                        }
+                    }
+                }
+                if !improved {
+                    break;
+                }
+            }
+            steps = steps.map(f64::sqrt);
+        }
+        Ok((best, nll))
+    }
+}
+
+/// Where a search stands: windows measured, and how many there will be at most.
+pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
+
+/// Searches for the scaling of the lowest perplexity at the plan's one context, beginning from its modes.
+///
+/// # Errors
+/// Not exactly one context, overlapping windows, too few windows to split, a mode the model can't take, parameters that
+/// would be searched for.
+pub fn search(
+    model: &Model,
+    texts: &[Text],
+    plan: &Plan,
+    budget: usize,
+    progress: &mut Progress<'_>,
+) -> Result<Search> {
+    let [context] = plan.contexts[..] else { bail!("a search is for one context: name it with --contexts") };
+    ensure!(plan.stride.is_none(), "a search takes windows side by side: without a stride");
+    ensure!(plan.rope.params.is_empty() && plan.rope.theta.is_none(), "a search finds theta and parameters itself");
+    check_params(plan)?;
+    let cut = cut(texts, plan, context)?;
+    let stock = stock(model, plan, context)?;
+    let (mut done, most) = (0, (budget + stock.len()) * cut.windows.len().div_ceil(2));
+    let mut measure = |rope: &RopeOverride, windows: &[usize]| {
+        progress(done, most);
+        done += windows.len();
+        Ok(cut.measure(model, rope, windows, plan.length)?.windows)
+    };
+    let all: Vec<usize> = (0..cut.windows.len()).collect();
+    let chosen = choose(&mut measure, &stock, &all, plan.rope.original_context, budget, plan.seed)?;
+    let confirming: Vec<usize> = all.iter().copied().filter(|index| index % 2 == 1).collect();
+    let label =
+        |mode: &str, factor: f64| Label { mode: mode.to_string(), factor, context, stride: context, seed: plan.seed };
+    let judge = |rope: &RopeOverride, name: &str| -> Result<Cell> {
+        let scores = cut.measure(model, rope, &confirming, plan.length)?;
+        Ok(scores.cell(&label(name, rope.factor.unwrap_or(1.0))))
+    };
+    let best = &stock[chosen.stock];
+    let (winner, stock) = (judge(&chosen.winner, "searched")?, judge(&best.rope, best.mode.name())?);
+    let results = crate::compare::differences(&[winner.clone(), stock.clone()], plan.seed);
+    let difference = results.into_iter().next().context("two modes have a difference")?;
+    Ok(Search {
+        context,
+        seed: plan.seed,
+        choosing_windows: cut.spans(|index| index % 2 == 0),
+        confirming_windows: cut.spans(|index| index % 2 == 1),
+        candidates: chosen.tried,
+        winner: Winner {
+            mode: chosen.winner.scaling.clone().unwrap_or_default(),
+            factor: chosen.winner.factor,
+            theta: chosen.winner.theta,
+            params: chosen.winner.params.iter().cloned().collect(),
+            flags: flags(&chosen.winner),
+            cell: winner,
+        },
+        stock,
+        difference,
+    })
+}
+
+/// What choosing came to.
+struct Chosen {
+    winner: RopeOverride,
+    /// Index of the best stock mode.
+    stock: usize,
+    tried: Vec<Tried>,
+}
+
+/// Chooses on the even windows of `all`.
+fn choose(
+    measure: &mut Measure<'_>,
+    stock: &[Stock],
+    all: &[usize],
+    original: Option<usize>,
+    budget: usize,
+    seed: u64,
+) -> Result<Chosen> {
+    let even: Vec<usize> = all.iter().copied().filter(|index| index % 2 == 0).collect();
+    let (first, second): (Vec<usize>, Vec<usize>) = even.iter().copied().partition(|index| index % 4 == 0);
+    let rung = first.len();
+    let windows = [first, second].concat();
+    let mut chooser = Chooser { measure, windows, rung, original, tried: vec![], points: vec![], budget };
+    let measured: Result<Vec<Vec<WindowNll>>> = stock.iter().map(|stock| chooser.full(&stock.rope)).collect();
+    let measured = measured?;
+    let lowest = |among: &mut dyn Iterator<Item = usize>| {
+        among.min_by(|&a, &b| mean(&measured[a]).total_cmp(&mean(&measured[b])))
+    };
+    let best = lowest(&mut (0..stock.len())).context("a search begins from stock modes: name some")?;
+    let start = lowest(&mut (0..stock.len()).filter(|&index| stock[index].point.is_some()));
+    let Some((start, point)) = start.and_then(|start| Some((start, stock[start].point?))) else {
+        bail!("a search begins from one of none, ntk, dynamic, ntk-by-parts and yarn: name one in --modes")
+    };
+    let (point, nll) = chooser.descend(point, measured[start].clone(), seed)?;
+    // A mode outside the space may be better than anything in it, and the start itself is best left as it is.
+    let moved = Some(point) != stock[start].point;
+    let winner = if moved && mean(&nll) < mean(&measured[best]) {
+        point.to_override(original)
+    } else {
+        stock[best].rope.clone()
+    };
+    Ok(Chosen { winner, stock: best, tried: chooser.tried })
+}
+
+/// A stock mode, and where it lies in the space if it does.
+struct Stock {
+    mode: Mode,
+    rope: RopeOverride,
+    point: Option<Point>,
+}
+
+fn stock(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Stock>> {
+    let base = rope_of(model)?;
+    let original = plan.rope.original_context.unwrap_or(base.original_context());
+    let variants = variants(model, plan, context)?;
+    let own = variants.into_iter().filter(|variant| variant.same_as.is_none());
+    let each = own.map(|variant| {
+        let rope = RopeOverride {
+            scaling: (variant.mode != Mode::Checkpoint).then(|| variant.mode.to_string()),
+            factor: variant.mode.takes_factor().then_some(variant.factor),
+            ..plan.rope.clone()
+        };
+        let ntk = |stretch: f64| {
+            let d = base.rotary_dim as f64;
+            base.theta * stretch.powf(d / (d - 2.0))
+        };
+        let factor = variant.factor;
+        let plain = |theta: f64| Point { theta, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 };
+        let point = match variant.mode {
+            Mode::None => Some(plain(base.theta)),
+            Mode::Ntk => Some(plain(ntk(factor))),
+            Mode::Dynamic => {
+                let length = plan.length.unwrap_or(context).max(original) as f64;
+                Some(plain(ntk(factor * length / original as f64 - (factor - 1.0))))
+            }
+            Mode::NtkByParts => Some(Point { factor, ..plain(base.theta) }),
+            Mode::Yarn => Some(Point { factor, attention: yarn_mscale(factor, 1.0), ..plain(base.theta) }),
+            _ => None,
+        };
+        Stock { mode: variant.mode, rope, point }
+    });
+    Ok(each.collect())
+}
+
+/// The rotary encoding of the first layer that has one.
+fn rope_of(model: &Model) -> Result<attn_core::position::RopeConfig> {
+    let layers = &model.spec().stack.layers;
+    let rope = layers.iter().find_map(|layer| match layer.attention.position() {
+        attn_core::position::PositionConfig::Rope(rope) => Some(rope.clone()),
+        _ => None,
+    });
+    rope.with_context(|| format!("{} has no rotary position encoding to search for", model.spec().family))
+}
+
+/// Texts cut into windows, counted through.
+struct Cut<'a> {
+    texts: &'a [Text],
+    cuts: Vec<Windows>,
+    windows: Vec<(usize, Window)>,
+}
+
+fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
+    let cuts: Result<Vec<Windows>> = texts
+        .iter()
+        .map(|text| Windows::new(text.tokens.len(), &window_options(plan, context)).with_context(|| text.name.clone()))
+        .collect();
+    let cuts = cuts?;
+    let numbered = cuts.iter().enumerate();
+    let windows: Vec<_> =
+        numbered.flat_map(|(text, cut)| cut.windows().iter().map(move |window| (text, window.clone()))).collect();
+    let needed = 2 * MIN_WINDOWS;
+    ensure!(
+        windows.len() >= needed,
+        "a search chooses on one half of the windows and confirms on the other: it takes {needed} windows of {context} \
+         tokens, and there are {}",
+        windows.len()
+    );
+    Ok(Cut { texts, cuts, windows })
+}
+
+impl Cut<'_> {
+    fn measure(&self, model: &Model, rope: &RopeOverride, indices: &[usize], length: Option<usize>) -> Result<Scores> {
+        let model = model.with_rope(rope)?;
+        let mut parts = vec![];
+        for &index in indices {
+            let (text, window) = &self.windows[index];
+            let cut = &self.cuts[*text];
+            let mut nll = scorer(&model, cut.context(), length);
+            let some = std::slice::from_ref(window);
+            parts.push(score_windows(&mut nll, &self.texts[*text].tokens, cut, some, &mut |_| ())?);
+        }
+        Ok(Scores::pooled(&parts))
+    }
+
+    fn spans(&self, keep: impl Fn(usize) -> bool) -> Vec<Span> {
+        let kept = self.windows.iter().enumerate().filter(|(index, _)| keep(*index));
+        kept.map(|(_, (text, w))| Span { text: *text, from: w.text.start, to: w.text.end }).collect()
+    }
+}
+
+/// The command line's options for an override.
+fn flags(rope: &RopeOverride) -> Vec<String> {
+    let mut flags = vec![];
+    let mut add = |flag: &str, value: String| flags.extend([flag.to_string(), value]);
+    if let Some(scaling) = &rope.scaling {
+        add("--rope-scaling", scaling.clone());
+    }
+    if let Some(factor) = rope.factor {
+        add("--rope-factor", factor.to_string());
+    }
+    if let Some(theta) = rope.theta {
+        add("--rope-theta", theta.to_string());
+    }
+    if let Some(original) = rope.original_context {
+        add("--rope-original-context", original.to_string());
+    }
+    for (key, value) in &rope.params {
+        add("--rope-param", format!("{key}={value}"));
+    }
+    flags
+}
+
+#[cfg(test)]
+#[path = "search_tests.rs"]
+mod tests;
