@@ -87,6 +87,11 @@ fn new_config(config: &Value, parameters: &Map<String, Value>, context: usize) -
         top.insert("rotary_emb_base".into(), theta.clone());
     }
     top.insert("rope_theta".into(), theta);
+    // transformers 4 keeps the share beside the dictionary.
+    if let Some(share) = parameters.get("partial_rotary_factor") {
+        let neox = top.get("model_type").is_some_and(|kind| kind == "gpt_neox");
+        top.insert(if neox { "rotary_pct" } else { "partial_rotary_factor" }.into(), share.clone());
+    }
     let mut old = parameters.clone();
     old.remove("rope_theta");
     old.remove("partial_rotary_factor");
