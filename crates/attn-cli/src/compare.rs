@@ -88,7 +88,9 @@ fn check(args: &CompareArgs) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
         return usage("compare sets the scaling itself: use --modes and --factor");
     }
-    if args.long.shard.is_some() && (args.output.csv.is_some() || args.output.plot.is_some() || args.output.html.is_some()) {
+    if args.long.shard.is_some()
+        && (args.output.csv.is_some() || args.output.plot.is_some() || args.output.html.is_some())
+    {
         return usage("--shard measures a part: give --csv, --plot and --html to attn merge");
     }
     if args.search && args.contexts.len() != 1 {

@@ -4,9 +4,9 @@
 
 use super::verdict;
 use crate::compare::Results;
-use anyhow::{Context, Result, ensure};
 use crate::passkey::Passkey;
 use crate::search::Search;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

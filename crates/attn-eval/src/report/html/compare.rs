@@ -441,6 +441,7 @@ pub(crate) mod tests {
                 dtype: "f32".into(),
                 device: "cpu".into(),
                 keep_quantized: false,
+                passkey: None,
             },
             machines: vec![Machine { os: "linux".into(), arch: "x86_64".into(), cpu: None, cores: 2, threads: 2 }],
         }
