@@ -218,7 +218,7 @@ fn passkey_is_a_seeded_grid_that_runs_in_parts() {
     }
     assert_eq!(figures(json(&["merge", path(&files[0]), path(&files[1]), "--json"])), figures(whole));
     refused(&[&args[..], &["--run", path(&files[0]), "--trials", "3"]].concat(), &["cannot be used multiple times"]);
-    refused(&["compare", "--run", path(&files[0]), "--contexts", "256"], &["attn passkey"]);
+    refused(&["compare", "--run", path(&files[0]), "--contexts", "512"], &["attn passkey"]);
 
     let (_keep, plain, _) = texts();
     let text = ["passkey", "--contexts", "512", "--modes", "none", "--trials", "1", "--haystack", path(&plain)];

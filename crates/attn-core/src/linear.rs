@@ -65,24 +65,30 @@ impl Module for Linear {
     /// `(.., in)` to `(.., out)`, in the dtype of `xs`.
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let _scope = profile::scope(profile::Op::Matmul);
+        // One product for all leading dimensions: candle's batched product would copy the weights per row.
+        let (mut shape, rows) = (xs.dims().to_vec(), xs.elem_count() / xs.dim(candle_core::D::Minus1)?.max(1));
+        let flat = xs.reshape((rows, ()))?;
         let ys = match &self.weight {
-            Weight::Dense(w) => {
-                // One product for all leading dimensions: candle's batched product would copy the weights per row.
-                let (mut shape, rows) = (xs.dims().to_vec(), xs.elem_count() / xs.dim(candle_core::D::Minus1)?.max(1));
-                let flat = xs.reshape((rows, ()))?;
-                if let Some(last) = shape.last_mut() {
-                    *last = w.dim(0)?;
-                }
-                product::matmul_t(&flat, w)?.reshape(shape)?
-            }
-            // Candle's quantised product computes in f32.
-            Weight::Quantized(w) => {
-                w.forward(&xs.to_dtype(candle_core::DType::F32)?.contiguous()?)?.to_dtype(xs.dtype())?
-            }
+            Weight::Dense(w) => product::matmul_t(&flat, w)?,
+            Weight::Quantized(w) => quantized(&flat, w)?,
         };
+        if let Some(last) = shape.last_mut() {
+            *last = ys.dim(1)?;
+        }
+        let ys = ys.reshape(shape)?;
         match &self.bias {
             Some(bias) => ys.broadcast_add(bias),
             None => Ok(ys),
         }
     }
+}
+
+/// `xs W^T` in the dtype of `xs`; Candle's own quantised product computes in f32.
+fn quantized(xs: &Tensor, w: &QMatMul) -> Result<Tensor> {
+    if let QMatMul::QTensor(blocks) = w
+        && let Some(ys) = product::blocks::matmul_t(xs, blocks)?
+    {
+        return Ok(ys);
+    }
+    w.forward(&xs.to_dtype(candle_core::DType::F32)?.contiguous()?)?.to_dtype(xs.dtype())
 }

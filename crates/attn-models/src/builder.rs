@@ -2,12 +2,16 @@
 
 use crate::TensorSource;
 use crate::spec::{FusedLayout, HeadSpec, LatentSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec};
+use crate::tokens::Tokens;
 use attn_core::{
     AttentionConfig, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention, Norm, PositionEncoding,
     Projections, QkNorm, QueryProjection,
 };
-use candle_core::{DType, Device, Result, Tensor, bail};
-use std::{cell::RefCell, collections::HashMap, sync::Arc};
+use candle_core::{
+    DType, Device, Result, Tensor, bail,
+    quantized::{GgmlDType, QStorage, QTensor},
+};
+use std::{borrow::Cow, cell::RefCell, collections::HashMap, sync::Arc};
 
 /// A source of tensors under a prefix, in one dtype on one device, that remembers what was read.
 pub(crate) struct Builder<'a> {
@@ -79,18 +83,31 @@ impl<'a> Builder<'a> {
     pub(crate) fn linear(&self, prefix: &str, spec: &LinearSpec) -> Result<Linear> {
         let name = format!("{prefix}{}", spec.name);
         let bias = self.bias(prefix, spec)?;
-        if !spec.transposed {
-            let full = self.full(&format!("{name}.weight"));
-            if let Some(weight) = self.source.quantized(&full, &self.device)? {
-                if weight.shape().dims() != [spec.out_dim, spec.in_dim] {
-                    let want = [spec.out_dim, spec.in_dim];
-                    bail!("tensor {full} has shape {:?}, the config asks for {want:?}", weight.shape().dims())
-                }
-                self.used.borrow_mut().insert(full, weight.shape().elem_count());
-                return Linear::quantized(weight, bias);
-            }
+        if !spec.transposed
+            && let Some(weight) = self.quantized(&format!("{name}.weight"), [spec.out_dim, spec.in_dim])?
+        {
+            return Linear::quantized(weight, bias);
         }
         Linear::new(self.weight(prefix, spec)?, bias)
+    }
+
+    /// Tensor `name` in its blocks, if it stays in them.
+    fn quantized(&self, name: &str, want: [usize; 2]) -> Result<Option<Arc<QTensor>>> {
+        let full = self.full(name);
+        let Some(weight) = self.source.quantized(&full, &self.device)? else { return Ok(None) };
+        if weight.shape().dims() != want {
+            bail!("tensor {full} has shape {:?}, the config asks for {want:?}", weight.shape().dims())
+        }
+        self.used.borrow_mut().insert(full, weight.shape().elem_count());
+        Ok(Some(weight))
+    }
+
+    /// The token embedding `(vocab, hidden)`.
+    pub(crate) fn tokens(&self, name: &str, vocab: usize, hidden: usize) -> Result<Tokens> {
+        match self.quantized(name, [vocab, hidden])? {
+            Some(blocks) => Ok(Tokens::Quantized(blocks, self.dtype, self.device.clone())),
+            None => Ok(Tokens::Dense(self.tensor(name, &[vocab, hidden])?)),
+        }
     }
 
     fn weight(&self, prefix: &str, spec: &LinearSpec) -> Result<Tensor> {
@@ -108,18 +125,38 @@ impl<'a> Builder<'a> {
         Ok(Some(self.tensor(&format!("{prefix}{}.bias", spec.name), &[spec.out_dim])?))
     }
 
-    /// Several products over the same input as one, rows in order, unless any of them stays quantised.
+    /// Several products over the same input as one, rows in order, unless their weights stay in different blocks.
     pub(crate) fn stacked(&self, prefix: &str, specs: &[&LinearSpec]) -> Result<Option<Linear>> {
-        if specs.iter().any(|s| self.source.is_quantized(&self.full(&format!("{prefix}{}.weight", s.name)))) {
+        let format = |s: &LinearSpec| self.source.quantized_dtype(&self.full(&format!("{prefix}{}.weight", s.name)));
+        let formats: Vec<_> = specs.iter().map(|s| format(s)).collect();
+        if formats.iter().any(|f| *f != formats[0]) || (formats[0].is_some() && !self.device.is_cpu()) {
             return Ok(None);
         }
         if specs.iter().any(|s| s.bias) && !specs.iter().all(|s| s.bias) {
             return Ok(None);
         }
-        let weights = specs.iter().map(|s| self.weight(prefix, s)).collect::<Result<Vec<_>>>()?;
         let biases = specs.iter().filter_map(|s| self.bias(prefix, s).transpose()).collect::<Result<Vec<_>>>()?;
         let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        if let Some(format) = formats[0] {
+            return Ok(Some(Linear::quantized(self.stacked_blocks(prefix, specs, format)?, bias)?));
+        }
+        let weights = specs.iter().map(|s| self.weight(prefix, s)).collect::<Result<Vec<_>>>()?;
         Ok(Some(Linear::new(Tensor::cat(&weights, 0)?, bias)?))
+    }
+
+    /// Rows of blocks of one format under each other.
+    fn stacked_blocks(&self, prefix: &str, specs: &[&LinearSpec], format: GgmlDType) -> Result<Arc<QTensor>> {
+        let mut bytes = vec![];
+        for spec in specs {
+            let name = format!("{prefix}{}.weight", spec.name);
+            match self.quantized(&name, [spec.out_dim, spec.in_dim])? {
+                Some(weight) => bytes.extend_from_slice(&weight.data()?),
+                None => bail!("tensor {} does not stay in its blocks", self.full(&name)),
+            }
+        }
+        let (rows, depth) = (specs.iter().map(|s| s.out_dim).sum::<usize>(), specs[0].in_dim);
+        let storage = QStorage::from_data(Cow::Owned(bytes), &self.device, format)?;
+        Ok(Arc::new(QTensor::new(storage, (rows, depth))?))
     }
 
     pub(crate) fn multi_head(
@@ -209,14 +246,12 @@ impl<'a> Builder<'a> {
     }
 
     /// The output head; shares the embedding's tensor if it is tied.
-    pub(crate) fn head(&self, spec: &HeadSpec, embedding: &Tensor) -> Result<Linear> {
+    pub(crate) fn head(&self, spec: &HeadSpec, embedding: &Tokens) -> Result<Linear> {
         let (vocab, hidden) = embedding.dims2()?;
         match &spec.name {
-            Some(name) if spec.or_tied && !self.contains(&format!("{name}.weight")) => {
-                Linear::new(embedding.clone(), None)
-            }
+            Some(name) if spec.or_tied && !self.contains(&format!("{name}.weight")) => embedding.tied_head(),
             Some(name) => self.linear("", &LinearSpec::new(name, hidden, vocab).bias(spec.bias)),
-            None => Linear::new(embedding.clone(), None),
+            None => embedding.tied_head(),
         }
     }
 

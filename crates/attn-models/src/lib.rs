@@ -15,6 +15,7 @@ mod model;
 mod session;
 pub mod spec;
 mod stack;
+mod tokens;
 mod weights;
 
 pub use model::{Architecture, Model, Options};

@@ -43,11 +43,14 @@ impl Memory {
     }
 }
 
-/// Bytes of the weights of `source` in `dtype`; those that stay quantised count half a byte each, the least there is.
+/// Bytes of the weights of `source` in `dtype`, or in the blocks that they stay in.
 pub fn weight_bytes(source: &dyn TensorSource, dtype: DType) -> u64 {
     let bytes = |name: &String| {
         let count = source.shape(name).map_or(0, |shape| shape.elem_count() as u64);
-        if source.is_quantized(name) { count / 2 } else { count.saturating_mul(dtype.size_in_bytes() as u64) }
+        match source.quantized_dtype(name) {
+            Some(blocks) => (count / blocks.block_size() as u64).saturating_mul(blocks.type_size() as u64),
+            None => count.saturating_mul(dtype.size_in_bytes() as u64),
+        }
     };
     source.names().iter().map(bytes).fold(0, u64::saturating_add)
 }

@@ -3,6 +3,7 @@
 use crate::builder::Builder;
 use crate::mlp::Mlp;
 use crate::spec::{AttentionSpec, LayerSpec, StackSpec, Wiring};
+use crate::tokens::Tokens;
 use attn_core::{
     KvCache, LatentAttention, LayerCache, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions,
     position::{NopeConfig, PositionConfig},
@@ -19,7 +20,7 @@ pub(crate) struct Encodings {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Stack {
-    tokens: Tensor,
+    tokens: Tokens,
     scale: f64,
     position: Arc<dyn PositionEncoding>,
     token_type: Option<Tensor>,
@@ -180,7 +181,7 @@ impl Stack {
         weights: &Builder,
     ) -> Result<Self> {
         let embedding = &spec.embedding;
-        let tokens = weights.tensor(&embedding.tokens, &[vocab, hidden])?;
+        let tokens = weights.tokens(&embedding.tokens, vocab, hidden)?;
         let token_type = match &embedding.token_types {
             Some((name, rows)) => Some(weights.tensor(name, &[*rows, hidden])?.get(0)?),
             None => None,
@@ -199,7 +200,7 @@ impl Stack {
     }
 
     /// The token embedding `(vocab, hidden)`.
-    pub(crate) fn tokens(&self) -> &Tensor {
+    pub(crate) fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
@@ -253,9 +254,8 @@ impl Stack {
         mut cache: Option<&mut KvCache>,
         memory: Option<&Memory>,
     ) -> Result<Tensor> {
-        let (b, t) = ids.dims2()?;
         let scope = profile::scope(profile::Op::Embedding);
-        let mut xs = self.tokens.index_select(&ids.flatten_all()?, 0)?.reshape((b, t, ()))?;
+        let mut xs = self.tokens.embed(ids)?;
         if self.scale != 1.0 {
             xs = (xs * self.scale)?;
         }

@@ -1,6 +1,9 @@
 //! Where a model's tensors come from, as the models see it: names in, tensors out.
 
-use candle_core::{DType, Device, Result, Shape, Tensor, quantized::QTensor};
+use candle_core::{
+    DType, Device, Result, Shape, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
 use std::sync::Arc;
 
 /// A checkpoint's tensors under their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`).
@@ -24,9 +27,9 @@ pub trait TensorSource: Send + Sync {
         Ok(None)
     }
 
-    /// Whether [`quantized`](Self::quantized) would return tensor `name`, without reading it.
-    fn is_quantized(&self, _name: &str) -> bool {
-        false
+    /// The format of the blocks in which [`quantized`](Self::quantized) would return tensor `name`, without reading it.
+    fn quantized_dtype(&self, _name: &str) -> Option<GgmlDType> {
+        None
     }
 
     /// All names, sorted.

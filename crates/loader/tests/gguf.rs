@@ -230,15 +230,15 @@ impl TensorSource for Counting {
 
     fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<std::sync::Arc<QTensor>>> {
         let tensor = self.inner.quantized(name, device)?;
-        assert_eq!(tensor.is_some(), self.inner.is_quantized(name), "{name}");
+        assert_eq!(tensor.is_some(), self.inner.quantized_dtype(name).is_some(), "{name}");
         if tensor.is_some() {
             self.count(name);
         }
         Ok(tensor)
     }
 
-    fn is_quantized(&self, name: &str) -> bool {
-        self.inner.is_quantized(name)
+    fn quantized_dtype(&self, name: &str) -> Option<GgmlDType> {
+        self.inner.quantized_dtype(name)
     }
 
     fn names(&self) -> Vec<String> {
@@ -279,8 +279,9 @@ fn blocks_that_stay_quantised_are_read_once() {
         let mut options = offline();
         options.keep_quantized = keep_quantized;
         let c = Checkpoint::open(path.to_str().unwrap(), &options).unwrap();
-        assert_eq!(c.weights.is_quantized("model.layers.0.mlp.up_proj.weight"), keep_quantized);
-        assert!(!c.weights.is_quantized("model.norm.weight") && !c.weights.is_quantized("no such tensor"));
+        assert_eq!(c.weights.quantized_dtype("model.layers.0.mlp.up_proj.weight").is_some(), keep_quantized);
+        assert_eq!(c.weights.quantized_dtype("model.norm.weight"), None);
+        assert_eq!(c.weights.quantized_dtype("no such tensor"), None);
         let counting = std::sync::Arc::new(Counting { inner: c.weights, reads: Default::default() });
         attn_models::Model::load(&c.config, counting.clone(), &attn_models::Options::default()).unwrap();
         let reads = counting.reads.lock().unwrap();

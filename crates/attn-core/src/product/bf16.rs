@@ -8,8 +8,11 @@ mod amx;
 mod avx512;
 
 use crate::attention::KernelPath;
+use crate::attention::fused_cpu::simd::Element;
+use candle_core::Result;
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Outputs per task: two tiles.
 const COLS: usize = 32;
@@ -46,37 +49,41 @@ impl Kernel {
     }
 }
 
-/// `xs W^T` for `(rows, depth, out)`, rounded to bf16.
-pub(super) fn product(kernel: Kernel, xs: &[bf16], w: &[bf16], (rows, depth, out): (usize, usize, usize)) -> Vec<bf16> {
+/// `xs W^T` for `(rows, depth, out)`. `weights` hands out the weights of a range of outputs, for which it may have to
+/// compute them.
+///
+/// # Errors
+/// Those of `weights`.
+pub(super) fn product<O: Element>(
+    kernel: Kernel,
+    xs: &[bf16],
+    weights: &(impl Fn(Range<usize>, &mut dyn FnMut(&[bf16])) -> Result<()> + Sync),
+    (rows, depth, out): (usize, usize, usize),
+) -> Result<Vec<O>> {
     let padded = (rows.next_multiple_of(ROWS), depth.next_multiple_of(DEPTH));
-    let copy;
-    let xs = if padded == (rows, depth) {
-        xs
-    } else {
-        copy = pad(xs, depth, padded);
-        &copy
-    };
-    let mut ys = vec![bf16::ZERO; rows * out];
+    let xs = &tiles(xs, depth, padded);
+    let mut ys = vec![O::zero(); rows * out];
     let target = Target { ys: ys.as_mut_ptr(), rows, out };
-    (0..out.div_ceil(COLS)).into_par_iter().for_each_init(
+    (0..out.div_ceil(COLS)).into_par_iter().try_for_each_init(
         || vec![0u32; COLS * padded.1 / 2],
-        |packed, task| {
+        |packed, task| -> Result<()> {
             let first = task * COLS;
             let cols = COLS.min(out - first);
-            pack(&w[first * depth..(first + cols) * depth], depth, packed);
+            weights(first..first + cols, &mut |w| pack(w, depth, packed))?;
             let block = Block { xs, packed, depth: padded.1, first, cols };
             match kernel {
                 Kernel::Amx => amx::columns(&block, &target),
                 Kernel::Avx512 => avx512::columns(&block, &target),
             }
+            Ok(())
         },
-    );
-    ys
+    )?;
+    Ok(ys)
 }
 
 /// All rows against the packed weights of `cols` outputs from `first` on.
 struct Block<'a> {
-    /// `(rows padded to ROWS, depth)`
+    /// All rows, as [`tiles`] lays them out.
     xs: &'a [bf16],
     /// Per 16 outputs, per pair of inputs: 16 pairs.
     packed: &'a [u32],
@@ -87,34 +94,39 @@ struct Block<'a> {
 }
 
 /// Where the results go, shared by tasks that each own other columns.
-struct Target {
-    ys: *mut bf16,
+struct Target<O> {
+    ys: *mut O,
     rows: usize,
     out: usize,
 }
 
 // SAFETY: tasks write disjoint columns, and only through `Target::write`.
-unsafe impl Sync for Target {}
+unsafe impl<O> Sync for Target<O> {}
 
-impl Target {
+impl<O: Element> Target<O> {
     /// Rounds and writes sums `(ROWS, COLS)` of the rows from `row` on.
     fn write(&self, row: usize, sums: &[f32; ROWS * COLS], block: &Block) {
         for (i, sums) in sums.chunks_exact(COLS).take(self.rows.saturating_sub(row)).enumerate() {
             // SAFETY: row + i < rows and first + cols <= out, so the slice is inside ys; no other task has these columns.
             let ys =
                 unsafe { std::slice::from_raw_parts_mut(self.ys.add((row + i) * self.out + block.first), block.cols) };
-            half::slice::HalfFloatSliceExt::convert_from_f32_slice(ys, &sums[..block.cols]);
+            O::narrow_all(&sums[..block.cols], ys);
         }
     }
 }
 
-/// Rows and inputs filled up with zeros.
-fn pad(xs: &[bf16], depth: usize, (rows, padded): (usize, usize)) -> Vec<bf16> {
-    let mut copy = vec![bf16::ZERO; rows * padded];
-    for (to, from) in copy.chunks_exact_mut(padded).zip(xs.chunks_exact(depth)) {
-        to[..depth].copy_from_slice(from);
-    }
-    copy
+/// Rows as the tiles that a kernel takes them in, filled up with zeros: for 16 rows, per `DEPTH` inputs, a line of these
+/// inputs of each row. Tiles are then read one after the other, which the machine can foresee; rows far apart it can't.
+fn tiles(xs: &[bf16], depth: usize, (rows, padded): (usize, usize)) -> Vec<bf16> {
+    let mut tiles = vec![bf16::ZERO; rows * padded];
+    tiles.par_chunks_mut(16 * padded).zip(xs.par_chunks(16 * depth)).for_each(|(tiles, xs)| {
+        for (row, xs) in xs.chunks_exact(depth).enumerate() {
+            for (tile, line) in tiles.chunks_exact_mut(16 * DEPTH).zip(xs.chunks(DEPTH)) {
+                tile[row * DEPTH..][..line.len()].copy_from_slice(line);
+            }
+        }
+    });
+    tiles
 }
 
 /// Weights `(cols, depth)` to groups of 16 outputs, pairs of inputs outermost; missing outputs and inputs are zero.

@@ -4,6 +4,7 @@
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use candle_core::utils::barrier_pool;
+use std::ops::Range;
 
 /// Outputs handed out at a time.
 const GROUP: usize = 8;
@@ -15,13 +16,19 @@ const GROUP: usize = 8;
 pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out): (usize, usize, usize)) -> Vec<f32> {
     assert!(depth > 0 && xs.len() == rows * depth && w.len() == out * depth);
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
+    columns((rows, out), |outs, target| {
+        // SAFETY: every range of outputs is handed out once.
+        let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
+        dispatch(path, Rows { xs, w: &w[outs.start * depth..outs.end * depth], depth, ys });
+    })
+}
+
+/// Sums `(rows, out)` that `fill` computes for disjoint ranges of outputs, on every core, as `(out, rows)`.
+pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Target) + Sync) -> Vec<f32> {
     let mut columns = vec![0f32; out * rows];
     let target = Target(columns.as_mut_ptr());
     barrier_pool().execute_chunked(out.div_ceil(GROUP), |groups| {
-        let outs = groups.start * GROUP..out.min(groups.end * GROUP);
-        // SAFETY: the pool hands out every group once, so no two slices overlap; outs.end <= out keeps them inside.
-        let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
-        dispatch(path, Rows { xs, w: &w[outs.start * depth..outs.end * depth], depth, ys });
+        fill(groups.start * GROUP..out.min(groups.end * GROUP), &target);
     });
     if rows == 1 {
         return columns;
@@ -36,7 +43,7 @@ pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out)
 }
 
 /// The sums `(out, rows)`, written by several threads in disjoint parts.
-struct Target(*mut f32);
+pub(super) struct Target(*mut f32);
 
 // SAFETY: `slice` is only called for disjoint parts.
 unsafe impl Sync for Target {}
@@ -45,7 +52,7 @@ impl Target {
     /// # Safety
     /// `start + len` numbers are allocated, and nobody else uses this part.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+    pub(super) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
         // SAFETY: by the caller's word.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }

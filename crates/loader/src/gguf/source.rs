@@ -174,8 +174,8 @@ impl TensorSource for GgufSource {
         }
     }
 
-    fn is_quantized(&self, name: &str) -> bool {
-        self.tensors.get(name).is_some_and(|held| self.keeps(held))
+    fn quantized_dtype(&self, name: &str) -> Option<GgmlDType> {
+        self.tensors.get(name).filter(|held| self.keeps(held)).map(|held| held.info.dtype)
     }
 
     fn names(&self) -> Vec<String> {

@@ -1,17 +1,17 @@
 //! The product on AMX tiles.
 
 use super::{Block, COLS, DEPTH, ROWS, Target};
-use crate::attention::fused_cpu::simd::amx::Tiles;
+use crate::attention::fused_cpu::simd::{Element, amx::Tiles};
 use std::arch::asm;
 
 /// All rows of `block`, 32 at a time.
-pub(super) fn columns(block: &Block, target: &Target) {
+pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
     assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
     assert!(block.xs.len().is_multiple_of(ROWS * block.depth) && block.packed.len() == COLS * block.depth / 2);
     let mut sums = [0f32; ROWS * COLS];
     let _tiles = Tiles::configure();
     for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {
-        // SAFETY: `xs` holds ROWS rows of `depth` bf16, `packed` two groups of depth / 2 lines of 64 bytes, `sums` ROWS
+        // SAFETY: `xs` holds the tiles of ROWS rows of `depth` bf16, `packed` two groups of depth / 2 lines of 64 bytes, `sums` ROWS
         // rows of COLS f32: exactly what the loop reads and writes.
         unsafe { multiply(xs.as_ptr().cast(), block.packed.as_ptr().cast(), block.depth, sums.as_mut_ptr().cast()) };
         target.write(step * ROWS, &sums, block);
@@ -23,9 +23,8 @@ pub(super) fn columns(block: &Block, target: &Target) {
 /// # Safety
 /// As `columns` states; the tiles are configured.
 unsafe fn multiply(xs: *const u8, packed: *const u8, depth: usize, sums: *mut u8) {
-    let row = 2 * depth;
-    // SAFETY: per step of 32 inputs the loop reads 64 bytes of each of 32 rows and 16 lines of 64 bytes of either group of
-    // weights, depth / 32 times in all, and then writes 2 x 2 tiles of 16 rows of 64 bytes, 128 bytes apart.
+    let group = 16 * 2 * depth;
+    // SAFETY: per step of 32 inputs the loop reads a tile of 16 lines of 64 bytes of either group of rows and of weights, depth / 32 times in all, and then writes 2 x 2 tiles of 16 rows of 64 bytes, 128 bytes apart.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -33,16 +32,16 @@ unsafe fn multiply(xs: *const u8, packed: *const u8, depth: usize, sums: *mut u8
             "tilezero tmm2",
             "tilezero tmm3",
             "2:",
-            "tileloadd tmm4, [{x0} + {row} * 1]",
+            "tileloadd tmm4, [{x0} + {line} * 1]",
             "tileloadd tmm6, [{w0} + {line} * 1]",
-            "tileloadd tmm5, [{x1} + {row} * 1]",
+            "tileloadd tmm5, [{x1} + {line} * 1]",
             "tileloadd tmm7, [{w1} + {line} * 1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {x0}, 64",
-            "add {x1}, 64",
+            "add {x0}, 1024",
+            "add {x1}, 1024",
             "add {w0}, 1024",
             "add {w1}, 1024",
             "dec {steps}",
@@ -53,10 +52,9 @@ unsafe fn multiply(xs: *const u8, packed: *const u8, depth: usize, sums: *mut u8
             "tilestored [{lower} + {line} * 1], tmm2",
             "tilestored [{lower} + {line} * 1 + 64], tmm3",
             x0 = inout(reg) xs => _,
-            x1 = inout(reg) xs.add(16 * row) => _,
+            x1 = inout(reg) xs.add(group) => _,
             w0 = inout(reg) packed => _,
-            w1 = inout(reg) packed.add(16 * row) => _,
-            row = in(reg) row,
+            w1 = inout(reg) packed.add(group) => _,
             line = inout(reg) 64usize => _,
             steps = inout(reg) depth / DEPTH => _,
             sums = in(reg) sums,

@@ -1,6 +1,7 @@
 //! The product on `vdpbf16ps`: sixteen sums of pairs per instruction.
 
-use super::{Block, COLS, ROWS, Target};
+use super::{Block, COLS, DEPTH, ROWS, Target};
+use crate::attention::fused_cpu::simd::Element;
 use half::bf16;
 use std::arch::x86_64::{
     __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
@@ -10,12 +11,14 @@ use std::arch::x86_64::{
 const STEP: usize = 8;
 
 /// All rows of `block`, 32 at a time.
-pub(super) fn columns(block: &Block, target: &Target) {
+pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
     assert!(block.packed.len() == COLS * block.depth / 2 && block.depth > 0);
     let mut sums = [0f32; ROWS * COLS];
     for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {
-        for (xs, sums) in xs.chunks_exact(STEP * block.depth).zip(sums.chunks_exact_mut(STEP * COLS)) {
-            // SAFETY: is_available() was true; the slices hold STEP rows of inputs, all packed weights, STEP rows of sums.
+        for (part, sums) in sums.chunks_exact_mut(STEP * COLS).enumerate() {
+            let (group, first) = (part * STEP / 16, part * STEP % 16);
+            let xs = &xs[group * 16 * block.depth + first * DEPTH..];
+            // SAFETY: is_available() was true; STEP rows of tiles follow, all packed weights, STEP rows of sums.
             unsafe { multiply(xs, block.packed, block.depth, sums) };
         }
         target.write(step * ROWS, &sums, block);
@@ -23,7 +26,7 @@ pub(super) fn columns(block: &Block, target: &Target) {
 }
 
 /// # Safety
-/// The machine has avx512bf16; the slices are of the sizes named above.
+/// The machine has avx512bf16; the slices are of the sizes named above, `xs` from the first row's line in its first tile on.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn multiply(xs: &[bf16], packed: &[u32], depth: usize, sums: &mut [f32]) {
     let (low, high) = packed.split_at(packed.len() / 2);
@@ -36,7 +39,8 @@ unsafe fn multiply(xs: &[bf16], packed: &[u32], depth: usize, sums: &mut [f32]) 
             let w0 = pairs(_mm512_loadu_si512(low.as_ptr().add(pair * 16).cast()));
             let w1 = pairs(_mm512_loadu_si512(high.as_ptr().add(pair * 16).cast()));
             for (row, acc) in acc.iter_mut().enumerate() {
-                let x = xs.as_ptr().add(row * depth + 2 * pair).cast::<i32>().read_unaligned();
+                let line = xs.as_ptr().add(2 * pair / DEPTH * 16 * DEPTH + row * DEPTH);
+                let x = line.add(2 * pair % DEPTH).cast::<i32>().read_unaligned();
                 let x = pairs(_mm512_set1_epi32(x));
                 acc[0] = _mm512_dpbf16_ps(acc[0], x, w0);
                 acc[1] = _mm512_dpbf16_ps(acc[1], x, w1);

@@ -122,6 +122,28 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u8) -> __m256 {
+        _mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned()))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn load_low(p: *const u8) -> __m256 {
+        let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+        _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_high(p: *const u8) -> __m256 {
+        let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+        _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes))
+    }
+
+    #[inline(always)]
     unsafe fn round_and_power(x: __m256) -> (__m256, __m256) {
         let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
         let bits = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

@@ -121,6 +121,28 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u8) -> __m512 {
+        _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned()))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn load_low(p: *const u8) -> __m512 {
+        let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+        _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_high(p: *const u8) -> __m512 {
+        let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+        _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes))
+    }
+
+    #[inline(always)]
     unsafe fn round_and_power(x: __m512) -> (__m512, __m512) {
         let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
         (n, _mm512_scalef_ps(_mm512_set1_ps(1.0), n))

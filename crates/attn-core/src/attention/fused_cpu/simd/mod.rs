@@ -61,6 +61,41 @@ pub(crate) trait Simd: Copy + 'static {
     /// `LANES` numbers, widened.
     unsafe fn load_f16(p: *const f16) -> Self::V;
 
+    /// `f(0)` to `f(LANES - 1)`.
+    #[inline(always)]
+    unsafe fn from_fn(f: impl Fn(usize) -> f32) -> Self::V {
+        let mut buffer = [0f32; 16];
+        for (i, x) in buffer.iter_mut().enumerate().take(Self::LANES) {
+            *x = f(i);
+        }
+        // SAFETY: LANES <= 16 numbers are in the buffer; the caller vouches for the instruction set.
+        unsafe { Self::load(buffer.as_ptr()) }
+    }
+    /// `LANES` copies of one f16, which need not be aligned.
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const u8) -> Self::V {
+        // SAFETY: two bytes are readable at p by the caller's word.
+        unsafe { Self::splat(p.cast::<f16>().read_unaligned().to_f32()) }
+    }
+    /// `LANES` signed bytes.
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> Self::V {
+        // SAFETY: LANES bytes are readable at p by the caller's word.
+        unsafe { Self::from_fn(|i| f32::from(*p.cast::<i8>().add(i))) }
+    }
+    /// The lower four bits of `LANES` bytes.
+    #[inline(always)]
+    unsafe fn load_low(p: *const u8) -> Self::V {
+        // SAFETY: as for `load_i8`.
+        unsafe { Self::from_fn(|i| f32::from(*p.add(i) & 15)) }
+    }
+    /// The upper four bits of `LANES` bytes.
+    #[inline(always)]
+    unsafe fn load_high(p: *const u8) -> Self::V {
+        // SAFETY: as for `load_i8`.
+        unsafe { Self::from_fn(|i| f32::from(*p.add(i) >> 4)) }
+    }
+
     /// Splits x into the integer n nearest to it and 2^n, for -127 <= x <= 127; 2^n is 0 for n = -127.
     unsafe fn round_and_power(x: Self::V) -> (Self::V, Self::V);
 
@@ -281,6 +316,8 @@ pub(crate) trait Element: candle_core::WithDType {
     fn widen(self) -> f32;
     /// Rounds to the nearest.
     fn narrow(x: f32) -> Self;
+    /// Rounds all of `xs` to the nearest.
+    fn narrow_all(xs: &[f32], to: &mut [Self]);
     /// `LANES` numbers, widened.
     ///
     /// # Safety
@@ -299,6 +336,11 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         x
+    }
+
+    #[inline(always)]
+    fn narrow_all(xs: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(xs);
     }
 
     #[inline(always)]
@@ -321,6 +363,11 @@ macro_rules! half_element {
             #[inline(always)]
             fn narrow(x: f32) -> Self {
                 Self::from_f32(x)
+            }
+
+            #[inline(always)]
+            fn narrow_all(xs: &[f32], to: &mut [Self]) {
+                half::slice::HalfFloatSliceExt::convert_from_f32_slice(to, xs);
             }
 
             #[inline(always)]
