@@ -5,7 +5,7 @@ use crate::mlp::Mlp;
 use crate::spec::{AttentionSpec, LayerSpec, StackSpec, Wiring};
 use crate::tokens::Tokens;
 use attn_core::{
-    KvCache, LatentAttention, LayerCache, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions,
+    KvCache, LatentAttention, LayerCache, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions, ops,
     position::{NopeConfig, PositionConfig},
     profile,
 };
@@ -113,8 +113,8 @@ impl Block {
     fn join(&self, residual: &Tensor, branch: Tensor) -> Result<Tensor> {
         let _scope = profile::scope(profile::Op::ElementWise);
         match self.residual_multiplier {
-            Some(m) => residual + (branch * m)?,
-            None => residual + branch,
+            Some(m) => ops::add(residual, &(branch * m)?),
+            None => ops::add(residual, &branch),
         }
     }
 
@@ -155,7 +155,7 @@ impl Block {
                 Some(own) => own.forward(xs)?,
                 None => normed.clone(),
             };
-            let branches = (attended + norm(n.mlp_post.as_ref(), self.mlp.forward(&input)?)?)?;
+            let branches = ops::add(&attended, &norm(n.mlp_post.as_ref(), self.mlp.forward(&input)?)?)?;
             return self.join(residual, branches);
         }
         let (xs, normed) = match (&self.cross, memory) {

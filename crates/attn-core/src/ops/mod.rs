@@ -9,14 +9,17 @@
 //! |---|---|---|
 //! | [`norm`](fn@norm) | RMS or layer norm | input, weight, bias |
 //! | [`Activation::forward`], [`gated`], [`gated_pair`] | `act(x)`, `act(gate) * up` | every input |
+//! | [`add`](fn@add) | residual sum | every input |
 //! | [`add_norm`] | residual sum and its norm | every input (then in two passes) |
 //! | [`nll`] | `log(sum(exp(logits))) - logits[target]` | logits |
 
 mod activation;
+mod add;
 mod nll;
 mod norm;
 mod rows;
 
 pub use activation::{Activation, gated, gated_pair};
+pub use add::add;
 pub use nll::nll;
 pub use norm::{NormKind, add_norm, norm};

@@ -4,7 +4,7 @@
 //! cache and rounded on the way out, so that each kernel is compiled once per instruction set and not again per dtype.
 
 use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Job, Simd, dispatch};
+use crate::attention::fused_cpu::simd::{Job, Simd, dispatch, round_bf16};
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
@@ -67,7 +67,10 @@ impl<'a> Matrix<'a> {
         let range = i * self.stride..i * self.stride + self.width;
         match self.data {
             Numbers::F32(data) => return &data[range],
-            Numbers::BF16(data) => data[range].convert_to_f32_slice(&mut buffer[..self.width]),
+            Numbers::BF16(data) => {
+                let widen = |(to, x): (&mut f32, &bf16)| *to = f32::from_bits(u32::from(x.to_bits()) << 16);
+                buffer[..self.width].iter_mut().zip(&data[range]).for_each(widen);
+            }
             Numbers::F16(data) => data[range].convert_to_f32_slice(&mut buffer[..self.width]),
         }
         &buffer[..self.width]
@@ -148,7 +151,7 @@ impl<K: Kernel<N, M>, const N: usize, const M: usize> Job for Task<'_, K, N, M> 
             for (out, scratch) in self.out.iter_mut().zip(&results) {
                 match out {
                     Rows::F32(_) => {}
-                    Rows::BF16(out) => out[range.clone()].convert_from_f32_slice(scratch),
+                    Rows::BF16(out) => round_bf16(scratch, &mut out[range.clone()]),
                     Rows::F16(out) => out[range.clone()].convert_from_f32_slice(scratch),
                 }
             }

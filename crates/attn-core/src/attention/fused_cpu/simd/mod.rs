@@ -16,7 +16,7 @@ mod portable;
 use crate::attention::KernelPath;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 /// The most keys in a tile, a multiple of every path's panel width.
 pub(super) const KEYS: usize = 256;
@@ -351,7 +351,7 @@ impl Element for f32 {
 }
 
 macro_rules! half_element {
-    ($type:ty, $load:ident) => {
+    ($type:ty, $load:ident, $narrow:expr, $narrow_all:expr) => {
         impl Element for $type {
             const IS_F32: bool = false;
 
@@ -362,12 +362,12 @@ macro_rules! half_element {
 
             #[inline(always)]
             fn narrow(x: f32) -> Self {
-                Self::from_f32(x)
+                $narrow(x)
             }
 
             #[inline(always)]
             fn narrow_all(xs: &[f32], to: &mut [Self]) {
-                half::slice::HalfFloatSliceExt::convert_from_f32_slice(to, xs);
+                $narrow_all(xs, to)
             }
 
             #[inline(always)]
@@ -379,5 +379,17 @@ macro_rules! half_element {
     };
 }
 
-half_element!(bf16, load_bf16);
-half_element!(f16, load_f16);
+half_element!(bf16, load_bf16, bf16::from_f32, round_bf16);
+half_element!(f16, load_f16, f16::from_f32, |xs: &[f32], to: &mut [f16]| to.convert_from_f32_slice(xs));
+
+/// Rounds to nearest, ties to even, without a branch, so that the compiler vectorises it for the instruction set it is
+/// inlined into.
+#[inline(always)]
+pub(crate) fn round_bf16(xs: &[f32], to: &mut [bf16]) {
+    for (to, x) in to.iter_mut().zip(xs) {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        *to = bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16);
+    }
+}
