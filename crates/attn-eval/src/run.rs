@@ -170,11 +170,16 @@ impl<C: Measurable> Run<C> {
         let spec = self.header.cells.get(cell).with_context(|| format!("there is no cell {cell}"))?;
         let same = spec.context() == context && spec.mode() == mode;
         ensure!(same, "cell {cell} is {} at {}", spec.mode(), spec.context());
-        spec.check(&scores, &self.header.about).with_context(|| format!("no run measures that of cell {cell}"))?;
+        self.check(cell, &scores)?;
         let known = self.scores[cell].as_ref();
         ensure!(known.is_none_or(|known| C::agree(known, &scores)), "cell {cell} has come out differently before");
         self.scores[cell] = Some(scores);
         Ok(())
+    }
+
+    fn check(&self, cell: usize, scores: &C::Scores) -> Result<()> {
+        let checked = self.header.cells[cell].check(scores, &self.header.about);
+        checked.with_context(|| format!("no run measures that of cell {cell}"))
     }
 
     /// Joins runs of the same settings. What is measured more than once has to agree.
@@ -267,8 +272,9 @@ impl<C: Measurable> RunFile<C> {
     /// Appends a measured cell.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// The file can't be written, or the measurement can't be of that cell.
     pub fn append(&mut self, cell: usize, scores: C::Scores) -> Result<()> {
+        self.run.check(cell, &scores)?;
         let spec = &self.run.header.cells[cell];
         let text = spec.text().and_then(|text| self.run.header.about.texts.get(text));
         let text = text.map_or(String::new(), |text| text.name.clone());
