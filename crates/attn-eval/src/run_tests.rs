@@ -229,10 +229,15 @@ fn trials_that_were_not_asked_for_are_refused() {
 
 #[test]
 fn cells_of_other_windows_are_not_compared() {
-    let mut fewer = scores(1.0);
-    let last = fewer.windows.pop().unwrap();
-    assert_eq!(last.tokens, 7);
-    let all = [scores(1.0), fewer, scores(1.0), scores(1.0)].map(Some);
-    let error = crate::compare::summarise(&cells(), &all, 0).unwrap_err().to_string();
-    assert!(error.contains("yarn at 8") && error.contains("other windows than none"), "{error}");
+    let refused = |change: &dyn Fn(&mut Scores)| {
+        let mut other = scores(1.0);
+        change(&mut other);
+        let all = [scores(1.0), other, scores(1.0), scores(1.0)].map(Some);
+        let error = crate::compare::summarise(&cells(), &all, 0).unwrap_err().to_string();
+        assert!(error.contains("yarn at 8") && error.contains("other windows than none"), "{error}");
+    };
+    refused(&|s| _ = s.windows.pop());
+    refused(&|s| s.windows[2].tokens -= 1);
+    refused(&|s| s.windows[2].last_tokens -= 1);
+    refused(&|s| s.windows[2].last_tokens = 0);
 }

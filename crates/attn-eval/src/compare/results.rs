@@ -90,8 +90,8 @@ fn check_windows(cells: &[Cell]) -> Result<()> {
     for context in contexts(cells) {
         let mut at = cells.iter().filter(|cell| cell.context == context);
         let Some(first) = at.next() else { continue };
-        let tokens = |cell: &Cell| cell.window_nll.iter().map(|window| window.tokens).collect::<Vec<_>>();
-        let other = at.find(|cell| tokens(cell) != tokens(first));
+        let counts = |cell: &Cell| -> Vec<_> { cell.window_nll.iter().map(|w| (w.tokens, w.last_tokens)).collect() };
+        let other = at.find(|cell| counts(cell) != counts(first));
         if let Some(other) = other {
             bail!("{} at {context} was measured on other windows than {}", other.mode, first.mode);
         }
