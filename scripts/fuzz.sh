@@ -4,7 +4,7 @@
 # Ends with an error if a target found something; what each said is in fuzz/logs.
 # The builds use LLVM's coverage instrumentation through flags that the stable compiler has, and libFuzzer from the
 # libfuzzer-sys crate, which needs a C++ compiler. Nothing of it needs a nightly toolchain, and there is no address
-# sanitizer: what is fuzzed is safe Rust. See fuzz/README.md.
+# sanitizer: nearly all that is fuzzed is safe Rust. See fuzz/README.md.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 seconds=${1:-60}
