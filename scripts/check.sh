@@ -15,8 +15,19 @@ cargo test --release --workspace
 step lints
 # Against the rust-version of Cargo.toml too, which may be older than the compiler at hand.
 cargo clippy --release --workspace --all-targets -- -D warnings -D clippy::incompatible_msrv
+step "the oldest Rust that Cargo.toml allows"
+oldest=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+if rustc --version | grep -qF "rustc $oldest."; then
+    echo "it is the one in use: $(rustc --version)"
+elif rustup toolchain list 2>/dev/null | grep -q "^$oldest"; then
+    cargo "+$oldest" check --release --workspace --all-targets
+else
+    echo "skipped: Rust $oldest is not installed (rustup toolchain install $oldest)"
+fi
 step "licences, sources and known vulnerabilities of the dependencies"
 if cargo deny --version >/dev/null 2>&1; then
+    # Of other platforms too, as far as there is a network.
+    cargo fetch --locked --quiet || echo "only what this platform needs is checked"
     cargo deny --offline check licenses bans sources
 else
     echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"

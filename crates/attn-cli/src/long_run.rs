@@ -10,6 +10,9 @@ use serde_json::json;
 /// Takes a measured cell.
 pub(crate) type Done<'a, S> = dyn FnMut(usize, S) -> Result<()> + 'a;
 
+/// Measures the cells of these indices and hands each on.
+pub(crate) type Fill<'a, S> = dyn FnMut(&[usize], &mut Done<'_, S>) -> Result<()> + 'a;
+
 /// What can be known to be wrong before anything is loaded.
 ///
 /// # Errors
@@ -27,7 +30,7 @@ pub(crate) fn measure<C: Measurable>(
     as_json: bool,
     about: &About,
     cells: &[C],
-    fill: &mut dyn FnMut(&[usize], &mut Done<'_, C::Scores>) -> Result<()>,
+    fill: &mut Fill<'_, C::Scores>,
 ) -> Result<Option<Vec<Option<C::Scores>>>> {
     let Some(path) = &args.run else {
         let mut scores = vec![None; cells.len()];

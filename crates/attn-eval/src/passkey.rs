@@ -7,6 +7,7 @@
 //! so modes are compared on the same trials. An answer counts if the first number in it is exactly the one asked for.
 
 use crate::compare::{Mode, Plan, check_params, cost, variants};
+use crate::report::About;
 use crate::rng::Rng;
 use crate::run::Measurable;
 use anyhow::{Context, Result, ensure};
@@ -42,11 +43,12 @@ impl Haystack {
     /// The paper's sentences.
     ///
     /// # Errors
-    /// They can't be tokenised.
+    /// They can't be tokenised, or come to nothing.
     pub fn paper(tokenizer: &Tokenizer) -> Result<Self> {
         // Twice, so that the first sentence too is met with a space before it.
         let sentences = sentences(&FILLER.repeat(2), tokenizer)?;
-        Ok(Self { name: "essay".to_string(), sentences: sentences[5..10].to_vec(), repeats: true })
+        let second = sentences.get(5..10).context("the tokenizer makes no tokens of the paper's sentences")?;
+        Ok(Self { name: "essay".to_string(), sentences: second.to_vec(), repeats: true })
     }
 
     /// A text of the user's.
@@ -167,6 +169,14 @@ impl Measurable for PasskeySpec {
 
     fn agree(a: &PasskeyScores, b: &PasskeyScores) -> bool {
         (a.trials, a.correct) == (b.trials, b.correct)
+    }
+
+    fn check(&self, scores: &PasskeyScores, about: &About) -> Result<()> {
+        let PasskeyScores { trials, correct, .. } = *scores;
+        let planned = about.settings.passkey.as_ref().context("the settings say nothing of retrieval")?.trials;
+        ensure!(trials == planned, "{trials} trials, not {planned}");
+        ensure!(correct <= trials, "{correct} of {trials} trials right");
+        Ok(())
     }
 }
 
@@ -293,7 +303,10 @@ impl<'a> Retrieval<'a> {
         let haystack = &self.plan.haystack;
         let first = if haystack.repeats { 0 } else { rng.below(haystack.sentences.len()) };
         let needle = self.plan.tokenizer.encode(&needle(key), false)?;
-        let count = context - self.task.len() - needle.len() - self.question.len() - self.answer;
+        // Keys may differ in their number of tokens.
+        let fixed = self.task.len() + needle.len() + self.question.len() + self.answer;
+        let short = || format!("a context of {context} is too short: the task with the key {key} takes {fixed} tokens");
+        let count = context.checked_sub(fixed).with_context(short)?;
         let middle = haystack.around(&needle, first, count, depth);
         Ok(([&self.task[..], &middle, &self.question].concat(), key))
     }

@@ -92,3 +92,16 @@ fn cells_are_summed_up_and_twins_filled_in() {
     assert_eq!(passkey.modes, ["none", "yarn"]);
     assert!(summarise("essay", 0, 3, &specs, &[None, None]).is_err());
 }
+
+#[test]
+fn tokenizers_and_contexts_that_leave_no_room_are_errors() {
+    let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER).unwrap();
+    json["normalizer"] = serde_json::json!({"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""});
+    let nothing = Tokenizer::from_json(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap();
+    let error = Haystack::paper(&nothing).unwrap_err().to_string();
+    assert!(error.contains("no tokens"), "{error}");
+    let tokenizer = tokenizer();
+    let plan = plan(&tokenizer, Haystack::paper(&tokenizer).unwrap());
+    let error = grid(&plan).trial(60, 0.5, 0).unwrap_err().to_string();
+    assert!(error.contains("a context of 60 is too short"), "{error}");
+}

@@ -236,6 +236,28 @@ impl Scores {
         Ok(())
     }
 
+    /// Refuses what scoring windows of `context` tokens of a text of `used` can't have come to.
+    pub(crate) fn check(&self, context: usize, used: usize) -> Result<()> {
+        let most = f64::from(f32::MAX);
+        let within = |sum: f64, tokens: usize, most: f64| sum.abs() <= tokens as f64 * most;
+        for (index, window) in self.windows.iter().enumerate() {
+            let WindowNll { sum, squares, tokens, last_sum, last_tokens } = *window;
+            let counts = last_tokens <= tokens && tokens <= context;
+            let sums = within(sum, tokens, most) && within(last_sum, last_tokens, most);
+            ensure!(
+                counts && sums && within(squares, tokens, most * most),
+                "window {index} is none of {context} tokens"
+            );
+        }
+        let scored = checked_sum(self.windows.iter().map(|window| window.tokens));
+        ensure!(scored.is_some_and(|n| 0 < n && n <= used), "its windows don't score a part of the {used} tokens");
+        let by_position = checked_sum(self.curve.iter().map(|bucket| bucket.tokens));
+        let sums = self.curve.iter().all(|bucket| within(bucket.sum, bucket.tokens, most));
+        let whole = self.curve.len() == CURVE && by_position == scored && sums;
+        ensure!(whole, "its parts by position are not those of its windows");
+        Ok(())
+    }
+
     /// The figures that a report shows.
     pub fn cell(self, label: &Label) -> Cell {
         let nll = stats::mean(&self.windows);
@@ -264,6 +286,11 @@ impl Scores {
             window_nll: self.windows,
         }
     }
+}
+
+/// `None`: more than a number can say.
+pub(crate) fn checked_sum(mut counts: impl Iterator<Item = usize>) -> Option<usize> {
+    counts.try_fold(0usize, usize::checked_add)
 }
 
 #[cfg(test)]

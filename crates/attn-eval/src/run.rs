@@ -38,6 +38,12 @@ pub trait Measurable: Clone + PartialEq + Serialize + DeserializeOwned {
 
     /// Whether two measurements of it are one and the same, times aside.
     fn agree(a: &Self::Scores, b: &Self::Scores) -> bool;
+
+    /// Refuses a measurement that can't be of this cell.
+    ///
+    /// # Errors
+    /// What can't be.
+    fn check(&self, scores: &Self::Scores, about: &About) -> Result<()>;
 }
 
 /// The indices of the cells that are measured themselves.
@@ -142,26 +148,38 @@ impl<C: Measurable> Run<C> {
             "{}: its first line was changed: the settings don't match their fingerprint",
             path.display()
         );
+        let texts = header.cells.iter().filter_map(C::text);
+        header.about.check_texts(texts).with_context(|| format!("{}, line 1", path.display()))?;
         let mut run = Self { scores: vec![None; header.cells.len()], header, whole: first.len() as u64 };
         let rest: Vec<&[u8]> = lines.collect();
         for (index, line) in rest.iter().enumerate() {
-            let parsed = if whole(line) { run.line(line) } else { Err(anyhow::anyhow!("it is torn")) };
-            match parsed {
-                Ok(()) => run.whole += line.len() as u64,
-                Err(_) if index + 1 == rest.len() => break,
-                Err(error) => return Err(error.context(format!("{}, line {}", path.display(), index + 2))),
+            let place = || format!("{}, line {}", path.display(), index + 2);
+            match serde_json::from_slice(line) {
+                Ok(parsed) if whole(line) => run.take(parsed).with_context(place)?,
+                _ if index + 1 == rest.len() => break,
+                Ok(_) => bail!("{}: it is torn", place()),
+                Err(error) => return Err(anyhow::Error::new(error).context(place())),
             }
+            run.whole += line.len() as u64;
         }
         Ok(Some(run))
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<()> {
-        let Line { cell, context, mode, scores, .. } = serde_json::from_slice(line)?;
+    fn take(&mut self, line: Line<C::Scores>) -> Result<()> {
+        let Line { cell, context, mode, scores, .. } = line;
         let spec = self.header.cells.get(cell).with_context(|| format!("there is no cell {cell}"))?;
         let same = spec.context() == context && spec.mode() == mode;
         ensure!(same, "cell {cell} is {} at {}", spec.mode(), spec.context());
+        self.check(cell, &scores)?;
+        let known = self.scores[cell].as_ref();
+        ensure!(known.is_none_or(|known| C::agree(known, &scores)), "cell {cell} has come out differently before");
         self.scores[cell] = Some(scores);
         Ok(())
+    }
+
+    fn check(&self, cell: usize, scores: &C::Scores) -> Result<()> {
+        let checked = self.header.cells[cell].check(scores, &self.header.about);
+        checked.with_context(|| format!("no run measures that of cell {cell}"))
     }
 
     /// Joins runs of the same settings. What is measured more than once has to agree.
@@ -254,8 +272,9 @@ impl<C: Measurable> RunFile<C> {
     /// Appends a measured cell.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// The file can't be written, or the measurement can't be of that cell.
     pub fn append(&mut self, cell: usize, scores: C::Scores) -> Result<()> {
+        self.run.check(cell, &scores)?;
         let spec = &self.run.header.cells[cell];
         let text = spec.text().and_then(|text| self.run.header.about.texts.get(text));
         let text = text.map_or(String::new(), |text| text.name.clone());

@@ -1,7 +1,8 @@
 use super::*;
 use crate::compare::CellSpec;
+use crate::passkey::{PasskeyScores, PasskeySpec};
 use crate::perplexity::{ScoreOptions, Scores, score_with};
-use crate::report::{CheckpointInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
+use crate::report::{CheckpointInfo, Machine, PasskeySettings, RopeSettings, Settings, TextInfo, Versions};
 use crate::windows::WindowOptions;
 
 fn about() -> About {
@@ -160,4 +161,83 @@ fn shards_cover_every_cell_once_and_merge_whatever_overlaps_and_agrees() {
     for bad in ["0/2", "3/2", "1", "a/b", "1/0"] {
         assert!(bad.parse::<Shard>().is_err(), "{bad}");
     }
+}
+
+/// What no run writes and a fingerprint does not see, because whoever made it up could make that up too.
+#[test]
+fn figures_that_no_run_measures_are_refused_by_line() {
+    let (_keep, path) = file();
+    let written = |about: About, cells: Vec<CellSpec>, lines: &[(usize, Scores)]| {
+        std::fs::write(&path, "").unwrap();
+        let mut run = RunFile::open(&path, Header::new(about, cells)).unwrap();
+        for (cell, scores) in lines {
+            let spec = run.run.header.cells[*cell].clone();
+            let (text, context, mode) = ("t".to_string(), spec.context, spec.mode);
+            // What is not written as it should be is written all the same.
+            if run.append(*cell, scores.clone()).is_err() {
+                run.write_line(&Line { cell: *cell, text, context, mode, scores: scores.clone() }).unwrap();
+            }
+        }
+        drop(run);
+        Run::<CellSpec>::read(&path).map_err(|error| format!("{error:#}"))
+    };
+    assert!(written(about(), cells(), &[(0, scores(1.0)), (0, scores(1.0))]).is_ok());
+    let refused = |change: &dyn Fn(&mut Scores), part: &str| {
+        let mut wrong = scores(1.0);
+        change(&mut wrong);
+        let error = written(about(), cells(), &[(1, scores(1.0)), (0, wrong)]).unwrap_err();
+        assert!(error.contains("line 3") && error.contains("cell 0") && error.contains(part), "{error}");
+    };
+    refused(&|s| s.windows.clear(), "windows");
+    refused(&|s| s.windows[0].tokens = 9, "window 0");
+    refused(&|s| s.windows[7].tokens = usize::MAX, "window 7");
+    refused(&|s| s.windows[1].last_tokens = 8, "window 1");
+    refused(&|s| s.windows[1].sum = 1e300, "window 1");
+    refused(&|s| s.windows[1].squares = -1e300, "window 1");
+    refused(&|s| s.windows = s.windows.repeat(100), "the 64 tokens");
+    refused(&|s| s.curve.truncate(8), "by position");
+    refused(&|s| s.curve[8].tokens += 1, "by position");
+    refused(&|s| s.curve[8].sum = f64::MAX, "by position");
+    // Twice, and not the same.
+    let error = written(about(), cells(), &[(0, scores(1.0)), (0, scores(2.0))]).unwrap_err();
+    assert!(error.contains("line 3") && error.contains("differently"), "{error}");
+
+    let mut elsewhere = cells();
+    for text in [1, usize::MAX] {
+        elsewhere[2].text = text;
+        let error = written(about(), elsewhere.clone(), &[]).unwrap_err();
+        assert!(error.contains("line 1") && error.contains("part 2 of it is of text"), "{error}");
+    }
+    let mut endless = about();
+    endless.texts.extend(endless.texts.clone());
+    endless.texts[1].used = usize::MAX;
+    assert!(written(endless, cells(), &[]).unwrap_err().contains("longer than any"));
+}
+
+#[test]
+fn trials_that_were_not_asked_for_are_refused() {
+    let spec = PasskeySpec { context: 64, depth: 0.5, mode: "none".into(), factor: 1.0, same_as: None };
+    let scores = |trials, correct| PasskeyScores { trials, correct, seconds: 1.0 };
+    let mut about = about();
+    assert!(spec.check(&scores(3, 2), &about).is_err());
+    about.settings.passkey = Some(PasskeySettings { depths: vec![0.5], trials: 3 });
+    spec.check(&scores(3, 3), &about).unwrap();
+    for wrong in [scores(3, 4), scores(4, 3), scores(0, 0), scores(usize::MAX, usize::MAX)] {
+        assert!(spec.check(&wrong, &about).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn cells_of_other_windows_are_not_compared() {
+    let refused = |change: &dyn Fn(&mut Scores)| {
+        let mut other = scores(1.0);
+        change(&mut other);
+        let all = [scores(1.0), other, scores(1.0), scores(1.0)].map(Some);
+        let error = crate::compare::summarise(&cells(), &all, 0).unwrap_err().to_string();
+        assert!(error.contains("yarn at 8") && error.contains("other windows than none"), "{error}");
+    };
+    refused(&|s| _ = s.windows.pop());
+    refused(&|s| s.windows[2].tokens -= 1);
+    refused(&|s| s.windows[2].last_tokens -= 1);
+    refused(&|s| s.windows[2].last_tokens = 0);
 }

@@ -20,6 +20,8 @@ mod checkpoint;
 mod convert;
 mod error;
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gguf;
 mod guard;
 mod hub;

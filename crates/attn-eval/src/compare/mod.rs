@@ -19,6 +19,7 @@ pub(crate) use results::differences;
 pub use results::{Pair, Results, TextResults, best, contexts, modes, summarise};
 
 use crate::perplexity::{ScoreOptions, Scores, check_room, score};
+use crate::report::About;
 use crate::run::{Measurable, to_measure};
 use crate::windows::{WindowOptions, Windows};
 use anyhow::{Context, Result, bail, ensure};
@@ -119,6 +120,11 @@ impl Measurable for CellSpec {
 
     fn agree(a: &Scores, b: &Scores) -> bool {
         a.windows == b.windows && a.curve == b.curve
+    }
+
+    fn check(&self, scores: &Scores, about: &About) -> Result<()> {
+        let text = about.texts.get(self.text).context("it is of no text")?;
+        scores.check(self.context, text.used)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::CellSpec;
 use crate::perplexity::{Cell, Label, Scores};
 use crate::stats::{Interval, WindowNll, paired_difference};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
@@ -52,7 +52,7 @@ pub struct Pair {
 /// Sums up measurements, one per cell in the order of the specs; those that are measured as another may be absent.
 ///
 /// # Errors
-/// A measurement is missing.
+/// A measurement is missing, or two at one context are not of the same windows and can't be compared.
 pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Result<Results> {
     let measured = |spec: &CellSpec| {
         let source =
@@ -65,7 +65,9 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
     for text in 0..texts {
         let of_text = specs.iter().filter(|spec| spec.text == text);
         let cells: Result<Vec<Cell>> = of_text.map(|spec| Ok(cell(spec, measured(spec)?.clone(), seed))).collect();
-        let (cells, differences) = compared(cells?, seed);
+        let cells = cells?;
+        check_windows(&cells)?;
+        let (cells, differences) = compared(cells, seed);
         by_text.push(TextResults { text, cells, differences });
     }
     if let [_] = by_text.as_slice() {
@@ -78,8 +80,23 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
         let parts: Result<Vec<&Scores>> = everywhere.map(measured).collect();
         cells.push(cell(spec, Scores::pooled(parts?), seed));
     }
+    check_windows(&cells)?;
     let (cells, differences) = compared(cells, seed);
     Ok(Results { cells, differences, by_text })
+}
+
+/// Differences are of the same tokens: refuses cells of one context that scored other windows.
+fn check_windows(cells: &[Cell]) -> Result<()> {
+    for context in contexts(cells) {
+        let mut at = cells.iter().filter(|cell| cell.context == context);
+        let Some(first) = at.next() else { continue };
+        let counts = |cell: &Cell| -> Vec<_> { cell.window_nll.iter().map(|w| (w.tokens, w.last_tokens)).collect() };
+        let other = at.find(|cell| counts(cell) != counts(first));
+        if let Some(other) = other {
+            bail!("{} at {context} was measured on other windows than {}", other.mode, first.mode);
+        }
+    }
+    Ok(())
 }
 
 fn cell(spec: &CellSpec, mut scores: Scores, seed: u64) -> Cell {

@@ -5,6 +5,7 @@
 use super::verdict;
 use crate::compare::Results;
 use crate::passkey::Passkey;
+use crate::perplexity::checked_sum;
 use crate::search::Search;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -64,12 +65,14 @@ impl<'a> PasskeyDocument<'a> {
 /// What [`Document`] was made from, read back.
 ///
 /// # Errors
-/// It is not JSON, not a comparison, or one of a layout that this version doesn't read.
+/// It is not JSON, not a comparison, one of a layout that this version doesn't read, or of texts that it doesn't list.
 pub fn read_document(json: &str) -> Result<(About, Results)> {
     let document: Value = serde_json::from_str(json).context("it is not JSON")?;
     let format = document.get("format").and_then(Value::as_str).unwrap_or("none");
     ensure!(format == FORMAT, "it is not a comparison of attn: its format is {format}, not {FORMAT}");
-    Ok((About::deserialize(&document)?, Results::deserialize(&document)?))
+    let (about, results) = (About::deserialize(&document)?, Results::deserialize(&document)?);
+    about.check_texts(results.by_text.iter().map(|part| part.text))?;
+    Ok((about, results))
 }
 
 /// What was compared, on what, by what.
@@ -215,6 +218,17 @@ pub struct Machine {
 }
 
 impl About {
+    /// Refuses texts that can't be, and parts that are of none of them.
+    pub(crate) fn check_texts(&self, parts: impl IntoIterator<Item = usize>) -> Result<()> {
+        let used = checked_sum(self.texts.iter().map(|text| text.used));
+        ensure!(used.is_some(), "its texts are longer than any can be");
+        let there_are = self.texts.len();
+        for (part, text) in parts.into_iter().enumerate() {
+            ensure!(text < there_are, "part {part} of it is of text {text}, and there are {there_are}");
+        }
+        Ok(())
+    }
+
     /// The context the model was trained for, as the settings have it, else as the checkpoint says.
     pub fn trained_context(&self) -> Option<usize> {
         self.settings.rope.original_context.or(self.checkpoint.trained_context)

@@ -500,6 +500,8 @@ pub(crate) mod tests {
         let other = json.replace("attn-compare/1", "attn-compare/9");
         assert!(read_document(&other).unwrap_err().to_string().contains("attn-compare/9"));
         assert!(read_document("{}").unwrap_err().to_string().contains("none"));
+        let elsewhere = json.replacen("\"text\":1", "\"text\":2", 1);
+        assert!(elsewhere != json && read_document(&elsewhere).unwrap_err().to_string().contains("of text 2"));
     }
 
     #[test]

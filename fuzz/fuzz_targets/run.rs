@@ -1,0 +1,98 @@
+//! A run file of `attn compare` and `attn passkey`: read, gone on with, merged with itself and summed up; and what
+//! `attn compare --json` wrote, shown again.
+#![no_main]
+
+use anyhow::Result;
+use attn_eval::compare::{self, CellSpec, Results};
+use attn_eval::passkey::{self, PasskeySpec};
+use attn_eval::report::{About, TableStyle, csv, headline, html, read_document, svg, table, verdict};
+use attn_eval::run::{Header, Measurable, Run, RunFile, Shard, kind};
+use libfuzzer_sys::fuzz_target;
+use std::path::Path;
+use std::sync::LazyLock;
+use tempfile::NamedTempFile;
+
+/// More cells than this take long to sum up for no other reason than that they are many.
+const CELLS: usize = 8;
+
+static FILE: LazyLock<NamedTempFile> = LazyLock::new(|| {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { NamedTempFile::new_in(memory) } else { NamedTempFile::new() }.expect("a temporary file")
+});
+
+fuzz_target!(|data: &[u8]| {
+    either(data, compared);
+    either(data, retrieved);
+    if let Some((about, results)) = std::str::from_utf8(data).ok().and_then(|text| read_document(text).ok()) {
+        let _ = shown(&about, &results);
+    }
+});
+
+/// The file as it is, and with the fingerprint that its first line should have.
+fn either<C: Measurable + std::fmt::Debug>(data: &[u8], show: fn(&Run<C>) -> Result<()>) {
+    file(data, show);
+    let end = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
+    let Ok(header) = serde_json::from_slice::<Header<C>>(&data[..end]) else { return };
+    let header = Header::new(header.about, header.cells);
+    let mut bytes = serde_json::to_vec(&header).expect("a header is JSON");
+    bytes.extend_from_slice(&data[end..]);
+    file(&bytes, show);
+}
+
+fn file<C: Measurable + std::fmt::Debug>(data: &[u8], show: fn(&Run<C>) -> Result<()>) {
+    let path = FILE.path();
+    std::fs::write(path, data).expect("a temporary file");
+    let kind = kind(path);
+    let Ok(run) = Run::<C>::read(path) else { return };
+    assert_eq!(kind.expect("a run file has a kind"), C::KIND);
+
+    let measured = |run: &Run<C>| run.scores.iter().filter(|scores| scores.is_some()).count();
+    let same = |a: &Run<C>, b: &Run<C>| {
+        a.scores.iter().zip(&b.scores).all(|pair| match pair {
+            (Some(a), Some(b)) => C::agree(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        })
+    };
+    // Going on with it keeps what it has, and what is added is there when it is read again.
+    let mut open = RunFile::open(path, run.header.clone()).expect("what is read is gone on with");
+    assert!(same(&run, &open.run));
+    let known = run.scores.iter().flatten().next();
+    if let (Some(&cell), Some(scores)) = (run.missing().first(), known)
+        && open.append(cell, scores.clone()).is_ok()
+    {
+        drop(open);
+        let read = Run::<C>::read(path).expect("what is written is read");
+        assert_eq!(measured(&read), measured(&run) + 1);
+        assert!(read.scores[cell].as_ref().is_some_and(|read| C::agree(read, scores)));
+    }
+
+    let _ = "1/2".parse::<Shard>().expect("a shard").cells(&run.header.cells);
+    let pair = vec![(path.into(), run.clone()), (path.into(), run)];
+    let merged = Run::merge(pair).expect("a run agrees with itself");
+    if merged.missing().is_empty() && merged.header.cells.len() <= CELLS {
+        let _ = show(&merged);
+    }
+}
+
+fn compared(run: &Run<CellSpec>) -> Result<()> {
+    let about = &run.header.about;
+    shown(about, &compare::summarise(&run.header.cells, &run.scores, about.settings.seed)?)
+}
+
+fn shown(about: &About, results: &Results) -> Result<()> {
+    assert!(results.by_text.iter().all(|part| part.text < about.texts.len()));
+    for width in [40, 120] {
+        let _ = table(&results.cells, TableStyle { width, color: true });
+    }
+    let _ = (headline(&results.cells, about.trained_context()), verdict(&results.cells), csv(&results.cells));
+    let _ = svg(&results.cells, &about.checkpoint.name);
+    html::comparison(about, results).map(drop)
+}
+
+fn retrieved(run: &Run<PasskeySpec>) -> Result<()> {
+    let about = &run.header.about;
+    let haystack = about.texts.first().map_or("essay", |text| text.name.as_str());
+    let grid = passkey::summarise(haystack, about.settings.seed, 1, &run.header.cells, &run.scores)?;
+    let _ = attn_eval::report::heat(&grid, TableStyle { width: 80, color: true });
+    Ok(())
+}
