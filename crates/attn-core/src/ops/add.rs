@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn rounding_is_that_of_half() {
         let hard =
-            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, -0.0, 1e-40, 1.00390625, 1.01171875];
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, -0.0, 1e-40, 1.003_906_2, 1.011_718_8];
         let numbers: Vec<f32> =
             hard.into_iter().chain((0..5000u32).map(|i| f32::from_bits(i.wrapping_mul(859_433)))).collect();
         let mut rounded = vec![bf16::ZERO; numbers.len()];

@@ -49,15 +49,36 @@ impl Kernel {
     }
 }
 
-/// `xs W^T` for `(rows, depth, out)`. `weights` hands out the weights of a range of outputs, for which it may have to
-/// compute them.
+/// Where the weights come from: memory, or blocks that are widened when they are needed.
+pub(super) trait Weights: Sync {
+    /// Calls `pack` with the weights of some outputs.
+    ///
+    /// # Errors
+    /// They can't be had.
+    fn with(&self, outs: Range<usize>, pack: &mut dyn FnMut(&[bf16])) -> Result<()>;
+}
+
+/// Weights `(out, depth)` as they are.
+pub(super) struct Dense<'a> {
+    pub(super) w: &'a [bf16],
+    pub(super) depth: usize,
+}
+
+impl Weights for Dense<'_> {
+    fn with(&self, outs: Range<usize>, pack: &mut dyn FnMut(&[bf16])) -> Result<()> {
+        pack(&self.w[outs.start * self.depth..outs.end * self.depth]);
+        Ok(())
+    }
+}
+
+/// `xs W^T` for `(rows, depth, out)`.
 ///
 /// # Errors
 /// Those of `weights`.
 pub(super) fn product<O: Element>(
     kernel: Kernel,
     xs: &[bf16],
-    weights: &(impl Fn(Range<usize>, &mut dyn FnMut(&[bf16])) -> Result<()> + Sync),
+    weights: &impl Weights,
     (rows, depth, out): (usize, usize, usize),
 ) -> Result<Vec<O>> {
     let padded = (rows.next_multiple_of(ROWS), depth.next_multiple_of(DEPTH));
@@ -69,7 +90,7 @@ pub(super) fn product<O: Element>(
         |packed, task| -> Result<()> {
             let first = task * COLS;
             let cols = COLS.min(out - first);
-            weights(first..first + cols, &mut |w| pack(w, depth, packed))?;
+            weights.with(first..first + cols, &mut |w| pack(w, depth, packed))?;
             let block = Block { xs, packed, depth: padded.1, first, cols };
             match kernel {
                 Kernel::Amx => amx::columns(&block, &target),

@@ -10,6 +10,7 @@ use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, DType, Device, Result, Tensor, bail};
+use half::bf16;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -43,16 +44,8 @@ pub(crate) fn matmul_t(xs: &Tensor, w: &QTensor) -> Result<Option<Tensor>> {
 fn many(xs: &Tensor, w: &QTensor, size: (usize, usize, usize)) -> Result<Tensor> {
     #[cfg(target_arch = "x86_64")]
     if let Some(kernel) = super::bf16::Kernel::fastest() {
-        use half::bf16;
         let narrow = xs.to_dtype(DType::BF16)?.contiguous()?;
-        let data = w.data()?;
-        let weights = |outs: Range<usize>, use_rows: &mut dyn FnMut(&[bf16])| {
-            let wide = widen(w.dtype(), &data, outs, size.1)?;
-            let mut rows = vec![bf16::ZERO; wide.len()];
-            Element::narrow_all(&wide, &mut rows);
-            use_rows(&rows);
-            Ok(())
-        };
+        let weights = Widened { dtype: w.dtype(), data: &w.data()?, depth: size.1 };
         let ys = super::with_slices(&narrow, &narrow, |xs: &[bf16], _| {
             super::bf16::product::<f32>(kernel, xs, &weights, size)
         })??;
@@ -61,14 +54,26 @@ fn many(xs: &Tensor, w: &QTensor, size: (usize, usize, usize)) -> Result<Tensor>
     xs.to_dtype(DType::F32)?.matmul(&w.dequantize(&Device::Cpu)?.t()?)
 }
 
-/// The weights of some outputs as f32.
+/// Blocks that become bf16 when they are needed.
 #[cfg(target_arch = "x86_64")]
-fn widen(dtype: GgmlDType, data: &[u8], outs: Range<usize>, depth: usize) -> Result<Vec<f32>> {
-    let row = depth / dtype.block_size() * dtype.type_size();
-    let blocks = dtype.from_data(Cow::Borrowed(&data[outs.start * row..outs.end * row]));
-    match blocks.dequantize(outs.len() * depth)? {
-        CpuStorage::F32(numbers) => Ok(numbers),
-        _ => bail!("{dtype:?} blocks did not become f32"),
+struct Widened<'a> {
+    dtype: GgmlDType,
+    data: &'a [u8],
+    depth: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl super::bf16::Weights for Widened<'_> {
+    fn with(&self, outs: Range<usize>, pack: &mut dyn FnMut(&[bf16])) -> Result<()> {
+        let row = self.depth / self.dtype.block_size() * self.dtype.type_size();
+        let blocks = self.dtype.from_data(Cow::Borrowed(&self.data[outs.start * row..outs.end * row]));
+        let CpuStorage::F32(wide) = blocks.dequantize(outs.len() * self.depth)? else {
+            bail!("{:?} blocks did not become f32", self.dtype)
+        };
+        let mut rows = vec![bf16::ZERO; wide.len()];
+        Element::narrow_all(&wide, &mut rows);
+        pack(&rows);
+        Ok(())
     }
 }
 
@@ -294,9 +299,9 @@ unsafe fn tile<S: Simd, B: Blocks, const M: usize, const N: usize>(
 ) {
     // SAFETY: block b of output n is inside `data`, inputs 32 b to 32 b + 31 of row m are inside `xs` and `sums`.
     unsafe {
-        let mut acc = [[S::splat(0.0); N]; M];
+        let mut acc = [[S::splat(0.0); M]; N];
         for b in 0..depth / BLOCK {
-            for n in 0..N {
+            for (n, acc) in acc.iter_mut().enumerate() {
                 let block = data.as_ptr().add((n * (depth / BLOCK) + b) * B::BYTES);
                 let mut dots = [S::splat(0.0); M];
                 for k in (0..BLOCK).step_by(S::LANES) {
@@ -307,17 +312,16 @@ unsafe fn tile<S: Simd, B: Blocks, const M: usize, const N: usize>(
                 }
                 let scale = S::splat_f16(block);
                 let offset = B::offset::<S>(block, scale);
-                for (m, dot) in dots.iter().enumerate() {
-                    acc[m][n] = S::fma(*dot, scale, acc[m][n]);
+                for (m, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+                    *acc = S::fma(dot, scale, *acc);
                     if let Some(offset) = offset {
-                        let sum = S::load(sums.as_ptr().add(m * depth + b * BLOCK));
-                        acc[m][n] = S::fma(offset, sum, acc[m][n]);
+                        *acc = S::fma(offset, S::load(sums.as_ptr().add(m * depth + b * BLOCK)), *acc);
                     }
                 }
             }
         }
-        for (m, acc) in acc.iter().enumerate() {
-            for (n, acc) in acc.iter().enumerate() {
+        for (n, acc) in acc.iter().enumerate() {
+            for (m, acc) in acc.iter().enumerate() {
                 ys[n * stride + m] = S::sum(*acc);
             }
         }

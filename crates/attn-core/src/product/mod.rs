@@ -17,7 +17,6 @@ mod few_rows;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor};
-use std::ops::Range;
 
 /// Rows up to which a product is bound by reading the weights.
 pub const FEW_ROWS: usize = 8;
@@ -49,7 +48,7 @@ fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
             && let Some(kernel) = bf16::Kernel::fastest()
         {
             let ys = with_slices(&xs.contiguous()?, w, |xs: &[half::bf16], w| {
-                bf16::product::<half::bf16>(kernel, xs, &dense(w, depth), (rows, depth, out))
+                bf16::product::<half::bf16>(kernel, xs, &bf16::Dense { w, depth }, (rows, depth, out))
             })??;
             return Tensor::from_vec(ys, (rows, out), &Device::Cpu);
         }
@@ -83,7 +82,10 @@ impl CustomOp2 for Product {
             && let (Some((x, _)), Some((y, _))) = (xl.contiguous_offsets(), wl.contiguous_offsets())
         {
             let (xs, w) = (&xs[x..][..rows * depth], &w[y..][..out * depth]);
-            return Ok((CpuStorage::BF16(bf16::product(kernel, xs, &dense(w, depth), (rows, depth, out))?), shape));
+            return Ok((
+                CpuStorage::BF16(bf16::product(kernel, xs, &bf16::Dense { w, depth }, (rows, depth, out))?),
+                shape,
+            ));
         }
         Ok((xs.matmul(w, (1, rows, out, depth), xl, &wl.transpose(0, 1)?)?, shape))
     }
@@ -96,15 +98,6 @@ impl CustomOp2 for Product {
             return Ok((Some(matmul_t(&grad, &wt)?), Some(matmul_t(&gt, &xt)?)));
         }
         Ok((Some(grad.matmul(&w)?), Some(grad.t()?.matmul(&xs)?)))
-    }
-}
-
-/// Weights that are there as they are needed.
-#[cfg(target_arch = "x86_64")]
-fn dense(w: &[half::bf16], depth: usize) -> impl Fn(Range<usize>, &mut dyn FnMut(&[half::bf16])) -> Result<()> + Sync {
-    move |outs, use_rows| {
-        use_rows(&w[outs.start * depth..outs.end * depth]);
-        Ok(())
     }
 }
 
@@ -150,7 +143,7 @@ mod tests {
             let w = Tensor::randn(0f32, 1., (out, depth), &Device::Cpu)?.to_dtype(DType::BF16)?;
             for kernel in [Kernel::Amx, Kernel::Avx512].into_iter().filter(|k| k.is_available()) {
                 let ys = with_slices(&xs, &w, |xs, w| {
-                    bf16::product::<half::bf16>(kernel, xs, &dense(w, depth), (rows, depth, out))
+                    bf16::product::<half::bf16>(kernel, xs, &bf16::Dense { w, depth }, (rows, depth, out))
                 })??;
                 compare(&xs, &w, &Tensor::from_vec(ys, (rows, out), &Device::Cpu)?)?;
             }
