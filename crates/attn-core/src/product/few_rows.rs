@@ -26,7 +26,7 @@ pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out)
 /// Sums `(rows, out)` that `fill` computes for disjoint ranges of outputs, on every core, as `(out, rows)`.
 pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Target) + Sync) -> Vec<f32> {
     let mut columns = vec![0f32; out * rows];
-    let target = Target(columns.as_mut_ptr());
+    let target = Target::of(&mut columns);
     barrier_pool().execute_chunked(out.div_ceil(GROUP), |groups| {
         fill(groups.start * GROUP..out.min(groups.end * GROUP), &target);
     });
@@ -42,13 +42,18 @@ pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &
     ys
 }
 
-/// The sums `(out, rows)`, written by several threads in disjoint parts.
+/// Results that several threads write in disjoint parts.
 pub(super) struct Target(*mut f32);
 
 // SAFETY: `slice` is only called for disjoint parts.
 unsafe impl Sync for Target {}
 
 impl Target {
+    /// The numbers of `ys`, to be written while nobody else uses them.
+    pub(super) fn of(ys: &mut [f32]) -> Self {
+        Self(ys.as_mut_ptr())
+    }
+
     /// # Safety
     /// `start + len` numbers are allocated, and nobody else uses this part.
     #[allow(clippy::mut_from_ref)]

@@ -6,6 +6,7 @@
 //! | up to [`FEW_ROWS`] | f32, bf16, f16 | `few_rows`: every core reads its share of the weights once, widening in registers |
 //! | more | bf16 | `bf16`: tiles of bf16 dot products, with AMX or AVX-512, f32 accumulation |
 //! | any | GGUF's blocks | `blocks`: widened in registers, or a few outputs at a time for the bf16 kernel |
+//! | more | f32, with AVX-512 | `many_rows`: the micro-kernel of attention's scores |
 //! | more | others | Candle's product, which is near the machine's limit there |
 //!
 //! Gradients are products of the same kind, computed without transposing what came in.
@@ -14,6 +15,7 @@
 mod bf16;
 pub(crate) mod blocks;
 mod few_rows;
+mod many_rows;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor};
@@ -52,6 +54,12 @@ fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
             })??;
             return Tensor::from_vec(ys, (rows, out), &Device::Cpu);
         }
+        if w.dtype() == DType::F32
+            && let Some(path) = many_rows::path()
+        {
+            let ys = with_slices(&xs.contiguous()?, w, |xs, w| many_rows::product(path, xs, w, (rows, depth, out)))?;
+            return Tensor::from_vec(ys, (rows, out), &Device::Cpu);
+        }
         return xs.matmul(&w.t()?);
     }
     let xs32 = xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
@@ -86,6 +94,13 @@ impl CustomOp2 for Product {
                 CpuStorage::BF16(bf16::product(kernel, xs, &bf16::Dense { w, depth }, (rows, depth, out))?),
                 shape,
             ));
+        }
+        if let (CpuStorage::F32(xs), CpuStorage::F32(w)) = (xs, w)
+            && let Some(path) = many_rows::path()
+            && let (Some((x, _)), Some((y, _))) = (xl.contiguous_offsets(), wl.contiguous_offsets())
+        {
+            let (xs, w) = (&xs[x..][..rows * depth], &w[y..][..out * depth]);
+            return Ok((CpuStorage::F32(many_rows::product(path, xs, w, (rows, depth, out))), shape));
         }
         Ok((xs.matmul(w, (1, rows, out, depth), xl, &wl.transpose(0, 1)?)?, shape))
     }
@@ -124,7 +139,18 @@ mod tests {
     #[test]
     fn products_agree_with_f64() -> Result<()> {
         let dev = Device::Cpu;
-        for (rows, depth, out) in [(1, 1, 1), (1, 576, 100), (2, 33, 7), (3, 40, 65), (5, 64, 4), (8, 100, 33)] {
+        for (rows, depth, out) in [
+            (1, 1, 1),
+            (1, 576, 100),
+            (2, 33, 7),
+            (3, 40, 65),
+            (5, 64, 4),
+            (8, 100, 33),
+            (9, 1, 1),
+            (13, 17, 33),
+            (24, 64, 32),
+            (400, 100, 50),
+        ] {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
                 let xs = Tensor::randn(0f32, 1., (rows, depth), &dev)?.to_dtype(dtype)?;
                 let w = Tensor::randn(0f32, 1., (out, depth), &dev)?.to_dtype(dtype)?;

@@ -22,7 +22,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 pub(super) const KEYS: usize = 256;
 /// Distance between the rows of a score tile. Not a power of two, so that a column of rows doesn't share cache sets;
 /// a constant, so that a micro-kernel addresses all rows from one pointer.
-pub(super) const TILE_STRIDE: usize = KEYS + 16;
+pub(crate) const TILE_STRIDE: usize = KEYS + 16;
 
 /// 2^x = 2^n 2^f with f in -0.5..=0.5: minimax polynomial for 2^f, relative error 7.5e-8.
 const EXP2: [f32; 6] = [1.000_000_1, 0.693_146_94, 0.240_221_2, 0.055_507_13, 0.009_675_541, 0.001_327_647_2];
