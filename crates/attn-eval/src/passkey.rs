@@ -19,6 +19,8 @@ use std::time::Instant;
 
 /// Digits of a key.
 pub const DIGITS: usize = 5;
+/// Tokens that an answer may take: a space or two, each digit by itself at worst, and what ends them.
+const ANSWER: usize = DIGITS + 3;
 
 const TASK: &str = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I \
                     will quiz you about the important information there.\n";
@@ -199,8 +201,6 @@ pub struct Retrieval<'a> {
     plan: &'a PasskeyPlan<'a>,
     task: Vec<u32>,
     question: Vec<u32>,
-    /// Tokens left for the answer.
-    answer: usize,
     specs: Vec<PasskeySpec>,
     jobs: Vec<(Mode, Model, f64)>,
 }
@@ -217,14 +217,7 @@ impl<'a> Retrieval<'a> {
         let encode = |text: &str| plan.tokenizer.encode(text, false);
         let mut task: Vec<u32> = plan.plan.bos.into_iter().collect();
         task.extend(encode(TASK)?);
-        let mut grid = Self {
-            plan,
-            task,
-            question: encode(QUESTION)?,
-            answer: encode(&format!(" {}.", "9".repeat(DIGITS)))?.len() + 1,
-            specs: vec![],
-            jobs: vec![],
-        };
+        let mut grid = Self { plan, task, question: encode(QUESTION)?, specs: vec![], jobs: vec![] };
         for &context in &plan.plan.contexts {
             grid.add(model, context)?;
         }
@@ -233,7 +226,7 @@ impl<'a> Retrieval<'a> {
 
     fn add(&mut self, model: &Model, context: usize) -> Result<()> {
         let longest = self.plan.tokenizer.encode(&needle(99_999), false)?.len();
-        let fixed = self.task.len() + longest + self.question.len() + self.answer;
+        let fixed = self.task.len() + longest + self.question.len() + ANSWER;
         ensure!(context > fixed, "a context of {context} is too short: the task itself takes {fixed} tokens");
         let (has, needs) = (self.plan.haystack.tokens(), context - fixed);
         let haystack = &self.plan.haystack;
@@ -304,7 +297,7 @@ impl<'a> Retrieval<'a> {
         let first = if haystack.repeats { 0 } else { rng.below(haystack.sentences.len()) };
         let needle = self.plan.tokenizer.encode(&needle(key), false)?;
         // Keys may differ in their number of tokens.
-        let fixed = self.task.len() + needle.len() + self.question.len() + self.answer;
+        let fixed = self.task.len() + needle.len() + self.question.len() + ANSWER;
         let short = || format!("a context of {context} is too short: the task with the key {key} takes {fixed} tokens");
         let count = context.checked_sub(fixed).with_context(short)?;
         let middle = haystack.around(&needle, first, count, depth);
@@ -317,7 +310,7 @@ impl<'a> Retrieval<'a> {
         let mut session = Session::new(model, length, None)?;
         let mut ids = vec![];
         let mut next = prompt.to_vec();
-        for _ in 0..self.answer {
+        for _ in 0..ANSWER {
             let logits = session.feed(&Tensor::new(next.as_slice(), model.device())?.unsqueeze(0)?)?;
             let token = Model::greedy(&logits)?.flatten_all()?.to_vec1::<u32>()?[0];
             ids.push(token);

@@ -28,7 +28,7 @@ fn plan(tokenizer: &Tokenizer, haystack: Haystack) -> PasskeyPlan<'_> {
 
 fn grid<'a>(plan: &'a PasskeyPlan<'a>) -> Retrieval<'a> {
     let encode = |text: &str| plan.tokenizer.encode(text, false).unwrap();
-    Retrieval { plan, task: encode(TASK), question: encode(QUESTION), answer: 8, specs: vec![], jobs: vec![] }
+    Retrieval { plan, task: encode(TASK), question: encode(QUESTION), specs: vec![], jobs: vec![] }
 }
 
 #[test]
