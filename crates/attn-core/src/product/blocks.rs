@@ -10,7 +10,7 @@ use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, DType, Device, Result, Tensor, bail};
-use half::{bf16, f16};
+use half::bf16;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -203,34 +203,36 @@ impl Rows<'_> {
     }
 }
 
-/// How the 32 weights of a block are stored: `scale * number(i) + offset`, the scale an f16 at the block's beginning.
+/// How the 32 weights of a block are stored: `scale * number(i) + offset`.
 trait Blocks {
     const BYTES: usize;
-    const OFFSET: Offset;
+    /// Bytes before the numbers.
+    const HEAD: usize;
     /// # Safety
     /// As [`Simd::load`], of a block at `block`; `k` is a multiple of `LANES` below [`BLOCK`].
     unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V;
-}
-
-/// What is added to every weight of a block.
-enum Offset {
-    Nothing,
-    /// So many scales.
-    Scales(f32),
-    /// The f16 at this byte.
-    At(usize),
+    /// What is added to every weight, if anything.
+    ///
+    /// # Safety
+    /// As `numbers`.
+    unsafe fn offset<S: Simd>(block: *const u8, scale: S::V) -> Option<S::V>;
 }
 
 struct Q8_0;
 
 impl Blocks for Q8_0 {
     const BYTES: usize = 34;
-    const OFFSET: Offset = Offset::Nothing;
+    const HEAD: usize = 2;
 
     #[inline(always)]
     unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V {
         // SAFETY: by the caller's word.
-        unsafe { S::load_i8(block.add(2 + k)) }
+        unsafe { S::load_i8(block.add(Self::HEAD + k)) }
+    }
+
+    #[inline(always)]
+    unsafe fn offset<S: Simd>(_: *const u8, _: S::V) -> Option<S::V> {
+        None
     }
 }
 
@@ -248,12 +250,18 @@ struct Q4_0;
 
 impl Blocks for Q4_0 {
     const BYTES: usize = 18;
-    const OFFSET: Offset = Offset::Scales(-8.0);
+    const HEAD: usize = 2;
 
     #[inline(always)]
     unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V {
         // SAFETY: by the caller's word.
-        unsafe { nibbles::<S>(block.add(2), k) }
+        unsafe { nibbles::<S>(block.add(Self::HEAD), k) }
+    }
+
+    #[inline(always)]
+    unsafe fn offset<S: Simd>(_: *const u8, scale: S::V) -> Option<S::V> {
+        // SAFETY: by the caller's word.
+        unsafe { Some(S::mul(scale, S::splat(-8.0))) }
     }
 }
 
@@ -261,33 +269,18 @@ struct Q4_1;
 
 impl Blocks for Q4_1 {
     const BYTES: usize = 20;
-    const OFFSET: Offset = Offset::At(2);
+    const HEAD: usize = 4;
 
     #[inline(always)]
     unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V {
         // SAFETY: by the caller's word.
-        unsafe { nibbles::<S>(block.add(4), k) }
+        unsafe { nibbles::<S>(block.add(Self::HEAD), k) }
     }
-}
 
-/// Blocks whose scales are widened together: one by one, that would take as long as the products.
-const AT_ONCE: usize = 16;
-
-/// The f16 at `p` and every `stride` bytes from there, `count` of them, widened.
-///
-/// # Safety
-/// They are readable; the machine has the instruction set of `S`.
-#[inline(always)]
-unsafe fn halves<S: Simd>(p: *const u8, stride: usize, count: usize, wide: &mut [f32; AT_ONCE]) {
-    let mut raw = [f16::ZERO; AT_ONCE];
-    // SAFETY: by the caller's word; LANES divides AT_ONCE.
-    unsafe {
-        for (i, raw) in raw.iter_mut().enumerate().take(count) {
-            *raw = p.add(i * stride).cast::<f16>().read_unaligned();
-        }
-        for k in (0..AT_ONCE).step_by(S::LANES) {
-            S::store(wide.as_mut_ptr().add(k), S::load_f16(raw.as_ptr().add(k)));
-        }
+    #[inline(always)]
+    unsafe fn offset<S: Simd>(block: *const u8, _: S::V) -> Option<S::V> {
+        // SAFETY: by the caller's word.
+        unsafe { Some(S::splat_f16(block.add(2))) }
     }
 }
 
@@ -304,43 +297,25 @@ unsafe fn tile<S: Simd, B: Blocks, const M: usize, const N: usize>(
     ys: &mut [f32],
     stride: usize,
 ) {
-    let blocks = depth / BLOCK;
     // SAFETY: block b of output n is inside `data`, inputs 32 b to 32 b + 31 of row m are inside `xs` and `sums`.
     unsafe {
         let mut acc = [[S::splat(0.0); M]; N];
-        for from in (0..blocks).step_by(AT_ONCE) {
-            let count = AT_ONCE.min(blocks - from);
-            let (mut scales, mut offsets) = ([[0f32; AT_ONCE]; N], [[0f32; AT_ONCE]; N]);
-            for (n, (scales, offsets)) in scales.iter_mut().zip(&mut offsets).enumerate() {
-                let row = data.as_ptr().add((n * blocks + from) * B::BYTES);
-                halves::<S>(row, B::BYTES, count, scales);
-                match B::OFFSET {
-                    Offset::Nothing => {}
-                    Offset::Scales(factor) => {
-                        for (offset, scale) in offsets.iter_mut().zip(scales) {
-                            *offset = *scale * factor;
-                        }
+        for b in 0..depth / BLOCK {
+            for (n, acc) in acc.iter_mut().enumerate() {
+                let block = data.as_ptr().add((n * (depth / BLOCK) + b) * B::BYTES);
+                let mut dots = [S::splat(0.0); M];
+                for k in (0..BLOCK).step_by(S::LANES) {
+                    let numbers = B::numbers::<S>(block, k);
+                    for (m, dot) in dots.iter_mut().enumerate() {
+                        *dot = S::fma(S::load(xs.as_ptr().add(m * depth + b * BLOCK + k)), numbers, *dot);
                     }
-                    Offset::At(byte) => halves::<S>(row.add(byte), B::BYTES, count, offsets),
                 }
-            }
-            for b in 0..count {
-                let at = (from + b) * BLOCK;
-                for (n, acc) in acc.iter_mut().enumerate() {
-                    let block = data.as_ptr().add((n * blocks + from + b) * B::BYTES);
-                    let mut dots = [S::splat(0.0); M];
-                    for k in (0..BLOCK).step_by(S::LANES) {
-                        let numbers = B::numbers::<S>(block, k);
-                        for (m, dot) in dots.iter_mut().enumerate() {
-                            *dot = S::fma(S::load(xs.as_ptr().add(m * depth + at + k)), numbers, *dot);
-                        }
-                    }
-                    for (m, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
-                        *acc = S::fma(dot, S::splat(scales[n][b]), *acc);
-                        if !matches!(B::OFFSET, Offset::Nothing) {
-                            let sum = S::load(sums.as_ptr().add(m * depth + at));
-                            *acc = S::fma(S::splat(offsets[n][b]), sum, *acc);
-                        }
+                let scale = S::splat_f16(block);
+                let offset = B::offset::<S>(block, scale);
+                for (m, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+                    *acc = S::fma(dot, scale, *acc);
+                    if let Some(offset) = offset {
+                        *acc = S::fma(offset, S::load(sums.as_ptr().add(m * depth + b * BLOCK)), *acc);
                     }
                 }
             }

@@ -122,6 +122,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u8) -> __m256 {
+        _mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned()))
+    }
+
+    #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> __m256 {
         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
     }

@@ -121,6 +121,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u8) -> __m512 {
+        _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned()))
+    }
+
+    #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> __m512 {
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
     }

@@ -71,6 +71,12 @@ pub(crate) trait Simd: Copy + 'static {
         // SAFETY: LANES <= 16 numbers are in the buffer; the caller vouches for the instruction set.
         unsafe { Self::load(buffer.as_ptr()) }
     }
+    /// `LANES` copies of one f16, which need not be aligned.
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const u8) -> Self::V {
+        // SAFETY: two bytes are readable at p by the caller's word.
+        unsafe { Self::splat(p.cast::<f16>().read_unaligned().to_f32()) }
+    }
     /// `LANES` signed bytes.
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> Self::V {
