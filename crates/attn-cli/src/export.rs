@@ -83,13 +83,14 @@ fn new_config(config: &Value, parameters: &Map<String, Value>, context: usize) -
         bail!("{key} has an entry per type of layer: export takes a single one");
     }
     let theta = parameters["rope_theta"].clone();
-    if top.contains_key("rotary_emb_base") {
+    let neox = top.get("model_type").is_some_and(|kind| kind == "gpt_neox");
+    // With a `rope_scaling` beside it, GPT-NeoX's class takes the base from here alone, in transformers 5 too.
+    if neox || top.contains_key("rotary_emb_base") {
         top.insert("rotary_emb_base".into(), theta.clone());
     }
     top.insert("rope_theta".into(), theta);
     // transformers 4 keeps the share beside the dictionary.
     if let Some(share) = parameters.get("partial_rotary_factor") {
-        let neox = top.get("model_type").is_some_and(|kind| kind == "gpt_neox");
         top.insert(if neox { "rotary_pct" } else { "partial_rotary_factor" }.into(), share.clone());
     }
     let mut old = parameters.clone();

@@ -299,6 +299,9 @@ fn an_export_computes_bit_for_bit_what_the_options_do() {
             assert!(first.status.success() && second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
             let same = fs::read(&options_out).unwrap() == fs::read(&export_out).unwrap();
             assert!(same, "{model} {scaling:?}: {report}");
+            let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+            // transformers' class takes the base from nowhere else if there is a `rope_scaling`.
+            assert!(model != "gpt-neox" || config["rotary_emb_base"] == config["rope_theta"], "{config}");
         }
     }
 }
