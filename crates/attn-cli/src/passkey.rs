@@ -41,7 +41,7 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
     let grid = Retrieval::new(&opened.model, &plan)?;
     let scores = long_run::measure(&args.long, args.json, &about, grid.specs(), &mut |indices, done| {
         let mut progress = Progress::new();
-        let mut report = |at: attn_eval::passkey::Progress| {
+        let mut report = |at: attn_eval::compare::Progress| {
             progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
         };
         grid.run(indices, &mut report, done)

@@ -18,20 +18,14 @@ pub(crate) fn vllm(rope: &RopeConfig, parameters: &Map<String, Value>, model: &s
 /// llama.cpp's options.
 pub(crate) fn llama_cpp(rope: &RopeConfig, context: usize) -> String {
     let base = format!("--ctx-size {context} --rope-freq-base {}", rope.theta);
-    let larger = |stretch: f64| {
-        let d = rope.rotary_dim as f64;
-        format!(
-            "--ctx-size {context} --rope-scaling none --rope-freq-base {}",
-            rope.theta * stretch.powf(d / (d - 2.0))
-        )
-    };
+    let based = |theta: f64| format!("--ctx-size {context} --rope-scaling none --rope-freq-base {theta}");
     match &rope.scaling {
         RopeScaling::Default => format!("--rope-scaling none {base}"),
         RopeScaling::Linear { factor } => format!("--rope-scaling linear --rope-scale {factor} {base}"),
-        RopeScaling::Ntk { factor } => larger(*factor),
+        RopeScaling::Ntk { factor } => based(rope.ntk_theta(*factor)),
         RopeScaling::Dynamic { factor, original_max_position_embeddings: original } => {
-            let (length, original) = (context.max(*original) as f64, *original as f64);
-            let flags = larger(factor * length / original - (factor - 1.0));
+            let length = context.max(*original);
+            let flags = based(rope.dynamic_theta(*factor, *original, length));
             format!("{flags}\n# llama.cpp has no dynamic scaling: this is its base at {length} tokens")
         }
         RopeScaling::Yarn { factor, original_max_position_embeddings: original, ramp, .. } => {

@@ -6,7 +6,7 @@
 //! number, and with a haystack its own passage; they depend on the seed, the context and the depth but not on the mode,
 //! so modes are compared on the same trials. An answer counts if the first number in it is exactly the one asked for.
 
-use crate::compare::{Mode, Plan, check_params, cost, variants};
+use crate::compare::{Mode, Plan, Progress, check_params, cost, variants};
 use crate::report::About;
 use crate::rng::Rng;
 use crate::run::Measurable;
@@ -180,19 +180,6 @@ impl Measurable for PasskeySpec {
         ensure!(correct <= trials, "{correct} of {trials} trials right");
         Ok(())
     }
-}
-
-/// Where a grid stands.
-#[derive(Debug, Clone, Copy)]
-pub struct Progress {
-    /// The mode being tried.
-    pub mode: Mode,
-    /// The context being tried.
-    pub context: usize,
-    /// Work done so far, in some unit of time.
-    pub done: usize,
-    /// Work in all.
-    pub total: usize,
 }
 
 /// A grid ready to run.

@@ -351,19 +351,12 @@ fn stock(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Stock>> {
             factor: variant.mode.takes_factor().then_some(variant.factor),
             ..plan.rope.clone()
         };
-        let ntk = |stretch: f64| {
-            let d = base.rotary_dim as f64;
-            base.theta * stretch.powf(d / (d - 2.0))
-        };
         let factor = variant.factor;
         let plain = |theta: f64| Point { theta, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 };
         let point = match variant.mode {
             Mode::None => Some(plain(base.theta)),
-            Mode::Ntk => Some(plain(ntk(factor))),
-            Mode::Dynamic => {
-                let length = plan.length.unwrap_or(context).max(original) as f64;
-                Some(plain(ntk(factor * length / original as f64 - (factor - 1.0))))
-            }
+            Mode::Ntk => Some(plain(base.ntk_theta(factor))),
+            Mode::Dynamic => Some(plain(base.dynamic_theta(factor, original, plan.length.unwrap_or(context)))),
             Mode::NtkByParts => Some(Point { factor, ..plain(base.theta) }),
             Mode::Yarn => Some(Point { factor, attention: yarn_mscale(factor, 1.0), ..plain(base.theta) }),
             _ => None,

@@ -30,8 +30,7 @@ impl RopeConfig {
                 "linear"
             }
             RopeScaling::Ntk { factor } => {
-                let d = self.rotary_dim as f64;
-                set("rope_theta", json!(self.theta * factor.powf(d / (d - 2.0))));
+                set("rope_theta", json!(self.ntk_theta(*factor)));
                 "default"
             }
             RopeScaling::Dynamic { factor, .. } => {

@@ -205,11 +205,9 @@ impl RopeScaling {
         let inv_freq = match self {
             Self::Default => plain,
             Self::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
-            Self::Ntk { factor } => plain_frequencies(ntk_theta(theta, d, *factor), d, d / 2),
+            Self::Ntk { factor } => plain_frequencies(config.ntk_theta(*factor), d, d / 2),
             Self::Dynamic { factor, original_max_position_embeddings: original } => {
-                let n = len.max(*original) as f64;
-                let stretch = factor * n / *original as f64 - (factor - 1.0);
-                plain_frequencies(ntk_theta(theta, d, stretch), d, d / 2)
+                plain_frequencies(config.dynamic_theta(*factor, *original, len), d, d / 2)
             }
             Self::NtkByParts { factor, original_max_position_embeddings: original, ramp } => {
                 by_parts(&plain, theta, d, *factor, *original, ramp)
@@ -337,9 +335,18 @@ fn divide(plain: &[f64], by: &[f64]) -> Vec<f64> {
     plain.iter().zip(by).map(|(f, ext)| f / ext).collect()
 }
 
-fn ntk_theta(theta: f64, d: usize, factor: f64) -> f64 {
-    let d = d as f64;
-    theta * factor.powf(d / (d - 2.0))
+impl RopeConfig {
+    /// The base of NTK-aware scaling, under which the slowest pair turns `stretch` times as slowly.
+    pub fn ntk_theta(&self, stretch: f64) -> f64 {
+        let d = self.rotary_dim as f64;
+        self.theta * stretch.powf(d / (d - 2.0))
+    }
+
+    /// The base of dynamic NTK scaling from a trained context of `original` tokens, at `len` tokens.
+    pub fn dynamic_theta(&self, factor: f64, original: usize, len: usize) -> f64 {
+        let (n, original) = (len.max(original) as f64, original as f64);
+        self.ntk_theta(factor * n / original - (factor - 1.0))
+    }
 }
 
 /// YaRN's `m(s, x)`: the growth of the attention temperature with the factor. DeepSeek also multiplies its softmax

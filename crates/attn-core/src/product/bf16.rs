@@ -7,6 +7,7 @@
 mod amx;
 mod avx512;
 
+use super::target::Target;
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::Element;
 use candle_core::Result;
@@ -84,14 +85,14 @@ pub(super) fn product<O: Element>(
     let padded = (rows.next_multiple_of(ROWS), depth.next_multiple_of(DEPTH));
     let xs = &tiles(xs, depth, padded);
     let mut ys = vec![O::zero(); rows * out];
-    let target = Target { ys: ys.as_mut_ptr(), rows, out };
+    let target = Target::of(&mut ys);
     (0..out.div_ceil(COLS)).into_par_iter().try_for_each_init(
         || vec![0u32; COLS * padded.1 / 2],
         |packed, task| -> Result<()> {
             let first = task * COLS;
             let cols = COLS.min(out - first);
             weights.with(first..first + cols, &mut |w| pack(w, depth, packed))?;
-            let block = Block { xs, packed, depth: padded.1, first, cols };
+            let block = Block { xs, packed, depth: padded.1, rows, out, first, cols };
             match kernel {
                 Kernel::Amx => amx::columns(&block, &target),
                 Kernel::Avx512 => avx512::columns(&block, &target),
@@ -110,28 +111,20 @@ struct Block<'a> {
     packed: &'a [u32],
     /// Padded to `DEPTH`.
     depth: usize,
+    /// Rows and outputs of the whole product, not padded.
+    rows: usize,
+    out: usize,
     first: usize,
     cols: usize,
 }
 
-/// Where the results go, shared by tasks that each own other columns.
-struct Target<O> {
-    ys: *mut O,
-    rows: usize,
-    out: usize,
-}
-
-// SAFETY: tasks write disjoint columns, and only through `Target::write`.
-unsafe impl<O> Sync for Target<O> {}
-
-impl<O: Element> Target<O> {
+impl Block<'_> {
     /// Rounds and writes sums `(ROWS, COLS)` of the rows from `row` on.
-    fn write(&self, row: usize, sums: &[f32; ROWS * COLS], block: &Block) {
+    fn write<O: Element>(&self, target: &Target<O>, row: usize, sums: &[f32; ROWS * COLS]) {
         for (i, sums) in sums.chunks_exact(COLS).take(self.rows.saturating_sub(row)).enumerate() {
-            // SAFETY: row + i < rows and first + cols <= out, so the slice is inside ys; no other task has these columns.
-            let ys =
-                unsafe { std::slice::from_raw_parts_mut(self.ys.add((row + i) * self.out + block.first), block.cols) };
-            O::narrow_all(&sums[..block.cols], ys);
+            // SAFETY: no other task has these columns.
+            let ys = unsafe { target.slice((row + i) * self.out + self.first, self.cols) };
+            O::narrow_all(&sums[..self.cols], ys);
         }
     }
 }

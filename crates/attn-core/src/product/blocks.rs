@@ -5,7 +5,8 @@
 //! weights widened a few outputs at a time, or Candle's f32 product where the machine has no such kernel.
 
 use super::FEW_ROWS;
-use super::few_rows::{self, Target};
+use super::few_rows;
+use super::target::Target;
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -100,9 +101,9 @@ impl Format {
 
     fn bytes(self) -> usize {
         match self {
-            Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
+            Self::Q8_0 => Q8_0::BYTES,
+            Self::Q4_0 => Q4_0::BYTES,
+            Self::Q4_1 => Q4_1::BYTES,
         }
     }
 }
@@ -114,7 +115,7 @@ fn few(xs: &[f32], format: Format, data: &[u8], (rows, depth, out): (usize, usiz
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
     let mut lanes = vec![0f32; rows * blocks * BLOCK];
     dispatch(path, Sums { xs, sums: &mut lanes });
-    few_rows::columns((rows, out), |outs: Range<usize>, target: &Target| {
+    few_rows::columns((rows, out), |outs: Range<usize>, target: &Target<f32>| {
         let data = &data[outs.start * blocks * format.bytes()..outs.end * blocks * format.bytes()];
         // SAFETY: every range of outputs is handed out once.
         let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
@@ -203,14 +204,26 @@ impl Rows<'_> {
     }
 }
 
-/// How the 32 weights of a block are stored: `scale * number(i) + offset`.
+/// How the 32 weights of a block are stored: `scale * number(i) + offset`, the scale an f16 at its beginning.
 trait Blocks {
     const BYTES: usize;
     /// Bytes before the numbers.
     const HEAD: usize;
+
+    /// The number `k` and those after it: of four bits each, the first sixteen below and the others above, unless the
+    /// format has others.
+    ///
     /// # Safety
     /// As [`Simd::load`], of a block at `block`; `k` is a multiple of `LANES` below [`BLOCK`].
-    unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V;
+    #[inline(always)]
+    unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V {
+        // SAFETY: by the caller's word; LANES divides 16.
+        unsafe {
+            let bytes = block.add(Self::HEAD);
+            if k < BLOCK / 2 { S::load_low(bytes.add(k)) } else { S::load_high(bytes.add(k - BLOCK / 2)) }
+        }
+    }
+
     /// What is added to every weight, if anything.
     ///
     /// # Safety
@@ -236,27 +249,11 @@ impl Blocks for Q8_0 {
     }
 }
 
-/// The number `k` and those after it of 32 in four bits each.
-///
-/// # Safety
-/// As [`Simd::load`], of 16 bytes at `p`.
-#[inline(always)]
-unsafe fn nibbles<S: Simd>(p: *const u8, k: usize) -> S::V {
-    // SAFETY: by the caller's word; LANES divides 16.
-    unsafe { if k < BLOCK / 2 { S::load_low(p.add(k)) } else { S::load_high(p.add(k - BLOCK / 2)) } }
-}
-
 struct Q4_0;
 
 impl Blocks for Q4_0 {
     const BYTES: usize = 18;
     const HEAD: usize = 2;
-
-    #[inline(always)]
-    unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V {
-        // SAFETY: by the caller's word.
-        unsafe { nibbles::<S>(block.add(Self::HEAD), k) }
-    }
 
     #[inline(always)]
     unsafe fn offset<S: Simd>(_: *const u8, scale: S::V) -> Option<S::V> {
@@ -270,12 +267,6 @@ struct Q4_1;
 impl Blocks for Q4_1 {
     const BYTES: usize = 20;
     const HEAD: usize = 4;
-
-    #[inline(always)]
-    unsafe fn numbers<S: Simd>(block: *const u8, k: usize) -> S::V {
-        // SAFETY: by the caller's word.
-        unsafe { nibbles::<S>(block.add(Self::HEAD), k) }
-    }
 
     #[inline(always)]
     unsafe fn offset<S: Simd>(block: *const u8, _: S::V) -> Option<S::V> {

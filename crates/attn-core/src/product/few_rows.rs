@@ -1,6 +1,7 @@
 //! Products of a few rows: bound by reading the weights, so every core reads its share of them once, and weights in half
 //! precision are widened in registers.
 
+use super::target::Target;
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use candle_core::utils::barrier_pool;
@@ -24,7 +25,7 @@ pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out)
 }
 
 /// Sums `(rows, out)` that `fill` computes for disjoint ranges of outputs, on every core, as `(out, rows)`.
-pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Target) + Sync) -> Vec<f32> {
+pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Target<f32>) + Sync) -> Vec<f32> {
     let mut columns = vec![0f32; out * rows];
     let target = Target::of(&mut columns);
     barrier_pool().execute_chunked(out.div_ceil(GROUP), |groups| {
@@ -40,27 +41,6 @@ pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &
         }
     }
     ys
-}
-
-/// Results that several threads write in disjoint parts.
-pub(super) struct Target(*mut f32);
-
-// SAFETY: `slice` is only called for disjoint parts.
-unsafe impl Sync for Target {}
-
-impl Target {
-    /// The numbers of `ys`, to be written while nobody else uses them.
-    pub(super) fn of(ys: &mut [f32]) -> Self {
-        Self(ys.as_mut_ptr())
-    }
-
-    /// # Safety
-    /// `start + len` numbers are allocated, and nobody else uses this part.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
-        // SAFETY: by the caller's word.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
 }
 
 /// `ys[o][r]` for the outputs whose weights are in `w`.

@@ -3,7 +3,7 @@
 //! A task packs the weights of a few outputs once, inputs outermost, and streams packed rows past them. Sums run over the
 //! inputs in order, so a result depends neither on the number of threads nor on the other rows.
 
-use super::few_rows::Target;
+use super::target::Target;
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Job, Simd, TILE_STRIDE, dispatch};
 use rayon::prelude::*;
@@ -78,7 +78,7 @@ struct Panel<'a> {
     rows: std::ops::Range<usize>,
     first: usize,
     out: usize,
-    target: &'a Target,
+    target: &'a Target<'a, f32>,
 }
 
 impl Job for Panel<'_> {

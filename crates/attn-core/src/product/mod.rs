@@ -16,6 +16,7 @@ mod bf16;
 pub(crate) mod blocks;
 mod few_rows;
 mod many_rows;
+mod target;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor};
@@ -45,22 +46,7 @@ pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
 fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
     let ((rows, depth), (out, _)) = (xs.dims2()?, w.dims2()?);
     if rows > FEW_ROWS {
-        #[cfg(target_arch = "x86_64")]
-        if w.dtype() == DType::BF16
-            && let Some(kernel) = bf16::Kernel::fastest()
-        {
-            let ys = with_slices(&xs.contiguous()?, w, |xs: &[half::bf16], w| {
-                bf16::product::<half::bf16>(kernel, xs, &bf16::Dense { w, depth }, (rows, depth, out))
-            })??;
-            return Tensor::from_vec(ys, (rows, out), &Device::Cpu);
-        }
-        if w.dtype() == DType::F32
-            && let Some(path) = many_rows::path()
-        {
-            let ys = with_slices(&xs.contiguous()?, w, |xs, w| many_rows::product(path, xs, w, (rows, depth, out)))?;
-            return Tensor::from_vec(ys, (rows, out), &Device::Cpu);
-        }
-        return xs.matmul(&w.t()?);
+        return xs.contiguous()?.apply_op2_no_bwd(w, &Product);
     }
     let xs32 = xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let size = (rows, depth, out);

@@ -60,13 +60,19 @@ pub fn spread(len: usize, n: usize) -> Vec<usize> {
 
 /// Breaks `text` at spaces into lines of at most `width`, the second and later ones indented by two spaces.
 pub fn wrap(text: &str, width: usize) -> String {
+    fill(text, width, "  ")
+}
+
+/// Breaks `text` at spaces into lines of at most `width`, `indent` before the second and later ones.
+pub(super) fn fill(text: &str, width: usize, indent: &str) -> String {
     let mut out = String::new();
     let mut used = 0;
     for word in text.split(' ') {
         let len = word.chars().count();
         if used > 0 && used + 1 + len > width {
-            out.push_str("\n  ");
-            used = 2;
+            out.push('\n');
+            out.push_str(indent);
+            used = indent.len();
         } else if used > 0 {
             out.push(' ');
             used += 1;

@@ -3,6 +3,7 @@
 //! Colour only repeats what the numbers say, so without it nothing is lost.
 
 use super::TableStyle;
+use super::blocks::fill;
 use crate::passkey::{Passkey, PasskeyCell};
 
 /// Columns of the labels and of a cell.
@@ -22,8 +23,9 @@ pub fn heat(passkey: &Passkey, style: TableStyle) -> String {
         }
     }
     let (trials, digits) = (passkey.trials, passkey.digits);
-    let legend = format!("% of {trials} trials answered with the very {digits} digits; depth: where the key stands\n");
-    out.push_str(&wrapped(&legend, style.width));
+    let legend = format!("% of {trials} trials answered with the very {digits} digits; depth: where the key stands");
+    out.push_str(&fill(&legend, style.width, ""));
+    out.push('\n');
     out
 }
 
@@ -66,24 +68,6 @@ fn figure(share: Option<f64>, color: bool) -> String {
     }
     let step = STEPS[((share * STEPS.len() as f64) as usize).min(STEPS.len() - 1)];
     format!(" \x1b[30;48;5;{step}m{text}{RESET}")
-}
-
-fn wrapped(text: &str, width: usize) -> String {
-    let mut out = String::new();
-    let mut used = 0;
-    for word in text.split_whitespace() {
-        if used > 0 && used + 1 + word.chars().count() > width {
-            out.push('\n');
-            used = 0;
-        } else if used > 0 {
-            out.push(' ');
-            used += 1;
-        }
-        out.push_str(word);
-        used += word.chars().count();
-    }
-    out.push('\n');
-    out
 }
 
 #[cfg(test)]

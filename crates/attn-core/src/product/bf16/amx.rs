@@ -1,7 +1,8 @@
 //! The product on AMX tiles.
 
-use super::{Block, COLS, DEPTH, ROWS, Target};
+use super::{Block, COLS, DEPTH, ROWS};
 use crate::attention::fused_cpu::simd::{Element, amx::Tiles};
+use crate::product::target::Target;
 use std::arch::asm;
 
 /// All rows of `block`, 32 at a time.
@@ -14,7 +15,7 @@ pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
         // SAFETY: `xs` holds the tiles of ROWS rows of `depth` bf16, `packed` two groups of depth / 2 lines of 64 bytes, `sums` ROWS
         // rows of COLS f32: exactly what the loop reads and writes.
         unsafe { multiply(xs.as_ptr().cast(), block.packed.as_ptr().cast(), block.depth, sums.as_mut_ptr().cast()) };
-        target.write(step * ROWS, &sums, block);
+        block.write(target, step * ROWS, &sums);
     }
 }
 

@@ -1,7 +1,8 @@
 //! The product on `vdpbf16ps`: sixteen sums of pairs per instruction.
 
-use super::{Block, COLS, DEPTH, ROWS, Target};
+use super::{Block, COLS, DEPTH, ROWS};
 use crate::attention::fused_cpu::simd::Element;
+use crate::product::target::Target;
 use half::bf16;
 use std::arch::x86_64::{
     __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
@@ -21,7 +22,7 @@ pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
             // SAFETY: is_available() was true; STEP rows of tiles follow, all packed weights, STEP rows of sums.
             unsafe { multiply(xs, block.packed, block.depth, sums) };
         }
-        target.write(step * ROWS, &sums, block);
+        block.write(target, step * ROWS, &sums);
     }
 }
 

@@ -351,7 +351,7 @@ impl Element for f32 {
 }
 
 macro_rules! half_element {
-    ($type:ty, $load:ident, $narrow:expr, $narrow_all:expr) => {
+    ($type:ty, $load:ident, $narrow_all:expr) => {
         impl Element for $type {
             const IS_F32: bool = false;
 
@@ -362,7 +362,7 @@ macro_rules! half_element {
 
             #[inline(always)]
             fn narrow(x: f32) -> Self {
-                $narrow(x)
+                Self::from_f32(x)
             }
 
             #[inline(always)]
@@ -379,8 +379,8 @@ macro_rules! half_element {
     };
 }
 
-half_element!(bf16, load_bf16, bf16::from_f32, round_bf16);
-half_element!(f16, load_f16, f16::from_f32, |xs: &[f32], to: &mut [f16]| to.convert_from_f32_slice(xs));
+half_element!(bf16, load_bf16, round_bf16);
+half_element!(f16, load_f16, |xs: &[f32], to: &mut [f16]| to.convert_from_f32_slice(xs));
 
 /// Rounds to nearest, ties to even, without a branch, so that the compiler vectorises it for the instruction set it is
 /// inlined into.
