@@ -41,7 +41,10 @@ for target in "${targets[@]}"; do
         -artifact_prefix="artifacts/$target/" -print_final_stats=1)
     if [ -f "dict/$target.dict" ]; then options+=(-dict="dict/$target.dict"); fi
     printf '\n== %s, %s s\n' "$target" "$seconds"
-    RAYON_NUM_THREADS=1 "$binaries/$target" "${options[@]}" "${corpora[@]}" 2>&1 | tee "logs/$target" || found+=("$target")
+    # The processor's time says how much fuzzing there was where the machine does other work too.
+    TIMEFORMAT="processor: %U s"
+    { time RAYON_NUM_THREADS=1 "$binaries/$target" "${options[@]}" "${corpora[@]}"; } 2>&1 | tee "logs/$target" ||
+        found+=("$target")
 done
 if [ ${#found[@]} -gt 0 ]; then
     echo "found something: ${found[*]} (see fuzz/artifacts)" >&2

@@ -4,6 +4,7 @@
 use crate::{
     AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, ScoreBias, attend,
     attention::{KernelOptions, attend_with},
+    ops,
 };
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -256,14 +257,13 @@ impl MultiHeadAttention {
         self.merge(&attend(&q, &memory.0, &memory.1, &args)?)
     }
 
-    /// `(b, t, n * d)` to `(b, n, t, d)`, a view.
+    /// `(b, t, n * d)` to `(b, n, t, d)`.
     fn heads(&self, xs: &Tensor) -> Result<Tensor> {
-        let (b, t, width) = xs.dims3()?;
         let xs = match self.config.qkv_clip {
             Some(clip) => &xs.clamp(-clip, clip)?,
             None => xs,
         };
-        xs.reshape((b, t, width / self.config.head_dim, self.config.head_dim))?.transpose(1, 2)
+        ops::split_heads(xs, xs.dim(2)? / self.config.head_dim)
     }
 
     fn project(&self, xs: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
@@ -301,6 +301,6 @@ impl MultiHeadAttention {
 
     /// `(b, h, t, d)` to `(b, t, h * d)` and through the output projection.
     fn merge(&self, heads: &Tensor) -> Result<Tensor> {
-        self.out.forward(&heads.transpose(1, 2)?.flatten_from(2)?)
+        self.out.forward(&ops::merge_heads(heads)?)
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::{product, profile};
 use candle_core::{
-    Module, Result, Tensor, bail,
+    D, DType, Module, Result, Tensor, bail,
     quantized::{QMatMul, QTensor},
 };
 use candle_nn::VarBuilder;
@@ -49,33 +49,16 @@ impl Linear {
         let weight = vb.get((out_dim, in_dim), "weight")?;
         Self::new(weight, if bias { Some(vb.get(out_dim, "bias")?) } else { None })
     }
-
-    /// Bytes the weights take in memory.
-    pub fn size_in_bytes(&self) -> usize {
-        let weight = match &self.weight {
-            Weight::Dense(w) => w.elem_count() * w.dtype().size_in_bytes(),
-            Weight::Quantized(QMatMul::QTensor(q)) => q.storage_size_in_bytes(),
-            Weight::Quantized(QMatMul::Tensor(w) | QMatMul::TensorF16(w)) => w.elem_count() * w.dtype().size_in_bytes(),
-        };
-        weight + self.bias.as_ref().map_or(0, |b| b.elem_count() * b.dtype().size_in_bytes())
-    }
 }
 
 impl Module for Linear {
     /// `(.., in)` to `(.., out)`, in the dtype of `xs`.
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let _scope = profile::scope(profile::Op::Matmul);
-        // One product for all leading dimensions: candle's batched product would copy the weights per row.
-        let (mut shape, rows) = (xs.dims().to_vec(), xs.elem_count() / xs.dim(candle_core::D::Minus1)?.max(1));
-        let flat = xs.reshape((rows, ()))?;
         let ys = match &self.weight {
-            Weight::Dense(w) => product::matmul_t(&flat, w)?,
-            Weight::Quantized(w) => quantized(&flat, w)?,
+            Weight::Dense(w) => product::matmul_t(xs, w)?,
+            Weight::Quantized(w) => quantized(xs, w)?,
         };
-        if let Some(last) = shape.last_mut() {
-            *last = ys.dim(1)?;
-        }
-        let ys = ys.reshape(shape)?;
         match &self.bias {
             Some(bias) => ys.broadcast_add(bias),
             None => Ok(ys),
@@ -85,10 +68,15 @@ impl Module for Linear {
 
 /// `xs W^T` in the dtype of `xs`; Candle's own quantised product computes in f32.
 fn quantized(xs: &Tensor, w: &QMatMul) -> Result<Tensor> {
-    if let QMatMul::QTensor(blocks) = w
-        && let Some(ys) = product::blocks::matmul_t(xs, blocks)?
-    {
-        return Ok(ys);
-    }
-    w.forward(&xs.to_dtype(candle_core::DType::F32)?.contiguous()?)?.to_dtype(xs.dtype())
+    let rows = xs.elem_count() / xs.dim(D::Minus1)?.max(1);
+    let flat = xs.reshape((rows, ()))?;
+    let ys = match w {
+        QMatMul::QTensor(blocks) => product::blocks::matmul_t(&flat, blocks)?,
+        _ => None,
+    };
+    let ys = match ys {
+        Some(ys) => ys,
+        None => w.forward(&flat.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(xs.dtype())?,
+    };
+    ys.reshape(product::with_last(xs.dims(), ys.dim(1)?))
 }

@@ -125,8 +125,10 @@ impl<'a> Builder<'a> {
         Ok(Some(self.tensor(&format!("{prefix}{}.bias", spec.name), &[spec.out_dim])?))
     }
 
-    /// Several products over the same input as one, rows in order, unless their weights stay in different blocks.
-    pub(crate) fn stacked(&self, prefix: &str, specs: &[&LinearSpec]) -> Result<Option<Linear>> {
+    /// Several products over the same input as one, rows in order, unless their weights stay in different blocks, or they
+    /// are in training and the result would be `cut` into parts: Candle makes the gradient of each part as large as the
+    /// whole.
+    pub(crate) fn stacked(&self, prefix: &str, specs: &[&LinearSpec], cut: bool) -> Result<Option<Linear>> {
         let format = |s: &LinearSpec| self.source.quantized_dtype(&self.full(&format!("{prefix}{}.weight", s.name)));
         let formats: Vec<_> = specs.iter().map(|s| format(s)).collect();
         if formats.iter().any(|f| *f != formats[0]) || (formats[0].is_some() && !self.device.is_cpu()) {
@@ -141,6 +143,9 @@ impl<'a> Builder<'a> {
             return Ok(Some(Linear::quantized(self.stacked_blocks(prefix, specs, format)?, bias)?));
         }
         let weights = specs.iter().map(|s| self.weight(prefix, s)).collect::<Result<Vec<_>>>()?;
+        if cut && weights.iter().any(Tensor::track_op) {
+            return Ok(None);
+        }
         Ok(Some(Linear::new(Tensor::cat(&weights, 0)?, bias)?))
     }
 
@@ -188,14 +193,18 @@ impl<'a> Builder<'a> {
 
     fn projections(&self, prefix: &str, spec: &MultiHeadSpec) -> Result<Projections> {
         match &spec.qkv {
-            QkvSpec::Separate { q, k, v } => match self.stacked(prefix, &[q, k, v])? {
-                Some(fused) if spec.mask.causal => Ok(Projections::Fused(fused)),
-                _ => Ok(Projections::Separate {
-                    q: self.linear(prefix, q)?,
-                    k: self.linear(prefix, k)?,
-                    v: self.linear(prefix, v)?,
-                }),
-            },
+            QkvSpec::Separate { q, k, v } => {
+                // Cross-attention needs them apart.
+                let together = if spec.mask.causal { self.stacked(prefix, &[q, k, v], true)? } else { None };
+                match together {
+                    Some(fused) => Ok(Projections::Fused(fused)),
+                    None => Ok(Projections::Separate {
+                        q: self.linear(prefix, q)?,
+                        k: self.linear(prefix, k)?,
+                        v: self.linear(prefix, v)?,
+                    }),
+                }
+            }
             QkvSpec::Fused { qkv, layout: FusedLayout::Blocks } => Ok(Projections::Fused(self.linear(prefix, qkv)?)),
             QkvSpec::Fused { qkv, layout: FusedLayout::PerKvHead } => {
                 let order = blocks_from_groups(spec.heads, spec.kv_heads, spec.head_dim, &self.device)?;

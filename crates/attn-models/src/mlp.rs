@@ -36,7 +36,7 @@ impl Mlp {
             MlpSpec::Gated { gate_up, down, activation } => {
                 let gate_up = match gate_up {
                     GateUpSpec::Fused(both) => GateUp::Fused(weights.linear(prefix, both)?),
-                    GateUpSpec::Separate { gate, up } => match weights.stacked(prefix, &[gate, up])? {
+                    GateUpSpec::Separate { gate, up } => match weights.stacked(prefix, &[gate, up], false)? {
                         Some(both) => GateUp::Fused(both),
                         None => {
                             GateUp::Separate { gate: weights.linear(prefix, gate)?, up: weights.linear(prefix, up)? }

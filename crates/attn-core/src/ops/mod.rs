@@ -11,15 +11,18 @@
 //! | [`Activation::forward`], [`gated`], [`gated_pair`] | `act(x)`, `act(gate) * up` | every input |
 //! | [`add`](fn@add) | residual sum | every input |
 //! | [`add_norm`] | residual sum and its norm | every input (then in two passes) |
+//! | [`split_heads`], [`merge_heads`] | `(b, t, n d)` to `(b, n, t, d)` and back | input |
 //! | [`nll`] | `log(sum(exp(logits))) - logits[target]` | logits |
 
 mod activation;
 mod add;
+mod heads;
 mod nll;
 mod norm;
 mod rows;
 
 pub use activation::{Activation, gated, gated_pair};
 pub use add::add;
+pub use heads::{merge_heads, split_heads};
 pub use nll::nll;
 pub use norm::{NormKind, add_norm, norm};

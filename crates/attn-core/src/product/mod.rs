@@ -19,12 +19,12 @@ mod many_rows;
 mod target;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 /// Rows up to which a product is bound by reading the weights.
 pub const FEW_ROWS: usize = 8;
 
-/// `xs W^T` for `xs` of shape `(rows, in)` and `w` of shape `(out, in)` in the same dtype, on any device. Gradients flow
+/// `xs W^T` for `xs` of shape `(.., in)` and `w` of shape `(out, in)` in the same dtype, on any device. Gradients flow
 /// into both.
 ///
 /// Sums are accumulated in f32 whatever the dtype (in f64 for f64).
@@ -32,10 +32,12 @@ pub const FEW_ROWS: usize = 8;
 /// # Errors
 /// Shapes, dtypes or devices that don't fit each other.
 pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let ((rows, width), (_, depth)) = (xs.dims2()?, w.dims2()?);
+    let (width, (out, depth)) = (xs.dim(D::Minus1)?, w.dims2()?);
     let plain = xs.device().is_cpu() && w.device().is_cpu() && xs.dtype() == w.dtype() && width == depth;
-    if !plain || !w.is_contiguous() || rows == 0 || depth == 0 {
-        return xs.matmul(&w.t()?);
+    if !plain || !w.is_contiguous() || xs.elem_count() == 0 || out == 0 {
+        // One product for all leading dimensions: Candle's batched product would copy the weights per row.
+        let rows = xs.elem_count() / width.max(1);
+        return xs.reshape((rows, width))?.matmul(&w.t()?)?.reshape(with_last(xs.dims(), out));
     }
     if xs.track_op() || w.track_op() {
         return xs.contiguous()?.apply_op2(w, Product);
@@ -43,8 +45,18 @@ pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
     untracked(xs, w)
 }
 
+/// The shape with another last dimension.
+pub(crate) fn with_last(dims: &[usize], last: usize) -> Shape {
+    let mut dims = dims.to_vec();
+    if let Some(x) = dims.last_mut() {
+        *x = last;
+    }
+    dims.into()
+}
+
 fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let ((rows, depth), (out, _)) = (xs.dims2()?, w.dims2()?);
+    let (out, depth) = w.dims2()?;
+    let rows = xs.elem_count() / depth;
     if rows > FEW_ROWS {
         return xs.contiguous()?.apply_op2_no_bwd(w, &Product);
     }
@@ -54,12 +66,12 @@ fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
         DType::F32 => with_slices(w, w, |w: &[f32], _| few_rows::product(&xs32, w, size))?,
         DType::BF16 => with_slices(w, w, |w: &[half::bf16], _| few_rows::product(&xs32, w, size))?,
         DType::F16 => with_slices(w, w, |w: &[half::f16], _| few_rows::product(&xs32, w, size))?,
-        _ => return xs.matmul(&w.t()?),
+        _ => return xs.contiguous()?.apply_op2_no_bwd(w, &Product),
     };
-    Tensor::from_vec(ys, (rows, out), &Device::Cpu)?.to_dtype(xs.dtype())
+    Tensor::from_vec(ys, with_last(xs.dims(), out), &Device::Cpu)?.to_dtype(xs.dtype())
 }
 
-/// The product with gradients: `grad W` for the input, `grad^T xs` for the weights.
+/// The product with gradients: `grad W` for the input, `grad^T xs` for the weights. The input is contiguous.
 struct Product;
 
 impl CustomOp2 for Product {
@@ -68,8 +80,9 @@ impl CustomOp2 for Product {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ((rows, depth), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
-        let shape = Shape::from((rows, out));
+        let (out, depth) = wl.shape().dims2()?;
+        let rows = xl.shape().elem_count() / depth;
+        let shape = with_last(xl.dims(), out);
         #[cfg(target_arch = "x86_64")]
         if let (CpuStorage::BF16(xs), CpuStorage::BF16(w)) = (xs, w)
             && let Some(kernel) = bf16::Kernel::fastest()
@@ -88,17 +101,22 @@ impl CustomOp2 for Product {
             let (xs, w) = (&xs[x..][..rows * depth], &w[y..][..out * depth]);
             return Ok((CpuStorage::F32(many_rows::product(path, xs, w, (rows, depth, out))), shape));
         }
-        Ok((xs.matmul(w, (1, rows, out, depth), xl, &wl.transpose(0, 1)?)?, shape))
+        let flat = Layout::contiguous_with_offset((rows, depth), xl.start_offset());
+        Ok((xs.matmul(w, (1, rows, out, depth), &flat, &wl.transpose(0, 1)?)?, shape))
     }
 
     fn bwd(&self, xs: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (xs, w, grad) = (xs.detach(), w.detach(), grad.contiguous()?);
-        if w.dtype() == DType::BF16 {
+        let ((out, depth), w) = (w.dims2()?, w.detach());
+        let rows = xs.elem_count() / depth;
+        let (flat, grad) = (xs.detach().reshape((rows, depth))?, grad.contiguous()?.reshape((rows, out))?);
+        let (to_xs, to_w) = if w.dtype() == DType::BF16 {
             // The bf16 kernels read both operands along the sum.
-            let (wt, xt, gt) = (w.t()?.contiguous()?, xs.t()?.contiguous()?, grad.t()?.contiguous()?);
-            return Ok((Some(matmul_t(&grad, &wt)?), Some(matmul_t(&gt, &xt)?)));
-        }
-        Ok((Some(grad.matmul(&w)?), Some(grad.t()?.matmul(&xs)?)))
+            let (wt, xt, gt) = (w.t()?.contiguous()?, flat.t()?.contiguous()?, grad.t()?.contiguous()?);
+            (matmul_t(&grad, &wt)?, matmul_t(&gt, &xt)?)
+        } else {
+            (grad.matmul(&w)?, grad.t()?.matmul(&flat)?)
+        };
+        Ok((Some(to_xs.reshape(xs.shape())?), Some(to_w)))
     }
 }
 
@@ -141,6 +159,33 @@ mod tests {
                 let xs = Tensor::randn(0f32, 1., (rows, depth), &dev)?.to_dtype(dtype)?;
                 let w = Tensor::randn(0f32, 1., (out, depth), &dev)?.to_dtype(dtype)?;
                 compare(&xs, &w, &matmul_t(&xs, &w)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leading dimensions are rows, of views too, and come back; gradients have the shapes of what they are of.
+    #[test]
+    fn leading_dimensions_are_rows() -> Result<()> {
+        let all = Tensor::randn(0f32, 1., (3, 5, 20), &Device::Cpu)?;
+        let w = Var::randn(0f32, 1., (7, 10), &Device::Cpu)?;
+        for dtype in [DType::F32, DType::F64] {
+            let (all, w) = (all.to_dtype(dtype)?, Var::from_tensor(&w.to_dtype(dtype)?)?);
+            for view in
+                [all.narrow(2, 3, 10)?, all.narrow(0, 1, 1)?.narrow(2, 0, 10)?, all.narrow(1, 0, 0)?.narrow(2, 0, 10)?]
+            {
+                let xs = Var::from_tensor(&view)?;
+                let ys = matmul_t(&xs, &w)?;
+                let (b, t, _) = view.dims3()?;
+                assert_eq!(ys.dims(), [b, t, 7]);
+                if view.elem_count() > 0 {
+                    let flat = view.contiguous()?.reshape((b * t, 10))?;
+                    compare(&flat, &w, &ys.reshape((b * t, 7))?)?;
+                    compare(&flat, &w, &matmul_t(&view, &w.as_detached_tensor())?.reshape((b * t, 7))?)?;
+                    let grads = ys.sum_all()?.backward()?;
+                    assert_eq!(grads.get(&xs).expect("a gradient").dims(), xs.dims());
+                    assert_eq!(grads.get(&w).expect("a gradient").dims(), w.dims());
+                }
             }
         }
         Ok(())
@@ -194,6 +239,7 @@ mod tests {
         let tolerance = match ys.dtype() {
             DType::F32 => 1e-6,
             DType::F16 => 2f64.powi(-11) + 1e-6,
+            DType::F64 => 1e-12,
             _ => 2f64.powi(-8) + 1e-6,
         } * largest;
         let worst = (ys.to_dtype(DType::F64)? - exact)?.abs()?.max_all()?.to_scalar::<f64>()?;

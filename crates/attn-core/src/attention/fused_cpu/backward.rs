@@ -2,13 +2,13 @@
 //! is kept.
 //!
 //! With weights `p`, the gradient of a score is `p * (dp - delta)`, where `dp` is the product of the output's gradient
-//! with the value and `delta` that of the gradient with the output. A unit is one query head of one batch row with one
-//! half of the keys, so that it owns its part of every gradient; what the halves add to the same query, and the query
-//! heads of a group to a shared key, is summed afterwards, in order.
+//! with the value and `delta` that of the gradient with the output. A unit is one kv head of one batch row, with the query
+//! heads that share it and, where there are few heads, a part of the keys; so it owns its part of every gradient. What
+//! the parts add to the same query is summed afterwards, in order.
 
 use super::{
     forward::{Shared, on_threads},
-    problem::{Inputs, LOG2E, Problem, RowBias, View},
+    problem::{Inputs, LOG2E, Problem, RowBias, Sizes, View},
     scratch::Scratch,
     simd::{Job, Simd, TILE_STRIDE, dispatch},
     tile::{ROW_PAD, ROWS, exp_and_gradient, finish_scores, pack_panel, pack_rows},
@@ -23,8 +23,18 @@ use std::{
 const KEYS: usize = 128;
 /// The same, rounded up to whole groups of rows.
 const KEY_ROWS: usize = KEYS.next_multiple_of(ROW_PAD);
-/// Into how many parts the keys of a head are cut, so that few heads keep the threads equally busy.
-pub(super) const PARTS: usize = 2;
+/// Units that keep the threads equally busy, and the most parts that the keys of a head are cut into.
+const UNITS: usize = 16;
+const MOST_PARTS: usize = 4;
+
+/// Numbers of packed queries of the heads that go over the keys together: with their gradients they stay in the
+/// second-level cache.
+const TOGETHER: usize = 1 << 17;
+
+/// Into how many parts the keys of a head are cut; depends on the call's shape alone.
+pub(super) fn parts(s: &Sizes) -> usize {
+    UNITS.div_ceil(s.b * s.h_kv).min(MOST_PARTS).min(s.tk.div_ceil(KEYS))
+}
 
 /// What the backward pass has besides the inputs.
 pub(super) struct Saved<'a> {
@@ -37,12 +47,12 @@ pub(super) struct Saved<'a> {
 
 /// Where the gradients go.
 pub(super) struct Gradients {
-    /// `(b, h, PARTS, tq, d)`
+    /// `(b, h, parts, tq, d)`
     pub(super) q: Shared<f32>,
-    /// `(b, h, tk, d)` and `(b, h, tk, dv)`, per query head.
+    /// `(b, h_kv, tk, d)` and `(b, h_kv, tk, dv)`
     pub(super) k: Shared<f32>,
     pub(super) v: Shared<f32>,
-    /// `(b, h, PARTS, columns)` of a relative table, if its gradient is asked for.
+    /// `(b, h, parts, columns)` of a relative table, if its gradient is asked for.
     pub(super) table: Option<Shared<f32>>,
 }
 
@@ -57,31 +67,37 @@ struct Worker<'a> {
 /// Computes the gradients. Head dims are multiples of 16.
 pub(super) fn backward(path: KernelPath, p: &Problem, inputs: Inputs<'_, f32>, saved: &Saved, out: &Gradients) {
     let next = AtomicUsize::new(0);
-    on_threads(p.sizes.b * p.sizes.h * PARTS, || dispatch(path, Worker { p, inputs, saved, out, next: &next }));
+    let units = p.sizes.b * p.sizes.h_kv * parts(&p.sizes);
+    on_threads(units, || dispatch(path, Worker { p, inputs, saved, out, next: &next }));
 }
 
 impl Job for Worker<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let s = self.p.sizes;
+        let heads = s.b * s.h_kv;
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
-            let heads = s.b * s.h;
-            if i >= heads * PARTS {
+            if i >= heads * parts(&s) {
                 break;
             }
             // The first keys first: under a causal mask they are the most work.
             let (part, i) = (i / heads, i % heads);
             // SAFETY: the instruction set is there by the caller's word, and each part of a head is taken once.
-            unsafe { self.head::<S>(i / s.h, i % s.h, part) };
+            unsafe { self.unit::<S>(i / s.h_kv, i % s.h_kv, part) };
         }
     }
 }
 
-/// One head's buffers.
-struct Head<'s> {
+/// Some query heads of a unit, which go over its keys together, and their buffers; those of queries are one head after
+/// the other.
+struct Unit<'s> {
     b: usize,
-    head: usize,
+    kv_head: usize,
+    part: usize,
+    heads: Range<usize>,
+    /// Rows of a head's queries, padded.
+    rows: usize,
     /// Queries and output gradients, packed.
     q: &'s mut [f32],
     grad: &'s mut [f32],
@@ -97,123 +113,162 @@ struct Head<'s> {
     dq: &'s mut [f32],
     dk: &'s mut [f32],
     dv: &'s mut [f32],
-    /// The gradient of the head's relative table, or nothing.
+    /// The gradient of the current head's relative table, or nothing.
     table: &'s mut [f32],
 }
 
 impl Worker<'_> {
+    /// One part of the keys of one kv head.
+    ///
+    /// # Safety
+    /// The machine has the instruction set of `S`, and nobody else takes this part.
     #[inline(always)]
-    unsafe fn head<S: Simd>(&self, b: usize, head: usize, part: usize) {
+    unsafe fn unit<S: Simd>(&self, b: usize, kv_head: usize, part: usize) {
         let s = self.p.sizes;
         let rows = s.tq.next_multiple_of(ROW_PAD);
+        let (first, last) = (kv_head * s.group(), (kv_head + 1) * s.group());
+        let most = (TOGETHER / (rows * s.d.max(s.dv))).clamp(1, s.group());
         let tile = ROWS * TILE_STRIDE;
         let mut scratch = Scratch::take();
         let needs = [
-            rows * s.d,
-            rows * s.dv,
+            most * rows * s.d,
+            most * rows * s.dv,
             KEYS * s.d,
             KEYS * s.dv,
             tile,
             tile,
-            rows * s.d,
+            most * rows * s.d,
             KEY_ROWS * s.d,
             KEY_ROWS * s.dv,
-            s.tq,
+            most * s.tq,
         ];
         let [q, grad, k, v, weights, scores, dq, dk, dv, deltas] = scratch.split(needs);
-        pack_rows((0..s.tq).map(|t| self.inputs.q.row(b, head, t)), S::MR, s.d, self.p.q_factor(), q);
-        pack_rows((0..s.tq).map(|t| self.saved.grad.row(b, head, t)), S::MR, s.dv, 1.0, grad);
-        for (t, delta) in deltas.iter_mut().enumerate() {
-            let (out, grad) = (self.saved.out.row(b, head, t), self.saved.grad.row(b, head, t));
-            // SAFETY: rows are as long, and a multiple of 16.
-            *delta = unsafe { dot::<S>(out, grad) };
-        }
-        dq.fill(0.0);
-        let unit = (b * s.h + head) * PARTS + part;
-        let table = match (&self.out.table, self.p.columns()) {
-            // SAFETY: this part of the table's gradient is this unit's.
-            (Some(table), columns) => unsafe { table.part(unit * columns, columns) },
-            _ => &mut [],
-        };
-        let mut h = Head { b, head, q, grad, k, v, weights, scores, deltas, dq, dk, dv, table };
-        let keys = self.p.seen_by_any(b, 0..s.tq);
-        let half = s.tk.div_ceil(PARTS).next_multiple_of(KEYS);
-        let range = (part * half).min(s.tk)..((part + 1) * half).min(s.tk);
-        for k0 in range.clone().step_by(KEYS) {
-            let block = k0..range.end.min(k0 + KEYS);
-            h.dk.fill(0.0);
-            h.dv.fill(0.0);
-            if keys.start < block.end && block.start < keys.end {
-                // SAFETY: the instruction set is there by the caller's word.
-                unsafe { self.key_block::<S>(&mut h, block.clone()) };
-            }
-            let at = (b * s.h + head) * s.tk + block.start;
-            // SAFETY: these keys of this head are this unit's.
+        let heads = first..first;
+        let mut unit =
+            Unit { b, kv_head, part, heads, rows, q, grad, k, v, weights, scores, deltas, dq, dk, dv, table: &mut [] };
+        while unit.heads.end < last {
+            unit.heads = unit.heads.end..last.min(unit.heads.end + most);
+            // SAFETY: by the caller's word.
             unsafe {
-                put(self.out.k.part(at * s.d, block.len() * s.d), h.dk, self.p.scale);
-                put(self.out.v.part(at * s.dv, block.len() * s.dv), h.dv, 1.0);
+                self.pack::<S>(&mut unit);
+                self.all_keys::<S>(&mut unit);
+            }
+            for (i, head) in unit.heads.clone().enumerate() {
+                let at = (b * s.h + head) * parts(&s) + part;
+                // SAFETY: this part of the queries' gradient is this unit's.
+                let to = unsafe { self.out.q.part(at * s.tq * s.d, s.tq * s.d) };
+                put(to, &unit.dq[i * rows * s.d..], self.p.scale);
             }
         }
-        // SAFETY: this part of the queries' gradient is this unit's.
-        unsafe { put(self.out.q.part(unit * s.tq * s.d, s.tq * s.d), h.dq, self.p.scale) };
     }
 
-    /// All queries against one block of keys.
+    /// Packs the heads' queries and output gradients, and clears their sums.
     #[inline(always)]
-    unsafe fn key_block<S: Simd>(&self, h: &mut Head, block: Range<usize>) {
+    unsafe fn pack<S: Simd>(&self, u: &mut Unit) {
         let s = self.p.sizes;
-        let kv_head = h.head / s.group();
+        for (i, head) in u.heads.clone().enumerate() {
+            let (q, grad) = (&mut u.q[i * u.rows * s.d..], &mut u.grad[i * u.rows * s.dv..]);
+            pack_rows((0..s.tq).map(|t| self.inputs.q.row(u.b, head, t)), S::MR, s.d, self.p.q_factor(), q);
+            pack_rows((0..s.tq).map(|t| self.saved.grad.row(u.b, head, t)), S::MR, s.dv, 1.0, grad);
+            for (t, delta) in u.deltas[i * s.tq..(i + 1) * s.tq].iter_mut().enumerate() {
+                let (out, grad) = (self.saved.out.row(u.b, head, t), self.saved.grad.row(u.b, head, t));
+                // SAFETY: rows are as long, and a multiple of 16.
+                *delta = unsafe { dot::<S>(out, grad) };
+            }
+        }
+        u.dq[..u.heads.len() * u.rows * s.d].fill(0.0);
+    }
+
+    /// The heads against all keys of the part.
+    #[inline(always)]
+    unsafe fn all_keys<'u, S: Simd>(&'u self, u: &mut Unit<'u>) {
+        let s = self.p.sizes;
+        let seen = self.p.seen_by_any(u.b, 0..s.tq);
+        let share = s.tk.div_ceil(parts(&s)).next_multiple_of(KEYS);
+        let range = (u.part * share).min(s.tk)..((u.part + 1) * share).min(s.tk);
+        // What the first heads leave, the others add to.
+        let put = if u.heads.start == u.kv_head * s.group() { put } else { put_more };
+        for k0 in range.clone().step_by(KEYS) {
+            let block = k0..range.end.min(k0 + KEYS);
+            u.dk.fill(0.0);
+            u.dv.fill(0.0);
+            if seen.start < block.end && block.start < seen.end {
+                // SAFETY: the instruction set is there by the caller's word.
+                unsafe { self.key_block::<S>(u, block.clone()) };
+            }
+            let at = (u.b * s.h_kv + u.kv_head) * s.tk + block.start;
+            // SAFETY: these keys of this head are this unit's.
+            unsafe {
+                put(self.out.k.part(at * s.d, block.len() * s.d), u.dk, self.p.scale);
+                put(self.out.v.part(at * s.dv, block.len() * s.dv), u.dv, 1.0);
+            }
+        }
+    }
+
+    /// All queries of the heads against one block of keys.
+    #[inline(always)]
+    unsafe fn key_block<'u, S: Simd>(&'u self, u: &mut Unit<'u>, block: Range<usize>) {
+        let s = self.p.sizes;
         for t in block.clone().step_by(S::NR) {
             let (n, at) = (S::NR.min(block.end - t), t - block.start);
             // SAFETY: panels of KEYS keys fit, and head dims are multiples of 16.
             unsafe {
-                let (k, v) = (self.inputs.k.tokens(h.b, kv_head, t), self.inputs.v.tokens(h.b, kv_head, t));
-                pack_panel::<S, f32>(k, n, s.d, h.k.as_mut_ptr().add(at * s.d));
-                pack_panel::<S, f32>(v, n, s.dv, h.v.as_mut_ptr().add(at * s.dv));
+                let (k, v) = (self.inputs.k.tokens(u.b, u.kv_head, t), self.inputs.v.tokens(u.b, u.kv_head, t));
+                pack_panel::<S, f32>(k, n, s.d, u.k.as_mut_ptr().add(at * s.d));
+                pack_panel::<S, f32>(v, n, s.dv, u.v.as_mut_ptr().add(at * s.dv));
             }
         }
-        for q0 in (0..s.tq).step_by(ROWS) {
-            let queries = q0..s.tq.min(q0 + ROWS);
-            let seen = self.p.seen_by_any(h.b, queries.clone());
-            let keys = seen.start.max(block.start)..seen.end.min(block.end);
-            if !keys.is_empty() {
-                // SAFETY: as above.
-                unsafe { self.tile::<S>(h, queries, block.start, keys) };
+        for (i, head) in u.heads.clone().enumerate() {
+            if let (Some(table), columns) = (&self.out.table, self.p.columns()) {
+                let at = (u.b * s.h + head) * parts(&s) + u.part;
+                // SAFETY: this part of the table's gradient is this unit's, and only one head's is in use.
+                u.table = unsafe { table.part(at * columns, columns) };
+            }
+            for q0 in (0..s.tq).step_by(ROWS) {
+                let queries = q0..s.tq.min(q0 + ROWS);
+                let seen = self.p.seen_by_any(u.b, queries.clone());
+                let keys = seen.start.max(block.start)..seen.end.min(block.end);
+                if !keys.is_empty() {
+                    // SAFETY: as above.
+                    unsafe { self.tile::<S>(u, i, queries, block.start, keys) };
+                }
             }
         }
     }
 
-    /// One tile: recomputes its weights, and adds what it gives to every gradient.
+    /// One tile of head `i` of the unit's: recomputes its weights, and adds what it gives to every gradient.
     #[inline(always)]
-    unsafe fn tile<S: Simd>(&self, h: &mut Head, queries: Range<usize>, k0: usize, keys: Range<usize>) {
+    unsafe fn tile<S: Simd>(&self, u: &mut Unit, i: usize, queries: Range<usize>, k0: usize, keys: Range<usize>) {
         let s = self.p.sizes;
-        let kv_head = h.head / s.group();
+        let (head, first_row) = (u.heads.start + i, i * u.rows);
         let (from, to) = ((keys.start - k0) / S::NR * S::NR, (keys.end - k0).next_multiple_of(S::NR));
         // SAFETY: panels from..to are packed; groups of MR rows are in the packed rows, padded, and in the tiles.
         unsafe {
             for col in (from..to).step_by(S::NR) {
-                for i in queries.clone().step_by(S::MR) {
-                    let at = (i - queries.start) * TILE_STRIDE + col;
-                    let (q, grad) = (h.q.as_ptr().add(i * s.d), h.grad.as_ptr().add(i * s.dv));
-                    S::scores(s.d, q, h.k.as_ptr().add(col * s.d), h.weights.as_mut_ptr().add(at));
-                    S::scores(s.dv, grad, h.v.as_ptr().add(col * s.dv), h.scores.as_mut_ptr().add(at));
+                for row in queries.clone().step_by(S::MR) {
+                    let at = (row - queries.start) * TILE_STRIDE + col;
+                    let packed = first_row + row;
+                    let (q, grad) = (u.q.as_ptr().add(packed * s.d), u.grad.as_ptr().add(packed * s.dv));
+                    S::scores(s.d, q, u.k.as_ptr().add(col * s.d), u.weights.as_mut_ptr().add(at));
+                    S::scores(s.dv, grad, u.v.as_ptr().add(col * s.dv), u.scores.as_mut_ptr().add(at));
                 }
             }
             for q in queries.clone() {
-                self.row::<S>(h, q, queries.start, k0, keys.clone());
+                self.row::<S>(u, head, q, queries.start, k0, keys.clone());
             }
-            let (weights, scores) = (h.weights.as_ptr(), h.scores.as_ptr());
+            let (weights, scores) = (u.weights.as_ptr(), u.scores.as_ptr());
             // dq += ds k
-            let k = self.inputs.k.tokens(h.b, kv_head, k0 + from);
-            for i in queries.clone().step_by(S::MR) {
-                let ds = scores.add((i - queries.start) * TILE_STRIDE + from);
-                S::accumulate((S::MR, s.d), keys.end - k0 - from, ds, k, (h.dq.as_mut_ptr().add(i * s.d), s.d));
+            let k = self.inputs.k.tokens(u.b, u.kv_head, k0 + from);
+            for row in queries.clone().step_by(S::MR) {
+                let ds = scores.add((row - queries.start) * TILE_STRIDE + from);
+                let dq = u.dq.as_mut_ptr().add((first_row + row) * s.d);
+                S::accumulate((S::MR, s.d), keys.end - k0 - from, ds, k, (dq, s.d));
             }
             // dk += ds^T q and dv += p^T grad, a group of keys at a time; columns outside the tile are zero.
             let (q, grad) =
-                (self.inputs.q.tokens(h.b, h.head, queries.start), self.saved.grad.tokens(h.b, h.head, queries.start));
+                (self.inputs.q.tokens(u.b, head, queries.start), self.saved.grad.tokens(u.b, head, queries.start));
             for j in (from / S::MR * S::MR..keys.end - k0).step_by(S::MR) {
-                let (dk, dv) = (h.dk.as_mut_ptr().add(j * s.d), h.dv.as_mut_ptr().add(j * s.dv));
+                let (dk, dv) = (u.dk.as_mut_ptr().add(j * s.d), u.dv.as_mut_ptr().add(j * s.dv));
                 S::accumulate_transposed(s.d, queries.len(), scores.add(j), q, (dk, s.d));
                 S::accumulate_transposed(s.dv, queries.len(), weights.add(j), grad, (dv, s.dv));
             }
@@ -222,16 +277,17 @@ impl Worker<'_> {
 
     /// One row of a tile: scores become weights, products become gradients of the scores.
     #[inline(always)]
-    unsafe fn row<S: Simd>(&self, h: &mut Head, q: usize, first: usize, k0: usize, keys: Range<usize>) {
-        let seen = self.p.seen(h.b, q);
+    unsafe fn row<S: Simd>(&self, u: &mut Unit, head: usize, q: usize, first: usize, k0: usize, keys: Range<usize>) {
+        let s = self.p.sizes;
+        let seen = self.p.seen(u.b, q);
         let seen = seen.start.clamp(keys.start, keys.end) - k0..seen.end.clamp(keys.start, keys.end) - k0;
         let line = (q - first) * TILE_STRIDE;
-        let (weights, scores) = (&mut h.weights[line..line + TILE_STRIDE], &mut h.scores[line..line + TILE_STRIDE]);
+        let (weights, scores) = (&mut u.weights[line..line + KEY_ROWS], &mut u.scores[line..line + KEY_ROWS]);
         if !seen.is_empty() {
             let cols = seen.start / S::LANES * S::LANES..seen.end;
-            let at = (h.b * self.p.sizes.h + h.head) * self.p.sizes.tq + q;
-            let (log_sum, delta) = (self.saved.log_sums[at], h.deltas[q]);
-            let bias = self.p.row_bias(h.b, h.head, q);
+            let log_sum = self.saved.log_sums[(u.b * s.h + head) * s.tq + q];
+            let delta = u.deltas[(head - u.heads.start) * s.tq + q];
+            let bias = self.p.row_bias(u.b, head, q);
             let mut slopes = None;
             // SAFETY: columns rounded up to whole vectors are within the lines.
             unsafe {
@@ -239,15 +295,15 @@ impl Worker<'_> {
                 if let Some(cap) = self.p.softcap {
                     finish_scores::<S>(w, cols.clone(), k0, Some(cap), RowBias::None);
                     let slope = |c: usize| 1.0 - (weights[c] / (cap * LOG2E)).powi(2);
-                    slopes = Some(std::array::from_fn::<f32, TILE_STRIDE, _>(slope));
+                    slopes = Some(std::array::from_fn::<f32, KEY_ROWS, _>(slope));
                 }
                 let w = weights.as_mut_ptr();
                 finish_scores::<S>(w, cols.clone(), k0, None, bias);
                 exp_and_gradient::<S>(w, scores.as_mut_ptr(), cols, (log_sum, delta));
             }
-            if !h.table.is_empty() {
+            if !u.table.is_empty() {
                 let at = self.p.distance(q) + k0 + seen.start;
-                for (sum, gradient) in h.table[at..].iter_mut().zip(&scores[seen.clone()]) {
+                for (sum, gradient) in u.table[at..].iter_mut().zip(&scores[seen.clone()]) {
                     *sum += gradient;
                 }
             }
@@ -284,5 +340,12 @@ unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
 fn put(to: &mut [f32], sums: &[f32], factor: f32) {
     for (to, sum) in to.iter_mut().zip(sums) {
         *to = sum * factor;
+    }
+}
+
+/// The same, added to what is there.
+fn put_more(to: &mut [f32], sums: &[f32], factor: f32) {
+    for (to, sum) in to.iter_mut().zip(sums) {
+        *to += sum * factor;
     }
 }

@@ -107,8 +107,9 @@ impl<T> Shared<T> {
 
 /// Where results go.
 pub(super) struct Output<T> {
-    /// `(b, tq, h, dv)`
+    /// `(b, tq, h, dv)`, or `(b, h, tq, dv)` if `by_head`
     pub(super) out: Shared<T>,
+    pub(super) by_head: bool,
     /// Per row the log2 of the sum of its weights, `(b, h, tq)`, for the backward pass.
     pub(super) log_sums: Option<Shared<f32>>,
 }
@@ -137,8 +138,9 @@ impl<T: Element> Output<T> {
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn row(&self, p: &Problem, (b, head, q): (usize, usize, usize)) -> &mut [T] {
         let s = p.sizes;
+        let row = if self.by_head { (b * s.h + head) * s.tq + q } else { (b * s.tq + q) * s.h + head };
         // SAFETY: by the caller's word.
-        unsafe { self.out.part(((b * s.tq + q) * s.h + head) * s.dv, s.dv) }
+        unsafe { self.out.part(row * s.dv, s.dv) }
     }
 
     /// Keeps the log of one row's sum of weights, which are relative to a score of `max`.

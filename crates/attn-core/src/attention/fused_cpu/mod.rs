@@ -28,11 +28,12 @@ mod unit;
 
 use super::{AttendArgs, KernelOptions, KernelPath};
 use crate::ScoreBias;
-use backward::{Gradients, PARTS, Saved};
+use backward::{Gradients, Saved, parts};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use forward::{Input, Output, Shared};
 use half::{bf16, f16};
 use problem::{Bias, BiasSource, Inputs, Problem, Sizes, View};
+use rayon::prelude::*;
 use skip::Skip;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -67,8 +68,9 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, opti
         Some((table, op)) => out.apply_op2(table, op)?,
         None => out,
     };
-    // The op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the layer wants them.
-    out.transpose(1, 2)
+    // Without gradients the op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the
+    // layer wants them. With them, Candle would transpose and add up the gradient of every such view.
+    if tracks { Ok(out) } else { out.transpose(1, 2) }
 }
 
 /// The largest norm in each run of keys that shares a bound, per batch row and head of `(b, h_kv, t, d)`; the first run
@@ -121,9 +123,11 @@ impl Fused {
         let mut out = vec![T::zero(); s.b * s.tq * s.h * s.dv];
         let mut log_sums = vec![0f32; if self.tracks { s.b * s.h * s.tq } else { 0 }];
         let sums = self.tracks.then(|| Shared::new(&mut log_sums));
-        forward::forward(self.path, &problem, inputs, &Output { out: Shared::new(&mut out), log_sums: sums });
+        let output = Output { out: Shared::new(&mut out), by_head: self.tracks, log_sums: sums };
+        forward::forward(self.path, &problem, inputs, &output);
         self.state.log_sums.get_or_init(|| log_sums);
-        Ok((out, (s.b, s.tq, s.h, s.dv).into()))
+        let shape = if self.tracks { (s.b, s.h, s.tq, s.dv) } else { (s.b, s.tq, s.h, s.dv) };
+        Ok((out, shape.into()))
     }
 }
 
@@ -139,16 +143,15 @@ fn summed(x: Vec<f32>, n: usize, inner: usize) -> Vec<f32> {
     if n == 1 || inner == 0 {
         return x;
     }
-    let mut sums = Vec::with_capacity(x.len() / n);
-    for parts in x.chunks_exact(n * inner) {
-        let at = sums.len();
-        sums.extend_from_slice(&parts[..inner]);
+    let mut sums = vec![0f32; x.len() / n];
+    sums.par_chunks_mut(inner).zip(x.par_chunks(n * inner)).for_each(|(sums, parts)| {
+        sums.copy_from_slice(&parts[..inner]);
         for part in parts[inner..].chunks_exact(inner) {
-            for (sum, x) in sums[at..].iter_mut().zip(part) {
+            for (sum, x) in sums.iter_mut().zip(part) {
                 *sum += x;
             }
         }
-    }
+    });
     sums
 }
 
@@ -177,10 +180,10 @@ impl Fused {
         let source = BiasSource::new(&self.args.bias, &s)?;
         let locked = source.lock();
         let problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
-        let heads = s.b * s.h;
-        let mut dq = vec![0f32; heads * PARTS * s.tq * s.d];
-        let [mut dk, mut dvs] = [s.d, s.dv].map(|width| vec![0f32; heads * s.tk * width]);
-        let mut table = vec![0f32; if with_table { heads * PARTS * problem.columns() } else { 0 }];
+        let (heads, parts) = (s.b * s.h, parts(&s));
+        let mut dq = vec![0f32; heads * parts * s.tq * s.d];
+        let [mut dk, mut dvs] = [s.d, s.dv].map(|width| vec![0f32; s.b * s.h_kv * s.tk * width]);
+        let mut table = vec![0f32; if with_table { heads * parts * problem.columns() } else { 0 }];
         let to = Gradients {
             q: Shared::new(&mut dq),
             k: Shared::new(&mut dk),
@@ -192,14 +195,13 @@ impl Fused {
         let tensor = |x: Vec<f32>, h: usize, t: usize, width: usize, keep: usize| -> Result<Tensor> {
             Tensor::from_vec(x, (s.b, h, t, width), &Device::Cpu)?.narrow(3, 0, keep)?.to_dtype(q.dtype())
         };
-        let (dk, dvs) = (summed(dk, s.group(), s.tk * s.d), summed(dvs, s.group(), s.tk * s.dv));
         let gradients = [
-            tensor(summed(dq, PARTS, s.tq * s.d), s.h, s.tq, s.d, d)?,
+            tensor(summed(dq, parts, s.tq * s.d), s.h, s.tq, s.d, d)?,
             tensor(dk, s.h_kv, s.tk, s.d, d)?,
             tensor(dvs, s.h_kv, s.tk, s.dv, dv)?,
         ];
         // Over the parts of a head, then over the batch.
-        let table = summed(table, PARTS, problem.columns());
+        let table = summed(table, parts, problem.columns());
         Ok((gradients, summed(table, s.b, s.h * problem.columns())))
     }
 }
@@ -221,8 +223,7 @@ impl CustomOp2 for TableGradient {
     }
 
     fn bwd(&self, _: &Tensor, table: &Tensor, out: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (out, transposed) = (out.transpose(1, 2)?, grad.transpose(1, 2)?);
-        let (gradients, sums) = self.fused.gradients(self.inputs.each_ref(), &out, &transposed, true)?;
+        let (gradients, sums) = self.fused.gradients(self.inputs.each_ref(), out, grad, true)?;
         if let Ok(mut kept) = self.fused.state.gradients.lock() {
             *kept = Some(gradients);
         }
@@ -264,7 +265,7 @@ impl CustomOp3 for Fused {
         let kept = self.state.gradients.lock().ok().and_then(|mut kept| kept.take());
         let [q, k, v] = match kept {
             Some(gradients) => gradients,
-            None => self.gradients([q, k, v], &out.transpose(1, 2)?, &grad.transpose(1, 2)?, false)?.0,
+            None => self.gradients([q, k, v], out, grad, false)?.0,
         };
         Ok((Some(q), Some(k), Some(v)))
     }
