@@ -1,8 +1,9 @@
 //! What a report says about a comparison beside its figures: the model's files, the texts, the settings, the machine.
 
-use crate::args::{DeviceName, ModelArgs};
+use crate::args::ModelArgs;
 use crate::inspect;
 use crate::model::Opened;
+use crate::parse::DeviceName;
 use anyhow::Result;
 use attn_eval::compare::{Factor, Plan};
 use attn_eval::report::{About, CheckpointInfo, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions};

@@ -7,12 +7,13 @@ use crate::output::{note, usage};
 use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
-use crate::{inspect, long_run, memory, text};
+use crate::{embedded, inspect, long_run, memory, text};
 use anyhow::Result;
-use attn_eval::compare::{Comparison, Factor, Mode, Plan, Results, Text, summarise};
-use attn_eval::perplexity::Scores;
+use attn_eval::compare::{Comparison, Factor, Mode, Plan, Results, Text, encodings, summarise};
+use attn_eval::perplexity::{Cell, Scores};
 use attn_eval::report::{About, TextInfo};
 use attn_eval::search::search;
+use attn_models::Options;
 
 /// Tokens of each text that are used unless more are asked for, so that a first look takes seconds.
 const DEFAULT_TOKENS: usize = 8192;
@@ -31,6 +32,9 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     // A search needs many windows to split.
     let usual = || if args.search { usize::MAX } else { default_tokens(args, &opened) };
     let most = args.cut.max_tokens.unwrap_or_else(usual);
+    // Beside the embedded model as it comes: what other encodings do.
+    let plain = args.model.model.is_none() && args.modes.is_empty() && args.long.run.is_none();
+    let first = sources.first().filter(|_| plain).map(|source| (source.name.clone(), source.text.clone()));
     let (mut texts, mut infos) = (vec![], vec![]);
     for source in sources {
         let mut tokens = tokens(&opened, &source.text)?;
@@ -57,7 +61,23 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     }
     let about = about::about(&opened, &args.model, &plan, infos)?;
     let Some(scores) = measure(args, &comparison, &about)? else { return Ok(()) };
-    present(&args.output, &about, &summarise(comparison.specs(), &scores, plan.seed)?, None)
+    let mut results = summarise(comparison.specs(), &scores, plan.seed)?;
+    if let Some((name, text)) = first {
+        results.encodings = other_encodings(&opened, &plan, name, &text, most)?;
+    }
+    present(&args.output, &about, &results, None)
+}
+
+/// The embedded models of every encoding on the first tokens of a text.
+fn other_encodings(opened: &Opened, plan: &Plan, name: String, text: &str, most: usize) -> Result<Vec<Cell>> {
+    let options = Options { dtype: opened.model.dtype(), device: opened.model.device().clone(), ..Options::default() };
+    let (checkpoint, models) = embedded::encodings(&options)?;
+    let mut tokens = checkpoint.require_tokenizer()?.encode(text, false)?;
+    tokens.truncate(most);
+    let contexts: Vec<usize> = plan.contexts.iter().copied().filter(|&context| context <= tokens.len()).collect();
+    let mut progress = Progress::new();
+    let mut report = |share: f64| progress.set((share * 100.0) as usize, 100, "other encodings");
+    encodings(&models, &Text { name, tokens }, &contexts, plan.seed, &mut report)
 }
 
 /// Measures every cell, or goes on doing so; `None` if other machines measure some of them.

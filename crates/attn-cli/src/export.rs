@@ -1,6 +1,7 @@
 //! `attn export`: a checkpoint with another position scaling in its config, and the options that come to the same where
 //! models are served.
 
+use crate::embedded::Embedded;
 use crate::lab_args::ExportArgs;
 use crate::model;
 use crate::output::{print, print_json, usage, write_file};
@@ -137,7 +138,8 @@ fn write(args: &ExportArgs, out: &Path, config: &Value, origin: &loader::Origin)
     }
     fs::create_dir_all(out).with_context(|| format!("can't make the folder {}", out.display()))?;
     let mut written = vec![];
-    for (name, contents) in model::embedded_files(args.model.model.as_deref()) {
+    let embedded = Embedded::find(args.model.model.as_deref()).map(Embedded::files);
+    for (name, contents) in embedded.into_iter().flatten() {
         write_file(&out.join(name), |file| Ok(file.write_all(contents)?))?;
         written.push(name.to_string());
     }

@@ -1,9 +1,10 @@
 //! `attn generate`: text, shown as it comes.
 
-use crate::args::{GenerateArgs, LengthPolicy};
+use crate::args::GenerateArgs;
 use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{note, print, usage};
+use crate::parse::LengthPolicy;
 use crate::{template, text};
 use anyhow::Result;
 use attn_eval::generate::{GenerateOptions, Generated, generate};

@@ -1,6 +1,7 @@
 //! `attn merge`: the run files of a comparison that was measured in parts, as one result.
 
-use crate::lab_args::MergeArgs;
+use crate::args::OutputArgs;
+use crate::lab_args::{MergeArgs, PasskeyOutput};
 use crate::output::usage;
 use crate::present::{self, present};
 use anyhow::{Result, bail};
@@ -20,15 +21,17 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     // All runs have to be of one kind; reading them says so if they are not.
     let first = args.runs.first().map(|path| kind(path)).transpose()?;
     if first.as_deref() == Some(PasskeySpec::KIND) {
-        if args.output.csv.is_some() || args.output.plot.is_some() {
-            return usage("--csv and --plot are for runs of attn compare; these are of attn passkey");
+        if args.output.plot.is_some() {
+            return usage("--plot is for runs of attn compare; these are of attn passkey");
         }
         let Run { header, scores, .. } = merged::<PasskeySpec>(args)?;
         let about = &header.about;
         let haystack = about.texts.first().map_or("essay", |text| text.name.as_str());
         let trials = about.settings.passkey.as_ref().map_or(0, |settings| settings.trials);
         let grid = passkey::summarise(haystack, about.settings.seed, trials, &header.cells, &scores)?;
-        return crate::passkey::show(args.output.json, about, &grid);
+        let OutputArgs { json, csv, html, .. } = &args.output;
+        let output = PasskeyOutput { json: *json, csv: csv.clone(), html: html.clone() };
+        return crate::passkey::show(&output, about, &grid);
     }
     let Run { header, scores, .. } = merged::<CellSpec>(args)?;
     let about = &header.about;

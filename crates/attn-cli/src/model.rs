@@ -1,20 +1,18 @@
-//! From the command line to a loaded model: the embedded checkpoint, or one that the loader finds.
+//! From the command line to a loaded model: an embedded checkpoint, or one that the loader finds.
 //!
 //! This is the only file that knows how the loader is called.
 
-use crate::args::{DeviceName, LengthPolicy, LoadArgs, ModelArgs};
+use crate::args::{LoadArgs, ModelArgs};
+use crate::embedded::Embedded;
 use crate::memory;
 use crate::output::{note, usage};
+use crate::parse::{DeviceName, LengthPolicy};
 use anyhow::{Context, Result};
 use attn_models::config::UnknownKeys;
 use attn_models::memory::weight_bytes;
 use attn_models::{Model, Options, RopeLength};
 use candle_core::Device;
 use loader::{Checkpoint, LoadOptions};
-
-const CONFIG: &[u8] = include_bytes!("../../../models/tiny-austen/config.json");
-const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-austen/model.safetensors");
-const TOKENIZER: &[u8] = include_bytes!("../../../models/tiny-austen/tokenizer.json");
 
 /// A model ready to run, and the checkpoint it came from.
 pub(crate) struct Opened {
@@ -69,10 +67,10 @@ fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
 /// # Errors
 /// Anything the loader refuses.
 pub(crate) fn checkpoint(model: Option<&str>, args: &LoadArgs) -> Result<(Checkpoint, String)> {
-    let Some(model) = model else {
-        let checkpoint = Checkpoint::from_bytes(CONFIG, WEIGHTS, Some(TOKENIZER))?;
-        return Ok((checkpoint, "tiny-austen (embedded)".to_string()));
-    };
+    if let Some(embedded) = Embedded::find(model) {
+        return Ok((embedded.open()?, format!("{} (embedded)", embedded.name)));
+    }
+    let model = model.unwrap_or_default();
     let checkpoint = Checkpoint::open(model, &load_options(args))?;
     let name = match &checkpoint.origin.commit {
         Some(commit) => format!("{}@{commit}", model.split('@').next().unwrap_or(model)),
@@ -81,16 +79,8 @@ pub(crate) fn checkpoint(model: Option<&str>, args: &LoadArgs) -> Result<(Checkp
     Ok((checkpoint, name))
 }
 
-/// The files of the embedded model but its config, if that is what MODEL means.
-pub(crate) fn embedded_files(model: Option<&str>) -> Vec<(&'static str, &'static [u8])> {
-    match model {
-        None => vec![("model.safetensors", WEIGHTS), ("tokenizer.json", TOKENIZER)],
-        Some(_) => vec![],
-    }
-}
-
 /// The loader's options for these flags.
-pub(crate) fn load_options(args: &LoadArgs) -> LoadOptions {
+fn load_options(args: &LoadArgs) -> LoadOptions {
     let mut options = LoadOptions { keep_quantized: args.keep_quantized, mmap: !args.no_mmap, ..Default::default() };
     options.hub.offline |= args.offline;
     options

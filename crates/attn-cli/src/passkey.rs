@@ -1,14 +1,17 @@
 //! `attn passkey`: whether a model still finds what stands far back, by position scaling.
 
-use crate::lab_args::PasskeyArgs;
+use crate::lab_args::{PasskeyArgs, PasskeyOutput};
 use crate::model::{self, Opened};
-use crate::output::{color, print, print_json, usage, width, wrap};
+use crate::output::{check_writable, color, print, print_json, usage, width, wrap, write_file};
 use crate::progress::Progress;
 use crate::{about, compare, long_run, text};
 use anyhow::{Context, Result, ensure};
 use attn_eval::compare::Plan;
 use attn_eval::passkey::{Haystack, Passkey, PasskeyPlan, Retrieval, summarise};
-use attn_eval::report::{About, PasskeyDocument, PasskeySettings, TableStyle, TextInfo, heat};
+use attn_eval::report::{
+    About, PasskeyDocument, PasskeySettings, TableStyle, TextInfo, heat, html, retrieval_csv, retrieval_headline,
+    retrieval_verdict,
+};
 use attn_models::Architecture;
 
 /// Runs the command.
@@ -19,7 +22,11 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
         return usage("passkey sets the scaling itself: use --modes and --factor");
     }
+    if args.long.shard.is_some() && (args.output.csv.is_some() || args.output.html.is_some()) {
+        return usage("--shard measures a part: give --csv and --html to attn merge");
+    }
     long_run::check(&args.long)?;
+    check(&args.output)?;
     let source = args.haystack.as_deref().map(|path| text::read(Some(path), &args.text_field)).transpose()?;
     let opened = model::open_plain(&args.model)?;
     let decoder = opened.model.architecture() == Architecture::Decoder;
@@ -39,7 +46,7 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
     about.settings.passkey = Some(PasskeySettings { depths: depths.clone(), trials: args.trials });
     let plan = PasskeyPlan { plan, depths, trials: args.trials, haystack, tokenizer };
     let grid = Retrieval::new(&opened.model, &plan)?;
-    let scores = long_run::measure(&args.long, args.json, &about, grid.specs(), &mut |indices, done| {
+    let scores = long_run::measure(&args.long, args.output.json, &about, grid.specs(), &mut |indices, done| {
         let mut progress = Progress::new();
         let mut report = |at: attn_eval::compare::Progress| {
             progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
@@ -47,7 +54,7 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
         grid.run(indices, &mut report, done)
     })?;
     let Some(scores) = scores else { return Ok(()) };
-    show(args.json, &about, &summarise(&plan.haystack.name, args.seed, args.trials, grid.specs(), &scores)?)
+    show(&args.output, &about, &summarise(&plan.haystack.name, args.seed, args.trials, grid.specs(), &scores)?)
 }
 
 fn plan(args: &PasskeyArgs, opened: &Opened) -> Result<Plan> {
@@ -71,19 +78,43 @@ fn plan(args: &PasskeyArgs, opened: &Opened) -> Result<Plan> {
     })
 }
 
-/// Prints a grid.
+/// What can be known to be wrong before anything is measured.
+fn check(output: &PasskeyOutput) -> Result<()> {
+    output.csv.iter().chain(&output.html).try_for_each(|path| check_writable(path))
+}
+
+/// Shows a grid.
 ///
 /// # Errors
-/// Stdout can't be written.
-pub(crate) fn show(as_json: bool, about: &About, passkey: &Passkey) -> Result<()> {
-    if as_json {
+/// A file or stdout can't be written.
+pub(crate) fn show(output: &PasskeyOutput, about: &About, passkey: &Passkey) -> Result<()> {
+    if let Some(path) = &output.csv {
+        write_file(path, |out| Ok(out.write_all(retrieval_csv(passkey).as_bytes())?))?;
+    }
+    if let Some(path) = &output.html {
+        let page = html::retrieval(about, passkey)?;
+        write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
+    }
+    if output.json {
         return print_json(&PasskeyDocument::new(about, passkey));
     }
     let style = TableStyle { width: width(), color: color() };
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        out.push_str(&wrap(text, style.width));
+        out.push('\n');
+    };
     let trained = about.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
-    let mut out = wrap(&format!("model    {}{trained}", about.checkpoint.name), style.width);
+    line(&format!("model    {}{trained}", about.checkpoint.name));
     let hidden = if about.texts.is_empty() { "the paper's sentences" } else { &passkey.haystack };
-    out.push_str(&format!("\n{}\n\n", wrap(&format!("haystack {hidden}"), style.width)));
+    line(&format!("haystack {hidden}"));
+    line("");
     out.push_str(&heat(passkey, style));
+    out.push('\n');
+    for said in std::iter::once(retrieval_headline(passkey, about.trained_context())).chain(retrieval_verdict(passkey))
+    {
+        out.push_str(&wrap(&said, style.width));
+        out.push('\n');
+    }
     print(&out)
 }

@@ -4,7 +4,9 @@ use crate::args::OutputArgs;
 use crate::output::{check_writable, color, print, print_json, usage, width, wrap, write_file};
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
-use attn_eval::report::{About, Document, TableStyle, csv, headline, html, read_document, svg, table, verdict};
+use attn_eval::report::{
+    About, Document, ENCODINGS, TableStyle, csv, headline, html, read_document, svg, table, verdict,
+};
 use attn_eval::search::Search;
 use std::path::Path;
 
@@ -93,6 +95,12 @@ fn report(about: &About, results: &Results) -> String {
     line(&mut out, &headline(&results.cells, about.trained_context()));
     for sentence in verdict(&results.cells) {
         line(&mut out, &sentence);
+    }
+    if !results.encodings.is_empty() {
+        out.push('\n');
+        line(&mut out, ENCODINGS);
+        out.push('\n');
+        out.push_str(&table(&results.encodings, style));
     }
     out
 }

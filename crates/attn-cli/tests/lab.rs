@@ -216,7 +216,15 @@ fn passkey_is_a_seeded_grid_that_runs_in_parts() {
     for (file, shard) in files.iter().zip(["1/2", "2/2"]) {
         json(&[&args[..], &["--run", path(file), "--shard", shard]].concat());
     }
-    assert_eq!(figures(json(&["merge", path(&files[0]), path(&files[1]), "--json"])), figures(whole));
+    let (page, csv) = (folder.path().join("p.html"), folder.path().join("p.csv"));
+    let files_out = ["--html", path(&page), "--csv", path(&csv)];
+    let merged = json(&[&["merge", path(&files[0]), path(&files[1]), "--json"], &files_out[..]].concat());
+    assert_eq!(figures(merged), figures(whole));
+    let shown = std::fs::read_to_string(&page).unwrap();
+    assert_eq!(shown.matches("class=\"heat\"").count(), 2 * 2 * (2 + 1));
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 9);
+    refused(&[&args[..], &["--run", path(&files[0]), "--shard", "1/2"], &files_out[..]].concat(), &["--shard"]);
+    refused(&["merge", path(&files[0]), path(&files[1]), "--plot", "x.svg"], &["--plot", "passkey"]);
     refused(&[&args[..], &["--run", path(&files[0]), "--trials", "3"]].concat(), &["cannot be used multiple times"]);
     refused(&["compare", "--run", path(&files[0]), "--contexts", "512"], &["attn passkey"]);
 

@@ -10,6 +10,7 @@ use crate::compare::{Mode, Plan, Progress, check_params, cost, variants};
 use crate::report::About;
 use crate::rng::Rng;
 use crate::run::Measurable;
+use crate::stats::Interval;
 use anyhow::{Context, Result, ensure};
 use attn_models::{Model, RopeLength, Session};
 use candle_core::Tensor;
@@ -336,6 +337,47 @@ pub struct Passkey {
     pub modes: Vec<String>,
     /// The cells.
     pub cells: Vec<PasskeyCell>,
+}
+
+impl Passkey {
+    /// What a mode found at a context: at one depth, or at all of them. `None` if it was not asked there.
+    pub fn share(&self, mode: &str, context: usize, depth: Option<f64>) -> Option<Share> {
+        let asked = |cell: &&PasskeyCell| {
+            cell.mode == mode && cell.context == context && depth.is_none_or(|depth| cell.depth == depth)
+        };
+        let cells = self.cells.iter().filter(asked);
+        let sum = cells.fold(Share { correct: 0, trials: 0 }, |sum, cell| Share {
+            correct: sum.correct + cell.correct,
+            trials: sum.trials + cell.trials,
+        });
+        (sum.trials > 0).then_some(sum)
+    }
+}
+
+/// Trials answered right, of at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Those answered with exactly the key.
+    pub correct: usize,
+    /// All.
+    pub trials: usize,
+}
+
+impl Share {
+    /// From 0 to 1.
+    pub fn value(self) -> f64 {
+        self.correct as f64 / self.trials as f64
+    }
+
+    /// The 95 % interval of the probability to be right (Wilson's score interval, which holds for few trials and for
+    /// shares of 0 and 1 too).
+    pub fn interval(self) -> Interval {
+        const Z2: f64 = 1.959_963_985 * 1.959_963_985;
+        let (n, p) = (self.trials as f64, self.value());
+        let middle = (p + Z2 / (2.0 * n)) / (1.0 + Z2 / n);
+        let half = (Z2 * (p * (1.0 - p) / n + Z2 / (4.0 * n * n))).sqrt() / (1.0 + Z2 / n);
+        Interval { low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
+    }
 }
 
 /// A cell of the grid.

@@ -105,3 +105,14 @@ fn tokenizers_and_contexts_that_leave_no_room_are_errors() {
     let error = grid(&plan).trial(60, 0.5, 0).unwrap_err().to_string();
     assert!(error.contains("a context of 60 is too short"), "{error}");
 }
+
+/// Against statsmodels' proportion_confint(method="wilson").
+#[test]
+fn intervals_are_wilsons() {
+    for (correct, trials, low, high) in
+        [(0, 10, 0.0, 0.277_533), (5, 10, 0.236_593, 0.763_407), (25, 25, 0.866_808, 1.0), (1, 3, 0.061_492, 0.792_340)]
+    {
+        let interval = Share { correct, trials }.interval();
+        assert!((interval.low - low).abs() < 1e-6 && (interval.high - high).abs() < 1e-6, "{interval:?}");
+    }
+}

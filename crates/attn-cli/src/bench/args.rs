@@ -1,6 +1,7 @@
 //! The options of `attn bench`, as clap sees them.
 
-use crate::args::{DeviceName, ModelArgs, Precision, parse_count, parse_device, parse_positive};
+use crate::args::ModelArgs;
+use crate::parse::{DeviceName, Precision, parse_count, parse_device, parse_positive};
 use attn_core::attention::KernelPath;
 use clap::{Args, Subcommand, ValueEnum};
 

@@ -1,6 +1,7 @@
 //! The flags of `attn train`.
 
-use crate::args::{LoadArgs, parse_count, parse_positive, parse_positive_number, parse_temperature};
+use crate::args::LoadArgs;
+use crate::parse::{parse_count, parse_positive, parse_positive_number, parse_temperature};
 use attn_train::shape::Position;
 use clap::Args;
 use std::path::PathBuf;

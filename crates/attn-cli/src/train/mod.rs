@@ -2,8 +2,8 @@
 
 pub(crate) mod args;
 
-use crate::args::DeviceName;
 use crate::output::{note, print, print_json, usage};
+use crate::parse::DeviceName;
 use crate::progress::Progress;
 use crate::{model, text};
 use anyhow::{Context, Result};
@@ -149,7 +149,7 @@ fn tuned(args: &TrainArgs, texts: &[String]) -> Result<Start> {
     if s.position.is_some() || s.tokenizer.is_some() {
         return usage(format!("--position and --tokenizer are for a new model; {name} has its own"));
     }
-    let checkpoint = loader::Checkpoint::open(name, &model::load_options(&args.load))?;
+    let (checkpoint, _) = model::checkpoint(args.model.as_deref(), &args.load)?;
     let tokenizer = checkpoint.require_tokenizer()?;
     let source = checkpoint.weights.clone();
     let weights = source.names().into_iter().map(|name| {

@@ -9,7 +9,7 @@ mod avx512;
 
 use super::target::Target;
 use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::Element;
+use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use candle_core::Result;
 use half::bf16;
 use rayon::prelude::*;
@@ -32,12 +32,16 @@ pub(super) enum Kernel {
 }
 
 impl Kernel {
+    fn path(self) -> KernelPath {
+        match self {
+            Self::Amx => KernelPath::Amx,
+            Self::Avx512 => KernelPath::Avx512Bf16,
+        }
+    }
+
     /// True if this machine can run it.
     pub(super) fn is_available(self) -> bool {
-        match self {
-            Self::Amx => KernelPath::Amx.is_available(),
-            Self::Avx512 => KernelPath::Avx512Bf16.is_available(),
-        }
+        self.path().is_available()
     }
 
     /// The fastest that the machine has, unless `ATTN_KERNEL` asks for a path without it.
@@ -82,6 +86,7 @@ pub(super) fn product<O: Element>(
     weights: &impl Weights,
     (rows, depth, out): (usize, usize, usize),
 ) -> Result<Vec<O>> {
+    let path = kernel.path();
     let padded = (rows.next_multiple_of(ROWS), depth.next_multiple_of(DEPTH));
     let xs = &tiles(xs, depth, padded);
     let mut ys = vec![O::zero(); rows * out];
@@ -91,12 +96,9 @@ pub(super) fn product<O: Element>(
         |packed, task| -> Result<()> {
             let first = task * COLS;
             let cols = COLS.min(out - first);
-            weights.with(first..first + cols, &mut |w| pack(w, depth, packed))?;
+            weights.with(first..first + cols, &mut |w| dispatch(path, Pack { w, depth, packed }))?;
             let block = Block { xs, packed, depth: padded.1, rows, out, first, cols };
-            match kernel {
-                Kernel::Amx => amx::columns(&block, &target),
-                Kernel::Avx512 => avx512::columns(&block, &target),
-            }
+            dispatch(path, Columns { kernel, block, target: &target });
             Ok(())
         },
     )?;
@@ -118,8 +120,26 @@ struct Block<'a> {
     cols: usize,
 }
 
+/// A block as a job, so that what surrounds the kernels is compiled for the machine too.
+struct Columns<'a, O> {
+    kernel: Kernel,
+    block: Block<'a>,
+    target: &'a Target<'a, O>,
+}
+
+impl<O: Element> Job for Columns<'_, O> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        match self.kernel {
+            Kernel::Amx => amx::columns(&self.block, self.target),
+            Kernel::Avx512 => avx512::columns(&self.block, self.target),
+        }
+    }
+}
+
 impl Block<'_> {
     /// Rounds and writes sums `(ROWS, COLS)` of the rows from `row` on.
+    #[inline(always)]
     fn write<O: Element>(&self, target: &Target<O>, row: usize, sums: &[f32; ROWS * COLS]) {
         for (i, sums) in sums.chunks_exact(COLS).take(self.rows.saturating_sub(row)).enumerate() {
             // SAFETY: no other task has these columns.
@@ -144,18 +164,49 @@ fn tiles(xs: &[bf16], depth: usize, (rows, padded): (usize, usize)) -> Vec<bf16>
 }
 
 /// Weights `(cols, depth)` to groups of 16 outputs, pairs of inputs outermost; missing outputs and inputs are zero.
-fn pack(w: &[bf16], depth: usize, packed: &mut [u32]) {
-    let pairs = packed.len() / COLS;
-    packed.fill(0);
-    for (col, row) in w.chunks_exact(depth).enumerate() {
-        let group = &mut packed[col / 16 * 16 * pairs..][..16 * pairs];
-        let slots = group[col % 16..].iter_mut().step_by(16);
-        let mut chunks = row.chunks_exact(2);
-        for (slot, pair) in slots.zip(&mut chunks) {
-            *slot = u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
+struct Pack<'a> {
+    w: &'a [bf16],
+    depth: usize,
+    packed: &'a mut [u32],
+}
+
+impl Job for Pack<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { w, depth, packed } = self;
+        let (pairs, cols) = (packed.len() / COLS, w.len() / depth);
+        packed.fill(0);
+        // A pair is as wide as an f32, and moving one doesn't look at it.
+        let whole = if depth.is_multiple_of(2) { depth / 2 / S::LANES * S::LANES } else { 0 };
+        let mut col = 0;
+        while col < cols {
+            let n = if cols - col >= S::LANES { S::LANES } else { 1 };
+            let from = if n == 1 { 0 } else { whole };
+            let group = &mut packed[col / 16 * 16 * pairs..][..16 * pairs];
+            for pair in (0..from).step_by(S::LANES) {
+                // SAFETY: LANES outputs from `col` with LANES pairs from `pair` are in the weights, and LANES lines from
+                // `pair` in their group, which LANES divides. Both kernels' path is AVX-512's, whose transposition takes
+                // any alignment.
+                unsafe {
+                    let src = w.as_ptr().add(col * depth + 2 * pair).cast();
+                    S::transpose(src, depth / 2, group.as_mut_ptr().add(pair * 16 + col % 16).cast(), 16);
+                }
+            }
+            if 2 * from < depth {
+                for (i, row) in w[col * depth..].chunks_exact(depth).take(n).enumerate() {
+                    pack_row(&row[2 * from..], &mut group[from * 16 + col % 16 + i..]);
+                }
+            }
+            col += n;
         }
-        if let [last] = chunks.remainder() {
-            group[depth / 2 * 16 + col % 16] = u32::from(last.to_bits());
-        }
+    }
+}
+
+/// One output's weights, every sixteenth pair.
+#[inline(always)]
+fn pack_row(row: &[bf16], slots: &mut [u32]) {
+    for (slot, pair) in slots.iter_mut().step_by(16).zip(row.chunks(2)) {
+        let second = pair.get(1).map_or(0, |x| u32::from(x.to_bits()));
+        *slot = u32::from(pair[0].to_bits()) | second << 16;
     }
 }

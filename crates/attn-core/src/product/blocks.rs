@@ -72,9 +72,23 @@ impl super::bf16::Weights for Widened<'_> {
             bail!("{:?} blocks did not become f32", self.dtype)
         };
         let mut rows = vec![bf16::ZERO; wide.len()];
-        Element::narrow_all(&wide, &mut rows);
+        dispatch(KernelPath::choose(None)?, Narrow { wide: &wide, rows: &mut rows });
         pack(&rows);
         Ok(())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct Narrow<'a> {
+    wide: &'a [f32],
+    rows: &'a mut [bf16],
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Job for Narrow<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        Element::narrow_all(self.wide, self.rows);
     }
 }
 

@@ -11,9 +11,11 @@
 //! last two lies only [`Scores`], which a run file keeps, so cells may be measured in any order, by several machines,
 //! or before an interruption.
 
+mod encodings;
 mod mode;
 pub(crate) mod results;
 
+pub use encodings::encodings;
 pub use mode::{Factor, Mode};
 pub(crate) use results::differences;
 pub use results::{Pair, Results, TextResults, best, contexts, modes, summarise};

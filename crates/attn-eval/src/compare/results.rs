@@ -16,6 +16,10 @@ pub struct Results {
     pub differences: Vec<Pair>,
     /// The same for each text, if there are several.
     pub by_text: Vec<TextResults>,
+    /// Other models that differ in their position encoding alone, each as it is; a cell's mode is the encoding. Measured
+    /// beside the embedded model, and of another tokenizer than it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub encodings: Vec<Cell>,
 }
 
 /// What a comparison found on one text.
@@ -72,7 +76,7 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
     }
     if let [_] = by_text.as_slice() {
         let TextResults { cells, differences, .. } = by_text.remove(0);
-        return Ok(Results { cells, differences, by_text });
+        return Ok(Results { cells, differences, by_text, encodings: vec![] });
     }
     let mut cells = vec![];
     for spec in specs.iter().filter(|spec| spec.text == 0) {
@@ -82,7 +86,7 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
     }
     check_windows(&cells)?;
     let (cells, differences) = compared(cells, seed);
-    Ok(Results { cells, differences, by_text })
+    Ok(Results { cells, differences, by_text, encodings: vec![] })
 }
 
 /// Differences are of the same tokens: refuses cells of one context that scored other windows.
@@ -99,7 +103,7 @@ fn check_windows(cells: &[Cell]) -> Result<()> {
     Ok(())
 }
 
-fn cell(spec: &CellSpec, mut scores: Scores, seed: u64) -> Cell {
+pub(super) fn cell(spec: &CellSpec, mut scores: Scores, seed: u64) -> Cell {
     if spec.same_as.is_some() {
         scores.seconds = 0.0;
     }
@@ -131,7 +135,7 @@ impl Results {
     /// The results of one set of cells.
     pub fn of(cells: Vec<Cell>, seed: u64) -> Self {
         let (cells, differences) = compared(cells, seed);
-        Self { cells, differences, by_text: vec![] }
+        Self { cells, differences, ..Self::default() }
     }
 }
 
@@ -158,7 +162,7 @@ fn pair(a: &Cell, b: &Cell, seed: u64) -> Pair {
 }
 
 /// Fills in every cell's paired difference to the best of its context.
-fn compare_with_best(cells: &mut [Cell], seed: u64) {
+pub(super) fn compare_with_best(cells: &mut [Cell], seed: u64) {
     for context in contexts(cells) {
         let Some(winner) = best(cells, context).cloned() else { continue };
         for cell in cells.iter_mut().filter(|cell| cell.context == context && cell.mode != winner.mode) {

@@ -2,7 +2,7 @@
 //!
 //! The schema is `docs/compare.schema.json`. What is there stays there under its name; keys may be added.
 
-use super::verdict;
+use super::{retrieval_headline, retrieval_verdict, verdict};
 use crate::compare::Results;
 use crate::passkey::Passkey;
 use crate::perplexity::checked_sum;
@@ -50,6 +50,7 @@ impl<'a> Document<'a> {
 pub struct PasskeyDocument<'a> {
     format: &'static str,
     model: &'a str,
+    verdict: Vec<String>,
     #[serde(flatten)]
     about: &'a About,
     passkey: &'a Passkey,
@@ -58,7 +59,9 @@ pub struct PasskeyDocument<'a> {
 impl<'a> PasskeyDocument<'a> {
     /// The document of these results.
     pub fn new(about: &'a About, passkey: &'a Passkey) -> Self {
-        Self { format: "attn-passkey/1", model: &about.checkpoint.name, about, passkey }
+        let mut verdict = vec![retrieval_headline(passkey, about.trained_context())];
+        verdict.extend(retrieval_verdict(passkey));
+        Self { format: "attn-passkey/1", model: &about.checkpoint.name, verdict, about, passkey }
     }
 }
 

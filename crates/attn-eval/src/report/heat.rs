@@ -4,7 +4,7 @@
 
 use super::TableStyle;
 use super::blocks::fill;
-use crate::passkey::{Passkey, PasskeyCell};
+use crate::passkey::{Passkey, Share};
 
 /// Columns of the labels and of a cell.
 const LABEL: usize = 12;
@@ -16,9 +16,8 @@ pub fn heat(passkey: &Passkey, style: TableStyle) -> String {
     let across = ((style.width.max(LABEL + CELL) - LABEL) / CELL).max(1);
     let mut out = String::new();
     for mode in &passkey.modes {
-        let of_mode: Vec<&PasskeyCell> = passkey.cells.iter().filter(|cell| cell.mode == *mode).collect();
         for contexts in passkey.contexts.chunks(across) {
-            block(&mut out, mode, &of_mode, contexts, &passkey.depths, style.color);
+            block(&mut out, passkey, mode, contexts, style.color);
             out.push('\n');
         }
     }
@@ -29,32 +28,22 @@ pub fn heat(passkey: &Passkey, style: TableStyle) -> String {
     out
 }
 
-fn block(out: &mut String, mode: &str, cells: &[&PasskeyCell], contexts: &[usize], depths: &[f64], color: bool) {
+fn block(out: &mut String, passkey: &Passkey, mode: &str, contexts: &[usize], color: bool) {
     let mut line = format!("{mode:<LABEL$}");
     for context in contexts {
         line.push_str(&format!("{context:>CELL$}"));
     }
     out.push_str(line.trim_end());
     out.push('\n');
-    let share = |cells: &mut dyn Iterator<Item = &&PasskeyCell>| {
-        let (correct, trials) = cells.fold((0, 0), |sum, cell| (sum.0 + cell.correct, sum.1 + cell.trials));
-        (trials > 0).then(|| correct as f64 / trials as f64)
-    };
-    for &depth in depths {
-        let mut line = format!("{:<LABEL$}", format!("depth {:>3.0}%", depth * 100.0));
+    let depths = passkey.depths.iter().map(|&depth| (format!("depth {:>3.0}%", depth * 100.0), Some(depth)));
+    for (label, depth) in depths.chain([("all".to_string(), None)]) {
+        let mut line = format!("{label:<LABEL$}");
         for &context in contexts {
-            let found = share(&mut cells.iter().filter(|cell| cell.context == context && cell.depth == depth));
-            line.push_str(&figure(found, color));
+            line.push_str(&figure(passkey.share(mode, context, depth).map(Share::value), color));
         }
         out.push_str(&line);
         out.push('\n');
     }
-    let mut line = format!("{:<LABEL$}", "all");
-    for &context in contexts {
-        line.push_str(&figure(share(&mut cells.iter().filter(|cell| cell.context == context)), color));
-    }
-    out.push_str(&line);
-    out.push('\n');
 }
 
 /// A percentage on a background between red and green.
@@ -71,10 +60,11 @@ fn figure(share: Option<f64>, color: bool) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::passkey::PasskeyCell;
 
-    fn passkey() -> Passkey {
+    pub(crate) fn passkey() -> Passkey {
         let contexts = vec![4096, 8192, 16384, 32768, 65536];
         let depths = vec![0.0, 0.5, 1.0];
         let modes = vec!["none".to_string(), "ntk-by-parts".to_string()];

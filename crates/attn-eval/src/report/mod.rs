@@ -9,6 +9,7 @@ mod explain;
 mod heat;
 pub mod html;
 mod markup;
+mod retrieval;
 mod svg;
 mod table;
 mod verdict;
@@ -20,9 +21,15 @@ pub use document::{
 };
 pub use explain::{explanation, ranges};
 pub use heat::heat;
+pub use retrieval::{retrieval_csv, retrieval_headline, retrieval_verdict};
 pub use svg::svg;
 pub use table::{TableStyle, table};
 pub use verdict::{headline, verdict};
+
+/// What the models of [`Results::encodings`](crate::compare::Results::encodings) are.
+pub const ENCODINGS: &str = "Small models that differ in their position encoding alone, trained at 256 tokens on the same \
+                             novels, each as it is. Their tokens are not those of the model above: compare along a row and \
+                             down a column, not with the other table.";
 
 /// A perplexity with as many digits as are worth reading.
 pub(crate) fn short(perplexity: f64) -> String {

@@ -18,6 +18,8 @@ pub struct TableStyle {
 
 const BEST: &str = "\x1b[1;32m";
 const RESET: &str = "\x1b[0m";
+/// In place of a figure that can't be.
+const MISSING: &str = "–";
 
 /// The table, each line ending in a newline, with a line that explains its marks.
 pub fn table(cells: &[Cell], style: TableStyle) -> String {
@@ -84,15 +86,17 @@ fn block(out: &mut String, cells: &[Cell], columns: &[Column], first: usize, sty
         out.push('\n');
     };
     header(out, "context", &|context| context.to_string());
-    header(out, "factor", &|context| {
-        let largest = cells.iter().filter(|cell| cell.context == context).map(|cell| cell.factor).fold(1.0, f64::max);
-        factor(largest)
-    });
+    if cells.iter().any(|cell| cell.factor > 1.0) {
+        header(out, "factor", &|context| {
+            let at = cells.iter().filter(|cell| cell.context == context);
+            factor(at.map(|cell| cell.factor).fold(1.0, f64::max))
+        });
+    }
     for mode in modes(cells) {
         let mut line = format!("{mode:<first$}");
         for column in columns {
             let cell = cells.iter().find(|cell| cell.mode == mode && cell.context == column.context);
-            let figure = cell.map_or(String::new(), |cell| text(cell, column.errors));
+            let figure = cell.map_or(MISSING.to_string(), |cell| text(cell, column.errors));
             let is_best = best(cells, column.context).is_some_and(|winner| winner.mode == mode);
             let padded = format!("{figure:>width$}", width = column.width - 1);
             match (is_best, style.color) {
@@ -114,6 +118,9 @@ fn legend(cells: &[Cell], errors: bool, width: usize) -> String {
     }
     if let Some(same) = cells.iter().find_map(|cell| cell.same_as.as_deref()) {
         parts.push(if same == "none" { "= nothing to scale, same as none" } else { "= nothing to scale" });
+    }
+    if contexts(cells).len() * modes(cells).len() > cells.len() {
+        parts.push("– past the end of its positions");
     }
     let mut lines: Vec<String> = vec![];
     for part in parts {
@@ -169,6 +176,15 @@ mod tests {
         }
         assert!(widest(&table(&sample(), TableStyle { width: 40, color: false })) <= 40);
         assert!(widest(&table(&sample(), TableStyle { width: 1, color: false })) > 1, "never fails");
+    }
+
+    #[test]
+    fn what_ends_is_said_to_end_and_a_factor_of_one_is_not_shown() {
+        let mut cells = cells(&[("alibi", 256, 3.3), ("learned", 256, 3.2), ("alibi", 512, 3.3)]);
+        cells.iter_mut().for_each(|cell| cell.factor = 1.0);
+        let text = table(&cells, TableStyle { width: 80, color: false });
+        let learned = text.lines().find(|line| line.starts_with("learned")).unwrap();
+        assert!(learned.ends_with('–') && text.contains("– past the end") && !text.contains("factor"), "{text}");
     }
 
     #[test]

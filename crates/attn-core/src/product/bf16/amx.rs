@@ -6,6 +6,7 @@ use crate::product::target::Target;
 use std::arch::asm;
 
 /// All rows of `block`, 32 at a time.
+#[inline(always)]
 pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
     assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
     assert!(block.xs.len().is_multiple_of(ROWS * block.depth) && block.packed.len() == COLS * block.depth / 2);

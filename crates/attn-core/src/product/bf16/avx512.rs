@@ -12,6 +12,7 @@ use std::arch::x86_64::{
 const STEP: usize = 8;
 
 /// All rows of `block`, 32 at a time.
+#[inline(always)]
 pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
     assert!(block.packed.len() == COLS * block.depth / 2 && block.depth > 0);
     let mut sums = [0f32; ROWS * COLS];

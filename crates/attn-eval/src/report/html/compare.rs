@@ -1,9 +1,10 @@
 //! The page of `attn compare --html`.
 
+use super::provenance::provenance;
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
 use crate::compare::{Pair, Results, best, contexts, modes};
 use crate::perplexity::{self, BUCKETS};
-use crate::report::{About, Document, factor, headline, short, verdict};
+use crate::report::{About, Document, ENCODINGS, factor, headline, short, verdict};
 use crate::stats::{Difference, Interval};
 use anyhow::Result;
 
@@ -66,11 +67,20 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
         }
     }
 
-    page.heading("What the modes do");
-    let known: Vec<(&str, String)> =
-        modes(&results.cells).into_iter().filter_map(|mode| Some((mode, meaning(mode)?.to_string()))).collect();
-    page.facts(&known);
-
+    if !results.encodings.is_empty() {
+        page.heading("How other encodings hold up");
+        page.text(ENCODINGS);
+        page.chart(Chart {
+            id: "encodings-by-context".into(),
+            title: "Perplexity by context and encoding".into(),
+            ..by_context(&results.encodings)
+        });
+        let caption = "Perplexity by encoding, with its 95% interval";
+        page.table(&perplexities("encodings", caption, &results.encodings, &|cell| {
+            (Some(cell.perplexity), cell.interval)
+        }));
+    }
+    meanings(&mut page, modes(&results.cells));
     page.heading("How this was measured");
     provenance(&mut page, about);
     page.begin_details("All cells");
@@ -80,7 +90,15 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
     Ok(page.finish(&serde_json::to_value(Document::new(about, results))?))
 }
 
-/// A mode in a sentence, for whoever sees its name for the first time.
+/// What each mode does, for whoever sees its name for the first time.
+pub(super) fn meanings<'a>(page: &mut Page, modes: impl IntoIterator<Item = &'a str>) {
+    page.heading("What the modes do");
+    let known: Vec<(&str, String)> =
+        modes.into_iter().filter_map(|mode| Some((mode, meaning(mode)?.to_string()))).collect();
+    page.facts(&known);
+}
+
+/// A mode in a sentence.
 fn meaning(mode: &str) -> Option<&'static str> {
     Some(match mode {
         "none" => "The positions as the model was trained, without any scaling.",
@@ -314,93 +332,6 @@ fn all(cells: &[perplexity::Cell]) -> Table {
     Table { id: "cells".into(), caption: "Every cell".into(), heads, rows: rows.collect() }
 }
 
-fn provenance(page: &mut Page, about: &About) {
-    let command: Vec<String> = about.command.iter().map(|word| quoted(word)).collect();
-    page.code("command", "command", &command.join(" "));
-    let (checkpoint, settings) = (&about.checkpoint, &about.settings);
-    let each = |n: Option<usize>, none: &str| n.map_or(none.to_string(), |n| n.to_string());
-    page.facts(&[
-        ("model", checkpoint.name.clone()),
-        ("revision", checkpoint.revision.clone().unwrap_or_default()),
-        ("sha256", checkpoint.sha256.clone()),
-        ("family", format!("{}, {} weights", checkpoint.family, checkpoint.parameters)),
-        ("own scaling", checkpoint.rope_type.clone()),
-        ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
-        ("windows", format!("one every {}", each(settings.stride, "context (side by side)"))),
-        ("BOS before each", settings.bos.map_or("no".into(), |id| format!("yes, id {id}"))),
-        ("computed in", format!("{} on {}", settings.dtype, settings.device)),
-        ("bootstrap seed", settings.seed.to_string()),
-        ("programs", format!("attn {}, candle {}", about.versions.attn, about.versions.candle)),
-        ("begun", date(about.started)),
-    ]);
-    for machine in &about.machines {
-        let cpu = machine.cpu.clone().unwrap_or_else(|| "unknown processor".into());
-        page.facts(&[(
-            "machine",
-            format!("{cpu}, {} cores, {} threads, {} {}", machine.cores, machine.threads, machine.os, machine.arch),
-        )]);
-    }
-    let rows = about.texts.iter().map(|text| {
-        vec![
-            Cell::text(&text.name),
-            Cell::count(text.used),
-            Cell::count(text.tokens),
-            Cell::count(text.documents),
-            Cell::count(text.bytes),
-            Cell::text(&text.sha256),
-        ]
-    });
-    let heads = ["tokens used", "tokens", "documents", "bytes"].map(Head::number);
-    page.table(&Table {
-        id: "texts".into(),
-        caption: "Texts".into(),
-        heads: std::iter::once(Head::text("text")).chain(heads).chain([Head::text("sha256")]).collect(),
-        rows: rows.collect(),
-    });
-    if checkpoint.files.len() > 1 {
-        let rows = checkpoint.files.iter();
-        let rows = rows.map(|file| {
-            vec![
-                Cell::text(&file.name),
-                Cell::number(file.bytes as f64, file.bytes.to_string()),
-                Cell::text(&file.sha256),
-            ]
-        });
-        page.begin_details("Files of the model");
-        page.table(&Table {
-            id: "files".into(),
-            caption: "Files of the model".into(),
-            heads: vec![Head::text("file"), Head::number("bytes"), Head::text("sha256")],
-            rows: rows.collect(),
-        });
-        page.end_details();
-    }
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@+%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_string()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
-}
-
-/// Seconds since 1970 as `2026-01-31 12:34 UTC` (Howard Hinnant's civil_from_days).
-fn date(seconds: u64) -> String {
-    let (days, minutes) = ((seconds / 86_400) as i64, seconds % 86_400 / 60);
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -411,7 +342,7 @@ pub(crate) mod tests {
 
     const NASTY: &str = "<i>\"a\"&'b'</i></script>";
 
-    fn about() -> About {
+    pub(crate) fn about() -> About {
         let text =
             TextInfo { name: NASTY.into(), sha256: "0123".into(), bytes: 10, documents: 1, tokens: 4096, used: 4096 };
         About {
@@ -462,7 +393,7 @@ pub(crate) mod tests {
             last_quarter_nll: None,
             last_quarter_interval: None,
         }];
-        Results { cells, differences, by_text }
+        Results { cells, differences, by_text, ..Results::default() }
     }
 
     #[test]
@@ -502,16 +433,5 @@ pub(crate) mod tests {
         assert!(read_document("{}").unwrap_err().to_string().contains("none"));
         let elsewhere = json.replacen("\"text\":1", "\"text\":2", 1);
         assert!(elsewhere != json && read_document(&elsewhere).unwrap_err().to_string().contains("of text 2"));
-    }
-
-    #[test]
-    fn dates_and_words_read_back() {
-        assert_eq!(date(0), "1970-01-01 00:00 UTC");
-        assert_eq!(date(1_767_225_599), "2025-12-31 23:59 UTC");
-        assert_eq!(date(4_107_542_400), "2100-03-01 00:00 UTC");
-        assert_eq!(
-            [quoted("a-b/c.txt"), quoted("a b"), quoted("it's"), quoted("")],
-            ["a-b/c.txt", "'a b'", "'it'\\''s'", "''"]
-        );
     }
 }

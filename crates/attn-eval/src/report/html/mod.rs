@@ -6,9 +6,12 @@
 
 mod compare;
 mod explain;
+mod passkey;
+mod provenance;
 
 pub use compare::comparison;
 pub use explain::explanation;
+pub use passkey::retrieval;
 
 use super::markup::{escape, script_json};
 use serde::Serialize;

@@ -1,0 +1,76 @@
+//! The models inside the program, so that it has something to show without a network.
+//!
+//! `tiny-austen` is the default MODEL. The others differ in their position encoding alone: block, first weights, batches
+//! and tokenizer are the same (`models/SOURCES.md`).
+
+use anyhow::Result;
+use attn_models::{Model, Options};
+use loader::Checkpoint;
+use std::path::Path;
+
+/// A checkpoint inside the program.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    /// What MODEL calls it.
+    pub(crate) name: &'static str,
+    config: &'static [u8],
+    weights: &'static [u8],
+    tokenizer: &'static [u8],
+}
+
+macro_rules! embedded {
+    ($name:literal, $tokenizer:literal) => {
+        Embedded {
+            name: $name,
+            config: include_bytes!(concat!("../../../models/", $name, "/config.json")),
+            weights: include_bytes!(concat!("../../../models/", $name, "/model.safetensors")),
+            tokenizer: include_bytes!(concat!("../../../models/", $tokenizer, "/tokenizer.json")),
+        }
+    };
+}
+
+/// The default model.
+static DEFAULT: Embedded = embedded!("tiny-austen", "tiny-austen");
+/// One model per encoding, by the encoding's name.
+static ENCODINGS: [(&str, Embedded); 6] = [
+    ("rope", embedded!("tiny-rope", "tiny-rope")),
+    ("alibi", embedded!("tiny-alibi", "tiny-rope")),
+    ("t5", embedded!("tiny-t5", "tiny-rope")),
+    ("sinusoidal", embedded!("tiny-sinusoidal", "tiny-rope")),
+    ("learned", embedded!("tiny-learned", "tiny-rope")),
+    ("none", embedded!("tiny-nope", "tiny-rope")),
+];
+
+impl Embedded {
+    /// The checkpoint that MODEL means, if it is one of these; a file or folder of the name comes first.
+    pub(crate) fn find(model: Option<&str>) -> Option<&'static Self> {
+        let Some(name) = model else { return Some(&DEFAULT) };
+        let all = std::iter::once(&DEFAULT).chain(ENCODINGS.iter().map(|(_, model)| model));
+        all.into_iter().find(|model| model.name == name && !Path::new(name).exists())
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::from_bytes`].
+    pub(crate) fn open(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint::from_bytes(self.config, self.weights, Some(self.tokenizer))?)
+    }
+
+    /// Its files but the config.
+    pub(crate) fn files(&self) -> [(&'static str, &'static [u8]); 2] {
+        [("model.safetensors", self.weights), ("tokenizer.json", self.tokenizer)]
+    }
+}
+
+/// The model of every encoding, by the encoding's name, and the checkpoint of the first for its tokenizer.
+///
+/// # Errors
+/// As [`Model::load`].
+pub(crate) fn encodings(options: &Options) -> Result<(Checkpoint, Vec<(&'static str, Model)>)> {
+    let load = |(encoding, embedded): &(&'static str, Embedded)| {
+        let checkpoint = embedded.open()?;
+        Ok((*encoding, Model::load(&checkpoint.config, checkpoint.weights, options)?))
+    };
+    Ok((ENCODINGS[0].1.open()?, ENCODINGS.iter().map(load).collect::<Result<_>>()?))
+}

@@ -1,0 +1,134 @@
+//! The values of options: what they may be, and what is said if they are not.
+
+use attn_eval::compare::{Factor, Mode};
+use candle_core::DType;
+use clap::ValueEnum;
+
+/// `--dtype`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Precision {
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+/// `--device`, not yet opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceName {
+    Cpu,
+    Cuda(usize),
+    Metal,
+}
+
+/// `--rope-length`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LengthPolicy {
+    Declared,
+    Exact,
+    Fixed(usize),
+}
+
+pub(crate) fn parse_device(text: &str) -> Result<DeviceName, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(DeviceName::Cpu),
+        None if text == "cuda" => Ok(DeviceName::Cuda(0)),
+        None if text == "metal" => Ok(DeviceName::Metal),
+        Some(("cuda", index)) => index.parse().map(DeviceName::Cuda).map_err(|_| "N in cuda:N is a number".into()),
+        _ => Err("known: cpu, cuda, cuda:N, metal".into()),
+    }
+}
+
+pub(crate) fn parse_scaling(text: &str) -> Result<String, String> {
+    const OTHERS: [&str; 2] = ["default", "su"];
+    match text.parse::<Mode>() {
+        Ok(Mode::Checkpoint) | Err(_) if !OTHERS.contains(&text) => {
+            let known = Mode::ALL.iter().filter(|mode| **mode != Mode::Checkpoint).map(|mode| mode.name());
+            Err(format!("unknown scaling; known: {}", known.collect::<Vec<_>>().join(", ")))
+        }
+        Ok(mode) => Ok(mode.name().to_string()),
+        Err(_) => Ok(text.to_string()),
+    }
+}
+
+pub(crate) fn parse_mode(text: &str) -> Result<Mode, String> {
+    text.parse()
+}
+
+pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {
+    match parse_count(text) {
+        Ok(0) => Err("it has to be at least 1".into()),
+        other => other,
+    }
+}
+
+pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        // Nothing holds more tokens, and sums of a few such numbers don't overflow.
+        Ok(n) if n > u32::MAX as usize => Err(format!("it can be at most {}", u32::MAX)),
+        Ok(n) => Ok(n),
+        Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(format!("it can be at most {}", u32::MAX))
+        }
+        Err(_) => Err("it has to be a whole number".into()),
+    }
+}
+
+pub(crate) fn parse_number(text: &str, ok: impl Fn(f64) -> bool, range: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && ok(x) => Ok(x),
+        Ok(_) => Err(format!("it has to be {range}")),
+        Err(_) => Err("it has to be a number".into()),
+    }
+}
+
+pub(crate) fn parse_positive_number(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x > 0.0, "above 0")
+}
+
+pub(crate) fn parse_factor(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x >= 1.0, "at least 1")
+}
+
+pub(crate) fn parse_auto_factor(text: &str) -> Result<Factor, String> {
+    if text == "auto" { Ok(Factor::Auto) } else { parse_factor(text).map(Factor::Fixed) }
+}
+
+pub(crate) fn parse_temperature(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x >= 0.0, "at least 0")
+}
+
+pub(crate) fn parse_probability(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
+}
+
+pub(crate) fn parse_probability_or_zero(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| (0.0..=1.0).contains(&x), "from 0 to 1")
+}
+
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_string(), value.to_string())),
+        _ => Err("it has the form key=value".into()),
+    }
+}
+
+pub(crate) fn parse_length(text: &str) -> Result<LengthPolicy, String> {
+    match text {
+        "declared" => Ok(LengthPolicy::Declared),
+        "exact" => Ok(LengthPolicy::Exact),
+        number => match parse_positive(number) {
+            Ok(n) => Ok(LengthPolicy::Fixed(n)),
+            Err(error) => Err(format!("declared, exact or a number; {error}")),
+        },
+    }
+}

@@ -1,0 +1,39 @@
+//! Position encodings side by side: models that differ in nothing else, each as it is, on the same windows of one text.
+
+use super::results::{cell, compare_with_best};
+use super::{CellSpec, Text};
+use crate::perplexity::{Cell, ScoreOptions, score};
+use crate::windows::WindowOptions;
+use anyhow::{Context, Result};
+use attn_models::Model;
+
+/// Scores every model at every context that its positions reach, context by context; a cell's mode is the model's name.
+/// `progress` is told the share that is done.
+///
+/// # Errors
+/// The text is too short for a context, or a model fails.
+pub fn encodings(
+    models: &[(&str, Model)],
+    text: &Text,
+    contexts: &[usize],
+    seed: u64,
+    progress: &mut dyn FnMut(f64),
+) -> Result<Vec<Cell>> {
+    let mut cells = vec![];
+    let steps = (contexts.len() * models.len()) as f64;
+    for (i, &context) in contexts.iter().enumerate() {
+        for (j, (name, model)) in models.iter().enumerate() {
+            progress((i * models.len() + j) as f64 / steps);
+            if model.max_context().is_some_and(|end| context > end) {
+                continue;
+            }
+            let windows = WindowOptions { context, stride: None, bos: None };
+            let scores = score(model, &text.tokens, &ScoreOptions { windows, length: None }, &mut |_| ())
+                .with_context(|| format!("{name} on {}", text.name))?;
+            let (mode, same_as) = (name.to_string(), None);
+            cells.push(cell(&CellSpec { text: 0, context, stride: context, mode, factor: 1.0, same_as }, scores, seed));
+        }
+    }
+    compare_with_best(&mut cells, seed);
+    Ok(cells)
+}

@@ -1,0 +1,116 @@
+//! What was measured on what, and how to do it again: the same section in every report of measurements.
+
+use super::{Cell, Head, Page, Table};
+use crate::report::{About, factor};
+
+/// The section's content.
+pub(super) fn provenance(page: &mut Page, about: &About) {
+    let command: Vec<String> = about.command.iter().map(|word| quoted(word)).collect();
+    page.code("command", "command", &command.join(" "));
+    let (checkpoint, settings) = (&about.checkpoint, &about.settings);
+    let windows = settings.stride.map_or("one every context (side by side)".into(), |n| format!("one every {n}"));
+    let seed_of = if settings.passkey.is_some() { "seed of the trials" } else { "bootstrap seed" };
+    page.facts(&[
+        ("model", checkpoint.name.clone()),
+        ("revision", checkpoint.revision.clone().unwrap_or_default()),
+        ("sha256", checkpoint.sha256.clone()),
+        ("family", format!("{}, {} weights", checkpoint.family, checkpoint.parameters)),
+        ("own scaling", checkpoint.rope_type.clone()),
+        ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
+        ("windows", if settings.passkey.is_some() { String::new() } else { windows }),
+        ("trials", settings.passkey.as_ref().map_or(String::new(), |p| format!("{} per cell", p.trials))),
+        ("BOS before each", settings.bos.map_or("no".into(), |id| format!("yes, id {id}"))),
+        ("computed in", format!("{} on {}", settings.dtype, settings.device)),
+        (seed_of, settings.seed.to_string()),
+        ("programs", format!("attn {}, candle {}", about.versions.attn, about.versions.candle)),
+        ("begun", date(about.started)),
+    ]);
+    for machine in &about.machines {
+        let cpu = machine.cpu.clone().unwrap_or_else(|| "unknown processor".into());
+        page.facts(&[(
+            "machine",
+            format!("{cpu}, {} cores, {} threads, {} {}", machine.cores, machine.threads, machine.os, machine.arch),
+        )]);
+    }
+    if !about.texts.is_empty() {
+        page.table(&texts(about));
+    }
+    if checkpoint.files.len() > 1 {
+        let rows = checkpoint.files.iter();
+        let rows = rows.map(|file| {
+            vec![
+                Cell::text(&file.name),
+                Cell::number(file.bytes as f64, file.bytes.to_string()),
+                Cell::text(&file.sha256),
+            ]
+        });
+        page.begin_details("Files of the model");
+        page.table(&Table {
+            id: "files".into(),
+            caption: "Files of the model".into(),
+            heads: vec![Head::text("file"), Head::number("bytes"), Head::text("sha256")],
+            rows: rows.collect(),
+        });
+        page.end_details();
+    }
+}
+
+fn texts(about: &About) -> Table {
+    let rows = about.texts.iter().map(|text| {
+        vec![
+            Cell::text(&text.name),
+            Cell::count(text.used),
+            Cell::count(text.tokens),
+            Cell::count(text.documents),
+            Cell::count(text.bytes),
+            Cell::text(&text.sha256),
+        ]
+    });
+    let heads = ["tokens used", "tokens", "documents", "bytes"].map(Head::number);
+    Table {
+        id: "texts".into(),
+        caption: "Texts".into(),
+        heads: std::iter::once(Head::text("text")).chain(heads).chain([Head::text("sha256")]).collect(),
+        rows: rows.collect(),
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// Seconds since 1970 as `2026-01-31 12:34 UTC` (Howard Hinnant's civil_from_days).
+fn date(seconds: u64) -> String {
+    let (days, minutes) = ((seconds / 86_400) as i64, seconds % 86_400 / 60);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_and_words_read_back() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(1_767_225_599), "2025-12-31 23:59 UTC");
+        assert_eq!(date(4_107_542_400), "2100-03-01 00:00 UTC");
+        assert_eq!(
+            [quoted("a-b/c.txt"), quoted("a b"), quoted("it's"), quoted("")],
+            ["a-b/c.txt", "'a b'", "'it'\\''s'", "''"]
+        );
+    }
+}
