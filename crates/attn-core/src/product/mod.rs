@@ -24,6 +24,9 @@ use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, S
 /// Rows up to which a product is bound by reading the weights.
 pub const FEW_ROWS: usize = 8;
 
+/// Whether Candle's product of f16 numbers may add them up in f16: on Arm it does where the processor can.
+const SUMS_IN_F16: bool = cfg!(target_arch = "aarch64");
+
 /// `xs W^T` for `xs` of shape `(rows, in)` and `w` of shape `(out, in)` in the same dtype, on any device. Gradients flow
 /// into both.
 ///
@@ -35,12 +38,23 @@ pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
     let ((rows, width), (_, depth)) = (xs.dims2()?, w.dims2()?);
     let plain = xs.device().is_cpu() && w.device().is_cpu() && xs.dtype() == w.dtype() && width == depth;
     if !plain || !w.is_contiguous() || rows == 0 || depth == 0 {
-        return xs.matmul(&w.t()?);
+        return matmul(xs, &w.t()?);
     }
     if xs.track_op() || w.track_op() {
         return xs.contiguous()?.apply_op2(w, Product);
     }
     untracked(xs, w)
+}
+
+/// Candle's product, which keeps the sums of f16 numbers in f32 here on every processor.
+///
+/// # Errors
+/// Candle's own.
+pub(crate) fn matmul(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if SUMS_IN_F16 && xs.device().is_cpu() && (xs.dtype(), w.dtype()) == (DType::F16, DType::F16) {
+        return xs.to_dtype(DType::F32)?.matmul(&w.to_dtype(DType::F32)?)?.to_dtype(DType::F16);
+    }
+    xs.matmul(w)
 }
 
 fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -88,6 +102,12 @@ impl CustomOp2 for Product {
             let (xs, w) = (&xs[x..][..rows * depth], &w[y..][..out * depth]);
             return Ok((CpuStorage::F32(many_rows::product(path, xs, w, (rows, depth, out))), shape));
         }
+        if SUMS_IN_F16 && let (CpuStorage::F16(_), CpuStorage::F16(_)) = (xs, w) {
+            let (xs, w) = (xs.to_dtype(xl, DType::F32)?, w.to_dtype(wl, DType::F32)?);
+            let [xl, wl, yl] = [(rows, depth), (out, depth), (rows, out)].map(Layout::contiguous);
+            let ys = xs.matmul(&w, (1, rows, out, depth), &xl, &wl.transpose(0, 1)?)?;
+            return Ok((ys.to_dtype(&yl, DType::F16)?, shape));
+        }
         Ok((xs.matmul(w, (1, rows, out, depth), xl, &wl.transpose(0, 1)?)?, shape))
     }
 
@@ -98,7 +118,7 @@ impl CustomOp2 for Product {
             let (wt, xt, gt) = (w.t()?.contiguous()?, xs.t()?.contiguous()?, grad.t()?.contiguous()?);
             return Ok((Some(matmul_t(&grad, &wt)?), Some(matmul_t(&gt, &xt)?)));
         }
-        Ok((Some(grad.matmul(&w)?), Some(grad.t()?.matmul(&xs)?)))
+        Ok((Some(matmul(&grad, &w)?), Some(matmul(&grad.t()?, &xs)?)))
     }
 }
 
@@ -159,6 +179,18 @@ mod tests {
                 })??;
                 compare(&xs, &w, &Tensor::from_vec(ys, (rows, out), &Device::Cpu)?)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Long sums: kept in f16, they would be off by ten times what rounding the result costs.
+    #[test]
+    fn sums_of_f16_are_not_rounded_on_the_way() -> Result<()> {
+        let random = |a, b| Tensor::rand(-0.7f32, 1.3, (a, b), &Device::Cpu)?.to_dtype(DType::F16);
+        for rows in [1, 24] {
+            let (xs, w) = (random(rows, 512)?, random(32, 512)?);
+            compare(&xs, &w, &matmul_t(&xs, &w)?)?;
+            compare(&xs, &w, &matmul(&xs, &w.t()?)?)?;
         }
         Ok(())
     }

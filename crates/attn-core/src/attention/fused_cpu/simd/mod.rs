@@ -320,6 +320,7 @@ pub(crate) trait Element: candle_core::WithDType {
     /// Rounds to the nearest.
     fn narrow(x: f32) -> Self;
     /// Rounds all of `xs` to the nearest.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only the bf16 products need it
     fn narrow_all(xs: &[f32], to: &mut [Self]);
     /// `LANES` numbers, widened.
     ///
