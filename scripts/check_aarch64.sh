@@ -4,8 +4,8 @@
 # FOLDER (ATTN_AARCH64, or target/aarch64) becomes a small Debian with a cross compiler, about 2 GB the first time, and
 # keeps the build. Needs root on an x86-64 Debian or Ubuntu with debootstrap, and a network until the folder is there.
 #
-# Instructions are emulated, so results say what a machine would compute and nothing about speed. ATTN_CPUS lists what to
-# emulate: a Neoverse N1 has half-precision arithmetic (the crates half and gemm use it), a Cortex-A72 has not.
+# Instructions are emulated, so results say what a machine would compute and nothing about speed. ATTN_CPUS lists what
+# to emulate: a Neoverse N1 has half-precision arithmetic (the crates half and gemm use it), a Cortex-A72 has not.
 # ATTN_PACKAGE and ATTN_TARGET (default --lib) choose other tests: ATTN_PACKAGE=integration ATTN_TARGET=--test=golden
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,14 +19,14 @@ triple=aarch64-unknown-linux-gnu
 # Debian's Rust is that of the suite; the oldest that the workspace takes is in Cargo.toml.
 suite=forky mirror=${ATTN_MIRROR:-http://deb.debian.org/debian}
 
+# Mounts are seen by this script alone and end with it.
+if [ -z "${ATTN_UNSHARED:-}" ]; then
+    ATTN_UNSHARED=1 exec unshare --mount --propagation private scripts/check_aarch64.sh "$folder" "$@"
+fi
+
 # The sources of every crate, as Cargo.lock has them; the build sees them read-only and goes without a network.
 cargo fetch --locked --target "$triple"
 registry=${CARGO_HOME:-$HOME/.cargo}/registry
-
-# Mounts are seen by this script alone and end with it.
-if [ -z "${ATTN_UNSHARED:-}" ]; then
-    ATTN_UNSHARED=1 exec unshare --mount --propagation private "$0" "$folder" "$@"
-fi
 
 if [ ! -e "$folder/complete" ]; then
     rm -rf "$root"

@@ -24,12 +24,13 @@ export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0}
 # Tests of attention go over all kernels that the machine has; those of products and rows take the one that is chosen.
 for kernel in "" avx512 avx2 portable; do
     printf '\n== kernel: %s\n' "${kernel:-the fastest}"
-    if [ -n "$kernel" ] && ! grep -qw "${kernel/avx512/avx512f}" /proc/cpuinfo && [ "$kernel" != portable ]; then
+    flag=${kernel/avx512/avx512f}
+    if [ -n "$kernel" ] && [ "$kernel" != portable ] && ! grep -qw "$flag" /proc/cpuinfo; then
         echo "skipped: not on this machine"
         continue
     fi
     others=()
     [ -z "$kernel" ] || others=(--skip attention::laws)
-    ATTN_KERNEL=$kernel cargo test --release --locked --target "$triple" --target-dir "${CARGO_TARGET_DIR:-target}/memory" \
-        --package attn-core --lib -- "${others[@]}" "$@"
+    ATTN_KERNEL=$kernel cargo test --release --locked --target "$triple" \
+        --target-dir "${CARGO_TARGET_DIR:-target}/memory" --package attn-core --lib -- "${others[@]}" "$@"
 done
