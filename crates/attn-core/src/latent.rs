@@ -5,7 +5,7 @@
 //! long block expands the latents into heads, as training does. A few tokens instead absorb the expansion into their
 //! queries and outputs, so that decoding reads the cache as one shared kv head (MQA) and expands nothing.
 
-use crate::{AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, attend};
+use crate::{AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, attend, product};
 use candle_core::{D, Module, Result, Tensor, bail};
 use std::sync::Arc;
 
@@ -186,5 +186,5 @@ fn per_head(xs: &Tensor, weights: &Tensor) -> Result<Tensor> {
     let (b, _, t, m) = xs.dims4()?;
     let (h, _, n) = weights.dims3()?;
     let xs = xs.expand((b, h, t, m))?.transpose(0, 1)?.contiguous()?.reshape((h, b * t, m))?;
-    xs.matmul(weights)?.reshape((h, b, t, n))?.transpose(0, 1)
+    product::matmul(&xs, weights)?.reshape((h, b, t, n))?.transpose(0, 1)
 }

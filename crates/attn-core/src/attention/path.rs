@@ -135,4 +135,11 @@ mod tests {
         assert!("sse".parse::<KernelPath>().is_err());
         assert!(KernelPath::available().any(|path| path == KernelPath::Portable));
     }
+
+    /// Every 64-bit Arm processor has NEON, so anything else would be a mistake in finding it.
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn neon_comes_first_on_aarch64() {
+        assert_eq!(KernelPath::available().collect::<Vec<_>>(), [KernelPath::Neon, KernelPath::Portable]);
+    }
 }

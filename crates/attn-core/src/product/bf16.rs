@@ -6,6 +6,9 @@
 
 mod amx;
 mod avx512;
+mod blocks;
+
+pub(super) use blocks::of_blocks;
 
 use super::target::Target;
 use crate::attention::KernelPath;

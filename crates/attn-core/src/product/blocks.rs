@@ -8,11 +8,9 @@ use super::FEW_ROWS;
 use super::few_rows;
 use super::target::Target;
 use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
+use crate::attention::fused_cpu::simd::{Job, Simd, dispatch};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{CpuStorage, DType, Device, Result, Tensor, bail};
-use half::bf16;
-use std::borrow::Cow;
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::ops::Range;
 
 /// Weights that share a scale in the formats with a kernel here.
@@ -36,60 +34,18 @@ pub(crate) fn matmul_t(xs: &Tensor, w: &QTensor) -> Result<Option<Tensor>> {
         let flat = xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         Tensor::from_vec(few(&flat, format, &w.data()?, (rows, depth, out)), (rows, out), &Device::Cpu)?
     } else {
-        many(xs, w, (rows, depth, out))?
+        many(xs, w)?
     };
     Ok(Some(ys.to_dtype(xs.dtype())?))
 }
 
-/// Many rows; f32 from the f32 product, the dtype of `xs` from the bf16 kernel.
-fn many(xs: &Tensor, w: &QTensor, size: (usize, usize, usize)) -> Result<Tensor> {
+/// Many rows, as f32.
+fn many(xs: &Tensor, w: &QTensor) -> Result<Tensor> {
     #[cfg(target_arch = "x86_64")]
-    if let Some(kernel) = super::bf16::Kernel::fastest() {
-        let narrow = xs.to_dtype(DType::BF16)?.contiguous()?;
-        let weights = Widened { dtype: w.dtype(), data: &w.data()?, depth: size.1 };
-        let ys = super::with_slices(&narrow, &narrow, |xs: &[bf16], _| {
-            super::bf16::product::<f32>(kernel, xs, &weights, size)
-        })??;
-        return Tensor::from_vec(ys, (size.0, size.2), &Device::Cpu);
+    if let Some(ys) = super::bf16::of_blocks(xs, w)? {
+        return Ok(ys);
     }
     xs.to_dtype(DType::F32)?.matmul(&w.dequantize(&Device::Cpu)?.t()?)
-}
-
-/// Blocks that become bf16 when they are needed.
-#[cfg(target_arch = "x86_64")]
-struct Widened<'a> {
-    dtype: GgmlDType,
-    data: &'a [u8],
-    depth: usize,
-}
-
-#[cfg(target_arch = "x86_64")]
-impl super::bf16::Weights for Widened<'_> {
-    fn with(&self, outs: Range<usize>, pack: &mut dyn FnMut(&[bf16])) -> Result<()> {
-        let row = self.depth / self.dtype.block_size() * self.dtype.type_size();
-        let blocks = self.dtype.from_data(Cow::Borrowed(&self.data[outs.start * row..outs.end * row]));
-        let CpuStorage::F32(wide) = blocks.dequantize(outs.len() * self.depth)? else {
-            bail!("{:?} blocks did not become f32", self.dtype)
-        };
-        let mut rows = vec![bf16::ZERO; wide.len()];
-        dispatch(KernelPath::choose(None)?, Narrow { wide: &wide, rows: &mut rows });
-        pack(&rows);
-        Ok(())
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-struct Narrow<'a> {
-    wide: &'a [f32],
-    rows: &'a mut [bf16],
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Job for Narrow<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        Element::narrow_all(self.wide, self.rows);
-    }
 }
 
 /// The formats of 32 weights to a scale that have a kernel.

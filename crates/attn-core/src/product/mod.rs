@@ -24,6 +24,9 @@ use candle_core::{CpuStorage, CustomOp2, D, DType, Device, Layout, Result, Shape
 /// Rows up to which a product is bound by reading the weights.
 pub const FEW_ROWS: usize = 8;
 
+/// Whether Candle's product of f16 numbers may add them up in f16: on Arm it does where the processor can.
+const SUMS_IN_F16: bool = cfg!(target_arch = "aarch64");
+
 /// `xs W^T` for `xs` of shape `(.., in)` and `w` of shape `(out, in)` in the same dtype, on any device. Gradients flow
 /// into both.
 ///
@@ -37,7 +40,7 @@ pub fn matmul_t(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
     if !plain || !w.is_contiguous() || xs.elem_count() == 0 || out == 0 {
         // One product for all leading dimensions: Candle's batched product would copy the weights per row.
         let rows = xs.elem_count() / width.max(1);
-        return xs.reshape((rows, width))?.matmul(&w.t()?)?.reshape(with_last(xs.dims(), out));
+        return matmul(&xs.reshape((rows, width))?, &w.t()?)?.reshape(with_last(xs.dims(), out));
     }
     if xs.track_op() || w.track_op() {
         return xs.contiguous()?.apply_op2(w, Product);
@@ -52,6 +55,17 @@ pub(crate) fn with_last(dims: &[usize], last: usize) -> Shape {
         *x = last;
     }
     dims.into()
+}
+
+/// Candle's product, which keeps the sums of f16 numbers in f32 here on every processor.
+///
+/// # Errors
+/// Candle's own.
+pub(crate) fn matmul(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if SUMS_IN_F16 && xs.device().is_cpu() && (xs.dtype(), w.dtype()) == (DType::F16, DType::F16) {
+        return xs.to_dtype(DType::F32)?.matmul(&w.to_dtype(DType::F32)?)?.to_dtype(DType::F16);
+    }
+    xs.matmul(w)
 }
 
 fn untracked(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -101,6 +115,12 @@ impl CustomOp2 for Product {
             let (xs, w) = (&xs[x..][..rows * depth], &w[y..][..out * depth]);
             return Ok((CpuStorage::F32(many_rows::product(path, xs, w, (rows, depth, out))), shape));
         }
+        if SUMS_IN_F16 && let (CpuStorage::F16(_), CpuStorage::F16(_)) = (xs, w) {
+            let (xs, w) = (xs.to_dtype(xl, DType::F32)?, w.to_dtype(wl, DType::F32)?);
+            let [xl, wl, yl] = [(rows, depth), (out, depth), (rows, out)].map(Layout::contiguous);
+            let ys = xs.matmul(&w, (1, rows, out, depth), &xl, &wl.transpose(0, 1)?)?;
+            return Ok((ys.to_dtype(&yl, DType::F16)?, shape));
+        }
         let flat = Layout::contiguous_with_offset((rows, depth), xl.start_offset());
         Ok((xs.matmul(w, (1, rows, out, depth), &flat, &wl.transpose(0, 1)?)?, shape))
     }
@@ -114,7 +134,7 @@ impl CustomOp2 for Product {
             let (wt, xt, gt) = (w.t()?.contiguous()?, flat.t()?.contiguous()?, grad.t()?.contiguous()?);
             (matmul_t(&grad, &wt)?, matmul_t(&gt, &xt)?)
         } else {
-            (grad.matmul(&w)?, grad.t()?.matmul(&flat)?)
+            (matmul(&grad, &w)?, matmul(&grad.t()?, &flat)?)
         };
         Ok((Some(to_xs.reshape(xs.shape())?), Some(to_w)))
     }
@@ -204,6 +224,18 @@ mod tests {
                 })??;
                 compare(&xs, &w, &Tensor::from_vec(ys, (rows, out), &Device::Cpu)?)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Long sums: kept in f16, they would be off by ten times what rounding the result costs.
+    #[test]
+    fn sums_of_f16_are_not_rounded_on_the_way() -> Result<()> {
+        let random = |a, b| Tensor::rand(-0.7f32, 1.3, (a, b), &Device::Cpu)?.to_dtype(DType::F16);
+        for rows in [1, 24] {
+            let (xs, w) = (random(rows, 512)?, random(32, 512)?);
+            compare(&xs, &w, &matmul_t(&xs, &w)?)?;
+            compare(&xs, &w, &matmul(&xs, &w.t()?)?)?;
         }
         Ok(())
     }

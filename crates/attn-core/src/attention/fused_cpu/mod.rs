@@ -20,6 +20,7 @@ mod forward;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod pairs;
 mod problem;
+#[cfg_attr(all(test, debug_assertions), path = "strict_scratch.rs")]
 mod scratch;
 pub(crate) mod simd;
 mod skip;

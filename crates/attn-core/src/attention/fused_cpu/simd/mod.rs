@@ -9,6 +9,8 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(test)]
+mod laws;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -51,6 +53,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The smaller; `b` if either is NaN.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// The larger; `b` if either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
@@ -99,7 +102,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// Splits x into the integer n nearest to it and 2^n, for -127 <= x <= 127; 2^n is 0 for n = -127.
     unsafe fn round_and_power(x: Self::V) -> (Self::V, Self::V);
 
-    /// 2^x; 0 below -126.5, NaN for NaN.
+    /// 2^x; possibly 0 below -126.5, 0 from -150 down, NaN for NaN.
     #[inline(always)]
     unsafe fn exp2(x: Self::V) -> Self::V {
         // SAFETY: the caller vouches for the instruction set.
@@ -317,6 +320,7 @@ pub(crate) trait Element: candle_core::WithDType {
     /// Rounds to the nearest.
     fn narrow(x: f32) -> Self;
     /// Rounds all of `xs` to the nearest.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only the bf16 products need it
     fn narrow_all(xs: &[f32], to: &mut [Self]);
     /// `LANES` numbers, widened.
     ///

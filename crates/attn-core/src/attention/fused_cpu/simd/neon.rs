@@ -1,11 +1,10 @@
 //! NEON: 32 registers of 4 lanes, so micro-kernels of 6 rows by 4 vectors.
 //!
-//! Written to the same trait as the x86-64 paths and kept to the simplest intrinsics; the machines this was developed
-//! on are x86-64 without an aarch64 standard library, so this file has neither been compiled nor run there.
+//! Run under emulation alone so far (`scripts/check_aarch64.sh`), so its speed is not known.
 
 use super::{Job, Simd, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};
-use std::arch::aarch64::*;
+use std::arch::{aarch64::*, asm};
 
 #[derive(Clone, Copy)]
 pub(super) struct Neon;
@@ -40,6 +39,25 @@ unsafe fn accumulate_rows(
 unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
     // SAFETY: by the caller's word.
     unsafe { accumulate_transposed::<Neon, 6, 4>(cols, depth, a, b, c) }
+}
+
+/// Four f16 numbers as f32. The intrinsic for this needs a type that isn't stable; the instruction is in every processor.
+///
+/// # Safety
+/// The machine has NEON.
+#[inline(always)]
+unsafe fn widen(halves: uint16x4_t) -> float32x4_t {
+    let wide: float32x4_t;
+    // SAFETY: the instruction reads and writes these two registers only; it is there by the caller's word.
+    unsafe {
+        asm!(
+            "fcvtl {wide:v}.4s, {halves:v}.4h",
+            wide = lateout(vreg) wide,
+            halves = in(vreg) halves,
+            options(pure, nomem, nostack)
+        );
+    }
+    wide
 }
 
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
@@ -91,13 +109,13 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn min(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        vminq_f32(a, b)
+        vbslq_f32(vcltq_f32(a, b), a, b)
     }
 
     #[inline(always)]
     unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        // Propagates NaN from either side, which satisfies the trait where it matters: exp2 of NaN.
-        vmaxq_f32(a, b)
+        // Not `vmaxq_f32`, which is NaN if either is.
+        vbslq_f32(vcgtq_f32(a, b), a, b)
     }
 
     #[inline(always)]
@@ -117,8 +135,12 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> float32x4_t {
-        let wide = p.cast::<[f16; 4]>().read().map(f16::to_f32);
-        vld1q_f32(wide.as_ptr())
+        widen(vld1_u16(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const u8) -> float32x4_t {
+        widen(vdup_n_u16(p.cast::<u16>().read_unaligned()))
     }
 
     #[inline(always)]
