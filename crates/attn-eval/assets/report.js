@@ -128,7 +128,9 @@
       const text = css("--text"), grid = css("--grid");
       const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 } };
       const plain = v => shown(+v.toPrecision(4));
-      const x = v => (spec.xfloor && back(v) < 0.99 ? (v <= this.xs[0] + 1e-9 ? "0" : "") : plain(back(v)));
+      // Values that are ticks themselves are told in full: 12288, not 12290.
+      const told = v => (spec.xticks ? shown(+v.toPrecision(9)) : plain(v));
+      const x = v => (spec.xfloor && back(v) < 0.99 ? (v <= this.xs[0] + 1e-9 ? "0" : "") : told(back(v)));
       const xTicks = () => spec.xticks ? this.xs.concat() : ticks(this.xs[0], this.xs[this.xs.length - 1], spec.xlog, width / 75);
       this.plot = new uPlot({
         width, height: width < 480 ? 280 : 340, legend: { show: false }, padding: [12, 12, 0, 0],

@@ -1,7 +1,7 @@
 //! What a comparison says, in a sentence per context: the best mode, by how much, and how sure that is.
 
 use super::short;
-use crate::compare::{best, contexts};
+use crate::compare::{best, contexts, modes};
 use crate::perplexity::Cell;
 use crate::stats::{Difference, MIN_WINDOWS};
 
@@ -28,6 +28,23 @@ pub fn headline(cells: &[Cell], trained: Option<usize>) -> String {
             _ => runs.push((&winner.mode, context)),
         }
     }
+    let unscaled = |mode: &str| {
+        let none = cells.iter().find(|cell| cell.context == longest && cell.mode == "none" && cell.mode != mode);
+        none.filter(|none| !same(none, winner))
+            .map_or(String::new(), |n| format!(", without scaling {}", short(n.perplexity)))
+    };
+    if runs.len() > 1
+        && let Some((mode, gap)) = good_enough(cells, &past)
+    {
+        let there = cells.iter().find(|cell| cell.context == longest && cell.mode == mode);
+        let perplexity = there.map_or(String::new(), |cell| short(cell.perplexity));
+        return format!(
+            "{start} use {mode}: at every context its perplexity is within {} of the lowest. At {longest} tokens it is \
+             {perplexity}{}.",
+            percent(gap),
+            unscaled(mode)
+        );
+    }
     let advice = match runs.as_slice() {
         [(mode, _)] => format!("{start} use {mode}."),
         [.., (mode, _)] => {
@@ -36,12 +53,23 @@ pub fn headline(cells: &[Cell], trained: Option<usize>) -> String {
         }
         [] => String::new(),
     };
-    let mut cost = format!(" At {longest} tokens its perplexity is {}", short(winner.perplexity));
-    let unscaled = cells.iter().find(|cell| cell.context == longest && cell.mode == "none" && !same(cell, winner));
-    if let Some(none) = unscaled {
-        cost.push_str(&format!(", without scaling {}", short(none.perplexity)));
-    }
-    format!("{advice}{cost}; {}.", certainty(cells, winner))
+    let (perplexity, none) = (short(winner.perplexity), unscaled(&winner.mode));
+    format!("{advice} At {longest} tokens its perplexity is {perplexity}{none}; {}.", certainty(cells, winner))
+}
+
+/// Where the best mode changes from context to context: the mode that loses least against the best at its worst, if that
+/// is too little to matter, and what it loses there in nats.
+fn good_enough<'a>(cells: &'a [Cell], past: &[usize]) -> Option<(&'a str, f64)> {
+    /// In nats: half a percent of the perplexity.
+    const LITTLE: f64 = 0.005;
+    let worst = |mode: &str| {
+        past.iter().try_fold(0f64, |worst, &context| {
+            let cell = cells.iter().find(|cell| cell.context == context && cell.mode == mode)?;
+            Some(worst.max(cell.nll - best(cells, context)?.nll))
+        })
+    };
+    let gaps = modes(cells).into_iter().filter_map(|mode| Some((mode, worst(mode)?)));
+    gaps.min_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, gap)| *gap <= LITTLE)
 }
 
 /// No context is past the trained one.
@@ -160,6 +188,18 @@ mod tests {
         let mixed = [("linear", 512, 3.1), ("yarn", 512, 3.2), ("linear", 1024, 3.3), ("yarn", 1024, 3.2)];
         let said = headline(&cells(&mixed), Some(256));
         assert!(said.starts_with("Past the 256 tokens trained use linear to 512 tokens, then yarn."), "{said}");
+
+        // The best mode changes, but one is as good as the best everywhere.
+        let rows =
+            [("ntk", 512, 3.1), ("yarn", 512, 3.103), ("none", 1024, 3.6), ("ntk", 1024, 3.25), ("yarn", 1024, 3.2)];
+        let said = headline(&cells(&rows), Some(256));
+        assert!(
+            said.starts_with(
+                "Past the 256 tokens trained use yarn: at every context its perplexity is within 0.3% of the lowest."
+            ),
+            "{said}"
+        );
+        assert!(said.contains("At 1024 tokens it is 2") && said.contains(", without scaling 3"), "{said}");
 
         let mut tied = cells(&[("none", 512, 3.01), ("ntk", 512, 3.02), ("yarn", 512, 3.0)]);
         for cell in &mut tied[..2] {
