@@ -99,6 +99,9 @@ pub(crate) fn color() -> bool {
 
 /// Refuses a path that can't be written, before the work whose result is meant for it.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    if path == Path::new("-") {
+        return usage("- is no file to write; what goes to stdout is --json");
+    }
     if path.is_dir() {
         return usage(format!("{} is a folder, not a file to write", path.display()));
     }

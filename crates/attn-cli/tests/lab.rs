@@ -234,6 +234,7 @@ fn passkey_is_a_seeded_grid_that_runs_in_parts() {
     let map = String::from_utf8(output.stdout).unwrap();
     assert!(map.lines().all(|line| line.chars().count() <= 40), "{map}");
     assert!(map.contains("depth  50%") && map.contains("haystack"), "{map}");
+    refused(&["passkey", "--contexts", "384", "--csv", "-"], &["no file", "--json"]);
     refused(&["passkey", "--contexts", "64"], &["64 is too short"]);
     refused(&["passkey", "--contexts", "65536", "--haystack", path(&plain)], &["plain.txt", "65536"]);
 }

@@ -18,6 +18,10 @@ pub fn headline(cells: &[Cell], trained: Option<usize>) -> String {
     let Some((&longest, winner)) = past.last().and_then(|last| Some((last, best(cells, *last)?))) else {
         return within(cells, trained, &all);
     };
+    if let [mode] = modes(cells)[..] {
+        let perplexity = short(winner.perplexity);
+        return format!("At {longest} tokens the perplexity is {perplexity}. Nothing was compared with {mode}.");
+    }
     let start = trained.map_or("Over these contexts".to_string(), |n| format!("Past the {n} tokens trained"));
     // Runs of contexts with the same winner, shortest first.
     let mut runs: Vec<(&str, usize)> = vec![];
@@ -213,6 +217,11 @@ mod tests {
         let within = headline(&cells(&[("none", 256, 3.0), ("yarn", 256, 3.1)]), Some(256));
         assert!(within.starts_with("Within the 256 tokens trained no scaling is needed"), "{within}");
         assert_eq!(headline(&[], Some(256)), "Nothing was compared.");
+        let alone = headline(&cells(&[("checkpoint", 512, 3.0)]), Some(256));
+        assert!(
+            alone.starts_with("At 512 tokens") && alone.ends_with("Nothing was compared with checkpoint."),
+            "{alone}"
+        );
     }
 
     #[test]
