@@ -5,11 +5,13 @@
 
 use crate::bench::args::BenchArgs;
 use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
+use crate::output::check_writable;
 use crate::parse::{
     DeviceName, LengthPolicy, Precision, parse_auto_factor, parse_count, parse_device, parse_factor, parse_length,
     parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling, parse_temperature,
 };
 use crate::train::args::TrainArgs;
+use anyhow::Result;
 use attn_core::RopeOverride;
 use attn_eval::compare::{Factor, Mode};
 use clap::{Args, Parser, Subcommand};
@@ -349,18 +351,36 @@ pub(crate) struct CompareArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+    /// Write a line chart
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// How measurements of any kind are shown.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct ReportArgs {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
     /// Write the figures as CSV
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
-    /// Write a line chart
-    #[arg(long, value_name = "FILE.svg")]
-    pub(crate) plot: Option<PathBuf>,
     /// Write a page with verdict, tables and charts that opens offline
     #[arg(long, value_name = "FILE.html")]
     pub(crate) html: Option<PathBuf>,
+}
+
+impl ReportArgs {
+    /// What can be known to be wrong before anything is measured.
+    ///
+    /// # Errors
+    /// A path that can't be written.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.csv.iter().chain(&self.html).try_for_each(|path| check_writable(path))
+    }
 }
 
 /// `attn logits`

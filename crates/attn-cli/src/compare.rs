@@ -82,7 +82,7 @@ fn other_encodings(opened: &Opened, plan: &Plan, name: String, text: &str, most:
 
 /// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
 fn measure(args: &CompareArgs, comparison: &Comparison, about: &About) -> Result<Option<Vec<Option<Scores>>>> {
-    long_run::measure(&args.long, args.output.json, about, comparison.specs(), &mut |indices, done| {
+    long_run::measure(&args.long, args.output.report.json, about, comparison.specs(), &mut |indices, done| {
         let mut progress = Progress::new();
         let mut report = |at: attn_eval::compare::Progress| {
             progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
@@ -109,7 +109,7 @@ fn check(args: &CompareArgs) -> Result<()> {
         return usage("compare sets the scaling itself: use --modes and --factor");
     }
     if args.long.shard.is_some()
-        && (args.output.csv.is_some() || args.output.plot.is_some() || args.output.html.is_some())
+        && (args.output.report.csv.is_some() || args.output.plot.is_some() || args.output.report.html.is_some())
     {
         return usage("--shard measures a part: give --csv, --plot and --html to attn merge");
     }
@@ -134,7 +134,7 @@ fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
     let trained = plan.rope.original_context.or(opened.model.trained_context());
     if let (Some(trained), Factor::Auto, true) = (trained, plan.factor, inspect::has_rope(&opened.model))
         && plan.contexts.iter().all(|&context| context <= trained)
-        && !args.output.json
+        && !args.output.report.json
     {
         note(&format!(
             "no context is past the {trained} tokens the model was trained for, so there is nothing to scale: give \

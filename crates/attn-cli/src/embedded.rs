@@ -68,9 +68,10 @@ impl Embedded {
 /// # Errors
 /// As [`Model::load`].
 pub(crate) fn encodings(options: &Options) -> Result<(Checkpoint, Vec<(&'static str, Model)>)> {
-    let load = |(encoding, embedded): &(&'static str, Embedded)| {
-        let checkpoint = embedded.open()?;
-        Ok((*encoding, Model::load(&checkpoint.config, checkpoint.weights, options)?))
+    let mut checkpoints = ENCODINGS.iter().map(|(_, model)| model.open()).collect::<Result<Vec<_>>>()?;
+    let load = |((encoding, _), checkpoint): (&(&'static str, Embedded), &Checkpoint)| {
+        Ok((*encoding, Model::load(&checkpoint.config, checkpoint.weights.clone(), options)?))
     };
-    Ok((ENCODINGS[0].1.open()?, ENCODINGS.iter().map(load).collect::<Result<_>>()?))
+    let models = ENCODINGS.iter().zip(&checkpoints).map(load).collect::<Result<_>>()?;
+    Ok((checkpoints.swap_remove(0), models))
 }

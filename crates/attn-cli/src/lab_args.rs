@@ -1,6 +1,6 @@
 //! The options of `attn passkey`, `attn merge` and `attn export`, and those of long runs.
 
-use crate::args::{ModelArgs, OutputArgs};
+use crate::args::{ModelArgs, OutputArgs, ReportArgs};
 use crate::parse::{parse_auto_factor, parse_mode, parse_positive, parse_probability_or_zero};
 use attn_eval::compare::{Factor, Mode};
 use attn_eval::run::Shard;
@@ -52,23 +52,9 @@ pub(crate) struct PasskeyArgs {
     #[arg(long)]
     pub(crate) bos: bool,
     #[command(flatten)]
-    pub(crate) output: PasskeyOutput,
+    pub(crate) report: ReportArgs,
     #[command(flatten)]
     pub(crate) long: RunArgs,
-}
-
-/// How a retrieval task is shown.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct PasskeyOutput {
-    /// Print one JSON document
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Write the figures as CSV
-    #[arg(long, value_name = "FILE")]
-    pub(crate) csv: Option<PathBuf>,
-    /// Write a page with verdict, heat maps and a chart that opens offline
-    #[arg(long, value_name = "FILE.html")]
-    pub(crate) html: Option<PathBuf>,
 }
 
 /// `attn merge`

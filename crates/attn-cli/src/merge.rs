@@ -1,7 +1,6 @@
 //! `attn merge`: the run files of a comparison that was measured in parts, as one result.
 
-use crate::args::OutputArgs;
-use crate::lab_args::{MergeArgs, PasskeyOutput};
+use crate::lab_args::MergeArgs;
 use crate::output::usage;
 use crate::present::{self, present};
 use anyhow::{Result, bail};
@@ -29,9 +28,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
         let haystack = about.texts.first().map_or("essay", |text| text.name.as_str());
         let trials = about.settings.passkey.as_ref().map_or(0, |settings| settings.trials);
         let grid = passkey::summarise(haystack, about.settings.seed, trials, &header.cells, &scores)?;
-        let OutputArgs { json, csv, html, .. } = &args.output;
-        let output = PasskeyOutput { json: *json, csv: csv.clone(), html: html.clone() };
-        return crate::passkey::show(&output, about, &grid);
+        return crate::passkey::show(&args.output.report, about, &grid);
     }
     let Run { header, scores, .. } = merged::<CellSpec>(args)?;
     let about = &header.about;

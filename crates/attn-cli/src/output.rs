@@ -1,7 +1,7 @@
 //! Where output goes: stdout that may close early, stderr that may be gone, and files that are whole or not there.
 
 use anyhow::{Context, Result};
-pub(crate) use attn_eval::report::blocks::wrap;
+use attn_eval::report::blocks::wrap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -81,6 +81,12 @@ pub(crate) fn usage_line(message: &str) -> String {
     let end = message.find("\nUsage:").or_else(|| message.find("\nFor more")).unwrap_or(message.len());
     let line = message[..end].split_whitespace().collect::<Vec<_>>().join(" ");
     format!("{line} (see attn --help)")
+}
+
+/// Appends a text, wrapped, and the end of its last line.
+pub(crate) fn push_line(out: &mut String, text: &str, width: usize) {
+    out.push_str(&wrap(text, width));
+    out.push('\n');
 }
 
 /// Columns to write for: `COLUMNS`, else the terminal's, else 100.

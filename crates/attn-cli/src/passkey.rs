@@ -1,8 +1,9 @@
 //! `attn passkey`: whether a model still finds what stands far back, by position scaling.
 
-use crate::lab_args::{PasskeyArgs, PasskeyOutput};
+use crate::args::ReportArgs;
+use crate::lab_args::PasskeyArgs;
 use crate::model::{self, Opened};
-use crate::output::{check_writable, color, print, print_json, usage, width, wrap, write_file};
+use crate::output::{color, print, print_json, push_line, usage, width, write_file};
 use crate::progress::Progress;
 use crate::{about, compare, long_run, text};
 use anyhow::{Context, Result, ensure};
@@ -22,11 +23,11 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
         return usage("passkey sets the scaling itself: use --modes and --factor");
     }
-    if args.long.shard.is_some() && (args.output.csv.is_some() || args.output.html.is_some()) {
+    if args.long.shard.is_some() && (args.report.csv.is_some() || args.report.html.is_some()) {
         return usage("--shard measures a part: give --csv and --html to attn merge");
     }
     long_run::check(&args.long)?;
-    check(&args.output)?;
+    args.report.check()?;
     let source = args.haystack.as_deref().map(|path| text::read(Some(path), &args.text_field)).transpose()?;
     let opened = model::open_plain(&args.model)?;
     let decoder = opened.model.architecture() == Architecture::Decoder;
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
     about.settings.passkey = Some(PasskeySettings { depths: depths.clone(), trials: args.trials });
     let plan = PasskeyPlan { plan, depths, trials: args.trials, haystack, tokenizer };
     let grid = Retrieval::new(&opened.model, &plan)?;
-    let scores = long_run::measure(&args.long, args.output.json, &about, grid.specs(), &mut |indices, done| {
+    let scores = long_run::measure(&args.long, args.report.json, &about, grid.specs(), &mut |indices, done| {
         let mut progress = Progress::new();
         let mut report = |at: attn_eval::compare::Progress| {
             progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
@@ -54,7 +55,7 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
         grid.run(indices, &mut report, done)
     })?;
     let Some(scores) = scores else { return Ok(()) };
-    show(&args.output, &about, &summarise(&plan.haystack.name, args.seed, args.trials, grid.specs(), &scores)?)
+    show(&args.report, &about, &summarise(&plan.haystack.name, args.seed, args.trials, grid.specs(), &scores)?)
 }
 
 fn plan(args: &PasskeyArgs, opened: &Opened) -> Result<Plan> {
@@ -78,43 +79,33 @@ fn plan(args: &PasskeyArgs, opened: &Opened) -> Result<Plan> {
     })
 }
 
-/// What can be known to be wrong before anything is measured.
-fn check(output: &PasskeyOutput) -> Result<()> {
-    output.csv.iter().chain(&output.html).try_for_each(|path| check_writable(path))
-}
-
 /// Shows a grid.
 ///
 /// # Errors
 /// A file or stdout can't be written.
-pub(crate) fn show(output: &PasskeyOutput, about: &About, passkey: &Passkey) -> Result<()> {
-    if let Some(path) = &output.csv {
+pub(crate) fn show(report: &ReportArgs, about: &About, passkey: &Passkey) -> Result<()> {
+    if let Some(path) = &report.csv {
         write_file(path, |out| Ok(out.write_all(retrieval_csv(passkey).as_bytes())?))?;
     }
-    if let Some(path) = &output.html {
+    if let Some(path) = &report.html {
         let page = html::retrieval(about, passkey)?;
         write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
     }
-    if output.json {
+    if report.json {
         return print_json(&PasskeyDocument::new(about, passkey));
     }
     let style = TableStyle { width: width(), color: color() };
     let mut out = String::new();
-    let mut line = |text: &str| {
-        out.push_str(&wrap(text, style.width));
-        out.push('\n');
-    };
     let trained = about.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
-    line(&format!("model    {}{trained}", about.checkpoint.name));
+    push_line(&mut out, &format!("model    {}{trained}", about.checkpoint.name), style.width);
     let hidden = if about.texts.is_empty() { "the paper's sentences" } else { &passkey.haystack };
-    line(&format!("haystack {hidden}"));
-    line("");
+    push_line(&mut out, &format!("haystack {hidden}"), style.width);
+    out.push('\n');
     out.push_str(&heat(passkey, style));
     out.push('\n');
     for said in std::iter::once(retrieval_headline(passkey, about.trained_context())).chain(retrieval_verdict(passkey))
     {
-        out.push_str(&wrap(&said, style.width));
-        out.push('\n');
+        push_line(&mut out, &said, style.width);
     }
     print(&out)
 }

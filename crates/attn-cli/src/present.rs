@@ -1,7 +1,7 @@
 //! How a comparison is shown: a table and a verdict, or JSON, and the files that were asked for.
 
 use crate::args::OutputArgs;
-use crate::output::{check_writable, color, print, print_json, usage, width, wrap, write_file};
+use crate::output::{check_writable, color, print, print_json, push_line, usage, width, write_file};
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
 use attn_eval::report::{
@@ -15,16 +15,15 @@ use std::path::Path;
 /// # Errors
 /// A path that can't be written, or of a kind that isn't written.
 pub(crate) fn check(args: &OutputArgs) -> Result<()> {
-    for path in args.csv.iter().chain(&args.plot).chain(&args.html) {
-        check_writable(path)?;
-    }
-    if let Some(plot) = &args.plot
-        && plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg"))
-    {
-        return usage(format!(
-            "--plot {}: charts are written as .svg; a browser or rsvg-convert makes another picture of one",
-            plot.display()
-        ));
+    args.report.check()?;
+    if let Some(plot) = &args.plot {
+        check_writable(plot)?;
+        if plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg")) {
+            return usage(format!(
+                "--plot {}: charts are written as .svg; a browser or rsvg-convert makes another picture of one",
+                plot.display()
+            ));
+        }
     }
     Ok(())
 }
@@ -34,18 +33,18 @@ pub(crate) fn check(args: &OutputArgs) -> Result<()> {
 /// # Errors
 /// A file or stdout can't be written.
 pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, search: Option<&Search>) -> Result<()> {
-    if let Some(path) = &args.csv {
+    if let Some(path) = &args.report.csv {
         write_file(path, |out| Ok(out.write_all(csv(&results.cells).as_bytes())?))?;
     }
     if let Some(path) = &args.plot {
         let chart = svg(&results.cells, &format!("Perplexity of {} by context", about.checkpoint.name));
         write_file(path, |out| Ok(out.write_all(chart.as_bytes())?))?;
     }
-    if let Some(path) = &args.html {
+    if let Some(path) = &args.report.html {
         let page = html::comparison(about, results)?;
         write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
     }
-    if args.json {
+    if args.report.json {
         return print_json(&Document::new(about, results).with_search(search));
     }
     match search {
@@ -69,10 +68,7 @@ pub(crate) fn present_from(args: &OutputArgs, path: &Path) -> Result<()> {
 fn report(about: &About, results: &Results) -> String {
     let style = TableStyle { width: width(), color: color() };
     let mut out = String::new();
-    let line = |out: &mut String, text: &str| {
-        out.push_str(&wrap(text, style.width));
-        out.push('\n');
-    };
+    let line = |out: &mut String, text: &str| push_line(out, text, style.width);
     let trained = about.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
     line(&mut out, &format!("model {}{trained}", about.checkpoint.name));
     for part in &results.by_text {
@@ -109,24 +105,19 @@ fn report(about: &About, results: &Results) -> String {
 fn found(about: &About, results: &Results, search: &Search) -> String {
     let style = TableStyle { width: width(), color: color() };
     let mut out = String::new();
-    let mut line = |text: &str| {
-        out.push_str(&wrap(text, style.width));
-        out.push('\n');
-    };
+    let line = |out: &mut String, text: &str| push_line(out, text, style.width);
     let (tried, context) = (search.candidates.len(), search.context);
     let (chosen, confirmed) = (search.choosing_windows.len(), search.confirming_windows.len());
-    line(&format!("model {}", about.checkpoint.name));
-    line(&format!("{tried} scalings tried on {chosen} windows of {context}; what follows is of {confirmed} others"));
-    line("");
+    line(&mut out, &format!("model {}", about.checkpoint.name));
+    let split =
+        format!("{tried} scalings tried on {chosen} windows of {context}; what follows is of {confirmed} others");
+    line(&mut out, &split);
+    out.push('\n');
     out.push_str(&table(&results.cells, style));
     out.push('\n');
-    let mut line = |text: &str| {
-        out.push_str(&wrap(text, style.width));
-        out.push('\n');
-    };
-    line(&sentence(search));
-    line("");
-    line(&search.winner.flags.join(" "));
+    line(&mut out, &sentence(search));
+    out.push('\n');
+    line(&mut out, &search.winner.flags.join(" "));
     out
 }
 

@@ -17,7 +17,7 @@ fn ranked(passkey: &Passkey, context: usize) -> Vec<(&str, Share)> {
     found
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
 }
 

@@ -45,7 +45,7 @@ pub(super) struct Saved<'a> {
     pub(super) log_sums: &'a [f32],
 }
 
-/// Where the gradients go.
+/// Where the gradients go: zeros, which units add to.
 pub(super) struct Gradients {
     /// `(b, h, parts, tq, d)`
     pub(super) q: Shared<f32>,
@@ -157,7 +157,7 @@ impl Worker<'_> {
                 let at = (b * s.h + head) * parts(&s) + part;
                 // SAFETY: this part of the queries' gradient is this unit's.
                 let to = unsafe { self.out.q.part(at * s.tq * s.d, s.tq * s.d) };
-                put(to, &unit.dq[i * rows * s.d..], self.p.scale);
+                add(to, &unit.dq[i * rows * s.d..], self.p.scale);
             }
         }
     }
@@ -186,8 +186,6 @@ impl Worker<'_> {
         let seen = self.p.seen_by_any(u.b, 0..s.tq);
         let share = s.tk.div_ceil(parts(&s)).next_multiple_of(KEYS);
         let range = (u.part * share).min(s.tk)..((u.part + 1) * share).min(s.tk);
-        // What the first heads leave, the others add to.
-        let put = if u.heads.start == u.kv_head * s.group() { put } else { put_more };
         for k0 in range.clone().step_by(KEYS) {
             let block = k0..range.end.min(k0 + KEYS);
             u.dk.fill(0.0);
@@ -199,8 +197,8 @@ impl Worker<'_> {
             let at = (u.b * s.h_kv + u.kv_head) * s.tk + block.start;
             // SAFETY: these keys of this head are this unit's.
             unsafe {
-                put(self.out.k.part(at * s.d, block.len() * s.d), u.dk, self.p.scale);
-                put(self.out.v.part(at * s.dv, block.len() * s.dv), u.dv, 1.0);
+                add(self.out.k.part(at * s.d, block.len() * s.d), u.dk, self.p.scale);
+                add(self.out.v.part(at * s.dv, block.len() * s.dv), u.dv, 1.0);
             }
         }
     }
@@ -336,15 +334,8 @@ unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
-/// Writes sums, times `factor`.
-fn put(to: &mut [f32], sums: &[f32], factor: f32) {
-    for (to, sum) in to.iter_mut().zip(sums) {
-        *to = sum * factor;
-    }
-}
-
-/// The same, added to what is there.
-fn put_more(to: &mut [f32], sums: &[f32], factor: f32) {
+/// Adds sums, times `factor`, to what other heads left.
+fn add(to: &mut [f32], sums: &[f32], factor: f32) {
     for (to, sum) in to.iter_mut().zip(sums) {
         *to += sum * factor;
     }

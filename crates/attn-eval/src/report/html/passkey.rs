@@ -4,6 +4,7 @@ use super::compare::meanings;
 use super::provenance::provenance;
 use super::{Cell, Chart, Head, Page, Series, Table, View};
 use crate::passkey::{Passkey, Share};
+use crate::report::retrieval::percent;
 use crate::report::{About, PasskeyDocument, retrieval_headline, retrieval_verdict};
 use anyhow::Result;
 
@@ -48,12 +49,12 @@ fn by_context(passkey: &Passkey) -> Chart {
     contexts.sort_unstable();
     let series = passkey.modes.iter().map(|mode| {
         let found: Vec<Option<Share>> = contexts.iter().map(|&context| passkey.share(mode, context, None)).collect();
-        let percent = |of: fn(Share) -> f64| found.iter().map(|share| share.map(|s| of(s) * 100.0)).collect();
+        let percents = |of: fn(Share) -> f64| found.iter().map(|share| share.map(|s| of(s) * 100.0)).collect();
         Series {
             name: mode.clone(),
-            values: percent(|s| s.value()),
-            low: percent(|s| s.interval().low),
-            high: percent(|s| s.interval().high),
+            values: percents(|s| s.value()),
+            low: percents(|s| s.interval().low),
+            high: percents(|s| s.interval().high),
         }
     });
     let x = contexts.iter().map(|&context| context as f64).collect();
@@ -76,9 +77,9 @@ fn by_context(passkey: &Passkey) -> Chart {
 }
 
 /// A share as a percentage, the deeper the colour the more was found.
-fn percent(share: Option<Share>) -> Cell {
+fn share_cell(share: Option<Share>) -> Cell {
     let Some(share) = share else { return Cell::text("–") };
-    Cell::number(share.value(), format!("{:.0}%", share.value() * 100.0)).heat(share.value())
+    Cell::number(share.value(), percent(share.value())).heat(share.value())
 }
 
 /// Modes down, contexts across.
@@ -87,14 +88,14 @@ fn shares(passkey: &Passkey) -> Table {
         let figures = passkey.contexts.iter().map(|&context| {
             let share = passkey.share(mode, context, None);
             let range = share.map(Share::interval).map(|i| format!("{:.0} to {:.0}%", i.low * 100.0, i.high * 100.0));
-            percent(share).small(range.unwrap_or_default())
+            share_cell(share).small(range.unwrap_or_default())
         });
         std::iter::once(Cell::text(mode)).chain(figures).collect()
     };
     Table {
         id: "found".into(),
         caption: "Found, at all depths together, with its 95% interval".into(),
-        heads: heads("mode", passkey),
+        heads: heads(Head::text("mode"), passkey),
         rows: passkey.modes.iter().map(row).collect(),
     }
 }
@@ -102,20 +103,19 @@ fn shares(passkey: &Passkey) -> Table {
 /// A mode's heat map: depths down, contexts across.
 fn map(passkey: &Passkey, index: usize, mode: &str) -> Table {
     let row = |&depth: &f64| {
-        let figures = passkey.contexts.iter().map(|&context| percent(passkey.share(mode, context, Some(depth))));
-        std::iter::once(Cell::number(depth, format!("{:.0}%", depth * 100.0))).chain(figures).collect()
+        let figures = passkey.contexts.iter().map(|&context| share_cell(passkey.share(mode, context, Some(depth))));
+        std::iter::once(Cell::number(depth, percent(depth))).chain(figures).collect()
     };
     Table {
         id: format!("map-{index}"),
         caption: format!("{mode}: found, by depth and context"),
-        heads: heads("depth", passkey),
+        heads: heads(Head::number("depth"), passkey),
         rows: passkey.depths.iter().map(row).collect(),
     }
 }
 
-fn heads(first: &str, passkey: &Passkey) -> Vec<Head> {
+fn heads(first: Head, passkey: &Passkey) -> Vec<Head> {
     let contexts = passkey.contexts.iter().map(|context| Head::number(format!("{context} tokens")));
-    let first = if first == "depth" { Head::number(first) } else { Head::text(first) };
     std::iter::once(first).chain(contexts).collect()
 }
 
