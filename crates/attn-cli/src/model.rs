@@ -95,7 +95,15 @@ pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
     if threads > 1024 {
         return usage(format!("--threads {threads} is more than any machine has"));
     }
+    tell_candle("RAYON_NUM_THREADS", threads);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("can't start the threads")
+}
+
+/// Sets one of the variables from which Candle takes its numbers of threads; it has no other way to be told.
+pub(crate) fn tell_candle(variable: &str, threads: usize) {
+    // SAFETY: no thread that was started so early reads the environment but through std, which takes turns with this: the
+    // one that waits for Ctrl-C reads none at all.
+    unsafe { std::env::set_var(variable, threads.to_string()) }
 }
 
 /// Opens a device.

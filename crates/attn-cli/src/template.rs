@@ -42,7 +42,7 @@ enum Answer {
 /// There is no template, or it refuses, fails, or asks for too much.
 pub(crate) fn render(checkpoint: &Checkpoint, prompt: &str) -> Result<String> {
     let template = checkpoint.require_chat_template()?;
-    let (bos, eos) = checkpoint.text_ends();
+    let (bos, eos) = checkpoint.text_ends()?;
     let messages = vec![("user".to_string(), prompt.to_string())];
     match ask(&Job { template: template.source().to_string(), messages, bos, eos })? {
         Answer::Text(text) => Ok(text),

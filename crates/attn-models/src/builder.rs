@@ -49,15 +49,21 @@ impl<'a> Builder<'a> {
 
     /// Tensor `name` of `shape` in a dtype of its own.
     pub(crate) fn tensor_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let full = self.full(name);
-        if let Some(found) = self.source.shape(&full)
-            && found.dims() != shape
-        {
-            bail!("tensor {full} has shape {:?}, the config asks for {shape:?}", found.dims())
-        }
+        let full = self.checked(name, shape)?;
         let tensor = self.source.load(&full, dtype, &self.device)?;
         self.used.borrow_mut().insert(full, tensor.elem_count());
         Ok(tensor)
+    }
+
+    /// The checkpoint's name of a tensor that, if it is there, has to have this shape.
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<String> {
+        let full = self.full(name);
+        match self.source.shape(&full) {
+            Some(found) if found.dims() != shape => {
+                bail!("tensor {full} has shape {:?}, the config asks for {shape:?}", found.dims())
+            }
+            _ => Ok(full),
+        }
     }
 
     pub(crate) fn norm(&self, prefix: &str, spec: &NormSpec) -> Result<Norm> {
@@ -142,11 +148,26 @@ impl<'a> Builder<'a> {
         if let Some(format) = formats[0] {
             return Ok(Some(Linear::quantized(self.stacked_blocks(prefix, specs, format)?, bias)?));
         }
-        let weights = specs.iter().map(|s| self.weight(prefix, s)).collect::<Result<Vec<_>>>()?;
-        if cut && weights.iter().any(Tensor::track_op) {
+        let weight = self.stacked_rows(prefix, specs)?;
+        if cut && weight.track_op() {
             return Ok(None);
         }
-        Ok(Some(Linear::new(Tensor::cat(&weights, 0)?, bias)?))
+        Ok(Some(Linear::new(weight, bias)?))
+    }
+
+    /// The weights of several products under each other.
+    fn stacked_rows(&self, prefix: &str, specs: &[&LinearSpec]) -> Result<Tensor> {
+        if specs.iter().any(|s| s.transposed) {
+            let weights = specs.iter().map(|s| self.weight(prefix, s)).collect::<Result<Vec<_>>>()?;
+            return Tensor::cat(&weights, 0);
+        }
+        let name = |s: &LinearSpec| self.checked(&format!("{prefix}{}.weight", s.name), &[s.out_dim, s.in_dim]);
+        let names = specs.iter().map(|s| name(s)).collect::<Result<Vec<_>>>()?;
+        let refs: Vec<&str> = names.iter().map(String::as_str).collect();
+        let weight = self.source.load_rows(&refs, self.dtype, &self.device)?;
+        let counts = specs.iter().map(|s| s.out_dim * s.in_dim);
+        self.used.borrow_mut().extend(names.into_iter().zip(counts));
+        Ok(weight)
     }
 
     /// Rows of blocks of one format under each other.

@@ -20,4 +20,4 @@ mod weights;
 
 pub use model::{Architecture, Model, Options};
 pub use session::{RopeLength, Session};
-pub use weights::TensorSource;
+pub use weights::{TensorSource, load_then_stack};

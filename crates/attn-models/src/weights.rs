@@ -22,6 +22,15 @@ pub trait TensorSource: Send + Sync {
     /// The tensor is missing or can't be read; the message names the file and the tensor.
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor>;
 
+    /// Reads several tensors of equal rows as one, under each other; with room for the whole from the start, if the
+    /// source can.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and for rows that differ.
+    fn load_rows(&self, names: &[&str], dtype: DType, device: &Device) -> Result<Tensor> {
+        load_then_stack(self, names, dtype, device)
+    }
+
     /// Tensor `name` in its quantised blocks, if that is how it is stored and the source is asked to keep them.
     fn quantized(&self, _name: &str, _device: &Device) -> Result<Option<Arc<QTensor>>> {
         Ok(None)
@@ -34,6 +43,19 @@ pub trait TensorSource: Send + Sync {
 
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
+}
+
+/// [`TensorSource::load_rows`] for any source: each tensor, then a copy of all of them.
+///
+/// # Errors
+/// As there.
+pub fn load_then_stack<S: TensorSource + ?Sized>(
+    source: &S,
+    names: &[&str],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    Tensor::cat(&names.iter().map(|name| source.load(name, dtype, device)).collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// Tensors already in memory, such as those of a `VarMap`.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use attn_eval::rng::Rng;
 use attn_models::{Model, Options};
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -48,6 +49,16 @@ impl Settings {
             other => anyhow::bail!("training runs in f32 or bf16, not in {other}"),
         }
     }
+
+    /// Rows that go through the model together.
+    fn shard_rows(&self) -> usize {
+        (SHARD_TOKENS / self.context).clamp(1, self.batch)
+    }
+
+    /// Shards of a step.
+    fn shards(&self) -> usize {
+        self.batch.div_ceil(self.shard_rows()) * self.accumulate
+    }
 }
 
 /// What one step did.
@@ -78,7 +89,12 @@ pub struct Trainer {
     pub(crate) done: usize,
     tokens: Arc<[u32]>,
     options: Options,
+    pools: Vec<ThreadPool>,
 }
+
+/// Tokens that go through the model together: enough that matrix products are as fast as they get, and no more memory
+/// than that takes.
+const SHARD_TOKENS: usize = 256;
 
 impl Trainer {
     /// A run from its first step, on `tokens`, with first weights under their Hugging Face names.
@@ -102,7 +118,8 @@ impl Trainer {
             Ok((name, Parameter { var, moments }))
         };
         let parameters = weights.into_iter().map(parameter).collect::<Result<_>>()?;
-        let trainer = Self { settings, parameters, done: 0, tokens, options };
+        let pools = pools(settings.shards())?;
+        let trainer = Self { settings, parameters, done: 0, tokens, options, pools };
         trainer.model().context("the first weights don't fit the config")?;
         Ok(trainer)
     }
@@ -141,54 +158,76 @@ impl Trainer {
     /// A loss or gradient that is not finite, a weight that got no gradient.
     pub fn step(&mut self) -> Result<Step> {
         let started = Instant::now();
-        let s = &self.settings;
-        let (number, accumulate) = (self.done + 1, s.accumulate);
-        let mut loss = 0.0;
-        let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        for part in 0..accumulate {
-            loss += self.accumulate(part, &mut gradients)? / accumulate as f64;
-        }
+        let number = self.done + 1;
+        let (loss, gradients) = self.gradients()?;
         ensure!(loss.is_finite(), "step {number}: the loss is {loss}; try a lower learning rate");
         let square = |g: &Vec<f32>| g.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-        let grad_norm = gradients.values().map(square).sum::<f64>().sqrt() / accumulate as f64;
+        let grad_norm = gradients.par_iter().map(square).collect::<Vec<_>>().iter().sum::<f64>().sqrt();
         ensure!(grad_norm.is_finite(), "step {number}: the gradient is not finite; try a lower learning rate");
+        let s = &self.settings;
         let rate = learning_rate(self.done, s.steps, s.warmup, s.learning_rate);
-        let scale = (s.clip / grad_norm.max(1e-12)).min(1.0) / accumulate as f64;
-        for (name, parameter) in &mut self.parameters {
-            let gradient = &gradients[name];
+        let scale = (s.clip / grad_norm.max(1e-12)).min(1.0);
+        let parameters: Vec<_> = self.parameters.iter_mut().collect();
+        parameters.into_par_iter().zip(gradients).try_for_each(|((name, parameter), gradient)| -> Result<()> {
             let mut weights = parameter.var.flatten_all()?.to_vec1::<f32>()?;
             // Norms and biases don't decay, nor does T5's table of biases.
             let decays = parameter.var.rank() >= 2 && !name.contains("relative_attention_bias");
-            s.adamw.update(&mut weights, gradient, &mut parameter.moments, (number, rate, scale), decays);
-            parameter.var.set(&Tensor::from_vec(weights, parameter.var.shape(), &Device::Cpu)?)?;
-        }
+            s.adamw.update(&mut weights, &gradient, &mut parameter.moments, (number, rate, scale), decays);
+            Ok(parameter.var.set(&Tensor::from_vec(weights, parameter.var.shape(), &Device::Cpu)?)?)
+        })?;
         self.done = number;
         let tokens = (s.batch * s.accumulate * s.context) as f64;
         let tokens_per_second = tokens / started.elapsed().as_secs_f64();
         Ok(Step { step: number, loss, learning_rate: rate, grad_norm, tokens_per_second })
     }
 
-    /// Loss of a micro-batch; its gradients are added.
-    fn accumulate(&self, part: usize, gradients: &mut BTreeMap<String, Vec<f32>>) -> Result<f64> {
-        let ids = self.rows(part)?;
-        let nll = self.model()?.nll(&ids, self.settings.context)?.mean_all()?;
-        let store = nll.backward()?;
-        for (name, parameter) in &self.parameters {
-            let Some(gradient) = store.get(parameter.var.as_tensor()) else {
-                anyhow::bail!("{name} got no gradient: the model does not depend on it")
-            };
-            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-            match gradients.get_mut(name) {
-                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
-                None => _ = gradients.insert(name.clone(), gradient),
+    /// The mean loss of the step's rows, and its gradient by every parameter in their order.
+    ///
+    /// The rows go through the model in shards, each on its own threads from end to end: most of a small model's
+    /// operations are too short to be shared out one by one. What a shard holds does not depend on the number of
+    /// threads, and shards are added in their order, so neither does the result.
+    fn gradients(&self) -> Result<(f64, Vec<Vec<f32>>)> {
+        let (shards, model) = (self.shards()?, self.model()?);
+        let (mut loss, mut sums) = (0.0, Vec::new());
+        for wave in shards.chunks(self.pools.len()) {
+            let run = |(ids, pool): (&Tensor, &ThreadPool)| pool.install(|| self.shard(&model, ids));
+            for (part, gradients) in wave.par_iter().zip(&self.pools).map(run).collect::<Result<Vec<_>>>()? {
+                loss += part;
+                add(&mut sums, gradients);
             }
         }
-        Ok(f64::from(nll.to_scalar::<f32>()?))
+        Ok((loss, sums))
+    }
+
+    /// A shard's share of the loss and of its gradients.
+    fn shard(&self, model: &Model, ids: &Tensor) -> Result<(f64, Vec<Vec<f32>>)> {
+        let s = &self.settings;
+        let predictions = s.batch * s.accumulate * (s.context - 1);
+        let nll = (model.nll(ids, s.context)?.sum_all()? / predictions as f64)?;
+        let store = nll.backward()?;
+        let gradient = |(name, parameter): (&String, &Parameter)| match store.get(parameter.var.as_tensor()) {
+            Some(gradient) => Ok(gradient.flatten_all()?.to_vec1()?),
+            None => anyhow::bail!("{name} got no gradient: the model does not depend on it"),
+        };
+        Ok((f64::from(nll.to_scalar::<f32>()?), self.parameters.iter().map(gradient).collect::<Result<_>>()?))
+    }
+
+    /// The step's rows in pieces of about [`SHARD_TOKENS`].
+    fn shards(&self) -> Result<Vec<Tensor>> {
+        let s = &self.settings;
+        let mut shards = Vec::new();
+        for part in 0..s.accumulate {
+            let ids = self.rows(part);
+            for ids in ids.chunks(s.shard_rows() * s.context) {
+                shards.push(Tensor::from_slice(ids, (ids.len() / s.context, s.context), &Device::Cpu)?);
+            }
+        }
+        Ok(shards)
     }
 
     /// Ids `(batch, context)` of micro-batch `part` of the next step: rows that start anywhere in the text, drawn from
     /// the seed and the numbers of step and micro-batch alone.
-    fn rows(&self, part: usize) -> Result<Tensor> {
+    fn rows(&self, part: usize) -> Vec<u32> {
         let s = &self.settings;
         let run = Rng::new(s.seed ^ 0x7261_7773).next_u64();
         let number = (self.done * s.accumulate + part) as u64;
@@ -198,8 +237,26 @@ impl Trainer {
             let start = rng.below(self.tokens.len() - s.context + 1);
             ids.extend_from_slice(&self.tokens[start..start + s.context]);
         }
-        Ok(Tensor::from_vec(ids, (s.batch, s.context), &Device::Cpu)?)
+        ids
     }
+}
+
+/// Adds a shard's gradients, or begins with them.
+fn add(sums: &mut Vec<Vec<f32>>, gradients: Vec<Vec<f32>>) {
+    if sums.is_empty() {
+        *sums = gradients;
+    } else {
+        let both = sums.par_iter_mut().zip(gradients);
+        both.for_each(|(sum, gradient)| sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g));
+    }
+}
+
+/// As many pools as there are shards to run at a time, with the threads of this one shared out among them.
+fn pools(shards: usize) -> Result<Vec<ThreadPool>> {
+    let threads = rayon::current_num_threads();
+    let pools = threads.min(shards);
+    let pool = |i| ThreadPoolBuilder::new().num_threads(threads / pools + usize::from(i < threads % pools)).build();
+    (0..pools).map(pool).collect::<Result<_, _>>().context("can't start the threads")
 }
 
 /// SHA-256 of token ids, little-endian.

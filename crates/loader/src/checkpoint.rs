@@ -2,6 +2,7 @@
 
 use crate::{
     chat::ChatTemplate,
+    deferred::Deferred,
     error::{LoadError, Result},
     folder, gguf,
     hub::{self, HubConfig},
@@ -24,8 +25,7 @@ pub struct Checkpoint {
     pub config: serde_json::Value,
     /// The tensors, under Hugging Face names; nothing is read until it is asked for.
     pub weights: Arc<dyn TensorSource>,
-    /// The tokenizer, if the checkpoint has one; see [`Checkpoint::require_tokenizer`].
-    pub tokenizer: Option<Tokenizer>,
+    pub(crate) tokenizer: Option<Deferred>,
     /// The chat template, if the checkpoint has one.
     pub chat_template: Option<ChatTemplate>,
     /// The ids that begin and end a text.
@@ -194,12 +194,21 @@ impl Checkpoint {
         folder::from_bytes(config, weights.into(), tokenizer)
     }
 
+    /// The tokenizer, if the checkpoint has one. It is read in the background from the moment the checkpoint is opened;
+    /// this waits for it.
+    ///
+    /// # Errors
+    /// tokenizer.json is malformed.
+    pub fn tokenizer(&self) -> Result<Option<&Tokenizer>> {
+        self.tokenizer.as_ref().map(Deferred::get).transpose()
+    }
+
     /// The tokenizer, or the reason there is none.
     ///
     /// # Errors
-    /// The checkpoint has no tokenizer.
+    /// The checkpoint has no tokenizer, or tokenizer.json is malformed.
     pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
+        self.tokenizer()?.ok_or_else(|| {
             let files = &self.origin.files;
             let folder = files.iter().find_map(|f| f.path()?.parent());
             let found = match folder.map(|f| f.join("tokenizer.model").exists() || f.join("vocab.json").exists()) {
@@ -215,7 +224,7 @@ impl Checkpoint {
     /// # Errors
     /// There is no template, or it fails; see [`ChatTemplate::render`].
     pub fn render_chat<R: AsRef<str>, C: AsRef<str>>(&self, messages: &[(R, C)], prompt: bool) -> Result<String> {
-        let (bos, eos) = self.text_ends();
+        let (bos, eos) = self.text_ends()?;
         self.require_chat_template()?.render(messages, prompt, &bos, &eos)
     }
 
@@ -230,11 +239,13 @@ impl Checkpoint {
     }
 
     /// The texts of the tokens that begin and end a text, as chat templates see them; empty where there are none.
-    #[must_use]
-    pub fn text_ends(&self) -> (String, String) {
-        let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.as_ref()?.token(id)).unwrap_or_default();
-        let tok = self.tokenizer.as_ref();
-        (text(tok.and_then(|t| t.bos_id)), text(tok.and_then(|t| t.eos_ids.first().copied())))
+    ///
+    /// # Errors
+    /// tokenizer.json is malformed.
+    pub fn text_ends(&self) -> Result<(String, String)> {
+        let Some(tokenizer) = self.tokenizer()? else { return Ok(Default::default()) };
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        Ok((text(tokenizer.bos_id), text(tokenizer.eos_ids.first().copied())))
     }
 }
 

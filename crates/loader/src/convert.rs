@@ -13,7 +13,7 @@ use std::ops::Range;
 const BLOCK: usize = 2048;
 
 /// A type tensors can be made of, read from little-endian bytes.
-pub(crate) trait Element: candle_core::WithDType {
+pub(crate) trait Element: candle_core::WithDType + bytemuck::Zeroable {
     /// One element from exactly `size_of::<Self>()` bytes.
     fn from_le(bytes: &[u8]) -> Self;
 }
@@ -88,12 +88,14 @@ fn copy_le<T: Element>(bytes: &[u8], out: &mut [T]) {
     }
 }
 
-/// Reads `shape` elements of `stored` from `range` of `blob` as a tensor of `dtype`.
+/// Bytes of a file that hold elements.
+pub(crate) type Piece<'a> = (&'a Blob, Range<u64>);
+
+/// Reads `pieces`, one after the other, as a tensor of `dims` and `dtype`; they hold elements of `stored`.
 ///
-/// The caller has checked that `range` is as long as the shape and the stored dtype say.
+/// The caller has checked that they are as long as the shape and the stored dtype say.
 pub(crate) fn read_tensor(
-    blob: &Blob,
-    range: Range<u64>,
+    pieces: &[Piece],
     stored: DType,
     dims: &[usize],
     dtype: DType,
@@ -102,43 +104,37 @@ pub(crate) fn read_tensor(
     use DType as D;
     let plain = |t: candle_core::Result<Tensor>| t.and_then(|t| t.to_dtype(dtype));
     Ok(match (stored, dtype) {
-        (D::F32, D::F16) => convert::<f32, f16>(blob, range, dims, device)?,
-        (D::F32, D::BF16) => convert::<f32, bf16>(blob, range, dims, device)?,
-        (D::F16, D::F32) => convert::<f16, f32>(blob, range, dims, device)?,
-        (D::F16, D::BF16) => convert::<f16, bf16>(blob, range, dims, device)?,
-        (D::BF16, D::F32) => convert::<bf16, f32>(blob, range, dims, device)?,
-        (D::BF16, D::F16) => convert::<bf16, f16>(blob, range, dims, device)?,
-        (D::F32, _) => plain(copy::<f32>(blob, range, dims, device)?),
-        (D::F16, _) => plain(copy::<f16>(blob, range, dims, device)?),
-        (D::BF16, _) => plain(copy::<bf16>(blob, range, dims, device)?),
-        (D::F64, _) => plain(copy::<f64>(blob, range, dims, device)?),
-        (D::I64, _) => plain(copy::<i64>(blob, range, dims, device)?),
-        (D::I32, _) => plain(copy::<i32>(blob, range, dims, device)?),
-        (D::I16, _) => plain(copy::<i16>(blob, range, dims, device)?),
-        (D::U32, _) => plain(copy::<u32>(blob, range, dims, device)?),
-        (D::U8, _) => plain(copy::<u8>(blob, range, dims, device)?),
+        (D::F32, D::F16) => convert::<f32, f16>(pieces, dims, device)?,
+        (D::F32, D::BF16) => convert::<f32, bf16>(pieces, dims, device)?,
+        (D::F16, D::F32) => convert::<f16, f32>(pieces, dims, device)?,
+        (D::F16, D::BF16) => convert::<f16, bf16>(pieces, dims, device)?,
+        (D::BF16, D::F32) => convert::<bf16, f32>(pieces, dims, device)?,
+        (D::BF16, D::F16) => convert::<bf16, f16>(pieces, dims, device)?,
+        (D::F32, _) => plain(copy::<f32>(pieces, dims, device)?),
+        (D::F16, _) => plain(copy::<f16>(pieces, dims, device)?),
+        (D::BF16, _) => plain(copy::<bf16>(pieces, dims, device)?),
+        (D::F64, _) => plain(copy::<f64>(pieces, dims, device)?),
+        (D::I64, _) => plain(copy::<i64>(pieces, dims, device)?),
+        (D::I32, _) => plain(copy::<i32>(pieces, dims, device)?),
+        (D::I16, _) => plain(copy::<i16>(pieces, dims, device)?),
+        (D::U32, _) => plain(copy::<u32>(pieces, dims, device)?),
+        (D::U8, _) => plain(copy::<u8>(pieces, dims, device)?),
         (other, _) => Err(candle_core::Error::Msg(format!("{other:?} can't be read from a file"))),
     })
 }
 
 /// The same elements, no conversion.
-fn copy<T: Element>(
-    blob: &Blob,
-    range: Range<u64>,
-    dims: &[usize],
-    dev: &Device,
-) -> Result<candle_core::Result<Tensor>> {
-    fill(blob, range, size_of::<T>(), dims, dev, copy_le::<T>)
+fn copy<T: Element>(pieces: &[Piece], dims: &[usize], device: &Device) -> Result<candle_core::Result<Tensor>> {
+    fill(pieces, size_of::<T>(), dims, device, copy_le::<T>)
 }
 
 /// Elements of `S` as elements of `T`, through f32, which holds either exactly.
 fn convert<S: Widen, T: Narrow>(
-    blob: &Blob,
-    range: Range<u64>,
+    pieces: &[Piece],
     dims: &[usize],
     device: &Device,
 ) -> Result<candle_core::Result<Tensor>> {
-    fill(blob, range, size_of::<S>(), dims, device, |bytes, out: &mut [T]| {
+    fill(pieces, size_of::<S>(), dims, device, |bytes, out: &mut [T]| {
         let mut wide = [0f32; BLOCK];
         for (bytes, out) in bytes.chunks(BLOCK * size_of::<S>()).zip(out.chunks_mut(BLOCK)) {
             let wide = &mut wide[..out.len()];
@@ -148,23 +144,25 @@ fn convert<S: Widen, T: Narrow>(
     })
 }
 
-/// Allocates the target once and fills it in parallel from consecutive pieces of the file.
+/// Allocates the target once and fills it in parallel from consecutive parts of the files.
 fn fill<T: Element>(
-    blob: &Blob,
-    range: Range<u64>,
+    pieces: &[Piece],
     unit: usize,
     dims: &[usize],
     device: &Device,
     f: impl Fn(&[u8], &mut [T]) + Sync,
 ) -> Result<candle_core::Result<Tensor>> {
-    let n = ((range.end - range.start) / unit as u64) as usize;
-    let mut data = vec![T::zero(); n];
+    let bytes: u64 = pieces.iter().map(|(_, range)| range.end - range.start).sum();
+    // Zeros that the system hands out: each page is first touched, and made, by the thread that fills it.
+    let mut data: Vec<T> = bytemuck::zeroed_vec((bytes / unit as u64) as usize);
     let mut done = 0;
-    blob.for_each_chunk(range, unit, |bytes| {
-        let out = &mut data[done..done + bytes.len() / unit];
-        done += out.len();
-        const GRAIN: usize = 64 * BLOCK;
-        out.par_chunks_mut(GRAIN).zip(bytes.par_chunks(GRAIN * unit)).for_each(|(out, bytes)| f(bytes, out));
-    })?;
+    for (blob, range) in pieces {
+        blob.for_each_chunk(range.clone(), unit, |bytes| {
+            let out = &mut data[done..done + bytes.len() / unit];
+            done += out.len();
+            const GRAIN: usize = 64 * BLOCK;
+            out.par_chunks_mut(GRAIN).zip(bytes.par_chunks(GRAIN * unit)).for_each(|(out, bytes)| f(bytes, out));
+        })?;
+    }
     Ok(Tensor::from_vec(data, dims, device))
 }

@@ -3,6 +3,7 @@
 use crate::{
     chat::ChatTemplate,
     checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile},
+    deferred::Deferred,
     error::{LoadError, Result},
     safetensors::{self, SafetensorsSource},
     tokenizer::Tokenizer,
@@ -74,10 +75,13 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer = if tokenizer_path.exists() {
         let bytes = read_bounded(&tokenizer_path, MAX_TOKENIZER)?;
-        let special = optional_object(folder, "special_tokens_map.json")?;
-        let mut tokenizer = Tokenizer::from_json(&tokenizer_path, &bytes)?;
-        configure(&mut tokenizer, [tokenizer_config.as_ref(), special.as_ref()], &config, &generation);
-        Some(tokenizer)
+        let beside = [tokenizer_config.clone(), optional_object(folder, "special_tokens_map.json")?];
+        let (config, generation) = (config.clone(), generation.clone());
+        Some(Deferred::start(tokenizer_path, move || {
+            let mut tokenizer = Tokenizer::parse(&bytes)?;
+            configure(&mut tokenizer, beside.each_ref().map(Option::as_ref), &config, &generation);
+            Ok(tokenizer)
+        }))
     } else {
         None
     };
@@ -102,7 +106,7 @@ pub(crate) fn from_bytes(config: &[u8], weights: Cow<'static, [u8]>, tokenizer: 
             files.push(OriginFile::digested("tokenizer.json", bytes));
             let mut tokenizer = Tokenizer::from_json(Path::new("embedded tokenizer.json"), bytes)?;
             configure(&mut tokenizer, [None, None], &config_value, &generation);
-            Some(tokenizer)
+            Some(Deferred::ready(tokenizer))
         }
         None => None,
     };

@@ -18,6 +18,7 @@ mod blob;
 mod chat;
 mod checkpoint;
 mod convert;
+mod deferred;
 mod error;
 mod folder;
 #[cfg(fuzzing)]

@@ -123,19 +123,38 @@ impl TensorSource for SafetensorsSource {
 
     fn load(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let (entry, blob) = self.get(name)?;
-        let stored = candle_dtype(entry.dtype).ok_or_else(|| LoadError::UnsupportedDtype {
-            file: blob.path().to_path_buf(),
-            tensor: name.to_string(),
-            dtype: format!("{:?}", entry.dtype),
-            instead: "F32, BF16 or F16",
-        })?;
-        let tensor = convert::read_tensor(blob, entry.bytes.clone(), stored, &entry.shape, dtype, device)?;
+        let piece = [(blob, entry.bytes.clone())];
+        let tensor = convert::read_tensor(&piece, stored(name, entry, blob)?, &entry.shape, dtype, device)?;
         tensor.map_err(|err| LoadError::tensor(blob.path(), name, err.to_string()).into())
+    }
+
+    fn load_rows(&self, names: &[&str], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let found = names.iter().map(|name| self.get(name)).collect::<Result<Vec<_>>>()?;
+        let Some(&(first, blob)) = found.first() else { candle_core::bail!("no tensors to put under each other") };
+        let row = first.shape.get(1..).unwrap_or_default();
+        if found.iter().any(|(e, _)| e.dtype != first.dtype || e.shape.is_empty() || e.shape[1..] != *row) {
+            return attn_models::load_then_stack(self, names, dtype, device);
+        }
+        let rows = found.iter().map(|(e, _)| e.shape[0]).sum();
+        let pieces: Vec<_> = found.iter().map(|(e, blob)| (*blob, e.bytes.clone())).collect();
+        let shape = [&[rows], row].concat();
+        let tensor = convert::read_tensor(&pieces, stored(names[0], first, blob)?, &shape, dtype, device)?;
+        tensor.map_err(|err| LoadError::tensor(blob.path(), names[0], err.to_string()).into())
     }
 
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }
+}
+
+/// The dtype that the tensor `name` is stored in, as Candle's.
+fn stored(name: &str, entry: &Place, blob: &Blob) -> Result<DType> {
+    candle_dtype(entry.dtype).ok_or_else(|| LoadError::UnsupportedDtype {
+        file: blob.path().to_path_buf(),
+        tensor: name.to_string(),
+        dtype: format!("{:?}", entry.dtype),
+        instead: "F32, BF16 or F16",
+    })
 }
 
 /// The dtypes Candle can hold. F8 weights come with scales beside them, so reading them as numbers would be wrong.

@@ -31,13 +31,13 @@ impl Tokenizer {
     /// # Errors
     /// The contents are not a tokenizer.
     pub fn from_json(file: &Path, bytes: &[u8]) -> Result<Self> {
-        let err = |reason: String| LoadError::Tokenizer { file: file.to_path_buf(), reason };
-        let inner = match guard(|| tokenizers::Tokenizer::from_bytes(bytes)) {
-            Ok(Ok(inner)) => inner,
-            Ok(Err(e)) => return Err(err(format!("not a valid tokenizer.json: {e}"))),
-            Err(panic) => return Err(err(format!("not a valid tokenizer.json: {panic}"))),
-        };
-        Ok(Self::new(inner))
+        Self::parse(bytes).map_err(|reason| LoadError::Tokenizer { file: file.to_path_buf(), reason })
+    }
+
+    /// [`from_json`](Self::from_json), with only the reason of a failure.
+    pub(crate) fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let inner = guard(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())).flatten();
+        inner.map(Self::new).map_err(|reason| format!("not a valid tokenizer.json: {reason}"))
     }
 
     /// Wraps a tokenizer made elsewhere; it has no beginning or end of text until they are set.

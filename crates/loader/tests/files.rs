@@ -50,6 +50,33 @@ fn a_folder_opens_mapped_and_read() {
     }
 }
 
+/// Three tensors as one, read into it or, where their dtypes differ, stacked afterwards.
+#[test]
+fn rows_of_several_tensors() {
+    let row = |dtype: &str, a: u64, b: u64| json!({"dtype": dtype, "shape": [(b - a) / 12, 3], "data_offsets": [a, b]});
+    let data: Vec<u8> = (0..18).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let header = json!({"a": row("F32", 0, 24), "b": row("F32", 24, 36), "c": row("F32", 36, 72)});
+    let same = [&(header.to_string().len() as u64).to_le_bytes()[..], header.to_string().as_bytes(), &data].concat();
+    let narrow = json!({"dtype": "BF16", "shape": [2, 3], "data_offsets": [36, 48]});
+    let header = json!({"a": row("F32", 0, 24), "b": row("F32", 24, 36), "c": narrow});
+    let mixed = [&(header.to_string().len() as u64).to_le_bytes()[..], header.to_string().as_bytes(), &data[..48]];
+    for (file, rows) in [(same, 6), (mixed.concat(), 5)] {
+        let dir = folder(&[("model.safetensors", &file)]);
+        let weights = open(dir.path()).unwrap().weights;
+        for (names, rows) in [(&["c", "a", "b"][..], rows), (&["b"], 1)] {
+            for dtype in [DType::F32, DType::BF16] {
+                let got = weights.load_rows(names, dtype, &Device::Cpu).unwrap();
+                let want = attn_models::load_then_stack(weights.as_ref(), names, dtype, &Device::Cpu).unwrap();
+                assert_eq!((got.dims(), got.dtype()), (&[rows, 3][..], dtype));
+                assert_eq!(values(&got), values(&want), "{names:?}");
+            }
+        }
+        assert!(weights.load_rows(&[], DType::F32, &Device::Cpu).is_err());
+        let err = weights.load_rows(&["a", "z"], DType::F32, &Device::Cpu).unwrap_err().to_string();
+        assert!(err.contains("tensor z"), "{err}");
+    }
+}
+
 #[test]
 fn every_float_dtype_becomes_every_other() {
     let xs: Vec<f32> = (0..5000).map(|i| ((i * 37) % 1001) as f32 / 64.0 - 7.5).collect();
@@ -241,7 +268,7 @@ fn json_beside_the_weights() {
         ("chat_template.jinja", b"\xff\xfe", "UTF-8"),
     ] {
         let dir = folder(&[("model.safetensors", &weights), (name, bytes)]);
-        let err = open(dir.path()).unwrap_err().to_string();
+        let err = open(dir.path()).and_then(|c| c.tokenizer().map(drop)).unwrap_err().to_string();
         assert!(err.contains(want) && err.contains(name) && !err.contains('\n'), "{name}: {err}");
     }
 }

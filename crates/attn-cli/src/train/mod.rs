@@ -50,6 +50,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     let texts = args.text.iter().map(|path| text::read_file(path)).collect::<Result<Vec<_>>>()?;
     model::set_threads(args.load.threads)?;
+    // The shards of a step have the cores already, and Candle's pool for element-wise operations admits one at a time.
+    model::tell_candle("CANDLE_NUM_THREADS", 1);
     let start = if args.model.is_some() { tuned(args, &texts)? } else { fresh(args, &texts)? };
     let text_tokens = start.tokens.len();
     let mut trainer = Trainer::new(settings(args, start.config), start.weights, start.tokens)?;

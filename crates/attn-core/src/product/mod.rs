@@ -14,6 +14,7 @@
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 pub(crate) mod blocks;
+mod dense;
 mod few_rows;
 mod many_rows;
 mod target;
@@ -129,12 +130,24 @@ impl CustomOp2 for Product {
         let ((out, depth), w) = (w.dims2()?, w.detach());
         let rows = xs.elem_count() / depth;
         let (flat, grad) = (xs.detach().reshape((rows, depth))?, grad.contiguous()?.reshape((rows, out))?);
-        let (to_xs, to_w) = if w.dtype() == DType::BF16 {
-            // The bf16 kernels read both operands along the sum.
-            let (wt, xt, gt) = (w.t()?.contiguous()?, flat.t()?.contiguous()?, grad.t()?.contiguous()?);
-            (matmul_t(&grad, &wt)?, matmul_t(&gt, &xt)?)
-        } else {
-            (matmul(&grad, &w)?, matmul(&grad.t()?, &flat)?)
+        let (to_xs, to_w) = match w.dtype() {
+            DType::F32 => {
+                use dense::{Matrix, product};
+                let to_xs = |g: &[f32], w: &[f32]| product(Matrix::new(g, (rows, out)), Matrix::new(w, (out, depth)));
+                let to_w =
+                    |g: &[f32], x: &[f32]| product(Matrix::new(g, (rows, out)).t(), Matrix::new(x, (rows, depth)));
+                let (to_xs, to_w) = (with_slices(&grad, &w, to_xs)?, with_slices(&grad, &flat, to_w)?);
+                (
+                    Tensor::from_vec(to_xs, (rows, depth), &Device::Cpu)?,
+                    Tensor::from_vec(to_w, (out, depth), &Device::Cpu)?,
+                )
+            }
+            DType::BF16 => {
+                // The bf16 kernels read both operands along the sum.
+                let (wt, xt, gt) = (w.t()?.contiguous()?, flat.t()?.contiguous()?, grad.t()?.contiguous()?);
+                (matmul_t(&grad, &wt)?, matmul_t(&gt, &xt)?)
+            }
+            _ => (matmul(&grad, &w)?, matmul(&grad.t()?, &flat)?),
         };
         Ok((Some(to_xs.reshape(xs.shape())?), Some(to_w)))
     }

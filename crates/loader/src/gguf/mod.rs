@@ -17,6 +17,7 @@ use crate::{
     chat::ChatTemplate,
     checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile},
     convert,
+    deferred::Deferred,
     error::{LoadError, Result},
 };
 use arch::{Arch, RopeTensors};
@@ -71,6 +72,7 @@ pub(crate) fn read(blob: Blob, origin: Origin, keep_quantized: bool) -> Result<C
         None => GenerationDefaults::default(),
     };
     let heads = (dims.heads as usize, dims.kv_heads as usize);
+    let tokenizer = tokenizer.map(Deferred::ready);
     let weights = source::GgufSource::new(blob, header, arch, heads, keep_quantized)?;
     Ok(Checkpoint { config, weights: Arc::new(weights), tokenizer, chat_template, generation, origin })
 }
@@ -83,8 +85,8 @@ fn rope_tensors(blob: &Blob, header: &Header, rotary: u64) -> Result<RopeTensors
         if info.dtype != GgmlDType::F32 || info.dims != [(rotary / 2) as usize] {
             return Err(err(format!("expected {} numbers in F32, found {:?}", rotary / 2, info.dims)));
         }
-        let range = info.bytes.clone();
-        let tensor = convert::read_tensor(blob, range, DType::F32, &info.dims, DType::F32, &Device::Cpu)?;
+        let piece = [(blob, info.bytes.clone())];
+        let tensor = convert::read_tensor(&piece, DType::F32, &info.dims, DType::F32, &Device::Cpu)?;
         tensor.and_then(|t| t.to_vec1()).map(Some).map_err(|e| err(e.to_string()))
     };
     Ok(RopeTensors {

@@ -99,7 +99,7 @@ impl GgufSource {
         let plain = plain_dtype(info.dtype);
         let cpu = match plain {
             Some(stored) if held.undo == Undo::None => {
-                convert::read_tensor(&self.blob, info.bytes.clone(), stored, &info.dims, dtype, device)?
+                convert::read_tensor(&[(&self.blob, info.bytes.clone())], stored, &info.dims, dtype, device)?
             }
             _ => {
                 let raw = self.raw(held)?;
