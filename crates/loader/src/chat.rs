@@ -7,6 +7,8 @@
 //! templates of strangers does so in a process with limits, as `attn generate --chat` does
 //! (`crates/attn-cli/src/template.rs`).
 
+mod filters;
+
 use crate::{
     error::{LoadError, Result},
     guard::guard,
@@ -108,12 +110,11 @@ fn environment(source: &str) -> Result<Environment<'_>> {
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
     env.set_fuel(Some(FUEL));
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.add_function("raise_exception", |msg: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, msg))
     });
     env.add_function("strftime_now", |format: String| strftime(&format, now()));
-    env.add_filter("tojson", tojson);
+    filters::add(&mut env);
     env.add_template("chat", source).map_err(|e| failed(one_line(&e)))?;
     Ok(env)
 }
@@ -149,56 +150,6 @@ impl Write for Bounded {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-/// JSON as transformers' filter writes it: not escaped for HTML, separators as Python's.
-fn tojson(value: Value, kwargs: minijinja::value::Kwargs) -> Result<String, Error> {
-    let json = serde_json::to_value(&value)
-        .map_err(|e| Error::new(ErrorKind::BadSerialization, "can't write this as JSON").with_source(e))?;
-    let indent: Option<usize> = kwargs.get("indent")?;
-    for ignored in ["ensure_ascii", "separators", "sort_keys"] {
-        let _: Option<Value> = kwargs.get(ignored)?;
-    }
-    kwargs.assert_all_used()?;
-    let mut out = String::new();
-    write_json(&json, indent.map(|n| n.min(16)), 0, &mut out);
-    Ok(out)
-}
-
-fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, out: &mut String) {
-    use serde_json::Value as J;
-    let newline = |out: &mut String, depth: usize| {
-        if let Some(n) = indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', n * depth));
-        }
-    };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match value {
-        J::Array(items) if !items.is_empty() => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                out.push_str(if i > 0 { comma } else { "" });
-                newline(out, depth + 1);
-                write_json(item, indent, depth + 1, out);
-            }
-            newline(out, depth);
-            out.push(']');
-        }
-        J::Object(map) if !map.is_empty() => {
-            out.push('{');
-            for (i, (key, item)) in map.iter().enumerate() {
-                out.push_str(if i > 0 { comma } else { "" });
-                newline(out, depth + 1);
-                out.push_str(&J::from(key.as_str()).to_string());
-                out.push_str(": ");
-                write_json(item, indent, depth + 1, out);
-            }
-            newline(out, depth);
-            out.push('}');
-        }
-        other => out.push_str(&other.to_string()),
     }
 }
 

@@ -55,12 +55,13 @@ fn a_folder_opens_mapped_and_read() {
 fn rows_of_several_tensors() {
     let row = |dtype: &str, a: u64, b: u64| json!({"dtype": dtype, "shape": [(b - a) / 12, 3], "data_offsets": [a, b]});
     let data: Vec<u8> = (0..18).flat_map(|i| (i as f32).to_le_bytes()).collect();
-    let header = json!({"a": row("F32", 0, 24), "b": row("F32", 24, 36), "c": row("F32", 36, 72)});
-    let same = [&(header.to_string().len() as u64).to_le_bytes()[..], header.to_string().as_bytes(), &data].concat();
     let narrow = json!({"dtype": "BF16", "shape": [2, 3], "data_offsets": [36, 48]});
-    let header = json!({"a": row("F32", 0, 24), "b": row("F32", 24, 36), "c": narrow});
-    let mixed = [&(header.to_string().len() as u64).to_le_bytes()[..], header.to_string().as_bytes(), &data[..48]];
-    for (file, rows) in [(same, 6), (mixed.concat(), 5)] {
+    let file = |c: serde_json::Value, data: &[u8]| {
+        let header = json!({"a": row("F32", 0, 24), "b": row("F32", 24, 36), "c": c}).to_string();
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+    };
+    let (same, mixed) = (file(row("F32", 36, 72), &data), file(narrow, &data[..48]));
+    for (file, rows) in [(same, 6), (mixed, 5)] {
         let dir = folder(&[("model.safetensors", &file)]);
         let weights = open(dir.path()).unwrap().weights;
         for (names, rows) in [(&["c", "a", "b"][..], rows), (&["b"], 1)] {

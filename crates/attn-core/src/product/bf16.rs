@@ -92,8 +92,7 @@ pub(super) fn product<O: Element>(
     let path = kernel.path();
     let padded = (rows.next_multiple_of(ROWS), depth.next_multiple_of(DEPTH));
     let xs = &tiles(xs, depth, padded);
-    let mut ys = vec![O::zero(); rows * out];
-    let target = Target::of(&mut ys);
+    let target = Target::unwritten(rows * out);
     (0..out.div_ceil(COLS)).into_par_iter().try_for_each_init(
         || vec![0u32; COLS * padded.1 / 2],
         |packed, task| -> Result<()> {
@@ -105,7 +104,8 @@ pub(super) fn product<O: Element>(
             Ok(())
         },
     )?;
-    Ok(ys)
+    // SAFETY: the tasks have written all rows of all columns.
+    Ok(unsafe { target.finish() })
 }
 
 /// All rows against the packed weights of `cols` outputs from `first` on.
@@ -127,7 +127,7 @@ struct Block<'a> {
 struct Columns<'a, O> {
     kernel: Kernel,
     block: Block<'a>,
-    target: &'a Target<'a, O>,
+    target: &'a Target<O>,
 }
 
 impl<O: Element> Job for Columns<'_, O> {
@@ -145,9 +145,16 @@ impl Block<'_> {
     #[inline(always)]
     fn write<O: Element>(&self, target: &Target<O>, row: usize, sums: &[f32; ROWS * COLS]) {
         for (i, sums) in sums.chunks_exact(COLS).take(self.rows.saturating_sub(row)).enumerate() {
+            let mut ys = [O::zero(); COLS];
+            O::narrow_all(sums, &mut ys);
+            let start = (row + i) * self.out + self.first;
             // SAFETY: no other task has these columns.
-            let ys = unsafe { target.slice((row + i) * self.out + self.first, self.cols) };
-            O::narrow_all(&sums[..self.cols], ys);
+            unsafe {
+                match self.cols {
+                    COLS => target.write(start, &ys),
+                    cols => target.write(start, &ys[..cols]),
+                }
+            }
         }
     }
 }

@@ -87,7 +87,7 @@ fn few(xs: &[f32], format: Format, data: &[u8], (rows, depth, out): (usize, usiz
     dispatch(path, Sums { xs, sums: &mut lanes });
     few_rows::columns((rows, out), |outs: Range<usize>, target: &Target<f32>| {
         let data = &data[outs.start * blocks * format.bytes()..outs.end * blocks * format.bytes()];
-        // SAFETY: every range of outputs is handed out once.
+        // SAFETY: the target is zeroed, and every range of outputs is handed out once.
         let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
         dispatch(path, Rows { xs, sums: &lanes, format, data, depth, ys });
     })

@@ -18,7 +18,7 @@ pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out)
     assert!(depth > 0 && xs.len() == rows * depth && w.len() == out * depth);
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
     columns((rows, out), |outs, target| {
-        // SAFETY: every range of outputs is handed out once.
+        // SAFETY: the target is zeroed, and every range of outputs is handed out once.
         let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
         dispatch(path, Rows { xs, w: &w[outs.start * depth..outs.end * depth], depth, ys });
     })
@@ -26,11 +26,12 @@ pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out)
 
 /// Sums `(rows, out)` that `fill` computes for disjoint ranges of outputs, on every core, as `(out, rows)`.
 pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Target<f32>) + Sync) -> Vec<f32> {
-    let mut columns = vec![0f32; out * rows];
-    let target = Target::of(&mut columns);
+    let target = Target::zeroed(out * rows);
     barrier_pool().execute_chunked(out.div_ceil(GROUP), |groups| {
         fill(groups.start * GROUP..out.min(groups.end * GROUP), &target);
     });
+    // SAFETY: all were there from the start.
+    let columns = unsafe { target.finish() };
     if rows == 1 {
         return columns;
     }

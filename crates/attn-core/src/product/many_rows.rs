@@ -7,9 +7,12 @@ use super::target::Target;
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Job, Simd, TILE_STRIDE, dispatch};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
-/// Rows per task, a multiple of every path's `MR`: enough to make packing the weights cheap.
-const ROWS: usize = 384;
+/// Most rows per task, a multiple of every path's `MR`: enough to make packing the weights cheap.
+const ROWS: usize = 768;
+/// Tasks per thread that are wanted, so that no thread is left waiting for long.
+const TASKS: usize = 4;
 /// The most rows of a micro-kernel.
 const MOST_ROWS: usize = 16;
 
@@ -23,32 +26,69 @@ pub(super) fn path() -> Option<KernelPath> {
 pub(super) fn product(path: KernelPath, xs: &[f32], w: &[f32], size: (usize, usize, usize)) -> Vec<f32> {
     let (rows, depth, out) = size;
     assert!(depth > 0 && xs.len() == rows * depth && w.len() == out * depth);
-    let mut ys = vec![0f32; rows * out];
     let mut shape = (1, 1);
     dispatch(path, Shape { shape: &mut shape });
     let (mr, nr) = shape;
-    let mut packed = vec![0f32; rows.next_multiple_of(mr) * depth];
-    packed
-        .par_chunks_mut(mr * depth)
-        .zip(xs.par_chunks(mr * depth))
-        .for_each(|(block, xs)| interleave(xs, depth, mr, block));
-    let target = Target::of(&mut ys);
-    let (panels, parts) = (out.div_ceil(nr), rows.div_ceil(ROWS));
-    (0..panels * parts).into_par_iter().for_each_init(Vec::new, |panel, task| {
-        let (first, from) = (task % panels * nr, task / panels * ROWS);
+    let packed = interleaved(path, xs, depth, mr);
+    let target = Target::unwritten(rows * out);
+    let panels = out.div_ceil(nr);
+    let part = rows_per_task(rows, mr, panels, rayon::current_num_threads());
+    (0..panels * rows.div_ceil(part)).into_par_iter().for_each_init(Vec::new, |panel, task| {
+        let (first, from) = (task % panels * nr, task / panels * part);
         let cols = nr.min(out - first);
-        let blocks = &packed[from * depth..packed.len().min((from + ROWS) * depth)];
+        let blocks = &packed[from * depth..packed.len().min((from + part) * depth)];
         let w = &w[first * depth..(first + cols) * depth];
         dispatch(path, Panel { blocks, w, panel, depth, rows: from..rows, first, out, target: &target });
     });
-    ys
+    // SAFETY: the tasks have written all rows of all outputs.
+    unsafe { target.finish() }
 }
 
-/// Up to `mr` rows into a block of zeros, the rows innermost.
-fn interleave(xs: &[f32], depth: usize, mr: usize, block: &mut [f32]) {
-    for (i, row) in xs.chunks_exact(depth).enumerate() {
-        for (x, slot) in row.iter().zip(block[i..].iter_mut().step_by(mr)) {
-            *slot = *x;
+/// Rows in equal parts, as many of them as keep the threads busy, but not so few rows that packing weighs more.
+fn rows_per_task(rows: usize, mr: usize, panels: usize, threads: usize) -> usize {
+    const FEWEST: usize = 96;
+    let parts = (TASKS * threads).div_ceil(panels).min(rows / FEWEST).max(rows.div_ceil(ROWS));
+    rows.div_ceil(parts.max(1)).next_multiple_of(mr)
+}
+
+/// The rows in blocks of `mr`, rows innermost, the last block filled up with zeros.
+fn interleaved(path: KernelPath, xs: &[f32], depth: usize, mr: usize) -> Vec<f32> {
+    let len = (xs.len() / depth).next_multiple_of(mr) * depth;
+    let mut packed = Vec::with_capacity(len);
+    packed.spare_capacity_mut()[..len].par_chunks_mut(mr * depth).enumerate().for_each(|(i, block)| {
+        dispatch(path, Interleave { xs: &xs[i * mr * depth..], depth, block });
+    });
+    // SAFETY: every block was written.
+    unsafe { packed.set_len(len) };
+    packed
+}
+
+/// The first `MR` of the rows, as many as there are, into one block.
+struct Interleave<'a> {
+    xs: &'a [f32],
+    depth: usize,
+    block: &'a mut [MaybeUninit<f32>],
+}
+
+impl Job for Interleave<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { xs, depth, block } = self;
+        let (rows, mr) = (xs.len() / depth, S::MR);
+        assert!(block.len() == mr * depth);
+        let mut k = 0;
+        if mr <= S::LANES && S::LANES <= 2 * mr && rows >= S::LANES {
+            // A transposition writes LANES numbers per line of `mr`; the next line overwrites what is too much.
+            while k + S::LANES < depth {
+                // SAFETY: LANES rows have LANES inputs from `k`, and after the LANES lines from `k` comes another one.
+                unsafe { S::transpose(xs.as_ptr().add(k), depth, block.as_mut_ptr().add(k * mr).cast(), mr) };
+                k += S::LANES;
+            }
+        }
+        for (k, line) in block.chunks_exact_mut(mr).enumerate().skip(k) {
+            for (i, slot) in line.iter_mut().enumerate() {
+                slot.write(if i < rows { xs[i * depth + k] } else { 0.0 });
+            }
         }
     }
 }
@@ -78,7 +118,7 @@ struct Panel<'a> {
     rows: std::ops::Range<usize>,
     first: usize,
     out: usize,
-    target: &'a Target<'a, f32>,
+    target: &'a Target<f32>,
 }
 
 impl Job for Panel<'_> {
@@ -96,7 +136,12 @@ impl Job for Panel<'_> {
             let from = rows.start + i * S::MR;
             for (row, sums) in (from..rows.end).zip(tile.chunks_exact(TILE_STRIDE)).take(S::MR) {
                 // SAFETY: row < rows and first + cols <= out; no other task has these rows and outputs.
-                unsafe { target.slice(row * out + first, cols) }.copy_from_slice(&sums[..cols]);
+                unsafe {
+                    match cols == S::NR {
+                        true => target.write(row * out + first, &sums[..S::NR]),
+                        false => target.write(row * out + first, &sums[..cols]),
+                    }
+                }
             }
         }
     }

@@ -187,6 +187,7 @@ mod tests {
             (13, 17, 33),
             (24, 64, 32),
             (400, 100, 50),
+            (900, 20, 35),
         ] {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
                 let xs = Tensor::randn(0f32, 1., (rows, depth), &dev)?.to_dtype(dtype)?;

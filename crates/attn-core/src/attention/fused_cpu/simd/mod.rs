@@ -131,11 +131,12 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
-    /// `dst[j * dst_stride + i] = src[i * src_stride + j]` for `LANES` rows and columns.
+    /// `dst[j * dst_stride + i] = src[i * src_stride + j]` for `LANES` rows and columns; written line after line, so that
+    /// the end of a line may be overwritten by the next.
     #[inline(always)]
     unsafe fn transpose(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
-        for i in 0..Self::LANES {
-            for j in 0..Self::LANES {
+        for j in 0..Self::LANES {
+            for i in 0..Self::LANES {
                 // SAFETY: both blocks are LANES x LANES and valid by the caller's word.
                 unsafe { *dst.add(j * dst_stride + i) = *src.add(i * src_stride + j) };
             }
