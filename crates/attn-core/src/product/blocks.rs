@@ -258,12 +258,14 @@ unsafe fn tile<S: Simd, B: Blocks, const M: usize, const N: usize>(
     ys: &mut [f32],
     stride: usize,
 ) {
+    let ahead = few_rows::ahead(N, depth / BLOCK * B::BYTES);
     // SAFETY: block b of output n is inside `data`, inputs 32 b to 32 b + 31 of row m are inside `xs` and `sums`.
     unsafe {
         let mut acc = [[S::splat(0.0); M]; N];
         for b in 0..depth / BLOCK {
             for (n, acc) in acc.iter_mut().enumerate() {
                 let block = data.as_ptr().add((n * (depth / BLOCK) + b) * B::BYTES);
+                S::prefetch(block.wrapping_add(ahead));
                 let mut dots = [S::splat(0.0); M];
                 for k in (0..BLOCK).step_by(S::LANES) {
                     let numbers = B::numbers::<S>(block, k);

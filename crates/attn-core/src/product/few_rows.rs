@@ -10,6 +10,13 @@ use std::ops::Range;
 /// Outputs handed out at a time.
 const GROUP: usize = 8;
 
+/// How many bytes ahead of `rows` rows of weights, read side by side, memory is asked for: where the rows are that come
+/// after these. By itself the machine foresees one stream of addresses, not several that take turns. Long rows are
+/// streams of their own.
+pub(super) fn ahead(rows: usize, row_bytes: usize) -> usize {
+    (rows * row_bytes).min(1 << 15)
+}
+
 /// `ys[r][o] = sum_k xs[r][k] * w[o][k]` for `(rows, depth, out)`.
 ///
 /// Runs on Candle's pool of spinning threads: a product of one token takes tens of microseconds, as long as it takes to
@@ -96,6 +103,7 @@ unsafe fn block<S: Simd, E: Element, const M: usize, const N: usize>(
     stride: usize,
 ) {
     let whole = depth / S::LANES * S::LANES;
+    let ahead = ahead(N, size_of_val(&w[..depth]));
     // SAFETY: every load is of LANES elements at k <= whole - LANES within a row of `depth`, by the contract above.
     let mut sums = unsafe {
         let mut acc = [[S::splat(0.0); N]; M];
@@ -104,6 +112,11 @@ unsafe fn block<S: Simd, E: Element, const M: usize, const N: usize>(
         while k + 2 * S::LANES <= whole && M == 1 {
             for n in 0..N {
                 let at = w.as_ptr().add(n * depth + k);
+                let next = at.cast::<u8>().wrapping_add(ahead);
+                S::prefetch(next);
+                if size_of::<E>() * S::LANES >= 64 {
+                    S::prefetch(next.wrapping_add(64));
+                }
                 let (a, b) = (E::load::<S>(at), E::load::<S>(at.add(S::LANES)));
                 acc[0][n] = S::fma(S::load(xs.as_ptr().add(k)), a, acc[0][n]);
                 odd[0][n] = S::fma(S::load(xs.as_ptr().add(k + S::LANES)), b, odd[0][n]);
@@ -112,7 +125,9 @@ unsafe fn block<S: Simd, E: Element, const M: usize, const N: usize>(
         }
         while k < whole {
             for n in 0..N {
-                let weight = E::load::<S>(w.as_ptr().add(n * depth + k));
+                let at = w.as_ptr().add(n * depth + k);
+                S::prefetch(at.cast::<u8>().wrapping_add(ahead));
+                let weight = E::load::<S>(at);
                 for (m, acc) in acc.iter_mut().enumerate() {
                     acc[n] = S::fma(S::load(xs.as_ptr().add(m * depth + k)), weight, acc[n]);
                 }

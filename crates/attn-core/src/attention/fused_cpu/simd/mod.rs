@@ -131,6 +131,10 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
+    /// Asks for the line of memory at `p`, whether it exists or not, where the instruction set can.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+
     /// `dst[j * dst_stride + i] = src[i * src_stride + j]` for `LANES` rows and columns; written line after line, so that
     /// the end of a line may be overwritten by the next.
     #[inline(always)]
