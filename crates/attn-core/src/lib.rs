@@ -13,6 +13,7 @@
 pub mod attention;
 mod bias;
 mod cache;
+mod fresh;
 mod latent;
 mod layer;
 mod linear;

@@ -3,11 +3,11 @@
 //! Without gradients both are views. With them Candle adds up the gradient of every reshape and transpose on the way, a
 //! strided pass over the whole tensor each; these move every number once, both ways, on every core.
 
-use super::rows::is_plain;
+use super::rows::{PARALLEL_FROM, is_plain};
+use crate::fresh::filled;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 /// `(b, t, n * d)` to `(b, n, t, d)` for `n` heads. Gradients flow.
 ///
@@ -82,11 +82,8 @@ fn moved(xs: &CpuStorage, layout: &Layout, size: (usize, usize, usize, usize)) -
 }
 
 fn transposed<T: Copy + Default + Send + Sync>(xs: &[T], (b, i, j, d): (usize, usize, usize, usize)) -> Vec<T> {
-    let mut out = vec![T::default(); b * i * j * d];
-    if out.is_empty() {
-        return out;
-    }
-    out.par_chunks_mut(i * d).enumerate().for_each(|(at, rows)| {
+    let len = b * i * j * d;
+    let [out] = filled(len, i * d, len < PARALLEL_FROM, |at, [rows]: [&mut [T]; 1]| {
         let (b, j_at) = (at / j, at % j);
         for (i_at, row) in rows.chunks_exact_mut(d).enumerate() {
             row.copy_from_slice(&xs[((b * i + i_at) * j + j_at) * d..][..d]);

@@ -5,12 +5,13 @@
 
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Job, Simd, dispatch, round_bf16};
+use crate::fresh::filled;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 /// Numbers below which one thread is faster than several.
-const PARALLEL_FROM: usize = 1 << 15;
+pub(super) const PARALLEL_FROM: usize = 1 << 15;
 /// Numbers per task.
 const TASK: usize = 1 << 14;
 /// Independent sums, so that a reduction fills vector registers whatever their width; also fixes its order.
@@ -68,8 +69,9 @@ impl<'a> Matrix<'a> {
         match self.data {
             Numbers::F32(data) => return &data[range],
             Numbers::BF16(data) => {
-                let widen = |(to, x): (&mut f32, &bf16)| *to = f32::from_bits(u32::from(x.to_bits()) << 16);
-                buffer[..self.width].iter_mut().zip(&data[range]).for_each(widen);
+                for (to, x) in buffer[..self.width].iter_mut().zip(&data[range]) {
+                    *to = f32::from_bits(u32::from(x.to_bits()) << 16);
+                }
             }
             Numbers::F16(data) => data[range].convert_to_f32_slice(&mut buffer[..self.width]),
         }
@@ -139,15 +141,19 @@ impl<K: Kernel<N, M>, const N: usize, const M: usize> Job for Task<'_, K, N, M> 
         } / width;
         for i in 0..count {
             let range = i * width..(i + 1) * width;
-            let mut buffers = buffers.iter_mut();
-            let inputs = self.inputs.each_ref().map(|m| m.row(self.first + i, buffers.next().map_or(&mut [], |b| b)));
-            let mut scratch = results.iter_mut();
-            let out = self.out.each_mut().map(|out| match (out, scratch.next()) {
-                (Rows::F32(out), _) => &mut out[range.clone()],
-                (_, Some(scratch)) => scratch.as_mut_slice(),
-                (_, None) => &mut [],
-            });
-            self.kernel.row(self.first + i, inputs, out);
+            // Loops rather than closures, which would be compiled without the machine's instruction set.
+            let mut inputs: [&[f32]; N] = [&[]; N];
+            for ((input, matrix), buffer) in inputs.iter_mut().zip(self.inputs).zip(&mut buffers) {
+                *input = matrix.row(self.first + i, buffer);
+            }
+            let mut rows: [&mut [f32]; M] = std::array::from_fn(|_| <&mut [f32]>::default());
+            for ((row, out), scratch) in rows.iter_mut().zip(&mut self.out).zip(&mut results) {
+                *row = match out {
+                    Rows::F32(out) => &mut out[range.clone()],
+                    _ => scratch,
+                };
+            }
+            self.kernel.row(self.first + i, inputs, rows);
             for (out, scratch) in self.out.iter_mut().zip(&results) {
                 match out {
                     Rows::F32(_) => {}
@@ -180,24 +186,12 @@ fn run<E: Number, K: Kernel<N, M>, const N: usize, const M: usize>(
     kernel: &K,
 ) -> Result<[Vec<E>; M]> {
     let path = KernelPath::choose(None)?;
-    let mut all: [Vec<E>; M] = std::array::from_fn(|_| vec![E::default(); rows * width]);
-    if rows * width == 0 {
-        return Ok(all);
-    }
-    let rows_per_task = if rows * width < PARALLEL_FROM { rows } else { (TASK / width).max(1) };
-    let mut tasks: Vec<[Rows; M]> = Vec::with_capacity(rows.div_ceil(rows_per_task));
-    let mut parts = all.each_mut().map(|out| out.chunks_mut(rows_per_task * width));
-    for _ in 0..rows.div_ceil(rows_per_task) {
-        tasks.push(parts.each_mut().map(|part| E::rows(part.next().unwrap_or_default())));
-    }
-    let task = |(i, out): (usize, [Rows; M])| {
-        dispatch(path, Task { kernel, inputs: &inputs, first: i * rows_per_task, width, out });
-    };
-    match tasks.len() {
-        1 => tasks.into_iter().enumerate().for_each(task),
-        _ => tasks.into_par_iter().enumerate().for_each(task),
-    }
-    Ok(all)
+    let serial = rows * width < PARALLEL_FROM;
+    let rows_per_task = if serial { rows } else { (TASK / width).max(1) };
+    Ok(filled(rows * width, rows_per_task * width, serial, |i, out: [&mut [E]; M]| {
+        let (first, out) = (i * rows_per_task, out.map(E::rows));
+        dispatch(path, Task { kernel, inputs: &inputs, first, width, out });
+    }))
 }
 
 /// A sum over rows, for the gradients of weights: every task adds its rows into a vector of f32 numbers, and the vectors

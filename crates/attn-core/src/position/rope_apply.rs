@@ -4,8 +4,8 @@ use super::rope::Table;
 use super::{Layout, Positions, RopeConfig};
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
+use crate::fresh::filled;
 use candle_core::{CpuStorage, CustomOp1, D, Layout as Strides, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Rotates in the dtype of `cos` and casts back. `cos` and `sin` broadcast to `(b, h, t, rotary_dim / 2)`.
@@ -55,17 +55,12 @@ const PARALLEL_FROM: usize = 1 << 16;
 impl FastRope {
     fn run<T: Element>(&self, data: &[T], strides: &Strides) -> Result<Vec<T>> {
         let (b, h, t, d) = strides.shape().dims4()?;
-        let mut out = vec![T::zero(); b * h * t * d];
         let path = KernelPath::choose(None)?;
+        let len = b * h * t * d;
         // One (row, head) at a time.
-        let head = |(i, out): (usize, &mut [T])| {
+        let [out] = filled(len, t * d, len < PARALLEL_FROM, |i, [out]: [&mut [T]; 1]| {
             dispatch(path, Head { op: self, data, strides, row: i / h, head: i % h, out });
-        };
-        if out.len() >= PARALLEL_FROM && b * h > 1 {
-            out.par_chunks_exact_mut(t * d).enumerate().for_each(head);
-        } else {
-            out.chunks_exact_mut(t * d).enumerate().for_each(head);
-        }
+        });
         Ok(out)
     }
 }
@@ -89,22 +84,26 @@ impl<T: Element> Job for Head<'_, T> {
         let pad = if pads.len() == 1 { pads[0] } else { pads[self.row] };
         let from = self.strides.start_offset() + self.row * stride[0] + self.head * stride[1];
         let first = op.positions.slots().start;
+        let mut turned = vec![0f32; d];
         for (token, out) in self.out.chunks_exact_mut(d).enumerate() {
             let lanes = &self.data[from + token * stride[2]..][..d];
             let (cos, sin) = op.table.row((first + token).saturating_sub(pad));
-            rotate(op, lanes, (cos, sin), out);
+            rotate(op, lanes, (cos, sin), &mut turned);
+            T::narrow_all(&turned, out);
         }
     }
 }
 
-/// One token of one head.
+/// One token of one head, in f32.
 #[inline(always)]
-fn rotate<T: Element>(op: &FastRope, lanes: &[T], (cos, sin): (&[f32], &[f32]), out: &mut [T]) {
+fn rotate<T: Element>(op: &FastRope, lanes: &[T], (cos, sin): (&[f32], &[f32]), out: &mut [f32]) {
     let pairs = op.rotary_dim / 2;
     let sign = if op.backwards { -1.0 } else { 1.0 };
     let (turned, rest) = lanes.split_at(op.rotary_dim);
     let (out, out_rest) = out.split_at_mut(op.rotary_dim);
-    out_rest.copy_from_slice(rest);
+    for (out, x) in out_rest.iter_mut().zip(rest) {
+        *out = x.widen();
+    }
     match op.layout {
         Layout::Half => {
             let (a, b) = turned.split_at(pairs);
@@ -113,16 +112,16 @@ fn rotate<T: Element>(op: &FastRope, lanes: &[T], (cos, sin): (&[f32], &[f32]), 
             let (b, out_b, cos, sin) = (&b[..a.len()], &mut out_b[..a.len()], &cos[..a.len()], &sin[..a.len()]);
             for (i, out_a) in out_a[..a.len()].iter_mut().enumerate() {
                 let (x, y, sin) = (a[i].widen(), b[i].widen(), sin[i] * sign);
-                *out_a = T::narrow(x * cos[i] - y * sin);
-                out_b[i] = T::narrow(y * cos[i] + x * sin);
+                *out_a = x * cos[i] - y * sin;
+                out_b[i] = y * cos[i] + x * sin;
             }
         }
         Layout::Interleaved => {
             let pairs = turned.chunks_exact(2).zip(out.chunks_exact_mut(2));
             for ((pair, out), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
                 let (x, y, sin) = (pair[0].widen(), pair[1].widen(), sin * sign);
-                out[0] = T::narrow(x * cos - y * sin);
-                out[1] = T::narrow(y * cos + x * sin);
+                out[0] = x * cos - y * sin;
+                out[1] = y * cos + x * sin;
             }
         }
     }

@@ -13,6 +13,7 @@ pub(super) use blocks::of_blocks;
 use super::target::Target;
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
+use crate::fresh::filled;
 use candle_core::Result;
 use half::bf16;
 use rayon::prelude::*;
@@ -162,11 +163,15 @@ impl Block<'_> {
 /// Rows as the tiles that a kernel takes them in, filled up with zeros: for 16 rows, per `DEPTH` inputs, a line of these
 /// inputs of each row. Tiles are then read one after the other, which the machine can foresee; rows far apart it can't.
 fn tiles(xs: &[bf16], depth: usize, (rows, padded): (usize, usize)) -> Vec<bf16> {
-    let mut tiles = vec![bf16::ZERO; rows * padded];
-    tiles.par_chunks_mut(16 * padded).zip(xs.par_chunks(16 * depth)).for_each(|(tiles, xs)| {
-        for (row, xs) in xs.chunks_exact(depth).enumerate() {
-            for (tile, line) in tiles.chunks_exact_mut(16 * DEPTH).zip(xs.chunks(DEPTH)) {
-                tile[row * DEPTH..][..line.len()].copy_from_slice(line);
+    let [tiles] = filled(rows * padded, 16 * padded, false, |i, [tiles]: [&mut [bf16]; 1]| {
+        let xs = &xs[xs.len().min(i * 16 * depth)..];
+        for (row, xs) in xs.chunks_exact(depth).take(16).enumerate() {
+            let (whole, rest) = xs.as_chunks::<DEPTH>();
+            for (tile, line) in tiles.chunks_exact_mut(16 * DEPTH).zip(whole) {
+                tile[row * DEPTH..][..DEPTH].copy_from_slice(line);
+            }
+            if let Some(tile) = tiles.chunks_exact_mut(16 * DEPTH).nth(whole.len()) {
+                tile[row * DEPTH..][..rest.len()].copy_from_slice(rest);
             }
         }
     });

@@ -317,7 +317,7 @@ pub(crate) fn dispatch<J: Job>(path: KernelPath, job: J) {
 }
 
 /// A dtype that q, k and v may have.
-pub(crate) trait Element: candle_core::WithDType {
+pub(crate) trait Element: candle_core::WithDType + Default {
     /// True for f32 alone.
     const IS_F32: bool;
     /// Widens.
@@ -325,7 +325,6 @@ pub(crate) trait Element: candle_core::WithDType {
     /// Rounds to the nearest.
     fn narrow(x: f32) -> Self;
     /// Rounds all of `xs` to the nearest.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only the bf16 products need it
     fn narrow_all(xs: &[f32], to: &mut [Self]);
     /// `LANES` numbers, widened.
     ///
