@@ -24,7 +24,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every program [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="times that each case comes up [%(default)s]")
     parser.add_argument("--runs", type=int, default=5, help="timed runs in each round [%(default)s]")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it, or one of several A|B")
     parser.add_argument("--json", metavar="FILE", help="write the results")
     parser.add_argument("--plot", metavar="FILE.svg", help="measure time against length, and draw it")
     parser.add_argument("--longest", type=int, default=32768, help="where the plot ends [%(default)s]")

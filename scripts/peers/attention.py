@@ -1,7 +1,7 @@
 """One attention call: ours, torch's scaled_dot_product_attention, and ours against itself without the bias or window."""
 import time
 
-from .common import ratio, run, table
+from .common import ratio, run, table, wanted
 
 # name, the call as `attn bench attention` takes it
 CASES = [
@@ -90,7 +90,7 @@ def compare(args):
     """Both in turn on every case; a list of results."""
     results, rows = [], []
     for name, case in CASES:
-        if args.only not in name:
+        if not wanted(name, args):
             continue
         mine, theirs = [], []
         for _ in range(args.rounds):
@@ -112,7 +112,7 @@ def own(args):
     """Ours on each pair of calls in turn; a list of results."""
     results, rows = [], []
     for name, case, base in OWN:
-        if args.only not in name:
+        if not wanted(name, args):
             continue
         pairs = [(ours(case, args), ours(base, args)) for _ in range(1 if "runs" in case else args.rounds)]
         a, b = (min((pair[i] for pair in pairs), key=lambda r: r["min_ms"]) for i in (0, 1))

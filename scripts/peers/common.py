@@ -30,6 +30,11 @@ def ratio(theirs, ours):
     return f"{theirs / ours:.2f}" if theirs and ours else "-"
 
 
+def wanted(name, args):
+    """Whether --only leaves the case in."""
+    return any(part in name for part in args.only.split("|"))
+
+
 def table(head, rows):
     """Prints a Markdown table, numbers to the right; nothing without rows."""
     if not rows:

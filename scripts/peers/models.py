@@ -2,7 +2,7 @@
 import os
 import sys
 
-from .common import Failed, ratio, run, table
+from .common import Failed, ratio, run, table, wanted
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PEERS = ["llama.cpp", "transformers", "candle"]
@@ -81,7 +81,7 @@ def compare(args):
     who = ["ours"] + [peer for peer in PEERS if there[peer] and peer not in args.skip]
     results = []
     for case in CASES:
-        names = [(kind, name) for kind, name in rows_of(case) if args.only in name]
+        names = [(kind, name) for kind, name in rows_of(case) if wanted(name, args)]
         if not names:
             continue
         best, memory = {}, {}

@@ -50,6 +50,17 @@ fn losses(steps: &[Step]) -> Vec<(f64, f64)> {
     steps.iter().map(|s| (s.loss, s.grad_norm)).collect()
 }
 
+/// Shards and the order in which they are added are the same for every number of threads, and so are all bits.
+#[test]
+fn threads_change_nothing() {
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| losses(&run(&mut trainer(Position::Rope, "f32").0, 3)))
+    };
+    let one = on(1);
+    assert!([2, 3, 5, 16].map(on).iter().all(|other| *other == one));
+}
+
 #[test]
 fn every_encoding_learns_and_every_weight_has_a_gradient() {
     for position in Position::ALL {
