@@ -36,7 +36,7 @@ def duration(ms):
     return f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"
 
 
-def svg(lines, title="One attention call, f32, 9 query heads on 3 key heads, causal: time against length"):
+def svg(lines, title="One attention call, f32, 9 query heads on 3 key heads, causal"):
     """The chart of lines `{"name": .., "points": [[length, ms], ..]}` as an SVG document."""
     lines = [line for line in lines if line["points"]]
     points = [point for line in lines for point in line["points"]]
