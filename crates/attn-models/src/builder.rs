@@ -136,6 +136,10 @@ impl<'a> Builder<'a> {
     /// whole.
     pub(crate) fn stacked(&self, prefix: &str, specs: &[&LinearSpec], cut: bool) -> Result<Option<Linear>> {
         let format = |s: &LinearSpec| self.source.quantized_dtype(&self.full(&format!("{prefix}{}.weight", s.name)));
+        let is_tracked = |s: &&LinearSpec| self.source.is_tracked(&self.full(&format!("{prefix}{}.weight", s.name)));
+        if cut && specs.iter().any(is_tracked) {
+            return Ok(None);
+        }
         let formats: Vec<_> = specs.iter().map(|s| format(s)).collect();
         if formats.iter().any(|f| *f != formats[0]) || (formats[0].is_some() && !self.device.is_cpu()) {
             return Ok(None);
@@ -148,11 +152,7 @@ impl<'a> Builder<'a> {
         if let Some(format) = formats[0] {
             return Ok(Some(Linear::quantized(self.stacked_blocks(prefix, specs, format)?, bias)?));
         }
-        let weight = self.stacked_rows(prefix, specs)?;
-        if cut && weight.track_op() {
-            return Ok(None);
-        }
-        Ok(Some(Linear::new(weight, bias)?))
+        Ok(Some(Linear::new(self.stacked_rows(prefix, specs)?, bias)?))
     }
 
     /// The weights of several products under each other.

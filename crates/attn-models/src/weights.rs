@@ -31,6 +31,11 @@ pub trait TensorSource: Send + Sync {
         load_then_stack(self, names, dtype, device)
     }
 
+    /// Whether gradients are tracked of tensor `name`, so that what is made of it should suit training.
+    fn is_tracked(&self, _name: &str) -> bool {
+        false
+    }
+
     /// Tensor `name` in its quantised blocks, if that is how it is stored and the source is asked to keep them.
     fn quantized(&self, _name: &str, _device: &Device) -> Result<Option<Arc<QTensor>>> {
         Ok(None)
@@ -73,6 +78,10 @@ impl<S: std::hash::BuildHasher + Send + Sync> TensorSource for std::collections:
             Some(tensor) => tensor.to_device(device)?.to_dtype(dtype),
             None => candle_core::bail!("tensor {name} is missing"),
         }
+    }
+
+    fn is_tracked(&self, name: &str) -> bool {
+        self.get(name).is_some_and(Tensor::track_op)
     }
 
     fn names(&self) -> Vec<String> {

@@ -9,34 +9,32 @@ use crate::{
 };
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    thread::{Builder, JoinHandle},
+    sync::{Arc, LazyLock},
+    thread::Builder,
 };
 
 type Read = Result<Tokenizer, String>;
+type Lazy = LazyLock<Read, Box<dyn FnOnce() -> Read + Send>>;
 
 /// A tokenizer that is there, or will be.
 pub(crate) struct Deferred {
     file: PathBuf,
-    read: Arc<dyn Fn() -> Read + Send + Sync>,
-    thread: Mutex<Option<JoinHandle<Read>>>,
-    value: OnceLock<Read>,
+    value: Arc<Lazy>,
 }
 
 impl Deferred {
     /// Begins to run `read`, whose error says what is wrong with `file`.
-    pub(crate) fn start(file: PathBuf, read: impl Fn() -> Read + Send + Sync + 'static) -> Self {
-        let read: Arc<dyn Fn() -> Read + Send + Sync> = Arc::new(read);
-        let job = read.clone();
+    pub(crate) fn start(file: PathBuf, read: impl FnOnce() -> Read + Send + 'static) -> Self {
+        let value: Arc<Lazy> = Arc::new(LazyLock::new(Box::new(read)));
+        let job = value.clone();
         // Where no thread can be had, who asks first reads it.
-        let thread = Builder::new().name("tokenizer".to_string()).spawn(move || job()).ok();
-        Self { file, read, thread: Mutex::new(thread), value: OnceLock::new() }
+        let _ = Builder::new().name("tokenizer".to_string()).spawn(move || _ = LazyLock::force(&job));
+        Self { file, value }
     }
 
     /// A tokenizer that is there.
     pub(crate) fn ready(tokenizer: Tokenizer) -> Self {
-        let read = || Err("it was made already".to_string());
-        Self { file: PathBuf::new(), read: Arc::new(read), thread: Mutex::new(None), value: Ok(tokenizer).into() }
+        Self { file: PathBuf::new(), value: Arc::new(LazyLock::new(Box::new(|| Ok(tokenizer)))) }
     }
 
     /// The tokenizer, once it is there.
@@ -44,10 +42,7 @@ impl Deferred {
     /// # Errors
     /// The file holds none.
     pub(crate) fn get(&self) -> Result<&Tokenizer> {
-        let value = self.value.get_or_init(|| {
-            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            thread.and_then(|t| t.join().ok()).unwrap_or_else(|| (self.read)())
-        });
-        value.as_ref().map_err(|reason| LoadError::Tokenizer { file: self.file.clone(), reason: reason.clone() })
+        let value = LazyLock::force(&self.value).as_ref();
+        value.map_err(|reason| LoadError::Tokenizer { file: self.file.clone(), reason: reason.clone() })
     }
 }

@@ -6,8 +6,8 @@
 use super::target::Target;
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Job, Simd, TILE_STRIDE, dispatch};
+use crate::fresh::filled;
 use rayon::prelude::*;
-use std::mem::MaybeUninit;
 
 /// Most rows per task, a multiple of every path's `MR`: enough to make packing the weights cheap.
 const ROWS: usize = 768;
@@ -54,12 +54,9 @@ fn rows_per_task(rows: usize, mr: usize, panels: usize, threads: usize) -> usize
 /// The rows in blocks of `mr`, rows innermost, the last block filled up with zeros.
 fn interleaved(path: KernelPath, xs: &[f32], depth: usize, mr: usize) -> Vec<f32> {
     let len = (xs.len() / depth).next_multiple_of(mr) * depth;
-    let mut packed = Vec::with_capacity(len);
-    packed.spare_capacity_mut()[..len].par_chunks_mut(mr * depth).enumerate().for_each(|(i, block)| {
+    let [packed] = filled(len, mr * depth, false, |i, [block]: [&mut [f32]; 1]| {
         dispatch(path, Interleave { xs: &xs[i * mr * depth..], depth, block });
     });
-    // SAFETY: every block was written.
-    unsafe { packed.set_len(len) };
     packed
 }
 
@@ -67,7 +64,7 @@ fn interleaved(path: KernelPath, xs: &[f32], depth: usize, mr: usize) -> Vec<f32
 struct Interleave<'a> {
     xs: &'a [f32],
     depth: usize,
-    block: &'a mut [MaybeUninit<f32>],
+    block: &'a mut [f32],
 }
 
 impl Job for Interleave<'_> {
@@ -81,13 +78,13 @@ impl Job for Interleave<'_> {
             // A transposition writes LANES numbers per line of `mr`; the next line overwrites what is too much.
             while k + S::LANES < depth {
                 // SAFETY: LANES rows have LANES inputs from `k`, and after the LANES lines from `k` comes another one.
-                unsafe { S::transpose(xs.as_ptr().add(k), depth, block.as_mut_ptr().add(k * mr).cast(), mr) };
+                unsafe { S::transpose(xs.as_ptr().add(k), depth, block.as_mut_ptr().add(k * mr), mr) };
                 k += S::LANES;
             }
         }
         for (k, line) in block.chunks_exact_mut(mr).enumerate().skip(k) {
             for (i, slot) in line.iter_mut().enumerate() {
-                slot.write(if i < rows { xs[i * depth + k] } else { 0.0 });
+                *slot = if i < rows { xs[i * depth + k] } else { 0.0 };
             }
         }
     }
