@@ -4,6 +4,8 @@
     bench_peers.py                          attention: torch's SDPA, and ours with and without bias or window
     bench_peers.py --plot docs/speed.svg    attention: time against length, as a chart
     bench_peers.py --model FOLDER           a model: llama.cpp, transformers, candle-transformers on the same weights
+    bench_peers.py --model FOLDER --perplexity TEXT --llama-perplexity PROGRAM
+                                            five scalings on a text: attn compare, and llama-perplexity five times
 
 Every case runs `--rounds` times, all programs alternating, so that whatever else the machine does hits them alike; the
 best of each counts. Above 1, ours is faster. --json FILE writes everything that was measured.
@@ -13,7 +15,7 @@ import json
 import os
 import sys
 
-from peers import attention, models
+from peers import attention, models, perplexity
 from peers.common import Failed
 
 
@@ -30,6 +32,8 @@ def arguments():
     parser.add_argument("--longest", type=int, default=32768, help="where the plot ends [%(default)s]")
     parser.add_argument("--model", metavar="FOLDER", help="weights, as scripts/setup_peers.sh lays them out")
     parser.add_argument("--llama-bench", metavar="PROGRAM", help="llama.cpp's; without it llama.cpp is left out")
+    parser.add_argument("--perplexity", metavar="TEXT", help="compare scalings on it instead of speeds")
+    parser.add_argument("--llama-perplexity", metavar="PROGRAM", help="llama.cpp's, for --perplexity")
     parser.add_argument("--candle", metavar="PROGRAM", help="the example bench_candle; without it candle is left out")
     parser.add_argument("--python", default=sys.executable, help="one that has transformers [%(default)s]")
     parser.add_argument("--skip", action="append", default=[], choices=models.PEERS, help="leave one out")
@@ -45,6 +49,10 @@ def main():
         os.makedirs(os.path.dirname(args.plot) or ".", exist_ok=True)
         with open(args.plot, "w") as file:
             file.write(svg(results["lengths"]))
+    elif args.perplexity:
+        if not args.model or not args.llama_perplexity:
+            sys.exit("--perplexity needs --model and --llama-perplexity")
+        results = dict(perplexity=perplexity.compare(args))
     elif args.model:
         results = dict(models=models.compare(args))
     else:

@@ -1,6 +1,6 @@
 //! `attn bench`: how fast, measured so that others can repeat it.
 //!
-//! Every figure is the median of several runs after one that isn't counted. Comparisons with other programs are made by
+//! Every figure is the median of several runs after some that aren't counted. Comparisons with other programs are made by
 //! `scripts/bench_peers.py`, which runs them and this command in turn.
 
 pub(crate) mod args;
@@ -9,7 +9,7 @@ mod model;
 
 use anyhow::Result;
 use args::{BenchArgs, BenchCommand};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs the command.
 ///
@@ -22,6 +22,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
+/// How long work is repeated before it is timed: until the threads are awake, each on a processor of its own.
+const WARM_UP: Duration = Duration::from_millis(100);
+/// The most often it is repeated for that.
+const WARM_UP_RUNS: usize = 100;
+
 /// Seconds of several runs of the same work.
 #[derive(Debug, Clone)]
 struct Times {
@@ -30,9 +35,15 @@ struct Times {
 }
 
 impl Times {
-    /// Runs `work` once uncounted and then `runs` times.
+    /// Runs `work` uncounted, at least once, and then `runs` times.
     fn measure(runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<Self> {
-        work()?;
+        let start = Instant::now();
+        for _ in 0..WARM_UP_RUNS {
+            work()?;
+            if start.elapsed() >= WARM_UP {
+                break;
+            }
+        }
         let mut seconds = Vec::with_capacity(runs);
         for _ in 0..runs.max(1) {
             let start = Instant::now();
@@ -77,12 +88,19 @@ mod tests {
     }
 
     #[test]
-    fn work_runs_once_more_than_it_is_counted() {
+    fn the_first_runs_are_not_counted() {
         let mut runs = 0;
         let times = Times::measure(3, || {
             runs += 1;
             Ok(())
         });
-        assert_eq!((times.unwrap().sorted.len(), runs), (3, 4));
+        assert_eq!(times.unwrap().sorted.len(), 3);
+        assert!((4..=3 + WARM_UP_RUNS).contains(&runs), "{runs}");
+        let slow = Times::measure(1, || {
+            runs += 1;
+            std::thread::sleep(WARM_UP);
+            Ok(())
+        });
+        assert!(slow.unwrap().best() >= WARM_UP.as_secs_f64());
     }
 }

@@ -1,4 +1,4 @@
-//! f32 products of many rows, on the micro-kernel of the attention scores: 12 rows by 32 outputs in registers.
+//! f32 products of many rows, on the micro-kernel of the attention scores.
 //!
 //! A task packs the weights of a few outputs once, inputs outermost, and streams packed rows past them. Sums run over the
 //! inputs in order, so a result depends neither on the number of threads nor on the other rows.
@@ -129,7 +129,7 @@ impl Job for Panel<'_> {
         let mut tile = [0f32; MOST_ROWS * TILE_STRIDE];
         for (i, block) in blocks.chunks_exact(S::MR * depth).enumerate() {
             // SAFETY: the block holds MR rows, the panel NR outputs of `depth`, the tile MR rows of TILE_STRIDE >= NR.
-            unsafe { S::scores(depth, block.as_ptr(), panel.as_ptr(), tile.as_mut_ptr()) };
+            unsafe { S::scores(cols, depth, block.as_ptr(), panel.as_ptr(), tile.as_mut_ptr()) };
             let from = rows.start + i * S::MR;
             for (row, sums) in (from..rows.end).zip(tile.chunks_exact(TILE_STRIDE)).take(S::MR) {
                 // SAFETY: row < rows and first + cols <= out; no other task has these rows and outputs.

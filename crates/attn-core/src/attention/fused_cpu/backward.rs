@@ -8,10 +8,10 @@
 
 use super::{
     forward::{Shared, on_threads},
-    problem::{Inputs, LOG2E, Problem, RowBias, Sizes, View},
+    problem::{Inputs, LOG2E, Problem, Sizes, View},
     scratch::Scratch,
     simd::{Job, Simd, TILE_STRIDE, dispatch},
-    tile::{ROW_PAD, ROWS, exp_and_gradient, finish_scores, pack_panel, pack_rows},
+    tile::{ROW_PAD, ROWS, add_bias, cap_scores, exp_and_gradient, pack_panel, pack_rows},
 };
 use crate::attention::KernelPath;
 use std::{
@@ -104,6 +104,10 @@ struct Unit<'s> {
     /// Panels of the current block's keys and values.
     k: &'s mut [f32],
     v: &'s mut [f32],
+    /// The current block's keys, and the current tile's queries and output gradients, row by row on whole cache lines.
+    k_rows: &'s mut [f32],
+    q_rows: &'s mut [f32],
+    grad_rows: &'s mut [f32],
     /// Tiles: scores, then weights; products of gradient and value, then gradients of the scores.
     weights: &'s mut [f32],
     scores: &'s mut [f32],
@@ -135,6 +139,9 @@ impl Worker<'_> {
             most * rows * s.dv,
             KEYS * s.d,
             KEYS * s.dv,
+            KEYS * s.d,
+            ROWS * s.d,
+            ROWS * s.dv,
             tile,
             tile,
             most * rows * s.d,
@@ -142,10 +149,28 @@ impl Worker<'_> {
             KEY_ROWS * s.dv,
             most * s.tq,
         ];
-        let [q, grad, k, v, weights, scores, dq, dk, dv, deltas] = scratch.split(needs);
-        let heads = first..first;
-        let mut unit =
-            Unit { b, kv_head, part, heads, rows, q, grad, k, v, weights, scores, deltas, dq, dk, dv, table: &mut [] };
+        let [q, grad, k, v, k_rows, q_rows, grad_rows, weights, scores, dq, dk, dv, deltas] = scratch.split(needs);
+        let mut unit = Unit {
+            b,
+            kv_head,
+            part,
+            heads: first..first,
+            rows,
+            q,
+            grad,
+            k,
+            v,
+            k_rows,
+            q_rows,
+            grad_rows,
+            weights,
+            scores,
+            deltas,
+            dq,
+            dk,
+            dv,
+            table: &mut [],
+        };
         while unit.heads.end < last {
             unit.heads = unit.heads.end..last.min(unit.heads.end + most);
             // SAFETY: by the caller's word.
@@ -216,6 +241,7 @@ impl Worker<'_> {
                 pack_panel::<S, f32>(v, n, s.dv, u.v.as_mut_ptr().add(at * s.dv));
             }
         }
+        copy_rows(block.clone().map(|t| self.inputs.k.row(u.b, u.kv_head, t)), u.k_rows);
         for (i, head) in u.heads.clone().enumerate() {
             if let (Some(table), columns) = (&self.out.table, self.p.columns()) {
                 let at = (u.b * s.h + head) * parts(&s) + u.part;
@@ -243,12 +269,13 @@ impl Worker<'_> {
         // SAFETY: panels from..to are packed; groups of MR rows are in the packed rows, padded, and in the tiles.
         unsafe {
             for col in (from..to).step_by(S::NR) {
+                let cols = (keys.end - k0 - col).min(S::NR);
                 for row in queries.clone().step_by(S::MR) {
                     let at = (row - queries.start) * TILE_STRIDE + col;
                     let packed = first_row + row;
                     let (q, grad) = (u.q.as_ptr().add(packed * s.d), u.grad.as_ptr().add(packed * s.dv));
-                    S::scores(s.d, q, u.k.as_ptr().add(col * s.d), u.weights.as_mut_ptr().add(at));
-                    S::scores(s.dv, grad, u.v.as_ptr().add(col * s.dv), u.scores.as_mut_ptr().add(at));
+                    S::scores(cols, s.d, q, u.k.as_ptr().add(col * s.d), u.weights.as_mut_ptr().add(at));
+                    S::scores(cols, s.dv, grad, u.v.as_ptr().add(col * s.dv), u.scores.as_mut_ptr().add(at));
                 }
             }
             for q in queries.clone() {
@@ -256,15 +283,16 @@ impl Worker<'_> {
             }
             let (weights, scores) = (u.weights.as_ptr(), u.scores.as_ptr());
             // dq += ds k
-            let k = self.inputs.k.tokens(u.b, u.kv_head, k0 + from);
+            let k = (u.k_rows[from * s.d..].as_ptr(), s.d);
             for row in queries.clone().step_by(S::MR) {
                 let ds = scores.add((row - queries.start) * TILE_STRIDE + from);
                 let dq = u.dq.as_mut_ptr().add((first_row + row) * s.d);
                 S::accumulate((S::MR, s.d), keys.end - k0 - from, ds, k, (dq, s.d));
             }
             // dk += ds^T q and dv += p^T grad, a group of keys at a time; columns outside the tile are zero.
-            let (q, grad) =
-                (self.inputs.q.tokens(u.b, head, queries.start), self.saved.grad.tokens(u.b, head, queries.start));
+            copy_rows(queries.clone().map(|t| self.inputs.q.row(u.b, head, t)), u.q_rows);
+            copy_rows(queries.clone().map(|t| self.saved.grad.row(u.b, head, t)), u.grad_rows);
+            let (q, grad) = ((u.q_rows.as_ptr(), s.d), (u.grad_rows.as_ptr(), s.dv));
             for j in (from / S::MR * S::MR..keys.end - k0).step_by(S::MR) {
                 let (dk, dv) = (u.dk.as_mut_ptr().add(j * s.d), u.dv.as_mut_ptr().add(j * s.dv));
                 S::accumulate_transposed(s.d, queries.len(), scores.add(j), q, (dk, s.d));
@@ -291,12 +319,12 @@ impl Worker<'_> {
             unsafe {
                 let w = weights.as_mut_ptr();
                 if let Some(cap) = self.p.softcap {
-                    finish_scores::<S>(w, cols.clone(), k0, Some(cap), RowBias::None);
+                    cap_scores::<S>(w, cols.clone(), cap);
                     let slope = |c: usize| 1.0 - (weights[c] / (cap * LOG2E)).powi(2);
                     slopes = Some(std::array::from_fn::<f32, KEY_ROWS, _>(slope));
                 }
                 let w = weights.as_mut_ptr();
-                finish_scores::<S>(w, cols.clone(), k0, None, bias);
+                add_bias::<S>(w, cols.clone(), k0, bias);
                 exp_and_gradient::<S>(w, scores.as_mut_ptr(), cols, (log_sum, delta));
             }
             if !u.table.is_empty() {
@@ -315,6 +343,16 @@ impl Worker<'_> {
             line[..seen.start].fill(0.0);
             line[seen.end..].fill(0.0);
         }
+    }
+}
+
+/// Copies rows one after another.
+fn copy_rows<'a>(rows: impl Iterator<Item = &'a [f32]>, to: &mut [f32]) {
+    let mut rest = to;
+    for row in rows {
+        let (to, left) = rest.split_at_mut(row.len());
+        to.copy_from_slice(row);
+        rest = left;
     }
 }
 

@@ -2,13 +2,11 @@
 
 use super::{
     forward::{Output, Shared, part_len},
-    problem::{Bias, Inputs, Problem},
+    problem::{Inputs, Problem},
     scratch::Scratch,
     simd::{Element, Simd, TILE_STRIDE},
     skip::{RowBound, visit, without_negligible},
-    tile::{
-        ROW_PAD, ROWS, Row, RowState, direct_scores, finish_scores, pack_panel, pack_rows, rescale, softmax_step, widen,
-    },
+    tile::{ROW_PAD, ROWS, Row, RowState, direct_scores, pack_panel, pack_rows, rescale, softmax_step, widen},
     unit::Unit,
 };
 use std::ops::Range;
@@ -36,10 +34,19 @@ struct Work<'a, 's, T> {
     packed: u64,
     copied: u64,
     copies_v: bool,
-    /// Values of the current block, if they can't be used where they lie.
+    /// Panels of `NR` columns of the current block's values, unless they are used where they lie.
     v: &'s mut [f32],
     s: &'s mut [f32],
     acc: &'s mut [f32],
+}
+
+/// Where the values of some keys are: panels of `width` columns, whose rows are `stride` apart.
+struct Values {
+    start: *const f32,
+    stride: usize,
+    width: usize,
+    /// Numbers from a panel to the next.
+    panel: usize,
 }
 
 /// Computes a unit and writes its result.
@@ -58,12 +65,13 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(
     let n = sizes.group() * unit.queries.len();
     let padded = n.next_multiple_of(ROW_PAD);
     let (wide, deep) = (sizes.dv.next_multiple_of(S::LANES), sizes.d.next_multiple_of(16));
-    let copies_v = !T::IS_F32 || wide != sizes.dv;
     let direct = n <= DIRECT_ROWS;
+    // Candle's buffers are aligned to 16 bytes, so what many rows read is copied to whole cache lines.
+    let copies_v = !direct || !T::IS_F32 || wide != sizes.dv;
     let needs = [
         padded * sizes.d,
         if direct { 0 } else { KEYS * deep },
-        if copies_v { KEYS * wide } else { 0 },
+        if copies_v { KEYS * wide.next_multiple_of(S::NR) } else { 0 },
         ROWS * TILE_STRIDE,
         padded * wide,
     ];
@@ -123,23 +131,18 @@ impl<T: Element> Work<'_, '_, T> {
             if self.direct {
                 self.direct_tile::<S>(range.clone(), k0 + from, keys.end, from);
             } else {
-                self.packed_tile::<S>(range.clone(), k0, panels);
+                self.packed_tile::<S>(range.clone(), k0, panels, keys.end);
             }
         }
-        let plain = self.p.softcap.is_none() && matches!(self.p.bias, Bias::None);
         for (line, i) in range.clone().enumerate() {
             let row = &self.rows[i];
             let seen = row.seen.start.clamp(keys.start, keys.end) - k0..row.seen.end.clamp(keys.start, keys.end) - k0;
             // SAFETY: line < ROWS, and columns from..to are within the tile; so are the accumulators of row i.
             unsafe {
-                let s = self.s.as_mut_ptr().add(line * TILE_STRIDE);
-                if !plain && !seen.is_empty() {
-                    let bias = self.p.row_bias(self.unit.b, row.head, row.q);
-                    let cols = seen.start / S::LANES * S::LANES..seen.end;
-                    finish_scores::<S>(s, cols, k0, self.p.softcap, bias);
-                }
-                let seen = seen.start - from..seen.end - from;
-                let factor = softmax_step::<S>(s.add(from), seen, to - from, &mut self.states[i]);
+                let s = self.s.as_mut_ptr().add(line * TILE_STRIDE + from);
+                let cols = (k0 + from, seen.start - from..seen.end - from, to - from);
+                let bias = self.p.row_bias(self.unit.b, row.head, row.q);
+                let factor = softmax_step::<S>(s, cols, self.p.softcap, bias, &mut self.states[i]);
                 if factor != 1.0 {
                     rescale::<S>(self.acc.as_mut_ptr().add(i * self.wide), self.wide, factor);
                 }
@@ -148,24 +151,25 @@ impl<T: Element> Work<'_, '_, T> {
         // SAFETY: token k0 + from and the following up to keys.end exist; padding rows exist in tile and accumulators.
         unsafe {
             let depth = keys.end - (k0 + from);
-            let v = self.values::<S>(k0, from, keys.end);
-            // A few columns of the values at a time stay in the first-level cache for all rows.
-            let (step, width) = if self.direct { (4, self.wide) } else { (S::MR, S::NR) };
-            for col in (0..self.wide).step_by(width) {
-                let cols = (self.wide - col).min(width);
+            let values = self.values::<S>(k0, from, keys.end);
+            let step = if self.direct { 4 } else { S::MR };
+            // A panel of the values at a time stays in the first-level cache for all rows.
+            for (panel, col) in (0..self.wide).step_by(values.width).enumerate() {
+                let cols = (self.wide - col).min(values.width);
+                let v = (values.start.add(panel * values.panel), values.stride);
                 for i in range.clone().step_by(step) {
                     let rows = if self.direct { (range.end - i).min(4) } else { S::MR };
                     let weights = self.s.as_ptr().add((i - range.start) * TILE_STRIDE + from);
                     let acc = self.acc.as_mut_ptr().add(i * self.wide + col);
-                    S::accumulate((rows, cols), depth, weights, (v.0.add(col), v.1), (acc, self.wide));
+                    S::accumulate((rows, cols), depth, weights, v, (acc, self.wide));
                 }
             }
         }
     }
 
-    /// Scores of the rows with the panels, which are packed when first needed.
+    /// Scores of the rows with the panels up to key `end`; panels are packed when first needed.
     #[inline(always)]
-    unsafe fn packed_tile<S: Simd>(&mut self, range: Range<usize>, k0: usize, panels: Range<usize>) {
+    unsafe fn packed_tile<S: Simd>(&mut self, range: Range<usize>, k0: usize, panels: Range<usize>, end: usize) {
         let sizes = self.p.sizes;
         let panel_len = sizes.d.next_multiple_of(16) * S::NR;
         for panel in panels {
@@ -178,10 +182,11 @@ impl<T: Element> Work<'_, '_, T> {
                     let keys = self.inputs.k.tokens(self.unit.b, self.unit.kv_head, t);
                     pack_panel::<S, T>(keys, S::NR.min(sizes.tk - t), sizes.d, packed);
                 }
+                let cols = (end - (k0 + panel * S::NR)).min(S::NR);
                 for i in range.clone().step_by(S::MR) {
                     let q = self.q.as_ptr().add(i * sizes.d);
                     let s = self.s.as_mut_ptr().add((i - range.start) * TILE_STRIDE + panel * S::NR);
-                    S::scores(sizes.d, q, packed, s);
+                    S::scores(cols, sizes.d, q, packed, s);
                 }
             }
         }
@@ -211,14 +216,15 @@ impl<T: Element> Work<'_, '_, T> {
         }
     }
 
-    /// The values from key `k0 + from` up to `end` as rows of f32: where they lie, or copied.
+    /// The values from key `k0 + from` up to `end` as rows of f32: where they lie, or copied to panels.
     #[inline(always)]
-    unsafe fn values<S: Simd>(&mut self, k0: usize, from: usize, end: usize) -> (*const f32, usize) {
+    unsafe fn values<S: Simd>(&mut self, k0: usize, from: usize, end: usize) -> Values {
         let (b, head, sizes) = (self.unit.b, self.unit.kv_head, self.p.sizes);
         if !self.copies_v {
             let (v, stride) = self.inputs.v.tokens(b, head, k0 + from);
-            return (v.cast(), stride);
+            return Values { start: v.cast(), stride, width: self.wide, panel: 0 };
         }
+        let panel_len = KEYS * S::NR;
         for panel in from / S::NR..(end - k0).div_ceil(S::NR) {
             if self.copied & (1 << panel) != 0 {
                 continue;
@@ -226,13 +232,15 @@ impl<T: Element> Work<'_, '_, T> {
             self.copied |= 1 << panel;
             for t in panel * S::NR..((panel + 1) * S::NR).min(sizes.tk - k0) {
                 let row = self.inputs.v.row(b, head, k0 + t);
-                let line = &mut self.v[t * self.wide..(t + 1) * self.wide];
-                // SAFETY: the line has room for the row.
-                unsafe { widen::<S, T>(row.as_ptr(), sizes.dv, line.as_mut_ptr()) };
-                line[sizes.dv..].fill(0.0);
+                for (row, panel) in row.chunks(S::NR).zip(self.v.chunks_exact_mut(panel_len)) {
+                    let line = &mut panel[t * S::NR..(t + 1) * S::NR];
+                    // SAFETY: the line has room for NR numbers.
+                    unsafe { widen::<S, T>(row.as_ptr(), row.len(), line.as_mut_ptr()) };
+                    line[row.len()..].fill(0.0);
+                }
             }
         }
-        (self.v[from * self.wide..].as_ptr(), self.wide)
+        Values { start: self.v[from * S::NR..].as_ptr(), stride: S::NR, width: S::NR, panel: panel_len }
     }
 
     /// Writes the rows, or the part that they make up.
@@ -248,11 +256,11 @@ impl<T: Element> Work<'_, '_, T> {
             // SAFETY: by the caller's word.
             unsafe {
                 match self.unit.part {
-                    None => output.put(self.p, (self.unit.b, row.head, row.q), acc, state.max, state.sum),
+                    None => output.put(self.p, (self.unit.b, row.head, row.q), acc, state.max, state.sum()),
                     Some(part) => {
                         let line = parts.part(part * part_len + i * (dv + 2), dv + 2);
                         line[..dv].copy_from_slice(acc);
-                        line[dv..].copy_from_slice(&[state.max, state.sum]);
+                        line[dv..].copy_from_slice(&[state.max, state.sum()]);
                     }
                 }
             }

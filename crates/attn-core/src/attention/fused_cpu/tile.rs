@@ -19,12 +19,17 @@ const SLACK: f32 = 8.0;
 pub(super) struct RowState {
     /// What scores are taken relative to: the row's largest score so far, or up to [`SLACK`] less.
     pub(super) max: f32,
-    /// The sum of the weights.
-    pub(super) sum: f32,
+    /// The sum of the weights, in as many parts as a vector has lanes.
+    sums: [f32; 16],
 }
 
 impl RowState {
-    pub(super) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+    pub(super) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sums: [0.0; 16] };
+
+    /// The sum of the weights.
+    pub(super) fn sum(&self) -> f32 {
+        self.sums.iter().sum()
+    }
 }
 
 /// Packs rows `MR` at a time and transposed, as the score kernel reads its left side. `dst` has room for a multiple of
@@ -136,100 +141,136 @@ pub(super) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// Turns products into scores in place: softcap, then bias. Column `c` is key `k0 + c`; works on whole vectors from
-/// `cols.start`, and reads no bias at or past `cols.end`.
+/// Caps the scores of `cols`, rounded up to whole vectors, which are products with queries times [`Problem::q_factor`].
+///
+/// [`Problem::q_factor`]: super::problem::Problem::q_factor
 ///
 /// # Safety
 /// `s` has room for `cols.end` rounded up to whole vectors from `cols.start`.
 #[inline(always)]
-pub(super) unsafe fn finish_scores<S: Simd>(
-    s: *mut f32,
-    cols: Range<usize>,
-    k0: usize,
-    softcap: Option<f32>,
-    bias: RowBias<'_>,
-) {
-    let iota: [f32; 16] = std::array::from_fn(|i| i as f32);
-    let (from, to) = (cols.start, cols.start + cols.len().next_multiple_of(S::LANES));
-    // SAFETY: columns are in bounds by the caller's word, and values are checked against their slice.
-    unsafe {
-        if let Some(cap) = softcap {
-            for c in (from..to).step_by(S::LANES) {
-                S::store(s.add(c), S::mul(tanh::<S>(S::load(s.add(c))), S::splat(cap * LOG2E)));
-            }
-        }
-        match bias {
-            RowBias::None => {}
-            RowBias::Ramp { slope, origin } => {
-                let (iota, slope) = (S::load(iota.as_ptr()), S::splat(slope));
-                for c in (from..to).step_by(S::LANES) {
-                    // Distances are integers and exact, so far keys lose nothing to cancellation.
-                    let distance = S::add(S::splat(((k0 + c) as i64 - origin) as f32), iota);
-                    S::store(s.add(c), S::fma(slope, distance, S::load(s.add(c))));
-                }
-            }
-            RowBias::Values { values: [value], factor } => {
-                for c in (from..to).step_by(S::LANES) {
-                    S::store(s.add(c), S::add(S::load(s.add(c)), S::splat(value * factor)));
-                }
-            }
-            RowBias::Values { values, factor } => {
-                let (values, s) = (&values[k0 + from..k0 + cols.end], s.add(from));
-                let (whole, factor) = (values.len() / S::LANES * S::LANES, S::splat(factor));
-                for c in (0..whole).step_by(S::LANES) {
-                    S::store(s.add(c), S::fma(S::load(values.as_ptr().add(c)), factor, S::load(s.add(c))));
-                }
-                if whole < values.len() {
-                    let value = S::load_first(values.as_ptr().add(whole), values.len() - whole);
-                    S::store(s.add(whole), S::fma(value, factor, S::load(s.add(whole))));
-                }
-            }
-        }
+pub(super) unsafe fn cap_scores<S: Simd>(s: *mut f32, cols: Range<usize>, cap: f32) {
+    for c in cols.step_by(S::LANES) {
+        // SAFETY: by the caller's word.
+        unsafe { S::store(s.add(c), S::mul(tanh::<S>(S::load(s.add(c))), S::splat(cap * LOG2E))) };
     }
 }
 
-/// One step of a row's softmax: scores in columns `seen` become weights, every other column up to `width` becomes zero.
-/// Returns what the row's accumulators have to be multiplied by.
+/// Adds a row's bias to the scores of `cols`, rounded up to whole vectors, and returns the largest of each lane. Column `c`
+/// is key `k0 + c`; no bias is read at or past `cols.end`.
+///
+/// # Safety
+/// As [`cap_scores`].
+#[inline(always)]
+pub(super) unsafe fn add_bias<S: Simd>(s: *mut f32, cols: Range<usize>, k0: usize, bias: RowBias<'_>) -> S::V {
+    let iota: [f32; 16] = std::array::from_fn(|i| i as f32);
+    // SAFETY: columns are in bounds by the caller's word, and values are checked against their slice.
+    unsafe {
+        let mut max = S::splat(f32::NEG_INFINITY);
+        match bias {
+            RowBias::None => {
+                for c in cols.step_by(S::LANES) {
+                    max = S::max(S::load(s.add(c)), max);
+                }
+            }
+            RowBias::Ramp { slope, origin } => {
+                let (iota, slope) = (S::load(iota.as_ptr()), S::splat(slope));
+                for c in cols.step_by(S::LANES) {
+                    // Distances are integers and exact, so far keys lose nothing to cancellation.
+                    let distance = S::add(S::splat(((k0 + c) as i64 - origin) as f32), iota);
+                    max = S::max(biased::<S>(s.add(c), slope, distance), max);
+                }
+            }
+            RowBias::Values { values: [value], factor } => {
+                for c in cols.step_by(S::LANES) {
+                    max = S::max(biased::<S>(s.add(c), S::splat(*value), S::splat(factor)), max);
+                }
+            }
+            RowBias::Values { values, factor } => {
+                let (values, s) = (&values[k0 + cols.start..k0 + cols.end], s.add(cols.start));
+                let (whole, factor) = (values.len() / S::LANES * S::LANES, S::splat(factor));
+                for c in (0..whole).step_by(S::LANES) {
+                    max = S::max(biased::<S>(s.add(c), S::load(values.as_ptr().add(c)), factor), max);
+                }
+                if whole < values.len() {
+                    let value = S::load_first(values.as_ptr().add(whole), values.len() - whole);
+                    max = S::max(biased::<S>(s.add(whole), value, factor), max);
+                }
+            }
+        }
+        max
+    }
+}
+
+/// Adds `a * b` to the scores at `s`, and returns them.
+///
+/// # Safety
+/// A vector of scores is at `s`.
+#[inline(always)]
+unsafe fn biased<S: Simd>(s: *mut f32, a: S::V, b: S::V) -> S::V {
+    // SAFETY: by the caller's word.
+    unsafe {
+        let sum = S::fma(a, b, S::load(s));
+        S::store(s, sum);
+        sum
+    }
+}
+
+/// One step of a row's softmax: products in columns `seen` become scores and then weights, every other column up to
+/// `width` becomes zero. Column 0 is key `k0`. Returns what the row's accumulators have to be multiplied by.
 ///
 /// # Safety
 /// `s` has room for `width`, a multiple of `LANES`; `seen` lies within.
 #[inline(always)]
-pub(super) unsafe fn softmax_step<S: Simd>(s: *mut f32, seen: Range<usize>, width: usize, row: &mut RowState) -> f32 {
-    // SAFETY: `s` holds `width` numbers, and nothing else refers to them.
-    let line = unsafe { std::slice::from_raw_parts_mut(s, width) };
+pub(super) unsafe fn softmax_step<S: Simd>(
+    s: *mut f32,
+    (k0, seen, width): (usize, Range<usize>, usize),
+    softcap: Option<f32>,
+    bias: RowBias<'_>,
+    row: &mut RowState,
+) -> f32 {
     if seen.is_empty() {
-        line.fill(0.0);
+        // SAFETY: by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(s, width) }.fill(0.0);
         return 1.0;
     }
-    let (start, end) = (seen.start / S::LANES * S::LANES, seen.end.next_multiple_of(S::LANES));
-    line[..start].fill(0.0);
-    line[start..seen.start].fill(f32::NEG_INFINITY);
-    line[seen.end..end].fill(f32::NEG_INFINITY);
-    line[end..].fill(0.0);
-    // SAFETY: start and end are multiples of LANES within the line.
+    let cols = seen.start / S::LANES * S::LANES..seen.end.next_multiple_of(S::LANES);
+    // SAFETY: `s` holds `width` numbers, of which `cols` are whole vectors; sums have room for a vector.
     unsafe {
-        let mut max = S::splat(f32::NEG_INFINITY);
-        for c in (start..end).step_by(S::LANES) {
-            max = S::max(S::load(s.add(c)), max);
+        if let Some(cap) = softcap {
+            cap_scores::<S>(s, cols.clone(), cap);
         }
-        let max = S::largest(max);
+        if seen != (0..width) {
+            hide(std::slice::from_raw_parts_mut(s, width), &seen, &cols);
+        }
+        let max = add_bias::<S>(s, cols.start..seen.end, k0, bias);
         let mut factor = 1.0;
-        if max > row.max + SLACK || row.max == f32::NEG_INFINITY {
+        let sums = row.sums.as_mut_ptr();
+        if S::any_above(max, S::splat(row.max + SLACK)) {
+            let max = S::largest(max);
             if row.max != f32::NEG_INFINITY {
                 factor = (row.max - max).exp2();
             }
+            rescale::<S>(sums, S::LANES, factor);
             row.max = max;
         }
         let reference = S::splat(if row.max == f32::NEG_INFINITY { 0.0 } else { row.max });
-        let mut sum = S::splat(0.0);
-        for c in (start..end).step_by(S::LANES) {
+        let mut sum = S::load(sums);
+        for c in cols.step_by(S::LANES) {
             let weight = S::exp2(S::sub(S::load(s.add(c)), reference));
             S::store(s.add(c), weight);
             sum = S::add(sum, weight);
         }
-        row.sum = row.sum * factor + S::sum(sum);
+        S::store(sums, sum);
         factor
     }
+}
+
+/// Sets the columns that aren't `seen` to zero, or to minus infinity where they are among `cols`, which become weights.
+fn hide(line: &mut [f32], seen: &Range<usize>, cols: &Range<usize>) {
+    line[..cols.start].fill(0.0);
+    line[cols.start..seen.start].fill(f32::NEG_INFINITY);
+    line[seen.end..cols.end].fill(f32::NEG_INFINITY);
+    line[cols.end..].fill(0.0);
 }
 
 /// For the backward pass: turns scores `s` into weights and `g`, products of the output's gradient with values, into

@@ -116,6 +116,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn any_above(a: __m256, b: __m256) -> bool {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) != 0
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16(p: *const bf16) -> __m256 {
         let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
@@ -156,7 +161,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+    unsafe fn scores(_cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
         scores(depth, a, b, c)
     }
 

@@ -63,6 +63,10 @@ impl Job for Arithmetic {
             assert_eq!(lanes::<S>(S::from_fn(|i| numbers[i])), used, "{}", self.0);
             assert_eq!(S::sum(v), used.iter().sum::<f32>(), "{}", self.0);
             assert_eq!(S::largest(v), used.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{}", self.0);
+            for x in [-10.0, 0.0, 6.0, inf, -inf, nan] {
+                assert_eq!(S::any_above(v, S::splat(x)), used.iter().any(|y| *y > x), "{}: above {x}", self.0);
+                assert_eq!(S::any_above(S::splat(x), v), used.iter().any(|y| x > *y), "{}: {x} above", self.0);
+            }
             let fused = lanes::<S>(S::fma(v, S::splat(3.0), S::splat(0.5)));
             assert!(fused.iter().zip(used).all(|(y, x)| *y == x * 3.0 + 0.5), "{}", self.0);
             for n in 0..S::LANES {
@@ -159,14 +163,18 @@ impl Job for Products {
             let x = if j < lanes { src[j * 19 + i] } else { 0.0 };
             assert_eq!(dst[i * 21 + j], x, "{path}: transposed at {i}, {j}");
         }
-        for depth in [0, 1, 5, 32] {
+        for (depth, cols) in
+            [0, 1, 5, 32].into_iter().flat_map(|depth| [(depth, S::NR), (depth, S::NR / 2), (depth, 1)])
+        {
             let (a, b) = (whole_numbers(depth * S::MR, 2), whole_numbers(depth * S::NR, 3));
             let mut c = vec![1f32; S::MR * TILE_STRIDE];
             // SAFETY: the sizes are those that `scores` asks for.
-            unsafe { S::scores(depth, a.as_ptr(), b.as_ptr(), c.as_mut_ptr()) };
+            unsafe { S::scores(cols, depth, a.as_ptr(), b.as_ptr(), c.as_mut_ptr()) };
             for (i, j) in (0..S::MR).flat_map(|i| (0..TILE_STRIDE).map(move |j| (i, j))) {
                 let sum: f32 = (0..depth).map(|k| a[k * S::MR + i] * b[k * S::NR + j.min(S::NR - 1)]).sum();
-                assert_eq!(c[i * TILE_STRIDE + j], if j < S::NR { sum } else { 1.0 }, "{path}: score {i}, {j}");
+                let score = c[i * TILE_STRIDE + j];
+                let right = if j < cols { score == sum } else { score == 1.0 || j < S::NR && score == sum };
+                assert!(right, "{path}: score {i}, {j} of {cols} is {score}, not {sum}");
             }
         }
         for (vectors, depth) in (1..12).flat_map(|vectors| [(vectors, 1), (vectors, 7), (vectors, 128)]) {

@@ -59,6 +59,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
     unsafe fn largest(v: Self::V) -> f32;
+    /// Whether a lane of `a` is larger than that of `b`.
+    unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
     /// `LANES` numbers, widened.
     unsafe fn load_bf16(p: *const bf16) -> Self::V;
     /// `LANES` numbers, widened.
@@ -147,8 +149,9 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
-    /// `c[i][j] = sum_k a[k * MR + i] * b[k * NR + j]` for `MR x NR` of a score tile.
-    unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32);
+    /// `c[i][j] = sum_k a[k * MR + i] * b[k * NR + j]` for `MR` rows of a score tile and at least the first `cols <= NR`
+    /// columns; the others, up to `NR`, may be left as they are.
+    unsafe fn scores(cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32);
 
     /// `c[i][j] += sum_k a[i * TILE_STRIDE + k] * b[k * b_stride + j]` for `size`, which is `rows x cols`, numbers: `rows` is `MR` or at
     /// most 4, `cols` a multiple of `LANES`. Rows up to `MR` or 4 are read and written.
@@ -194,23 +197,45 @@ unsafe fn product<S: Simd, const MR: usize, const NV: usize, const ROW: usize, c
             }
         }
         let (mut a, mut b) = (a, b);
-        for _ in 0..depth {
-            let mut right = [S::splat(0.0); NV];
-            for (j, right) in right.iter_mut().enumerate() {
-                *right = S::load(b.add(j * S::LANES));
-            }
-            for (i, row) in acc.iter_mut().enumerate() {
-                let left = S::splat(*a.add(i * ROW));
-                for (acc, right) in row.iter_mut().zip(right) {
-                    *acc = S::fma(left, right, *acc);
-                }
-            }
-            a = a.add(STEP);
-            b = b.add(b_stride);
+        for _ in 0..depth / 4 {
+            multiply_add::<S, MR, NV, ROW>(&mut acc, a, b);
+            multiply_add::<S, MR, NV, ROW>(&mut acc, a.add(STEP), b.add(b_stride));
+            multiply_add::<S, MR, NV, ROW>(&mut acc, a.add(2 * STEP), b.add(2 * b_stride));
+            multiply_add::<S, MR, NV, ROW>(&mut acc, a.add(3 * STEP), b.add(3 * b_stride));
+            (a, b) = (a.add(4 * STEP), b.add(4 * b_stride));
+        }
+        for _ in 0..depth % 4 {
+            multiply_add::<S, MR, NV, ROW>(&mut acc, a, b);
+            (a, b) = (a.add(STEP), b.add(b_stride));
         }
         for (i, row) in acc.iter().enumerate() {
             for (j, acc) in row.iter().enumerate() {
                 S::store(c.add(i * c_stride + j * S::LANES), *acc);
+            }
+        }
+    }
+}
+
+/// One step of [`product`]: adds `a[i * ROW] * b[j]` to every accumulator.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn multiply_add<S: Simd, const MR: usize, const NV: usize, const ROW: usize>(
+    acc: &mut [[S::V; NV]; MR],
+    a: *const f32,
+    b: *const f32,
+) {
+    // SAFETY: the caller vouches for the pointers and the instruction set.
+    unsafe {
+        let mut right = [S::splat(0.0); NV];
+        for (j, right) in right.iter_mut().enumerate() {
+            *right = S::load(b.add(j * S::LANES));
+        }
+        for (i, row) in acc.iter_mut().enumerate() {
+            let left = S::splat(*a.add(i * ROW));
+            for (acc, right) in row.iter_mut().zip(right) {
+                *acc = S::fma(left, right, *acc);
             }
         }
     }

@@ -129,6 +129,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn any_above(a: float32x4_t, b: float32x4_t) -> bool {
+        vmaxvq_u32(vcgtq_f32(a, b)) != 0
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16(p: *const bf16) -> float32x4_t {
         vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.cast())))
     }
@@ -151,7 +156,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+    unsafe fn scores(_cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
         scores(depth, a, b, c)
     }
 

@@ -83,6 +83,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn any_above(a: V, b: V) -> bool {
+        a.iter().zip(b).any(|(a, b)| *a > b)
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16(p: *const bf16) -> V {
         // SAFETY: eight numbers are readable at p by the caller's word.
         let raw = unsafe { p.cast::<[u16; 8]>().read() };
@@ -106,7 +111,7 @@ impl Simd for Portable {
     }
 
     #[inline(never)]
-    unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
+    unsafe fn scores(_cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
         // SAFETY: by the caller's word.
         unsafe { product::<Self, 4, 1, 1, 4, false>(depth, a, (b, 8), (c, super::TILE_STRIDE)) }
     }
