@@ -10,7 +10,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-use std::{sync::Arc, time::Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Everything that decides what a run computes; saved with every checkpoint, and a run resumes only under the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -94,7 +96,7 @@ pub struct Trainer {
 
 /// Tokens that go through the model together: enough that matrix products are as fast as they get, and no more memory
 /// than that takes.
-const SHARD_TOKENS: usize = 256;
+const SHARD_TOKENS: usize = 1024;
 
 impl Trainer {
     /// A run from its first step, on `tokens`, with first weights under their Hugging Face names.
@@ -188,15 +190,19 @@ impl Trainer {
     /// threads, and shards are added in their order, so neither does the result.
     fn gradients(&self) -> Result<(f64, Vec<Vec<f32>>)> {
         let (shards, model) = (self.shards()?, self.model()?);
-        let (mut loss, mut sums) = (0.0, Vec::new());
-        for wave in shards.chunks(self.pools.len()) {
-            let run = |(ids, pool): (&Tensor, &ThreadPool)| pool.install(|| self.shard(&model, ids));
-            for (part, gradients) in wave.par_iter().zip(&self.pools).map(run).collect::<Result<Vec<_>>>()? {
-                loss += part;
-                add(&mut sums, gradients);
+        let (next, sum) = (AtomicUsize::new(0), Mutex::new(Sum::default()));
+        let work = || -> Result<()> {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(ids) = shards.get(number) else { return Ok(()) };
+                let shard = self.shard(&model, ids)?;
+                // On this thread alone: threads of a pool take other work while they wait, which may want the lock too.
+                sum.lock().unwrap_or_else(PoisonError::into_inner).add(number, shard);
             }
-        }
-        Ok((loss, sums))
+        };
+        self.pools.par_iter().try_for_each(|pool| pool.install(work))?;
+        let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((sum.loss, sum.gradients))
     }
 
     /// A shard's share of the loss and of its gradients.
@@ -241,13 +247,31 @@ impl Trainer {
     }
 }
 
-/// Adds a shard's gradients, or begins with them.
-fn add(sums: &mut Vec<Vec<f32>>, gradients: Vec<Vec<f32>>) {
-    if sums.is_empty() {
-        *sums = gradients;
-    } else {
-        let both = sums.par_iter_mut().zip(gradients);
-        both.for_each(|(sum, gradient)| sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g));
+/// A sum over shards, in their order whatever the order in which they come.
+#[derive(Default)]
+struct Sum {
+    loss: f64,
+    gradients: Vec<Vec<f32>>,
+    /// Shards that are in the sum.
+    done: usize,
+    /// Shards that came before their turn.
+    early: BTreeMap<usize, (f64, Vec<Vec<f32>>)>,
+}
+
+impl Sum {
+    fn add(&mut self, number: usize, shard: (f64, Vec<Vec<f32>>)) {
+        self.early.insert(number, shard);
+        while let Some((loss, gradients)) = self.early.remove(&self.done) {
+            self.done += 1;
+            self.loss += loss;
+            if self.gradients.is_empty() {
+                self.gradients = gradients;
+                continue;
+            }
+            for (sum, gradient) in self.gradients.iter_mut().zip(gradients) {
+                sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+            }
+        }
     }
 }
 

@@ -193,8 +193,13 @@ impl Worker<'_> {
         let s = self.p.sizes;
         for (i, head) in u.heads.clone().enumerate() {
             let (q, grad) = (&mut u.q[i * u.rows * s.d..], &mut u.grad[i * u.rows * s.dv..]);
-            pack_rows((0..s.tq).map(|t| self.inputs.q.row(u.b, head, t)), S::MR, s.d, self.p.q_factor(), q);
-            pack_rows((0..s.tq).map(|t| self.saved.grad.row(u.b, head, t)), S::MR, s.dv, 1.0, grad);
+            let q_rows = (0..s.tq).map(|t| self.inputs.q.row(u.b, head, t));
+            let grad_rows = (0..s.tq).map(|t| self.saved.grad.row(u.b, head, t));
+            // SAFETY: the instruction set is there by the caller's word.
+            unsafe {
+                pack_rows::<S, f32>(q_rows, S::MR, s.d, self.p.q_factor(), q);
+                pack_rows::<S, f32>(grad_rows, S::MR, s.dv, 1.0, grad);
+            }
             for (t, delta) in u.deltas[i * s.tq..(i + 1) * s.tq].iter_mut().enumerate() {
                 let (out, grad) = (self.saved.out.row(u.b, head, t), self.saved.grad.row(u.b, head, t));
                 // SAFETY: rows are as long, and a multiple of 16.

@@ -81,7 +81,8 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(
     let rows = unit.rows(p);
     let query = |row: &Row| inputs.q.row(unit.b, row.head, row.q);
     let group = if direct { 1 } else { S::MR };
-    pack_rows(rows.iter().map(query), group, sizes.d, p.q_factor(), q);
+    // SAFETY: the instruction set is there by the caller's word.
+    unsafe { pack_rows::<S, T>(rows.iter().map(query), group, sizes.d, p.q_factor(), q) };
     acc.fill(0.0);
     let bounds = p.skip.iter().flat_map(|skip| rows.iter().map(|row| skip.row(p, inputs, unit.b, row))).collect();
     let states = vec![RowState::EMPTY; n];

@@ -32,26 +32,66 @@ impl RowState {
     }
 }
 
-/// Packs rows `MR` at a time and transposed, as the score kernel reads its left side. `dst` has room for a multiple of
-/// `mr` rows of `width`; missing rows are zero.
-pub(super) fn pack_rows<'a, T: Element>(
-    rows: impl ExactSizeIterator<Item = &'a [T]>,
+/// The most rows that are packed together.
+const MOST_MR: usize = 16;
+
+/// Packs rows `mr` at a time and transposed, as the score kernel reads its left side, times `factor`. `dst` has room for
+/// a multiple of `mr` rows of `width`; missing rows are zero.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+pub(super) unsafe fn pack_rows<'a, S: Simd, T: Element>(
+    mut rows: impl Iterator<Item = &'a [T]>,
     mr: usize,
     width: usize,
     factor: f32,
     dst: &mut [f32],
 ) {
-    let n = rows.len();
-    for (i, row) in rows.enumerate() {
-        let group = &mut dst[i / mr * mr * width..];
-        for (c, x) in row.iter().enumerate() {
-            group[c * mr + i % mr] = x.widen() * factor;
+    let (mut group, mut start): ([&[T]; MOST_MR], usize) = ([&[]; MOST_MR], 0);
+    loop {
+        let mut n = 0;
+        while n < mr
+            && let Some(row) = rows.next()
+        {
+            group[n] = &row[..width];
+            n += 1;
+        }
+        if n == 0 {
+            break;
+        }
+        // SAFETY: by the caller's word.
+        unsafe { pack_group::<S, T>(&group[..n], mr, width, factor, &mut dst[start..]) };
+        start += mr * width;
+    }
+}
+
+/// Packs up to `mr` rows to the start of `dst`; what is after them in `dst` may change.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+unsafe fn pack_group<S: Simd, T: Element>(rows: &[&[T]], mr: usize, width: usize, factor: f32, dst: &mut [f32]) {
+    let (lanes, mut c) = (S::LANES, 0);
+    if mr > 1 && mr <= lanes {
+        let mut staged = [0f32; 256];
+        // A transposition writes LANES numbers to each line of `mr`; the next line overwrites what is too much.
+        while c + lanes <= width && (c + lanes - 1) * mr + lanes <= dst.len() {
+            // SAFETY: LANES numbers from `c` are in every row, `staged` has room for LANES^2, and the last line ends in
+            // `dst`.
+            unsafe {
+                for (i, row) in rows.iter().enumerate() {
+                    let x = S::mul(T::load::<S>(row.as_ptr().add(c)), S::splat(factor));
+                    S::store(staged.as_mut_ptr().add(i * lanes), x);
+                }
+                S::transpose(staged.as_ptr(), lanes, dst.as_mut_ptr().add(c * mr), mr);
+            }
+            c += lanes;
         }
     }
-    for i in n..n.next_multiple_of(mr) {
-        let group = &mut dst[i / mr * mr * width..];
-        for c in 0..width {
-            group[c * mr + i % mr] = 0.0;
+    for (c, line) in dst[..mr * width].chunks_exact_mut(mr).enumerate().skip(c) {
+        for (i, x) in line.iter_mut().enumerate() {
+            *x = rows.get(i).map_or(0.0, |row| row[c].widen() * factor);
         }
     }
 }
