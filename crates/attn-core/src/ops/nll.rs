@@ -46,7 +46,7 @@ impl Kernel<1, 1> for Forward<'_> {
     #[inline(always)]
     fn row(&self, i: usize, [row]: [&[f32]; 1], [out]: [&mut [f32]; 1]) {
         let top = largest(row);
-        let total = sum(row.len(), |j| exp(row[j] - top));
+        let total = sum(row, |x| exp(x - top));
         out[0] = total.ln() + (top - row[self.targets[i] as usize]);
     }
 }
@@ -62,7 +62,7 @@ impl Kernel<1, 1> for Backward<'_> {
     #[inline(always)]
     fn row(&self, i: usize, [row]: [&[f32]; 1], [out]: [&mut [f32]; 1]) {
         let top = largest(row);
-        let scale = self.grad[i] / sum(row.len(), |j| exp(row[j] - top));
+        let scale = self.grad[i] / sum(row, |x| exp(x - top));
         for (out, x) in out.iter_mut().zip(row) {
             *out = exp(x - top) * scale;
         }

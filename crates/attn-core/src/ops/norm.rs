@@ -1,6 +1,8 @@
 //! RMS and layer norm, forward and backward in one pass each.
 
-use super::rows::{Kernel, Matrix, Reduction, compute, is_plain, reduce, size, sum, tensor, with_matrices, with_rows};
+use super::rows::{
+    Kernel, Matrix, Reduction, compute, is_plain, reduce, size, sum, sum_of_pairs, tensor, with_matrices, with_rows,
+};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
@@ -125,12 +127,9 @@ impl NormOp {
         let n = x.len() as f32;
         let mean = match self.kind {
             NormKind::Rms => 0.0,
-            NormKind::Layer => sum(x.len(), |i| x[i]) / n,
+            NormKind::Layer => sum(x, |x| x) / n,
         };
-        let square = sum(x.len(), |i| {
-            let x = x[i] - mean;
-            x * x
-        });
+        let square = sum(x, |x| (x - mean) * (x - mean));
         (mean, 1.0 / (square / n + self.eps).sqrt())
     }
 
@@ -255,10 +254,10 @@ impl Kernel<2, 1> for Backward<'_> {
             }
             None => out.copy_from_slice(g),
         }
-        let along = sum(width, |j| out[j] * (x[j] - mean)) * scale / width as f32;
+        let along = sum_of_pairs(out, x, |g, x| g * (x - mean)) * scale / width as f32;
         let level = match self.op.kind {
             NormKind::Rms => 0.0,
-            NormKind::Layer => sum(width, |j| out[j]) / width as f32,
+            NormKind::Layer => sum(out, |g| g) / width as f32,
         };
         for (j, out) in out.iter_mut().enumerate() {
             *out = scale * (*out - level - (x[j] - mean) * scale * along);

@@ -88,15 +88,19 @@ impl<T: Element> Job for Head<'_, T> {
         for (token, out) in self.out.chunks_exact_mut(d).enumerate() {
             let lanes = &self.data[from + token * stride[2]..][..d];
             let (cos, sin) = op.table.row((first + token).saturating_sub(pad));
-            rotate(op, lanes, (cos, sin), &mut turned);
+            // SAFETY: the machine has the instruction set by this function's contract.
+            unsafe { rotate::<S, T>(op, lanes, (cos, sin), &mut turned) };
             T::narrow_all(&turned, out);
         }
     }
 }
 
 /// One token of one head, in f32.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
 #[inline(always)]
-fn rotate<T: Element>(op: &FastRope, lanes: &[T], (cos, sin): (&[f32], &[f32]), out: &mut [f32]) {
+unsafe fn rotate<S: Simd, T: Element>(op: &FastRope, lanes: &[T], (cos, sin): (&[f32], &[f32]), out: &mut [f32]) {
     let pairs = op.rotary_dim / 2;
     let sign = if op.backwards { -1.0 } else { 1.0 };
     let (turned, rest) = lanes.split_at(op.rotary_dim);
@@ -108,11 +112,21 @@ fn rotate<T: Element>(op: &FastRope, lanes: &[T], (cos, sin): (&[f32], &[f32]), 
         Layout::Half => {
             let (a, b) = turned.split_at(pairs);
             let (out_a, out_b) = out.split_at_mut(pairs);
-            // Equal lengths, so that the loop needs no bounds checks and vectorises.
-            let (b, out_b, cos, sin) = (&b[..a.len()], &mut out_b[..a.len()], &cos[..a.len()], &sin[..a.len()]);
-            for (i, out_a) in out_a[..a.len()].iter_mut().enumerate() {
+            let (cos, sin) = (&cos[..pairs], &sin[..pairs]);
+            let whole = pairs / S::LANES * S::LANES;
+            for i in (0..whole).step_by(S::LANES) {
+                // SAFETY: all six have `pairs` numbers, at least LANES of them from `i` on.
+                unsafe {
+                    let (x, y) = (T::load::<S>(a.as_ptr().add(i)), T::load::<S>(b.as_ptr().add(i)));
+                    let (cos, sin) = (S::load(cos.as_ptr().add(i)), S::load(sin.as_ptr().add(i)));
+                    let sin = S::mul(sin, S::splat(sign));
+                    S::store(out_a.as_mut_ptr().add(i), S::sub(S::mul(x, cos), S::mul(y, sin)));
+                    S::store(out_b.as_mut_ptr().add(i), S::add(S::mul(y, cos), S::mul(x, sin)));
+                }
+            }
+            for i in whole..pairs {
                 let (x, y, sin) = (a[i].widen(), b[i].widen(), sin[i] * sign);
-                *out_a = x * cos[i] - y * sin;
+                out_a[i] = x * cos[i] - y * sin;
                 out_b[i] = y * cos[i] + x * sin;
             }
         }
