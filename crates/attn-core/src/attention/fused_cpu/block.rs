@@ -149,10 +149,11 @@ impl<T: Element> Work<'_, '_, T> {
                 }
             }
         }
-        // SAFETY: token k0 + from and the following up to keys.end exist; padding rows exist in tile and accumulators.
+        // SAFETY: the keys exist; padding rows exist in tile and accumulators.
         unsafe {
-            let depth = keys.end - (k0 + from);
-            let values = self.values::<S>(k0, from, keys.end);
+            // Columns before the first key that is seen are zeros.
+            let first = keys.start - k0;
+            let values = self.values::<S>(k0, first, keys.end);
             let step = if self.direct { 4 } else { S::MR };
             // A panel of the values at a time stays in the first-level cache for all rows.
             for (panel, col) in (0..self.wide).step_by(values.width).enumerate() {
@@ -160,9 +161,9 @@ impl<T: Element> Work<'_, '_, T> {
                 let v = (values.start.add(panel * values.panel), values.stride);
                 for i in range.clone().step_by(step) {
                     let rows = if self.direct { (range.end - i).min(4) } else { S::MR };
-                    let weights = self.s.as_ptr().add((i - range.start) * TILE_STRIDE + from);
+                    let weights = self.s.as_ptr().add((i - range.start) * TILE_STRIDE + first);
                     let acc = self.acc.as_mut_ptr().add(i * self.wide + col);
-                    S::accumulate((rows, cols), depth, weights, v, (acc, self.wide));
+                    S::accumulate((rows, cols), keys.len(), weights, v, (acc, self.wide));
                 }
             }
         }
