@@ -46,9 +46,11 @@ unsafe fn accumulate_rows(
     let whole = if rows > 4 { cols / 64 * 64 } else { 0 };
     // SAFETY: by the caller's word; rows `half..half + 6` are among the 12, columns below `whole` among `cols`.
     unsafe {
-        for (col, half) in (0..whole).step_by(64).flat_map(|col| [(col, 0), (col, 6)]) {
-            let (a, b) = (a.add(half * TILE_STRIDE), (b.add(col), b_stride));
-            product::<Avx512, 6, 4, TILE_STRIDE, 1, true>(depth, a, b, (c.add(half * c_stride + col), c_stride));
+        for col in (0..whole).step_by(64) {
+            for half in [0, 6] {
+                let (a, b) = (a.add(half * TILE_STRIDE), (b.add(col), b_stride));
+                product::<Avx512, 6, 4, TILE_STRIDE, 1, true>(depth, a, b, (c.add(half * c_stride + col), c_stride));
+            }
         }
         let (b, c) = ((b.add(whole), b_stride), (c.add(whole), c_stride));
         accumulate::<Avx512, 12, 2, 4>((rows, cols - whole), depth, a, b, c);
@@ -66,14 +68,11 @@ unsafe fn accumulate_columns(
     let whole = cols / 64 * 64;
     // SAFETY: as in `accumulate_rows`.
     unsafe {
-        for (col, half) in (0..whole).step_by(64).flat_map(|col| [(col, 0), (col, 6)]) {
-            let b = (b.add(col), b_stride);
-            product::<Avx512, 6, 4, 1, TILE_STRIDE, true>(
-                depth,
-                a.add(half),
-                b,
-                (c.add(half * c_stride + col), c_stride),
-            );
+        for col in (0..whole).step_by(64) {
+            for half in [0, 6] {
+                let (a, b) = (a.add(half), (b.add(col), b_stride));
+                product::<Avx512, 6, 4, 1, TILE_STRIDE, true>(depth, a, b, (c.add(half * c_stride + col), c_stride));
+            }
         }
         let (b, c) = ((b.add(whole), b_stride), (c.add(whole), c_stride));
         accumulate_transposed::<Avx512, 12, 2>(cols - whole, depth, a, b, c);
