@@ -16,24 +16,28 @@ TOKENS = 8192
 CASES = [("f32", 512), ("f32", 4096), ("bf16", 512), ("bf16", 4096), ("Q8_0", 512), ("Q8_0", 4096)]
 
 
-def modes(theta, head_dim):
-    """Ours by name, with the options that make llama.cpp do the same at a known length."""
-    base = theta * FACTOR ** (head_dim / (head_dim - 2))
-    return {
-        "none": ["--rope-scaling", "none"],
-        "linear": ["--rope-scaling", "linear", "--rope-scale", str(FACTOR)],
-        "ntk": ["--rope-scaling", "none", "--rope-freq-base", str(base)],
-        # llama.cpp has no mode of this name; at a length within the trained one it is no scaling.
-        "dynamic": ["--rope-scaling", "none"],
-        "yarn": ["--rope-scaling", "yarn", "--rope-scale", str(FACTOR)],
-    }
+THETA, HEAD_DIM = 1e5, 64  # SmolLM2's
+# Ours by name, with the options that make llama.cpp do the same at a known length.
+MODES = {
+    "none": ["--rope-scaling", "none"],
+    "linear": ["--rope-scaling", "linear", "--rope-scale", str(FACTOR)],
+    "ntk": ["--rope-scaling", "none", "--rope-freq-base", str(THETA * FACTOR ** (HEAD_DIM / (HEAD_DIM - 2)))],
+    # llama.cpp has no mode of this name; at a length within the trained one it is no scaling.
+    "dynamic": ["--rope-scaling", "none"],
+    "yarn": ["--rope-scaling", "yarn", "--rope-scale", str(FACTOR)],
+}
 
 
-def llama(gguf, context, options, args):
+def gguf(weights, args):
+    """The file that has the weights for llama.cpp."""
+    return os.path.join(args.model, weights.upper() + ".gguf")
+
+
+def llama(weights, context, options, args):
     """Seconds and perplexity of one run."""
-    words = [args.llama_perplexity, "-m", gguf, "-f", args.perplexity, "-c", str(context), "-fa", "on"]
+    words = [args.llama_perplexity, "-m", gguf(weights, args), "-f", args.perplexity, "-c", str(context), "-fa", "on"]
     words += ["--chunks", str(TOKENS // context), "-t", str(args.threads), *options]
-    if "Q" in os.path.basename(gguf):
+    if weights.startswith("Q"):
         words += ["--no-repack"]
     start = time.perf_counter()
     done = subprocess.run(words, capture_output=True, text=True)
@@ -46,10 +50,10 @@ def llama(gguf, context, options, args):
 
 def ours(weights, context, args):
     """Seconds, and perplexities by mode."""
-    folder, gguf = os.path.join(args.model, weights), os.path.join(args.model, weights.upper() + ".gguf")
-    model = [gguf, "--keep-quantized"] if weights.startswith("Q") else [folder, "--dtype", weights]
+    quantized = weights.startswith("Q")
+    model = [gguf(weights, args), "--keep-quantized"] if quantized else [os.path.join(args.model, weights), "--dtype", weights]
     words = [args.attn, "compare", *model, "--text", args.perplexity, "--contexts", str(context), "--json"]
-    words += ["--max-tokens", str(TOKENS), "--modes", ",".join(modes(1e5, 64)), "--factor", str(FACTOR)]
+    words += ["--max-tokens", str(TOKENS), "--modes", ",".join(MODES), "--factor", str(FACTOR)]
     start = time.perf_counter()
     answer, _ = run(words, args.threads)
     return time.perf_counter() - start, {cell["mode"]: cell["perplexity"] for cell in answer["cells"]}
@@ -65,8 +69,7 @@ def compare(args):
         mine, theirs = [], []
         for _ in range(args.rounds):
             mine.append(ours(weights, context, args))
-            gguf = os.path.join(args.model, weights.upper() + ".gguf")
-            runs = {mode: llama(gguf, context, options, args) for mode, options in modes(1e5, 64).items()}
+            runs = {mode: llama(weights, context, options, args) for mode, options in MODES.items()}
             theirs.append((sum(run[0] for run in runs.values()), {mode: run[1] for mode, run in runs.items()}))
             print(".", end="", flush=True)
         best, other = min(mine, key=lambda r: r[0]), min(theirs, key=lambda r: r[0])

@@ -129,7 +129,7 @@ pub(crate) struct ModelBenchArgs {
     /// Also show where the time of one more run of each goes, by operation
     #[arg(long)]
     pub(crate) profile: bool,
-    /// Runs that are timed, after some that aren't
+    /// Runs that are timed, after one that isn't
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = parse_positive)]
     pub(crate) runs: usize,
     /// Print one JSON document

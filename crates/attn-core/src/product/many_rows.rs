@@ -5,7 +5,7 @@
 
 use super::target::Target;
 use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Job, Simd, TILE_STRIDE, dispatch};
+use crate::attention::fused_cpu::simd::{Job, MOST_MR, Simd, TILE_STRIDE, dispatch};
 use crate::fresh::filled;
 use rayon::prelude::*;
 
@@ -13,8 +13,6 @@ use rayon::prelude::*;
 const ROWS: usize = 768;
 /// Tasks per thread that are wanted, so that no thread is left waiting for long.
 const TASKS: usize = 4;
-/// The most rows of a micro-kernel.
-const MOST_ROWS: usize = 16;
 
 /// The path of this machine on which the kernel is faster than Candle's product.
 pub(super) fn path() -> Option<KernelPath> {
@@ -125,8 +123,8 @@ impl Job for Panel<'_> {
         let cols = w.len() / depth;
         // SAFETY: the machine has the instruction set by this function's contract.
         unsafe { pack::<S>(w, depth, panel) };
-        assert!(S::MR <= MOST_ROWS && blocks.len().is_multiple_of(S::MR * depth) && panel.len() == depth * S::NR);
-        let mut tile = [0f32; MOST_ROWS * TILE_STRIDE];
+        assert!(S::MR <= MOST_MR && blocks.len().is_multiple_of(S::MR * depth) && panel.len() == depth * S::NR);
+        let mut tile = [0f32; MOST_MR * TILE_STRIDE];
         for (i, block) in blocks.chunks_exact(S::MR * depth).enumerate() {
             // SAFETY: the block holds MR rows, the panel NR outputs of `depth`, the tile MR rows of TILE_STRIDE >= NR.
             unsafe { S::scores(cols, depth, block.as_ptr(), panel.as_ptr(), tile.as_mut_ptr()) };

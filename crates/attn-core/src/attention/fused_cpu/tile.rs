@@ -2,7 +2,7 @@
 
 use super::{
     problem::{LOG2E, RowBias},
-    simd::{Element, Simd, TILE_STRIDE},
+    simd::{Element, MOST_MR, Simd, TILE_STRIDE},
 };
 use std::ops::Range;
 
@@ -31,9 +31,6 @@ impl RowState {
         self.sums.iter().sum()
     }
 }
-
-/// The most rows that are packed together.
-const MOST_MR: usize = 16;
 
 /// Packs rows `mr` at a time and transposed, as the score kernel reads its left side, times `factor`. `dst` has room for
 /// a multiple of `mr` rows of `width`; missing rows are zero.

@@ -21,16 +21,37 @@ pub(super) unsafe fn enter<J: Job>(job: J) {
     unsafe { job.run::<Avx512>() }
 }
 
+/// The micro-kernel of 6 rows by 4 vectors on 12 rows and `cols` columns, a multiple of 64.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn by_halves<const ROW: usize, const STEP: usize, const ADD: bool>(
+    cols: usize,
+    depth: usize,
+    a: *const f32,
+    (b, b_stride): (*const f32, usize),
+    (c, c_stride): (*mut f32, usize),
+) {
+    for col in (0..cols).step_by(64) {
+        for half in [0, 6] {
+            // SAFETY: by the caller's word; rows `half..half + 6` are among the 12.
+            unsafe {
+                let (a, b, c) = (a.add(half * ROW), b.add(col), c.add(half * c_stride + col));
+                product::<Avx512, 6, 4, ROW, STEP, ADD>(depth, a, (b, b_stride), (c, c_stride));
+            }
+        }
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn scores(cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
-    let b = (b, Avx512::NR);
-    // SAFETY: by the caller's word; rows `half..half + 6` are among the 12.
+    let (b, c) = ((b, Avx512::NR), (c, TILE_STRIDE));
+    // SAFETY: by the caller's word.
     unsafe {
-        if cols <= 32 {
-            return product::<Avx512, 12, 2, 1, 12, false>(depth, a, b, (c, TILE_STRIDE));
-        }
-        for half in [0, 6] {
-            product::<Avx512, 6, 4, 1, 12, false>(depth, a.add(half), b, (c.add(half * TILE_STRIDE), TILE_STRIDE));
+        match cols <= 32 {
+            true => product::<Avx512, 12, 2, 1, 12, false>(depth, a, b, c),
+            false => by_halves::<1, 12, false>(Avx512::NR, depth, a, b, c),
         }
     }
 }
@@ -40,41 +61,25 @@ unsafe fn accumulate_rows(
     (rows, cols): (usize, usize),
     depth: usize,
     a: *const f32,
-    (b, b_stride): (*const f32, usize),
-    (c, c_stride): (*mut f32, usize),
+    b: (*const f32, usize),
+    c: (*mut f32, usize),
 ) {
     let whole = if rows > 4 { cols / 64 * 64 } else { 0 };
-    // SAFETY: by the caller's word; rows `half..half + 6` are among the 12, columns below `whole` among `cols`.
+    // SAFETY: by the caller's word; columns below `whole` are among `cols`.
     unsafe {
-        for col in (0..whole).step_by(64) {
-            for half in [0, 6] {
-                let (a, b) = (a.add(half * TILE_STRIDE), (b.add(col), b_stride));
-                product::<Avx512, 6, 4, TILE_STRIDE, 1, true>(depth, a, b, (c.add(half * c_stride + col), c_stride));
-            }
-        }
-        let (b, c) = ((b.add(whole), b_stride), (c.add(whole), c_stride));
+        by_halves::<TILE_STRIDE, 1, true>(whole, depth, a, b, c);
+        let (b, c) = ((b.0.add(whole), b.1), (c.0.add(whole), c.1));
         accumulate::<Avx512, 12, 2, 4>((rows, cols - whole), depth, a, b, c);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn accumulate_columns(
-    cols: usize,
-    depth: usize,
-    a: *const f32,
-    (b, b_stride): (*const f32, usize),
-    (c, c_stride): (*mut f32, usize),
-) {
+unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
     let whole = cols / 64 * 64;
     // SAFETY: as in `accumulate_rows`.
     unsafe {
-        for col in (0..whole).step_by(64) {
-            for half in [0, 6] {
-                let (a, b) = (a.add(half), (b.add(col), b_stride));
-                product::<Avx512, 6, 4, 1, TILE_STRIDE, true>(depth, a, b, (c.add(half * c_stride + col), c_stride));
-            }
-        }
-        let (b, c) = ((b.add(whole), b_stride), (c.add(whole), c_stride));
+        by_halves::<1, TILE_STRIDE, true>(whole, depth, a, b, c);
+        let (b, c) = ((b.0.add(whole), b.1), (c.0.add(whole), c.1));
         accumulate_transposed::<Avx512, 12, 2>(cols - whole, depth, a, b, c);
     }
 }

@@ -22,6 +22,8 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 /// The most keys in a tile, a multiple of every path's panel width.
 pub(super) const KEYS: usize = 256;
+/// The most rows of any path's micro-kernels.
+pub(crate) const MOST_MR: usize = 16;
 /// Distance between the rows of a score tile. Not a power of two, so that a column of rows doesn't share cache sets;
 /// a constant, so that a micro-kernel addresses all rows from one pointer.
 pub(crate) const TILE_STRIDE: usize = KEYS + 16;
