@@ -8,7 +8,8 @@
                                             five scalings on a text: attn compare, and llama-perplexity five times
 
 Every case runs `--rounds` times, all programs alternating, so that whatever else the machine does hits them alike; the
-best of each counts. Above 1, ours is faster. --json FILE writes everything that was measured.
+best of each counts. Above 1, ours is faster. --device cuda measures on a GPU, with attn built for it (--features cuda).
+--json FILE writes everything that was measured.
 """
 import argparse
 import json
@@ -24,6 +25,7 @@ def arguments():
     target = os.environ.get("CARGO_TARGET_DIR", "target")
     parser.add_argument("--attn", default=os.path.join(target, "release", "attn"), help="our binary [%(default)s]")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every program [%(default)s]")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="times that each case comes up [%(default)s]")
     parser.add_argument("--runs", type=int, default=5, help="timed runs in each round [%(default)s]")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it, or one of several A|B")

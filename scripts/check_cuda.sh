@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Type-checks the workspace with the features `cuda` and `flash-attn` on a machine without the CUDA toolkit.
+# Type-checks and lints the workspace with the features `cuda` and `flash-attn` on a machine without the CUDA toolkit.
 #
-# This is a type check and nothing more: no kernel is compiled and nothing is linked or run. Candle's build scripts call
+# Nothing more: no kernel is compiled and nothing is linked or run. Candle's build scripts call
 # nvcc (and git, for CUTLASS) and only look at whether it succeeds, so stubs that write empty files let them pass.
 # Builds into a folder of its own, target/check-cuda, because the features change most dependencies.
 set -euo pipefail
@@ -37,5 +37,6 @@ chmod +x "$stubs/bin/nvcc" "$stubs/bin/git"
 
 export PATH="$stubs/bin:$PATH" NVCC="$stubs/bin/nvcc" CUDAFORGE_HOME="$stubs/cudaforge"
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDARC_CUDA_VERSION=${CUDARC_CUDA_VERSION:-12060}
-cargo check --workspace --all-targets --features attn-cli/flash-attn,integration/flash-attn --target-dir "$target" "$@"
+cargo clippy --workspace --all-targets --features attn-cli/flash-attn,integration/flash-attn --target-dir "$target" "$@" \
+    -- -D warnings
 echo "the types are right with the features cuda and flash-attn; nothing was built or run"

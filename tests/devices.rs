@@ -2,7 +2,7 @@
 //! CPU. `ATTN_TEST_DEVICE` (`cpu`, `cuda`, `cuda:N` or `metal`) asks for one, and a machine without it fails.
 //!
 //! ```text
-//! cargo test --release -p integration --test devices --features flash-attn
+//! cargo test --release -p integration --test devices --features cuda
 //! ```
 
 mod common;

@@ -51,7 +51,7 @@ LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 
 def ours(case, args):
     """What `attn bench attention` reports on a call."""
-    words = [args.attn, "bench", "attention", "--json"]
+    words = [args.attn, "bench", "attention", "--json", "--device", args.device]
     for name, value in dict(dict(runs=args.runs), **case).items():
         words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
     return run(words, args.threads)[0]
@@ -66,24 +66,43 @@ def torchs(case, args):
     seq, heads, kv = case["seq"], case.get("heads", 9), case.get("kv_heads", 3)
     d, backward, decode = case.get("head_dim", 64), "backward" in case, "decode" in case
     dtype = torch.bfloat16 if case.get("dtype") == "bf16" else torch.float32
-    q = torch.randn(1, heads, 1 if decode else seq, d, dtype=dtype, requires_grad=backward)
-    k, v = (torch.randn(1, kv, seq, d, dtype=dtype, requires_grad=backward) for _ in range(2))
+    kind = dict(dtype=dtype, device=args.device)
+    q = torch.randn(1, heads, 1 if decode else seq, d, requires_grad=backward, **kind)
+    k, v = (torch.randn(1, kv, seq, d, requires_grad=backward, **kind) for _ in range(2))
     options = dict(is_causal=not decode, enable_gqa=heads != kv)
     if "bias" in case:
-        mask = torch.randn(1, heads, seq, seq).masked_fill_(torch.ones(seq, seq, dtype=torch.bool).triu(1), float("-inf"))
+        future = torch.ones(seq, seq, dtype=torch.bool, device=args.device).triu(1)
+        mask = torch.randn(1, heads, seq, seq, **kind).masked_fill_(future, float("-inf"))
         options.update(is_causal=False, attn_mask=mask)
 
+    def wait():
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+
     def once():
+        wait()
         start = time.perf_counter()
         if backward:
             sdpa(q, k, v, **options).sum().backward()
         else:
             with torch.inference_mode():
                 sdpa(q, k, v, **options)
+        wait()
         return time.perf_counter() - start
 
     once()
     return 1e3 * min(once() for _ in range(case.get("runs", args.runs)))
+
+
+# How fast a call was: on the CPU there is a peak to set it against.
+SPEED = {True: "of FMA peak", False: "TFLOP/s"}
+
+
+def speed(report):
+    """The best run as SPEED says."""
+    gflops = report["gflops"] * report["median_ms"] / report["min_ms"]
+    peak = report["peak_gflops"]
+    return f"{100 * gflops / peak:.0f} %" if peak else f"{gflops / 1e3:.1f}"
 
 
 def compare(args):
@@ -98,13 +117,12 @@ def compare(args):
             theirs.append(torchs(case, args))
         best, torch_ms = min(mine, key=lambda r: r["min_ms"]), min(theirs)
         ms = best["min_ms"]
-        peak = max(r["peak_gflops"] for r in mine)
-        share = best["gflops"] * best["median_ms"] / ms / peak
-        results.append(dict(case=name, ours_ms=ms, torch_ms=torch_ms, ratio=torch_ms / ms, peak_share=share, ours=best))
-        rows.append([name, f"{ms:.2f}", f"{torch_ms:.2f}", ratio(torch_ms, ms), f"{100 * share:.0f} %"])
+        results.append(dict(case=name, ours_ms=ms, torch_ms=torch_ms, ratio=torch_ms / ms, ours=best))
+        row = [name, f"{ms:.3f}", f"{torch_ms:.3f}", ratio(torch_ms, ms)]
+        rows.append(row + [speed(dict(best, peak_gflops=max(r["peak_gflops"] or 0 for r in mine)))])
         print(".", end="", flush=True)
     print()
-    table(["attention", "ours ms", "torch ms", "torch / ours", "of FMA peak"], rows)
+    table(["attention", "ours ms", "torch ms", "torch / ours", SPEED[args.device == "cpu"]], rows)
     return results
 
 
@@ -112,17 +130,17 @@ def own(args):
     """Ours on each pair of calls in turn; a list of results."""
     results, rows = [], []
     for name, case, base in OWN:
-        if not wanted(name, args):
+        if not wanted(name, args) or ("path" in case and args.device != "cpu"):
             continue
         pairs = [(ours(case, args), ours(base, args)) for _ in range(1 if "runs" in case else args.rounds)]
         a, b = (min((pair[i] for pair in pairs), key=lambda r: r["min_ms"]) for i in (0, 1))
-        shares = [100 * r["gflops"] * r["median_ms"] / r["min_ms"] / r["peak_gflops"] for r in (a, b)]
         results.append(dict(case=name, ms=a["min_ms"], base_ms=b["min_ms"], speedup=b["min_ms"] / a["min_ms"], of=[a, b]))
-        row = [name, f"{a['min_ms']:.2f}", f"{b['min_ms']:.2f}", ratio(b["min_ms"], a["min_ms"])]
-        rows.append(row + [f"{shares[0]:.0f} %", f"{shares[1]:.0f} %"])
+        row = [name, f"{a['min_ms']:.3f}", f"{b['min_ms']:.3f}", ratio(b["min_ms"], a["min_ms"])]
+        rows.append(row + [speed(a), speed(b)])
         print(".", end="", flush=True)
     print()
-    table(["ours / ours", "ms", "ms", "speedup", "of its FMA peak", "of its FMA peak"], rows)
+    unit = SPEED[args.device == "cpu"]
+    table(["ours / ours", "ms", "ms", "speedup", unit, unit], rows)
     return results
 
 

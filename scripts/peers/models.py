@@ -28,7 +28,8 @@ def command(who, case, args):
     quantized = weights.startswith("Q")
     numbers = [str(n) for n in (prompt, generate, depth, args.runs)]
     if who == "ours":
-        words = [args.attn, "bench", "model", "--json", "--runs", str(args.runs), "--batch", str(batch)]
+        words = [args.attn, "bench", "model", "--json", "--device", args.device]
+        words += ["--runs", str(args.runs), "--batch", str(batch)]
         words += ["--prompt", str(prompt), "--generate", str(generate), "--depth", str(depth)]
         words += [gguf, "--keep-quantized"] if quantized else [folder, "--dtype", weights]
 
@@ -48,7 +49,7 @@ def command(who, case, args):
         return None if batch > 1 else (words, read)
     if who == "transformers":
         script = os.path.join(HERE, "transformers_model.py")
-        words = [args.python, script, folder, weights, *numbers, str(args.threads), str(batch)]
+        words = [args.python, script, folder, weights, *numbers, str(args.threads), str(batch), args.device]
         return None if quantized else (words, dict)
     # Candle rebuilds its cache for every run, and a long prompt takes it minutes.
     if batch > 1 or (weights == "bf16" and prompt + depth > 1024):

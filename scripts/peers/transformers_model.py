@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tokens per second of a model in transformers, for scripts/bench_peers.py. Prints the best of the runs as JSON.
 
-    python scripts/peers/transformers_model.py FOLDER f32|bf16 PROMPT GENERATE DEPTH RUNS THREADS BATCH
+    python scripts/peers/transformers_model.py FOLDER f32|bf16 PROMPT GENERATE DEPTH RUNS THREADS BATCH cpu|cuda
 """
 import copy
 import json
@@ -14,14 +14,21 @@ from transformers import AutoModelForCausalLM
 
 def main():
     folder, dtype = sys.argv[1:3]
-    prompt, generate, depth, runs, threads, batch = map(int, sys.argv[3:])
+    prompt, generate, depth, runs, threads, batch = map(int, sys.argv[3:9])
+    device = sys.argv[9]
     torch.set_num_threads(threads)
     dtype = dict(f32=torch.float32, bf16=torch.bfloat16)[dtype]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval().to(device)
     vocab = model.config.vocab_size
 
     def ids(start, count):
-        return torch.tensor([[(i * 7919 + row * 104729 + 13) % vocab for i in range(start, start + count)] for row in range(batch)])
+        rows = [[(i * 7919 + row * 104729 + 13) % vocab for i in range(start, start + count)] for row in range(batch)]
+        return torch.tensor(rows, device=device)
+
+    def now():
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def feed(tokens, past):
         return model(tokens, past_key_values=past, use_cache=True, logits_to_keep=1).past_key_values
@@ -37,16 +44,16 @@ def main():
 
         def time_prompt():
             cache, tokens = copy.deepcopy(past), ids(depth, prompt)
-            start = time.perf_counter()
+            start = now()
             feed(tokens, cache)
-            return time.perf_counter() - start
+            return now() - start
 
         def time_generate():
             cache, tokens = copy.deepcopy(past), [ids(depth + i, 1) for i in range(generate)]
-            start = time.perf_counter()
+            start = now()
             for token in tokens:
                 cache = feed(token, cache)
-            return time.perf_counter() - start
+            return now() - start
 
         result = dict(prompt=best(prompt, time_prompt), generate=best(generate, time_generate))
     print(json.dumps(result))

@@ -8,6 +8,7 @@ use crate::memory;
 use crate::output::{note, usage};
 use crate::parse::{DeviceName, LengthPolicy};
 use anyhow::{Context, Result};
+use attn_core::machine;
 use attn_models::config::UnknownKeys;
 use attn_models::memory::weight_bytes;
 use attn_models::{Model, Options, RopeLength};
@@ -118,7 +119,11 @@ pub(crate) fn device(name: DeviceName) -> Result<Device> {
         DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda(_) if !candle_core::utils::cuda_is_available() => missing("cuda", "cuda"),
         DeviceName::Metal if !candle_core::utils::metal_is_available() => missing("metal", "metal"),
-        DeviceName::Cuda(index) => Device::new_cuda(index).with_context(|| format!("--device cuda:{index}")),
+        DeviceName::Cuda(index) => {
+            let device = Device::new_cuda(index).with_context(|| format!("--device cuda:{index}"))?;
+            machine::keep_freed_memory(&device)?;
+            Ok(device)
+        }
         DeviceName::Metal => Device::new_metal(0).context("--device metal"),
     }
 }

@@ -343,6 +343,8 @@ fn bench_refuses_what_it_cannot_measure() {
     refused(&["bench", "attention", "--heads", "3", "--kv-heads", "2"], 2, &["--heads 3", "--kv-heads 2"]);
     refused(&["bench", "attention", "--bias", "dense", "--seq", "4000000"], 2, &["memory"]);
     refused(&["bench", "attention", "--window", "8", "--against", "candle"], 2, &["--against"]);
+    refused(&["bench", "attention", "--device", "cuda", "--against", "candle"], 2, &["--against", "CPU"]);
+    refused(&["bench", "attention", "--device", "cuda", "--path", "avx2"], 2, &["--path avx2"]);
     refused(&["bench", "model", "--prompt", "0", "--generate", "0"], 2, &["--prompt"]);
     refused(&["bench", "model", "--depth", "4000000000"], 1, &["memory", "would fit"]);
 }

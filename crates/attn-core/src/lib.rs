@@ -13,6 +13,8 @@
 pub mod attention;
 mod bias;
 mod cache;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod fresh;
 mod latent;
 mod layer;

@@ -5,7 +5,7 @@
 
 use crate::attention::KernelPath;
 use crate::attention::fused_cpu::simd::{Job, Simd, dispatch};
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, bail};
 use rayon::prelude::*;
 use std::{hint::black_box, time::Instant};
 
@@ -105,6 +105,20 @@ impl Job for Sum<'_> {
             sums.into_iter().fold(0.0, |all, sum| all + S::sum(sum))
         } + self.numbers[whole..].iter().sum::<f32>();
     }
+}
+
+/// Lets CUDA keep what tensors on `device` free for the tensors to come. By default it gives everything back whenever the
+/// device is waited for, and asks for it again with the next token. Does nothing on other devices.
+///
+/// # Errors
+/// CUDA refuses.
+pub fn keep_freed_memory(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        crate::cuda::keep_freed_memory(device)?;
+    }
+    let _ = device;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! Off by default, when a [`scope`] costs one look at a thread-local flag. [`record`] turns it on for the calling thread,
 //! which is the one that runs a model's operations; the threads that kernels use inside an operation count towards it.
 //! Scopes nest, and each counts only the time that no inner scope counts, so the rows of a [`Profile`] add up to its
-//! total. On CUDA and Metal operations are only queued: what is measured there is the queueing.
+//! total. On CUDA and Metal operations are only queued: [`record_on`] waits for the device wherever a scope begins or ends, so
+//! that what is measured is the work, without what would overlap.
 //!
 //! ```
 //! use attn_core::profile::{Op, record, scope};
@@ -18,6 +19,7 @@
 //! assert_eq!(profile.calls(Op::Norm), 1);
 //! ```
 
+use candle_core::Device;
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
@@ -102,6 +104,8 @@ thread_local! {
     static RECORDING: Cell<bool> = const { Cell::new(false) };
     /// Time that scopes inside the current one have counted.
     static INNER: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// What scopes wait for, if not the CPU.
+    static DEVICE: RefCell<Option<Device>> = const { RefCell::new(None) };
     static ROWS: RefCell<[(usize, Duration); Op::ALL.len()]> =
         const { RefCell::new([(0, Duration::ZERO); Op::ALL.len()]) };
 }
@@ -135,6 +139,7 @@ pub fn whole(op: Op) -> Scope {
 
 #[cold]
 fn open(op: Op, whole: bool) -> Scope {
+    wait();
     RECORDING.set(!whole);
     Scope(Some(Open { op, started: Instant::now(), before: INNER.replace(Duration::ZERO), whole }))
 }
@@ -142,6 +147,7 @@ fn open(op: Op, whole: bool) -> Scope {
 impl Drop for Scope {
     fn drop(&mut self) {
         let Some(open) = self.0.take() else { return };
+        wait();
         let elapsed = open.started.elapsed();
         let own = elapsed.saturating_sub(INNER.replace(open.before + elapsed));
         if open.whole {
@@ -152,6 +158,24 @@ impl Drop for Scope {
             *row = (row.0 + 1, row.1 + own);
         });
     }
+}
+
+/// Waits for the device of the recording. A failure shows in the operation that caused it.
+fn wait() {
+    DEVICE.with_borrow(|device| device.as_ref().map(Device::synchronize));
+}
+
+/// As [`record`], for work on `device`.
+pub fn record_on<T>(device: &Device, work: impl FnOnce() -> T) -> (T, Profile) {
+    // Restores what an outer recording waits for, however `work` ends.
+    struct Outer(Option<Device>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            DEVICE.set(self.0.take());
+        }
+    }
+    let _outer = Outer(DEVICE.replace((!device.is_cpu()).then(|| device.clone())));
+    record(work)
 }
 
 /// Runs `work` and says where its time went. A recording inside another takes its time away from it.

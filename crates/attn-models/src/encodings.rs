@@ -3,7 +3,7 @@
 use crate::builder::Builder;
 use crate::spec::{AttentionSpec, ModelSpec, StackSpec};
 use crate::weights::TensorSource;
-use attn_core::position::PositionConfig;
+use attn_core::position::{PositionConfig, RopeConfig};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Where an encoding acts.
@@ -58,7 +58,39 @@ impl StackSpec {
     }
 }
 
+impl StackSpec {
+    /// See [`ModelSpec::places_alike`].
+    fn places_alike(&self, other: &Self, len: usize) -> bool {
+        let scale = |attention: &AttentionSpec| match attention {
+            AttentionSpec::MultiHead(_) => None,
+            AttentionSpec::Latent(a) => Some(a.scale(&a.position)),
+        };
+        let layers = self.layers.iter().map(|x| &x.attention).zip(other.layers.iter().map(|x| &x.attention));
+        self.layers.len() == other.layers.len() && alike(&self.embedding.position, &other.embedding.position, len) && {
+            layers
+        }
+        .all(|(a, b)| alike(a.position(), b.position(), len) && scale(a) == scale(b))
+    }
+}
+
+/// The same encoding, or two rotary ones that come to the same angles for `len` tokens.
+fn alike(a: &PositionConfig, b: &PositionConfig, len: usize) -> bool {
+    let (PositionConfig::Rope(a), PositionConfig::Rope(b)) = (a, b) else { return a == b };
+    let lanes = |rope: &RopeConfig| (rope.head_dim, rope.rotary_dim, rope.layout);
+    lanes(a) == lanes(b) && a.frequencies(len) == b.frequencies(len)
+}
+
 impl ModelSpec {
+    /// True if two settings of one model place tokens alike, frequency by frequency, in sequences whose length-dependent
+    /// scalings resolve for `len` tokens: dynamic NTK within the trained context, for one, is no scaling.
+    pub fn places_alike(&self, other: &Self, len: usize) -> bool {
+        let encoders = match (&self.encoder, &other.encoder) {
+            (Some(a), Some(b)) => a.places_alike(b, len),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        encoders && self.stack.places_alike(&other.stack, len)
+    }
+
     /// The T5 table `(buckets, heads)` in f32 that the layers of `stack` (this model's decoder or encoder) share, or
     /// `None` if they have none.
     ///

@@ -4,6 +4,7 @@ use super::Times;
 use super::args::{AttentionArgs, BiasName, Rival};
 use crate::model;
 use crate::output::{print, print_json, usage};
+use crate::parse::DeviceName;
 use anyhow::{Context, Result, ensure};
 use attn_core::attention::{KernelOptions, KernelPath, KeyNorms, attend_with, reference};
 use attn_core::{AttendArgs, Mask, ScoreBias, machine};
@@ -72,6 +73,14 @@ fn refuse(args: &AttentionArgs) -> Result<()> {
     let plain = args.bias == BiasName::None && args.window.is_none() && !args.backward;
     if args.against == Some(Rival::Candle) && !plain {
         return usage("--against candle: its kernel is timed on plain causal calls, without bias, window or gradients");
+    }
+    if args.device != DeviceName::Cpu {
+        if args.against == Some(Rival::Candle) {
+            return usage("--against candle: its kernel is one for the CPU");
+        }
+        if let Some(path) = args.path {
+            return usage(format!("--path {path}: instruction sets are the CPU kernel's"));
+        }
     }
     let queries = if args.decode { 1 } else { seq };
     let product = |factors: &[usize]| factors.iter().try_fold(4usize, |all, &n| all.checked_mul(n));

@@ -6,10 +6,10 @@ use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{print, print_json, usage};
 use anyhow::{Result, ensure};
-use attn_core::profile::{Op, Profile, record};
+use attn_core::profile::{Op, Profile, record_on};
 use attn_models::memory::Workload;
 use attn_models::{Architecture, RopeLength, Session};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -192,26 +192,28 @@ impl<'a> Runner<'a> {
     /// Seconds for a prompt in one pass, to the logits after its last token.
     fn prompt(&mut self, tokens: usize, wanted: Wanted<'_>) -> Result<f64> {
         let ids = ids(self.opened, self.batch, self.depth, tokens)?;
+        let device = self.opened.model.device();
         let session = self.session()?;
-        timed(wanted, || finish(&session.feed(&ids)?))
+        timed(device, wanted, || finish(&session.feed(&ids)?))
     }
 
     /// Seconds for tokens fed one at a time, each to its logits.
     fn generate(&mut self, tokens: usize, wanted: Wanted<'_>) -> Result<f64> {
         let at = |i| ids(self.opened, self.batch, self.depth + i, 1);
         let all = (0..tokens).map(at).collect::<Result<Vec<_>>>()?;
+        let device = self.opened.model.device();
         let session = self.session()?;
-        timed(wanted, || all.iter().try_for_each(|ids| finish(&session.feed(ids)?)))
+        timed(device, wanted, || all.iter().try_for_each(|ids| finish(&session.feed(ids)?)))
     }
 }
 
 /// Seconds that the work takes, and its profile if that is wanted.
-fn timed(wanted: Wanted<'_>, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+fn timed(device: &Device, wanted: Wanted<'_>, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let start = Instant::now();
     match wanted {
         None => work()?,
         Some(rows) => {
-            let (done, profile) = record(work);
+            let (done, profile) = record_on(device, work);
             done?;
             *rows = Some(Row::all(&profile));
         }

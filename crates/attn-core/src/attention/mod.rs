@@ -4,7 +4,8 @@
 //! |---|---|---|---|
 //! | CPU | f32, bf16, f16 | none, or of q, k, v and a relative bias | fused: tiles, one pass; recomputed for gradients |
 //! | CPU | f32, bf16, f16 | of another bias | reference: plain Candle ops, which keep the graph |
-//! | CUDA, Metal | those that Candle's own kernel gets right | none | Candle's, see `accelerator` |
+//! | CUDA | f32, bf16, f16 | none | fused, or candle-flash-attn where it is built in and right, see `accelerator` |
+//! | Metal | those that Candle's own kernel gets right | none | Candle's, see `accelerator` |
 //! | any | else | any | reference |
 //!
 //! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()`.
@@ -12,6 +13,8 @@
 
 mod accelerator;
 pub(crate) mod fused_cpu;
+#[cfg(feature = "cuda")]
+mod fused_cuda;
 mod key_norms;
 #[cfg(test)]
 pub(crate) mod laws;

@@ -144,6 +144,10 @@ pub fn gated(activation: Activation, gate_up: &Tensor) -> Result<Tensor> {
     if is_plain(gate_up) {
         return with_rows(gate_up)?.apply_op1(Gated(activation));
     }
+    #[cfg(feature = "cuda")]
+    if let Some(out) = super::cuda::gated(activation, gate_up)? {
+        return Ok(out);
+    }
     let half = |i| gate_up.narrow(D::Minus1, i * width / 2, width / 2);
     activation.plain(&half(0)?)? * half(1)?
 }
@@ -156,6 +160,10 @@ pub fn gated_pair(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<
     let alike = gate.dims() == up.dims() && gate.dtype() == up.dtype();
     if alike && is_plain(gate) && is_plain(up) {
         return with_rows(gate)?.apply_op2(&with_rows(up)?, Gated(activation));
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(out) = super::cuda::gated_pair(activation, gate, up)? {
+        return Ok(out);
     }
     activation.plain(gate)? * up
 }

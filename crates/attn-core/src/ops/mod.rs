@@ -2,8 +2,8 @@
 //!
 //! Candle runs such formulas op by op, each of which reads and writes a whole tensor on one core, and its own fused ops
 //! keep no gradient. These read and write everything once, on every core, compute in f32 whatever the dtype, and have
-//! gradients that are as fused as they are. Plain Candle ops serve where they don't apply (other devices, f64), with the
-//! same result.
+//! gradients that are as fused as they are. On CUDA norms and gates have kernels of their own where no gradient is
+//! tracked. Plain Candle ops serve where neither applies (Metal, f64), with the same result.
 //!
 //! | op | what | gradients of |
 //! |---|---|---|
@@ -16,6 +16,8 @@
 
 mod activation;
 mod add;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod heads;
 mod nll;
 mod norm;

@@ -22,6 +22,10 @@ pub enum NormKind {
 /// # Errors
 /// A weight or bias that doesn't broadcast.
 pub fn norm(kind: NormKind, xs: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(out) = super::cuda::norm(kind, xs, weight, bias, eps)? {
+        return Ok(out);
+    }
     if !is_fused(xs, weight, bias) {
         return plain(kind, xs, weight, bias, eps);
     }

@@ -17,6 +17,8 @@ pub mod learned;
 pub mod nope;
 pub mod rope;
 mod rope_apply;
+#[cfg(feature = "cuda")]
+mod rope_cuda;
 pub mod rope_override;
 pub mod rope_scaling;
 pub mod sinusoidal;

@@ -163,6 +163,14 @@ impl Rope {
         xs.apply_op1(FastRope { table, positions: positions.clone(), rotary_dim, layout, backwards: false })
     }
 
+    /// [`rotate`](PositionEncoding::rotate) in one launch; no gradients.
+    #[cfg(feature = "cuda")]
+    fn rotate_cuda(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
+        self.check(xs, positions)?;
+        let (cos, sin) = self.table(positions, DType::F32, xs.device())?.select(positions)?;
+        super::rope_cuda::rotate(xs, &cos, &sin, &self.config)
+    }
+
     fn check(&self, xs: &Tensor, positions: &Positions) -> Result<()> {
         let (b, _, t, d) = xs.dims4()?;
         if d != self.config.head_dim || t != positions.len() {
@@ -217,6 +225,10 @@ impl PositionEncoding for Rope {
     fn rotate(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
         let _scope = crate::profile::scope(crate::profile::Op::Rotary);
         let fast = xs.device().is_cpu() && matches!(xs.dtype(), DType::F32 | DType::F16 | DType::BF16);
+        #[cfg(feature = "cuda")]
+        if crate::cuda::takes(xs) {
+            return self.rotate_cuda(xs, positions);
+        }
         if fast { self.rotate_fast(xs, positions) } else { self.rotate_plain(xs, positions) }
     }
 

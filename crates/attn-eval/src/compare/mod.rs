@@ -164,19 +164,29 @@ pub(crate) struct Variant {
 pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Variant>> {
     check_room(model, context)?;
     let factor = factor_at(model, plan, context)?;
+    // A model without rotary layers has no such thing, and no scalings either.
+    let unscaled = scaled(model, plan, Mode::None, factor).ok();
+    let length = plan.length.unwrap_or(context);
     let identity = |mode: Mode| mode.is_identity(factor) && !plan.rope.params.iter().any(|(key, _)| takes(mode, key));
-    let variant = |(index, &mode): (usize, &Mode)| {
-        let changed = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
-        let twin = plan.modes[..index].iter().copied().find(|&earlier| identity(earlier) && identity(mode));
-        Ok(Variant { mode, factor, model: changed, same_as: twin })
-    };
-    plan.modes.iter().enumerate().map(variant).collect()
+    let mut variants: Vec<Variant> = vec![];
+    // The first of those that are no scaling is measured for all of them.
+    let mut first = None;
+    for &mode in &plan.modes {
+        let model = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
+        let alike = |unscaled: &Model| unscaled.spec().places_alike(model.spec(), length);
+        let is_none = identity(mode) || unscaled.as_ref().is_some_and(alike);
+        let same_as = if is_none { first } else { None };
+        first = first.or(is_none.then_some(mode));
+        variants.push(Variant { mode, factor, model, same_as });
+    }
+    Ok(variants)
 }
 
 impl<'a> Comparison<'a> {
     /// Lists the cells, text by text and context by context, in the order of the plan.
     ///
-    /// At factor 1 most scalings are no scaling at all; such cells name the one that is measured for them.
+    /// At factor 1 most scalings are no scaling at all, and dynamic ones within the trained context; such cells name the
+    /// one that is measured for them.
     ///
     /// # Errors
     /// Nothing to compare, a text too short for a context, a mode that the model can't take, a parameter that none of

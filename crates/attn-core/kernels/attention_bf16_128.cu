@@ -1,0 +1,2 @@
+#include "halves.cuh"
+ENTRY_HALVES(__nv_bfloat16, 128, 3)

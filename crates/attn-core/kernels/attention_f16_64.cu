@@ -1,0 +1,2 @@
+#include "halves.cuh"
+ENTRY_HALVES(__half, 64, 3)

@@ -1,0 +1,2 @@
+#include "singles.cuh"
+ENTRY_SINGLES(256)

@@ -1,0 +1,2 @@
+#include "rows.cuh"
+ENTRY_ROWS(__nv_bfloat16)

@@ -1,0 +1,2 @@
+#include "rows.cuh"
+ENTRY_ROWS(float)
