@@ -68,7 +68,7 @@ impl Call {
 }
 
 /// True for calls that candle-flash-attn takes less time for than our kernel. It gives every block all keys, so it needs
-/// many queries; on an H100 it took 1.14 and 0.62 to 0.88 of our time for 512 and from 4096 tokens, and 4 to 13 times as
+/// many queries; on an H100 it took 1.14 and 0.62 to 0.88 of our time for 512 and from 4096 tokens, and 3 to 15 times as
 /// long for a single query.
 fn pays_for_flash(h: usize, b: usize, tq: usize, tk: usize) -> bool {
     tq >= 512 && (b * h * tq).saturating_mul(tk) >= 1 << 26
