@@ -179,6 +179,23 @@ fn compare_prints_json_and_writes_its_files_whole() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
 }
 
+/// A factor of 1 leaves frequencies alone, but for the dynamic ones past the trained context: those are measured.
+#[test]
+fn only_what_is_no_scaling_takes_the_figures_of_none() {
+    let modes = "none,linear,ntk,dynamic,ntk-by-parts,yarn";
+    let words = ["compare", "tiny-austen", "--modes", modes, "--factor", "1", "--contexts", "256,512"];
+    let result = json(&[&words[..], &["--max-tokens", "1024", "--json"]].concat());
+    for cell in result["cells"].as_array().unwrap() {
+        let own = cell["mode"] == "none" || (cell["mode"] == "dynamic" && cell["context"] == 512);
+        assert_eq!(cell.get("same_as").is_none_or(|same| same.is_null()), own, "{cell}");
+    }
+    let at = |mode: &str| {
+        let mut cells = result["cells"].as_array().unwrap().iter();
+        cells.find(|c| c["mode"] == mode && c["context"] == 512).unwrap()["perplexity"].as_f64().unwrap()
+    };
+    assert!(at("dynamic") < 0.95 * at("none"), "{} and {}", at("dynamic"), at("none"));
+}
+
 #[test]
 fn the_table_keeps_to_narrow_terminals() {
     let args = ["compare", "--contexts", "256,512,1024", "--max-tokens", "1024", "--modes", "none,ntk-by-parts"];

@@ -73,11 +73,16 @@ impl StackSpec {
     }
 }
 
-/// The same encoding, or two rotary ones that come to the same angles for `len` tokens.
+/// The same encoding, or two rotary ones that come to the same angles for `len` tokens, up to the rounding of f64: a blend
+/// of a frequency with itself may be off by that.
 fn alike(a: &PositionConfig, b: &PositionConfig, len: usize) -> bool {
     let (PositionConfig::Rope(a), PositionConfig::Rope(b)) = (a, b) else { return a == b };
     let lanes = |rope: &RopeConfig| (rope.head_dim, rope.rotary_dim, rope.layout);
-    lanes(a) == lanes(b) && a.frequencies(len) == b.frequencies(len)
+    let near = |a: f64, b: f64| (a - b).abs() <= 8.0 * f64::EPSILON * a.abs().max(b.abs());
+    let (x, y) = (a.frequencies(len), b.frequencies(len));
+    lanes(a) == lanes(b)
+        && near(x.attention_factor, y.attention_factor)
+        && x.inv_freq.iter().zip(&y.inv_freq).all(|(x, y)| near(*x, *y))
 }
 
 impl ModelSpec {

@@ -167,14 +167,13 @@ pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec
     // A model without rotary layers has no such thing, and no scalings either.
     let unscaled = scaled(model, plan, Mode::None, factor).ok();
     let length = plan.length.unwrap_or(context);
-    let identity = |mode: Mode| mode.is_identity(factor) && !plan.rope.params.iter().any(|(key, _)| takes(mode, key));
     let mut variants: Vec<Variant> = vec![];
     // The first of those that are no scaling is measured for all of them.
     let mut first = None;
     for &mode in &plan.modes {
         let model = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
         let alike = |unscaled: &Model| unscaled.spec().places_alike(model.spec(), length);
-        let is_none = identity(mode) || unscaled.as_ref().is_some_and(alike);
+        let is_none = unscaled.as_ref().is_some_and(alike);
         let same_as = if is_none { first } else { None };
         first = first.or(is_none.then_some(mode));
         variants.push(Variant { mode, factor, model, same_as });
@@ -185,8 +184,8 @@ pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec
 impl<'a> Comparison<'a> {
     /// Lists the cells, text by text and context by context, in the order of the plan.
     ///
-    /// At factor 1 most scalings are no scaling at all, and dynamic ones within the trained context; such cells name the
-    /// one that is measured for them.
+    /// Most scalings by 1 are no scaling at all, and neither are dynamic ones within the trained context; such cells name
+    /// the one that is measured for them.
     ///
     /// # Errors
     /// Nothing to compare, a text too short for a context, a mode that the model can't take, a parameter that none of

@@ -59,11 +59,6 @@ impl Mode {
         !matches!(self, Checkpoint | Unscaled | LongRope)
     }
 
-    /// Whether this factor makes it the same computation as [`Mode::None`].
-    pub(super) fn is_identity(self, factor: f64) -> bool {
-        self == Unscaled || (factor == 1.0 && matches!(self, Linear | Ntk | Dynamic | NtkByParts | Yarn | Llama3))
-    }
-
     /// The config keys it reads beside the factor.
     pub(super) fn params(self) -> &'static [&'static str] {
         match self {
