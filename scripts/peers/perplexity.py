@@ -51,7 +51,8 @@ def llama(weights, context, options, args):
 def ours(weights, context, args):
     """Seconds, and perplexities by mode."""
     quantized = weights.startswith("Q")
-    model = [gguf(weights, args), "--keep-quantized"] if quantized else [os.path.join(args.model, weights), "--dtype", weights]
+    folder = os.path.join(args.model, weights)
+    model = [gguf(weights, args), "--keep-quantized"] if quantized else [folder, "--dtype", weights]
     words = [args.attn, "compare", *model, "--text", args.perplexity, "--contexts", str(context), "--json"]
     words += ["--max-tokens", str(TOKENS), "--modes", ",".join(MODES), "--factor", str(FACTOR)]
     start = time.perf_counter()

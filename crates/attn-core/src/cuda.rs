@@ -74,7 +74,7 @@ impl Module {
 }
 
 /// The place of a tensor's first element on the device.
-pub(crate) fn place<T: Element>(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
+pub(crate) fn place<T: CudaDType + DeviceRepr>(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
     let start = place_of_slice(storage.as_cuda_slice::<T>()?, storage.device());
     Ok(start + (layout.start_offset() * size_of::<T>()) as u64)
 }
@@ -95,10 +95,7 @@ pub(crate) fn place_of(x: &Tensor) -> Result<u64> {
         DType::F32 => place::<f32>(storage, layout),
         DType::BF16 => place::<half::bf16>(storage, layout),
         DType::F16 => place::<half::f16>(storage, layout),
-        DType::I64 => {
-            let start = place_of_slice(storage.as_cuda_slice::<i64>()?, storage.device());
-            Ok(start + (layout.start_offset() * size_of::<i64>()) as u64)
-        }
+        DType::I64 => place::<i64>(storage, layout),
         dtype => bail!("the CUDA kernels don't know {dtype:?}"),
     }
 }

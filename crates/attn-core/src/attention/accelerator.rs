@@ -55,14 +55,14 @@ struct Call {
 impl Call {
     fn new(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Option<Self> {
         let accelerator = Accelerator::of(q.device())?;
-        let (&[b, _, tq, d], &[_, _, tk, dv]) = (q.dims(), v.dims()) else { return None };
+        let (&[b, h, tq, d], &[_, _, tk, dv]) = (q.dims(), v.dims()) else { return None };
         let reach = |x: &Tensor| -> usize {
             x.layout().start_offset()
                 + x.dims().iter().zip(x.stride()).map(|(n, s)| n.saturating_sub(1) * s).sum::<usize>()
         };
         let extent = [q, k, v].map(reach).into_iter().max().unwrap_or(0);
         let tracked = [q, k, v].iter().any(|x| x.track_op()) || args.bias.track_op();
-        let flash = cfg!(feature = "flash-attn") && pays_for_flash(q.dim(1).ok()?, b, tq, tk);
+        let flash = cfg!(feature = "flash-attn") && pays_for_flash(b * h, tq, tk);
         Some(Self { accelerator, dtype: q.dtype(), b, tq, tk, d, dv, extent, tracked, flash })
     }
 }
@@ -70,8 +70,8 @@ impl Call {
 /// True for calls that candle-flash-attn takes less time for than our kernel. It gives every block all keys, so it needs
 /// many queries; on an H100 it took 1.14 and 0.62 to 0.88 of our time for 512 and from 4096 tokens, and 3 to 15 times as
 /// long for a single query.
-fn pays_for_flash(h: usize, b: usize, tq: usize, tk: usize) -> bool {
-    tq >= 512 && (b * h * tq).saturating_mul(tk) >= 1 << 26
+fn pays_for_flash(heads: usize, tq: usize, tk: usize) -> bool {
+    tq >= 512 && (heads * tq).saturating_mul(tk) >= 1 << 26
 }
 
 /// A kernel, and how it is told of the mask.

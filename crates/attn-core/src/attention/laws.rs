@@ -160,7 +160,9 @@ prop_compose! {
         dtype in prop_oneof![3 => Just(DType::F32), 2 => Just(DType::BF16), 1 => Just(DType::F16)],
         (b, h_kv, group) in (1usize..3, 1usize..4, 1usize..5),
         (tq, more) in prop_oneof![(1usize..9, 0usize..700), (1usize..130, 0usize..300), (1usize..9, 1500usize..2600)],
-        d in prop_oneof![Just(4usize), Just(8), Just(16), Just(20), Just(64), Just(72), Just(96), Just(128), Just(256), 1usize..40],
+        d in prop_oneof![
+            Just(4usize), Just(8), Just(16), Just(20), Just(64), Just(72), Just(96), Just(128), Just(256), 1usize..40
+        ],
         other_dv in proptest::option::weighted(0.3, 1usize..80),
         (gap, k_start) in (0usize..20, prop_oneof![Just(0usize), 1usize..90]),
         causal in proptest::bool::weighted(0.7),
