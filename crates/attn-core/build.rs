@@ -8,7 +8,8 @@ fn main() {
 
 #[cfg(feature = "cuda")]
 fn cuda() {
-    let headers = ["call.cuh", "halves.cuh", "singles.cuh", "rows.cuh"].map(|name| format!("kernels/{name}"));
+    let headers = ["call", "halves", "singles", "gradients", "halves_gradients", "singles_gradients", "rows"]
+        .map(|name| format!("kernels/{name}.cuh"));
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR")).join("ptx.rs");
     let built = cudaforge::KernelBuilder::new()
         .source_dir("kernels")

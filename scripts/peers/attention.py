@@ -19,6 +19,7 @@ CASES = [
     ("decode f32 S=32768", dict(seq=32768, decode=True)),
     ("decode bf16 S=32768", dict(seq=32768, decode=True, dtype="bf16")),
     ("forward+backward f32 T=2048", dict(seq=2048, kv_heads=9, backward=True)),
+    ("forward+backward bf16 T=2048", dict(seq=2048, kv_heads=9, backward=True, dtype="bf16")),
 ]
 
 # name, a call, and the plainer call that it is set against; both ours

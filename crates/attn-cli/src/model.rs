@@ -115,17 +115,15 @@ pub(crate) fn device(name: DeviceName) -> Result<Device> {
     let missing = |what: &str, feature: &str| {
         usage(format!("--device {what}: this build has no {what}; build it with --features {feature}"))
     };
-    match name {
+    let device = match name {
         DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda(_) if !candle_core::utils::cuda_is_available() => missing("cuda", "cuda"),
         DeviceName::Metal if !candle_core::utils::metal_is_available() => missing("metal", "metal"),
-        DeviceName::Cuda(index) => {
-            let device = Device::new_cuda(index).with_context(|| format!("--device cuda:{index}"))?;
-            machine::keep_freed_memory(&device)?;
-            Ok(device)
-        }
+        DeviceName::Cuda(index) => Device::new_cuda(index).with_context(|| format!("--device cuda:{index}")),
         DeviceName::Metal => Device::new_metal(0).context("--device metal"),
-    }
+    }?;
+    machine::keep_freed_memory(&device)?;
+    Ok(device)
 }
 
 impl Opened {

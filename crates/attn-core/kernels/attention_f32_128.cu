@@ -1,2 +1,2 @@
 #include "singles.cuh"
-ENTRY_SINGLES(128)
+ENTRY_SINGLES(128, 8, 8, 2)

@@ -1,2 +1,2 @@
 #include "singles.cuh"
-ENTRY_SINGLES(256)
+ENTRY_SINGLES(256, 16, 4, 1)

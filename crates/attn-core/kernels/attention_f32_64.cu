@@ -1,2 +1,2 @@
 #include "singles.cuh"
-ENTRY_SINGLES(64)
+ENTRY_SINGLES(64, 8, 8, 2)

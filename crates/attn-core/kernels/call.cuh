@@ -8,7 +8,7 @@
 
 enum Bias { BIAS_NONE = 0, BIAS_LINEAR = 1, BIAS_RELATIVE = 2, BIAS_DENSE = 3 };
 
-// The same fields in the same order as `Call` in fused_cuda.rs.
+// The same fields in the same order as `Call` in fused_cuda/call.rs.
 struct Call {
     const void *q, *k, *v;
     void *out;                 // (b, tq, h, dv), contiguous, as the layer wants it
@@ -16,6 +16,7 @@ struct Call {
     const float *bias;         // slopes (h,), table (h, n) or a dense bias, by bias_kind
     float *partial_out;        // (splits, b * tq * h, dv), if there are several splits
     float *partial_stats;      // (splits, b * tq * h, 2): largest score and sum
+    float *log_sums;           // (b, tq, h): log2 of each row's sum of weights, if gradients may follow, or null
     int64_t q_strides[3];      // batch, head, token; in elements, as everywhere
     int64_t k_strides[3];
     int64_t v_strides[3];
@@ -119,16 +120,22 @@ struct Row {
     __device__ int64_t flat(const Call &c, int b) const { return ((int64_t)b * c.tq + token) * c.h + head; }
 };
 
-// From products q k to scores: scale, softcap, bias, mask. `each` calls its argument with every (row, score, key) of the
-// thread. Returns what the results still have to be multiplied by, a positive number.
-template <class Each> __device__ __forceinline__ float finish_scores(const Call &c, bool whole, Each each) {
-    float scale = c.scale * LOG2E, rest = 1.0f;
+// The bends of a softcap, whose scale is part of them. `each` calls its argument with every (row, score, key) of the
+// thread.
+template <class Each> __device__ __forceinline__ void cap_scores(const Call &c, Each each) {
     if (c.softcap > 0.0f) {
         float in = c.scale / c.softcap, out = c.softcap * LOG2E;
         each([=](const Row &, float &s, int) { s = out * tanhf(s * in); });
-    } else if (c.bias_kind == BIAS_NONE && scale > 0.0f) {
+    }
+}
+
+// From products q k, through cap_scores, to scores: scale, bias, mask. Returns what the results still have to be
+// multiplied by, a positive number.
+template <class Each> __device__ __forceinline__ float finish_scores(const Call &c, bool whole, Each each) {
+    float scale = c.softcap > 0.0f ? 1.0f : c.scale * LOG2E, rest = 1.0f;
+    if (c.bias_kind == BIAS_NONE && scale > 0.0f) {
         rest = scale;
-    } else {
+    } else if (scale != 1.0f) {
         each([=](const Row &, float &s, int) { s *= scale; });
     }
     if (c.bias_kind == BIAS_LINEAR) {
@@ -168,6 +175,9 @@ struct Softmax {
 
     // One over the sum; 0 for a query that saw no key.
     __device__ __forceinline__ float inverse() const { return sum > 0.0f ? 1.0f / sum : 0.0f; }
+
+    // log2 of the sum; infinite for a query that saw no key, so that its weights are 0 when they are computed again.
+    __device__ __forceinline__ float log_sum() const { return sum > 0.0f ? base() + log2f(sum) : INFINITY; }
 };
 
 // Adds up the splits of a call: one block of 32 x n threads per output row, n at most MOST_WARPS; a warp takes every n-th
@@ -201,6 +211,7 @@ template <class T> __device__ void combine_splits(const Call &c) {
     __syncthreads();
     all.sum = 0.0f;
     for (int i = 0; i < warps; i++) all.sum += stats[i];
+    if (c.log_sums && lane == 0 && warp == 0) c.log_sums[row] = all.log_sum();
     for (int column = warp * 32 + lane; column < c.dv; column += 32 * warps) {
         float sum = 0.0f;
         for (int i = 0; i < warps; i++) sum += sums[i][column];

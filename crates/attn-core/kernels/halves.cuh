@@ -43,8 +43,52 @@ __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void *ro
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(place));
 }
 
-// D: head dims up to it. A block has WARPS warps of 16 rows; a thread of a warp holds parts of rows lane / 4 and
-// lane / 4 + 8, two neighbouring columns of every eight.
+// s = a b^T, for a warp's 16 rows of `a` and the N rows of `b` in shared memory, over `d` of their D columns. A thread of
+// the warp holds parts of rows lane / 4 and lane / 4 + 8, two neighbouring columns of every eight.
+template <class T, int D, int LD, int N>
+__device__ __forceinline__ void row_products(float (&s)[N / 8][4], const T *a, const T *b, int d) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < N / 8; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+#pragma unroll
+    for (int step = 0; step < D / 16; step++) {
+        if (step * 16 >= d) break;
+        uint32_t left[4];
+        load_matrices(left, a + lane % 16 * LD + step * 16 + lane / 16 * 8);
+#pragma unroll
+        for (int n = 0; n < N / 16; n++) {
+            uint32_t right[4];
+            load_matrices(right, b + (n * 16 + lane / 16 * 8 + lane % 8) * LD + step * 16 + lane / 8 % 2 * 8);
+            mma(s[2 * n], left, right[0], right[1], T());
+            mma(s[2 * n + 1], left, right[2], right[3], T());
+        }
+    }
+}
+
+// out += s b, for s as row_products leaves it and the N rows of `b`, of whose columns the first `d` count.
+template <class T, int D, int LD, int N>
+__device__ __forceinline__ void add_products(float (&out)[D / 8][4], const float (&s)[N / 8][4], const T *b, int d) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int step = 0; step < N / 16; step++) {
+        uint32_t left[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float(&x)[4] = s[2 * step + i / 2];
+            left[i] = pair(x[i % 2 * 2], x[i % 2 * 2 + 1], T());
+        }
+#pragma unroll
+        for (int n = 0; n < D / 16; n++) {
+            if (n * 16 >= d) break;
+            uint32_t right[4];
+            load_transposed(right, b + (step * 16 + lane % 16) * LD + n * 16 + lane / 16 * 8);
+            mma(out[2 * n], left, right[0], right[1], T());
+            mma(out[2 * n + 1], left, right[2], right[3], T());
+        }
+    }
+}
+
+// D: head dims up to it. A block has WARPS warps of 16 rows.
 template <class T, int D, int WARPS, int BN> struct Halves {
     static constexpr int THREADS = WARPS * 32, BM = WARPS * 16;
     // A row and 16 bytes: the eight rows of a matrix then lie in different banks.
@@ -89,24 +133,6 @@ template <class T, int D, int WARPS, int BN> struct Halves {
         });
     }
 
-    __device__ __forceinline__ void scores(float (&s)[BN / 8][4]) {
-#pragma unroll
-        for (int n = 0; n < BN / 8; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
-#pragma unroll
-        for (int step = 0; step < D / 16; step++) {
-            if (step * 16 >= c.d) break;
-            uint32_t a[4];
-            load_matrices(a, q + (warp * 16 + lane % 16) * LD + step * 16 + lane / 16 * 8);
-#pragma unroll
-            for (int n = 0; n < BN / 16; n++) {
-                uint32_t keys[4];
-                load_matrices(keys, k + (n * 16 + lane / 16 * 8 + lane % 8) * LD + step * 16 + lane / 8 % 2 * 8);
-                mma(s[2 * n], a, keys[0], keys[1], T());
-                mma(s[2 * n + 1], a, keys[2], keys[3], T());
-            }
-        }
-    }
-
     // Scores, times `scale`, become weights, and what was summed before is brought to their scale.
     __device__ __forceinline__ void weigh(float (&s)[BN / 8][4], float scale) {
 #pragma unroll
@@ -133,26 +159,6 @@ template <class T, int D, int WARPS, int BN> struct Halves {
         }
     }
 
-    __device__ __forceinline__ void accumulate(const float (&s)[BN / 8][4]) {
-#pragma unroll
-        for (int step = 0; step < BN / 16; step++) {
-            uint32_t a[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float(&weights)[4] = s[2 * step + i / 2];
-                a[i] = pair(weights[i % 2 * 2], weights[i % 2 * 2 + 1], T());
-            }
-#pragma unroll
-            for (int n = 0; n < D / 16; n++) {
-                if (n * 16 >= c.dv) break;
-                uint32_t values[4];
-                load_transposed(values, v + (step * 16 + lane % 16) * LD + n * 16 + lane / 16 * 8);
-                mma(out[2 * n], a, values[0], values[1], T());
-                mma(out[2 * n + 1], a, values[2], values[3], T());
-            }
-        }
-    }
-
     __device__ void store() {
         int64_t all = (int64_t)c.b * c.h * c.tq;
         int count = c.tq * (c.h / c.h_kv);
@@ -167,6 +173,8 @@ template <class T, int D, int WARPS, int BN> struct Halves {
                 float *stats = c.partial_stats + (blockIdx.z * all + row) * 2;
                 stats[0] = softmax[i].largest;
                 stats[1] = softmax[i].sum;
+            } else if (c.log_sums && lane % 4 == 0) {
+                c.log_sums[row] = softmax[i].log_sum();
             }
 #pragma unroll
             for (int n = 0; n < D / 8; n++)
@@ -196,17 +204,19 @@ template <class T, int D, int WARPS, int BN> struct Halves {
             copies_done();
             load_tile(v, c.v, c.v_strides, c.dv, key);
             float s[BN / 8][4];
-            scores(s);
+            row_products<T, D, LD, BN>(s, q + warp * 16 * LD, k, c.d);
             copies_done();
             if (tile + 1 < tiles.end) load_tile(k, c.k, c.k_strides, c.d, key + BN);
-            float scale = finish_scores(c, tiles.whole(key, BN), [&](auto f) {
+            auto each = [&](auto f) {
 #pragma unroll
                 for (int n = 0; n < BN / 8; n++)
 #pragma unroll
                     for (int j = 0; j < 4; j++) f(rows[j / 2], s[n][j], key + n * 8 + lane % 4 * 2 + j % 2);
-            });
+            };
+            cap_scores(c, each);
+            float scale = finish_scores(c, tiles.whole(key, BN), each);
             weigh(s, scale);
-            accumulate(s);
+            add_products<T, D, LD, BN>(out, s, v, c.dv);
         }
         store();
     }

@@ -107,18 +107,30 @@ impl Job for Sum<'_> {
     }
 }
 
-/// Lets CUDA keep what tensors on `device` free for the tensors to come. By default it gives everything back whenever the
-/// device is waited for, and asks for it again with the next token. Does nothing on other devices.
+/// Lets the process keep what tensors on `device` free for the tensors to come.
+///
+/// By default CUDA gives everything back whenever the device is waited for, and glibc on Linux whatever is larger than some
+/// MiB as soon as it is free: each op's result is then fresh memory, which the system clears page by page. Forward and
+/// backward of attention took up to twice as long for that. For the whole process, so the program's decision and not this
+/// library's. Does nothing with other allocators and on other devices.
 ///
 /// # Errors
 /// CUDA refuses.
 pub fn keep_freed_memory(device: &Device) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(device) = device {
-        crate::cuda::keep_freed_memory(device)?;
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::cuda::keep_freed_memory(device),
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        Device::Cpu => {
+            // SAFETY: two settings of the allocator, which takes its own locks for them.
+            unsafe {
+                libc::mallopt(libc::M_MMAP_MAX, 0);
+                libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+            }
+            Ok(())
+        }
+        _ => Ok(()),
     }
-    let _ = device;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::parse::DeviceName;
 use anyhow::{Context, Result, ensure};
 use attn_core::attention::{KernelOptions, KernelPath, KeyNorms, attend_with, reference};
 use attn_core::{AttendArgs, Mask, ScoreBias, machine};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::attention::{AttnMask, flash_attn};
 use serde::Serialize;
 use std::hint::black_box;
@@ -145,7 +145,8 @@ impl Call {
         let [q, k, v] = vars;
         let (q, k, v) = (q?, k?, v?);
         let out = attend(q.as_tensor(), k.as_tensor(), v.as_tensor())?;
-        let mut grads = out.sum_all()?.backward()?;
+        // Row by row first: Candle gives a whole sum to one block of a GPU.
+        let mut grads = out.sum(D::Minus1)?.sum_all()?.backward()?;
         let mut results = vec![out.detach()];
         for (name, var) in [("q", &q), ("k", &k), ("v", &v)] {
             results.push(grads.remove(var.as_tensor()).with_context(|| format!("no gradient reached {name}"))?);

@@ -1,12 +1,12 @@
 //! Kernels of other devices, and the calls that they get right.
 //!
-//! Which calls Candle's own kernels compute as [`attend`](super::attend) promises was read off their sources; the
-//! rest, and whatever has to keep gradients, is for the reference kernel:
+//! Which calls Candle's own kernels compute as [`attend`](super::attend) promises was read off their sources; theirs have
+//! no gradients. The rest is for the reference kernel:
 //!
 //! | device | kernel | right for |
 //! |---|---|---|
 //! | CUDA, feature `flash-attn` | `candle-flash-attn` | long prompts; f16 and bf16; head dims up to 256 in steps of 8; causal and sliding-window masks whose queries end with the keys, or none; ALiBi where causal; softcap |
-//! | CUDA | `fused_cuda` | f32, and f16 and bf16 from compute capability 8.0; head dims up to 256; everything else |
+//! | CUDA | `fused_cuda` | f32, and f16 and bf16 from compute capability 8.0; head dims up to 256; everything else, with gradients of q, k, v and, without softcap, a relative bias |
 //! | Metal | `candle_nn::ops::sdpa` | no bias, softcap or window; one query that sees every key; more queries as far as the kernel's blocks of 32 end with the keys |
 //!
 //! The choice is a function of the call alone, [`Kernel::choose`], so that it is tested on machines that have neither.
@@ -46,8 +46,9 @@ struct Call {
     dv: usize,
     /// The farthest any of q, k and v reaches into its storage, in elements.
     extent: usize,
-    /// Whether a gradient has to flow into q, k, v or the bias.
+    /// Whether a gradient has to flow into q, k or v, or into the bias.
     tracked: bool,
+    tracked_bias: bool,
     /// Whether candle-flash-attn is there, and likely the faster one.
     flash: bool,
 }
@@ -61,9 +62,10 @@ impl Call {
                 + x.dims().iter().zip(x.stride()).map(|(n, s)| n.saturating_sub(1) * s).sum::<usize>()
         };
         let extent = [q, k, v].map(reach).into_iter().max().unwrap_or(0);
-        let tracked = [q, k, v].iter().any(|x| x.track_op()) || args.bias.track_op();
+        let tracked = [q, k, v].iter().any(|x| x.track_op());
+        let tracked_bias = args.bias.track_op();
         let flash = cfg!(feature = "flash-attn") && pays_for_flash(b * h, tq, tk);
-        Some(Self { accelerator, dtype: q.dtype(), b, tq, tk, d, dv, extent, tracked, flash })
+        Some(Self { accelerator, dtype: q.dtype(), b, tq, tk, d, dv, extent, tracked, tracked_bias, flash })
     }
 }
 
@@ -89,8 +91,11 @@ impl Kernel {
     /// The kernel that computes the call right, if there is one.
     fn choose(call: &Call, args: &AttendArgs) -> Option<Self> {
         let Call { tq, tk, d, dv, .. } = *call;
-        if call.b == 0 || tq == 0 || tk == 0 || d == 0 || dv == 0 || call.tracked {
+        if call.b == 0 || tq == 0 || tk == 0 || d == 0 || dv == 0 {
             return None;
+        }
+        if call.tracked || call.tracked_bias {
+            return if call.accelerator == Accelerator::Cuda { Self::fused(call, args) } else { None };
         }
         let plain = d == dv && all_keys_are_real(&args.mask, args.k_start, tk);
         match call.accelerator {
@@ -103,7 +108,9 @@ impl Kernel {
     fn fused(call: &Call, args: &AttendArgs) -> Option<Self> {
         let dtype = matches!(call.dtype, DType::F32 | DType::F16 | DType::BF16);
         let softcap = args.softcap.is_none_or(|cap| cap > 0.0);
-        (dtype && softcap && call.d.max(call.dv) <= 256).then_some(Self::Fused)
+        // There is a gradient for one form of bias alone.
+        let table = matches!(args.bias, ScoreBias::Relative { .. }) && args.softcap.is_none();
+        (dtype && softcap && (!call.tracked_bias || table) && call.d.max(call.dv) <= 256).then_some(Self::Fused)
     }
 
     fn flash(call: &Call, args: &AttendArgs) -> Option<Self> {
@@ -222,7 +229,19 @@ mod tests {
 
     /// A call with 8 lanes for `choose`, and its arguments.
     fn call(accelerator: Accelerator, dtype: DType, (tq, tk, d): (usize, usize, usize)) -> (Call, AttendArgs) {
-        let call = Call { accelerator, dtype, b: 2, tq, tk, d, dv: d, extent: 1000, tracked: false, flash: true };
+        let call = Call {
+            accelerator,
+            dtype,
+            b: 2,
+            tq,
+            tk,
+            d,
+            dv: d,
+            extent: 1000,
+            tracked: false,
+            tracked_bias: false,
+            flash: true,
+        };
         (call, AttendArgs::causal(d, tq, tk))
     }
 
@@ -273,6 +292,7 @@ mod tests {
         let base = || cuda((16, 16, 64));
         for refused in [
             with(base(), |c, _| c.flash = false),
+            with(base(), |c, _| c.tracked = true),
             with(base(), |c, _| c.dtype = DType::F32),
             with(base(), |c, _| (c.d, c.dv) = (20, 20)),
             with(base(), |c, _| c.dv = 128),
@@ -295,7 +315,7 @@ mod tests {
         let base = || cuda((16, 16, 64));
         for refused in [
             with(base(), |c, _| c.dtype = DType::F64),
-            with(base(), |c, _| c.tracked = true),
+            with(base(), |c, a| (c.tracked_bias, a.bias) = (true, slopes())),
             with(base(), |c, _| (c.d, c.dv) = (264, 264)),
             with(base(), |c, _| c.dv = 512),
             with(base(), |_, a| a.softcap = Some(0.0)),

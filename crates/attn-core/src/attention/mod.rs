@@ -5,6 +5,7 @@
 //! | CPU | f32, bf16, f16 | none, or of q, k, v and a relative bias | fused: tiles, one pass; recomputed for gradients |
 //! | CPU | f32, bf16, f16 | of another bias | reference: plain Candle ops, which keep the graph |
 //! | CUDA | f32, bf16, f16 | none | fused, or candle-flash-attn where it is built in and right, see `accelerator` |
+//! | CUDA | f32, bf16, f16 | of q, k, v and a relative bias | fused: recomputed for gradients |
 //! | Metal | those that Candle's own kernel gets right | none | Candle's, see `accelerator` |
 //! | any | else | any | reference |
 //!
@@ -15,6 +16,7 @@ mod accelerator;
 pub(crate) mod fused_cpu;
 #[cfg(feature = "cuda")]
 mod fused_cuda;
+mod gradients;
 mod key_norms;
 #[cfg(test)]
 pub(crate) mod laws;

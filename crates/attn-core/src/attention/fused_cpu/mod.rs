@@ -27,16 +27,19 @@ mod skip;
 mod tile;
 mod unit;
 
-use super::{AttendArgs, KernelOptions, KernelPath};
+use super::{
+    AttendArgs, KernelOptions, KernelPath,
+    gradients::{Backward, Kept, OfTable},
+};
 use crate::ScoreBias;
 use backward::{Gradients, Saved, parts};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use forward::{Input, Output, Shared};
 use half::{bf16, f16};
 use problem::{Bias, BiasSource, Inputs, Problem, Sizes, View};
 use rayon::prelude::*;
 use skip::Skip;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 /// True if the kernel can run the call; otherwise it is the reference kernel's.
 pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> bool {
@@ -56,11 +59,12 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, opti
     let [q, k, v] = [q, k, v].map(with_contiguous_rows);
     let (q, k, v) = (q?, k?, v?);
     let tracks = [&q, &k, &v].iter().any(|x| x.track_op()) || args.bias.track_op();
-    let state = Arc::new(State::default());
-    let op = Fused { args: args.clone(), options: options.clone(), path, tracks, state };
+    let (log_sums, kept) = (Arc::default(), Kept::default());
+    let op = Fused { args: args.clone(), options: options.clone(), path, tracks, log_sums, kept: kept.clone() };
     let table = match &args.bias {
         ScoreBias::Relative { table, .. } if table.track_op() => {
-            Some((table, TableGradient { fused: op.clone(), inputs: [q.detach(), k.detach(), v.detach()] }))
+            let inputs = [q.detach(), k.detach(), v.detach()];
+            Some((table, OfTable { kernel: op.clone(), inputs, kept }))
         }
         _ => None,
     };
@@ -93,15 +97,6 @@ fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
     if x.stride()[3] == 1 || x.dims()[3] == 1 { Ok(x.clone()) } else { x.contiguous() }
 }
 
-/// What passes hand on.
-#[derive(Default)]
-struct State {
-    /// From the forward pass: log2 of each row's sum of weights, `(b, h, tq)`.
-    log_sums: OnceLock<Vec<f32>>,
-    /// From the table's gradient to the op's own: those of q, k and v, computed together with it.
-    gradients: Mutex<Option<[Tensor; 3]>>,
-}
-
 #[derive(Clone)]
 struct Fused {
     args: AttendArgs,
@@ -109,7 +104,9 @@ struct Fused {
     path: KernelPath,
     /// Whether a backward pass may follow.
     tracks: bool,
-    state: Arc<State>,
+    /// From the forward pass: log2 of each row's sum of weights, `(b, h, tq)`.
+    log_sums: Arc<OnceLock<Vec<f32>>>,
+    kept: Kept,
 }
 
 impl Fused {
@@ -126,7 +123,7 @@ impl Fused {
         let sums = self.tracks.then(|| Shared::new(&mut log_sums));
         let output = Output { out: Shared::new(&mut out), by_head: self.tracks, log_sums: sums };
         forward::forward(self.path, &problem, inputs, &output);
-        self.state.log_sums.get_or_init(|| log_sums);
+        self.log_sums.get_or_init(|| log_sums);
         let shape = if self.tracks { (s.b, s.h, s.tq, s.dv) } else { (s.b, s.tq, s.h, s.dv) };
         Ok((out, shape.into()))
     }
@@ -156,17 +153,15 @@ fn summed(x: Vec<f32>, n: usize, inner: usize) -> Vec<f32> {
     sums
 }
 
-impl Fused {
-    /// Gradients of q, k and v, given the output and its gradient, both `(b, h, tq, dv)`, and that of a relative table
-    /// `(h, columns)` if `with_table`.
+impl Backward for Fused {
     fn gradients(
         &self,
         [q, k, v]: [&Tensor; 3],
         out: &Tensor,
         grad: &Tensor,
         with_table: bool,
-    ) -> Result<([Tensor; 3], Vec<f32>)> {
-        let Some(log_sums) = self.state.log_sums.get().filter(|_| self.tracks) else {
+    ) -> Result<([Tensor; 3], Option<Tensor>)> {
+        let Some(log_sums) = self.log_sums.get().filter(|_| self.tracks) else {
             bail!("fused attention: the forward pass was not told of a backward pass")
         };
         let (d, dv) = (q.dim(3)?, v.dim(3)?);
@@ -202,34 +197,10 @@ impl Fused {
             tensor(dvs, s.h_kv, s.tk, s.dv, dv)?,
         ];
         // Over the parts of a head, then over the batch.
-        let table = summed(table, parts, problem.columns());
-        Ok((gradients, summed(table, s.b, s.h * problem.columns())))
-    }
-}
-
-/// Hands the output on, and has the gradient of a relative table: an op has no more than three arguments with gradients.
-struct TableGradient {
-    fused: Fused,
-    inputs: [Tensor; 3],
-}
-
-impl CustomOp2 for TableGradient {
-    fn name(&self) -> &'static str {
-        "fused-attention-table"
-    }
-
-    fn cpu_fwd(&self, out: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        // Just made by the op before: whole and contiguous.
-        Ok((out.clone(), layout.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, table: &Tensor, out: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (gradients, sums) = self.fused.gradients(self.inputs.each_ref(), out, grad, true)?;
-        if let Ok(mut kept) = self.fused.state.gradients.lock() {
-            *kept = Some(gradients);
-        }
-        let sums = Tensor::from_vec(sums, table.shape(), &Device::Cpu)?.to_dtype(table.dtype())?;
-        Ok((Some(grad.clone()), Some(sums)))
+        let columns = problem.columns();
+        let table = with_table.then(|| summed(summed(table, parts, columns), s.b, s.h * columns));
+        let table = table.map(|x| Tensor::from_vec(x, (s.h, columns), &Device::Cpu)).transpose()?;
+        Ok((gradients, table))
     }
 }
 
@@ -263,8 +234,7 @@ impl CustomOp3 for Fused {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let kept = self.state.gradients.lock().ok().and_then(|mut kept| kept.take());
-        let [q, k, v] = match kept {
+        let [q, k, v] = match self.kept.take() {
             Some(gradients) => gradients,
             None => self.gradients([q, k, v], out, grad, false)?.0,
         };

@@ -1,0 +1,2 @@
+#include "halves_gradients.cuh"
+ENTRY_HALVES_GRADIENTS(__half, 256, 4, 16, 2)
