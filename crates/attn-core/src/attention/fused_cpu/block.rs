@@ -199,16 +199,18 @@ impl<T: Element> Work<'_, '_, T> {
     unsafe fn direct_tile<S: Simd>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
         let d = self.p.sizes.d;
         let k = self.inputs.k.tokens(self.unit.b, self.unit.kv_head, start);
+        let (v, stride) = self.inputs.v.tokens(self.unit.b, self.unit.kv_head, start);
+        let v = (v, stride, self.p.sizes.dv);
         for i in range.clone().step_by(4) {
             // SAFETY: keys start..end exist, and so do rows i.. of `q` and of the tile.
             unsafe {
                 let q = (self.q.as_ptr().add(i * d), d);
                 let s = self.s.as_mut_ptr().add((i - range.start) * TILE_STRIDE + col);
                 match range.end - i {
-                    1 => direct_scores::<S, T, 1>(q, k, end - start, d, s),
-                    2 => direct_scores::<S, T, 2>(q, k, end - start, d, s),
-                    3 => direct_scores::<S, T, 3>(q, k, end - start, d, s),
-                    _ => direct_scores::<S, T, 4>(q, k, end - start, d, s),
+                    1 => direct_scores::<S, T, 1>(q, k, v, end - start, d, s),
+                    2 => direct_scores::<S, T, 2>(q, k, v, end - start, d, s),
+                    3 => direct_scores::<S, T, 3>(q, k, v, end - start, d, s),
+                    _ => direct_scores::<S, T, 4>(q, k, v, end - start, d, s),
                 }
             }
         }

@@ -14,6 +14,7 @@ use super::{
     unit::Unit,
 };
 use crate::attention::KernelPath;
+use candle_core::utils::barrier_pool;
 use half::{bf16, f16};
 use std::{
     cmp::Reverse,
@@ -27,6 +28,8 @@ const UNIT_ROWS: usize = 576;
 const FEW_UNITS: usize = 32;
 /// Multiplications below which a call isn't worth a second thread.
 const ONE_THREAD: usize = 1 << 17;
+/// Queries of a call that takes as long as it takes to wake a thread, about: decoding.
+const SHORT: usize = 8;
 
 /// How a call is cut up.
 struct Plan {
@@ -234,7 +237,12 @@ pub(super) fn forward<T: Input>(path: KernelPath, p: &Problem, inputs: Inputs<'_
     let mut buffer = vec![0f32; plan.parts() * part_len(p, p.sizes.tq)];
     let parts = Shared::new(&mut buffer);
     let worker = || dispatch(path, Worker { path, p, inputs, units: &plan.units, next: &next, output, parts: &parts });
-    on_threads(if plan.work(p) < ONE_THREAD { 1 } else { plan.units.len() }, worker);
+    let most = if plan.work(p) < ONE_THREAD { 1 } else { plan.units.len() };
+    if p.sizes.tq <= SHORT {
+        on_waiting_threads(most, worker)
+    } else {
+        on_threads(most, worker)
+    }
     for (unit, range) in &plan.merges {
         merge(p, unit, &buffer, range.clone(), output);
     }
@@ -252,6 +260,17 @@ pub(super) fn on_threads(most: usize, worker: impl Fn() + Sync) {
         }
         worker();
     });
+}
+
+/// The same on Candle's threads, which wait for work spinning: a generated token's products, a few microseconds before, ran
+/// on them, and other threads would have to share the cores with them. With rayon's where those are fewer, or the caller is
+/// one of them.
+fn on_waiting_threads(most: usize, worker: impl Fn() + Sync) {
+    let pool = barrier_pool();
+    if most <= 1 || rayon::current_thread_index().is_some() || rayon::current_num_threads() <= pool.n_workers() {
+        return on_threads(most, worker);
+    }
+    pool.execute_chunked(most, |_| worker());
 }
 
 /// Adds up the parts of a unit, in order.

@@ -348,19 +348,32 @@ pub(super) unsafe fn rescale<S: Simd>(p: *mut f32, n: usize, factor: f32) {
 /// Scores of `R` query rows, in plain order, with `n` keys where they lie: what decoding does, where packing keys that
 /// are used once would cost more than it saves.
 ///
+/// Meanwhile memory is asked for the keys that come next and for the tokens of `values`, `(start, stride, width)`: by itself
+/// the machine foresees one stream, and that up to the end of a page.
+///
 /// # Safety
 /// `q` holds `R` rows of `q_stride >= d`, `k` holds `n` tokens, and a tile of `R` rows starts at `s`.
 #[inline(always)]
 pub(super) unsafe fn direct_scores<S: Simd, T: Element, const R: usize>(
     (q, q_stride): (*const f32, usize),
     (k, k_stride): (*const T, usize),
+    (v, v_stride, dv): (*const T, usize, usize),
     n: usize,
     d: usize,
     s: *mut f32,
 ) {
+    /// Tokens from a key to the one that is asked for.
+    const AHEAD: usize = 32;
+    let line = 64 / size_of::<T>();
     for j in 0..n {
         // SAFETY: token j, numbers below d, and column j < n of each row are in bounds.
         unsafe {
+            for c in (0..d).step_by(line) {
+                S::prefetch(k.wrapping_add((j + AHEAD) * k_stride + c).cast());
+            }
+            for c in (0..dv).step_by(line) {
+                S::prefetch(v.wrapping_add(j * v_stride + c).cast());
+            }
             let k = k.add(j * k_stride);
             let mut acc = [S::splat(0.0); R];
             let mut c = 0;

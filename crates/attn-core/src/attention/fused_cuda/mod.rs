@@ -48,7 +48,9 @@ impl Variant {
         let (rows, keys) = (if few { Self::FEW } else { 64 }, 64);
         let name = if few { "attend_few" } else { "attend_many" };
         let (threads, shared) = match dtype {
-            DType::F32 => (if few || d > 128 { rows * 4 } else { rows * 2 }, 4 * ((rows + keys) * (d + 4) + rows * (keys + 4))),
+            DType::F32 => {
+                (if few || d > 128 { rows * 4 } else { rows * 2 }, 4 * ((rows + keys) * (d + 4) + rows * (keys + 4)))
+            }
             _ => (rows * 2, 2 * (rows + 2 * keys) * (d + 8)),
         };
         Self { name, threads: threads as u32, rows, keys, shared }
