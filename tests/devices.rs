@@ -145,23 +145,46 @@ fn attention_is_the_reference_on_the_cpu() {
     }
 }
 
-/// Gradients reach queries, keys and values on every device.
+/// Gradients reach queries, keys, values and a relative bias on every device, in f32 and in bf16.
 #[test]
 fn gradients_are_not_lost() {
     let device = device();
-    let call = Call::causal(4, 2, 40, 40, 64);
-    let gradients = |device: &Device| {
-        let [q, k, v] = [(1, 4), (2, 2), (3, 2)].map(|(seed, h)| {
-            let x = call.tensor(seed, h, 40, false).to_dtype(DType::F32).unwrap();
-            candle_core::Var::from_tensor(&x.to_device(device).unwrap()).unwrap()
-        });
-        let out = attend(q.as_tensor(), k.as_tensor(), v.as_tensor(), &call.args_on(device)).unwrap();
-        let mut grads = out.sqr().and_then(|x| x.sum_all()?.backward()).unwrap();
-        [q, k, v].map(|x| grads.remove(x.as_tensor()).expect("a gradient").to_device(&Device::Cpu).unwrap())
-    };
-    for (there, here) in gradients(&device).iter().zip(gradients(&Device::Cpu)) {
-        let largest = here.abs().and_then(|x| x.max_all()?.to_scalar::<f32>()).unwrap();
-        assert!(difference(there, &here) <= 1e-3 * largest, "{device:?}");
+    let table = Call::causal(4, 4, 50, 50, 8).tensor(9, 4, 50, false).flatten_all().unwrap().narrow(0, 0, 400).unwrap();
+    let relative = ScoreBias::Relative { table: table.reshape((4, 100)).unwrap(), first: -50 };
+    for (bias, dtype) in [
+        (ScoreBias::None, DType::F32),
+        (slopes(4), DType::F32),
+        (relative.clone(), DType::F32),
+        (ScoreBias::None, DType::BF16),
+        (relative, DType::BF16),
+    ] {
+        let call = Call::causal(4, 2, 40, 40, 64).with(|a| a.bias = bias.clone());
+        let gradients = |device: &Device, dtype: DType| {
+            let var = |x: &Tensor| candle_core::Var::from_tensor(&x.to_device(device).unwrap()).unwrap();
+            let mut vars = [(1, 4), (2, 2), (3, 2)]
+                .map(|(seed, h)| {
+                    // The same rounded numbers for both.
+                    let x = call.tensor(seed, h, 40, false).to_dtype(DType::BF16).and_then(|x| x.to_dtype(dtype));
+                    var(&x.unwrap())
+                })
+                .to_vec();
+            let mut args = call.args_on(device);
+            if let ScoreBias::Relative { table, first } = &args.bias {
+                vars.push(var(table));
+                args.bias = ScoreBias::Relative { table: vars[3].as_tensor().clone(), first: *first };
+            }
+            let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(|x| x.as_tensor());
+            let out = attend(q, k, v, &args).unwrap();
+            let mut grads = out.sqr().and_then(|x| x.sum_all()?.backward()).unwrap();
+            let gradient = |x: &candle_core::Var| grads.remove(x.as_tensor()).expect("a gradient");
+            let here = |x: Tensor| x.to_device(&Device::Cpu).and_then(|x| x.to_dtype(DType::F32)).unwrap();
+            vars.iter().map(gradient).map(here).collect::<Vec<_>>()
+        };
+        for (there, here) in gradients(&device, dtype).iter().zip(gradients(&Device::Cpu, DType::F32)) {
+            let largest = here.abs().and_then(|x| x.max_all()?.to_scalar::<f32>()).unwrap();
+            let limit = if dtype == DType::F32 { 1e-3 } else { 4e-2 };
+            assert!(difference(there, &here) <= limit * largest, "{device:?} {dtype:?} {bias:?}");
+        }
     }
 }
 

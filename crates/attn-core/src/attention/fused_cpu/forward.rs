@@ -23,7 +23,7 @@ use std::{
 };
 
 /// Rows in a unit, about: enough to pay for packing its keys, few enough to stay in the second-level cache.
-const UNIT_ROWS: usize = 576;
+const UNIT_ROWS: usize = 1152;
 /// Below this many units a call with one block of queries is split over the keys as well.
 const FEW_UNITS: usize = 32;
 /// Multiplications below which a call isn't worth a second thread.
