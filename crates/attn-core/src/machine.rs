@@ -107,6 +107,20 @@ impl Job for Sum<'_> {
     }
 }
 
+/// Whether the processor says it is AMD's: what is fastest there differs from Intel's with the same instructions.
+pub(crate) fn is_amd() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static AMD: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        *AMD.get_or_init(|| {
+            let vendor = std::arch::x86_64::__cpuid(0);
+            [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Lets the process keep what tensors on `device` free for the tensors to come.
 ///
 /// By default CUDA gives everything back whenever the device is waited for, and glibc on Linux whatever is larger than some

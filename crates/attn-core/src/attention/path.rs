@@ -7,6 +7,7 @@
 use super::KeyNorms;
 #[cfg(target_arch = "x86_64")]
 use super::fused_cpu::simd;
+use crate::machine::is_amd;
 use candle_core::{Result, bail};
 use std::{fmt, str::FromStr, sync::Arc, sync::OnceLock};
 
@@ -95,18 +96,6 @@ impl KernelPath {
         }
         Ok(path)
     }
-}
-
-/// Whether the processor says it is AMD's.
-#[cfg(target_arch = "x86_64")]
-fn is_amd() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn is_amd() -> bool {
-    false
 }
 
 impl fmt::Display for KernelPath {
