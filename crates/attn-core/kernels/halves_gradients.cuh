@@ -12,9 +12,7 @@ __device__ __forceinline__ void walk_halves(const Gradients &g, char *shared) {
     constexpr int LD = D + 8, OWN = WARPS * 16, LD_DS = WALK + 1;
     Walk<T, D, LD, OWN, WALK, WARPS * 32, 2, OF_KEYS> walk(g, shared);
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 16;
-    float out[2][D / 8][4];
-#pragma unroll
-    for (int n = 0; n < 2 * D / 8; n++) (&out[0][0])[n][0] = (&out[0][0])[n][1] = (&out[0][0])[n][2] = (&out[0][0])[n][3] = 0.0f;
+    float out[2][D / 8][4] = {};
     walk.each_tile([&](int at) {
         const T *queries_or_keys = walk.walk[0] + at * LD, *grads_or_values = walk.walk[1] + at * LD;
         float s[WALK / 8][4], dp[WALK / 8][4];

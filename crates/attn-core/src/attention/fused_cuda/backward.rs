@@ -1,6 +1,10 @@
 //! Gradients: a kernel that owns rows for those of q, one that owns keys for those of k and v, see `gradients.cuh`.
 
-use super::{Backward, Tracked, call::Call, call::Placed, with_contiguous_rows};
+use super::{
+    Attend, Backward,
+    call::{Call, Placed},
+    with_contiguous_rows,
+};
 use crate::cuda::place_of;
 use candle_core::{
     DType, Result, Tensor, bail,
@@ -69,7 +73,7 @@ impl Tiles {
     }
 }
 
-impl Backward for Tracked {
+impl Backward for Attend {
     fn gradients(
         &self,
         [q, k, v]: [&Tensor; 3],
@@ -77,21 +81,22 @@ impl Backward for Tracked {
         grad: &Tensor,
         with_table: bool,
     ) -> Result<([Tensor; 3], Option<Tensor>)> {
-        let Some(log_sums) = self.attend.log_sums.as_ref().and_then(|sums| sums.get()) else {
+        let saved = self.saved.as_ref().and_then(|saved| Some((saved, saved.log_sums.get()?)));
+        let Some((saved, log_sums)) = saved else {
             bail!("CUDA attention: the forward pass was not told of a backward pass")
         };
         let device = q.device();
         let (b, h, tq, d) = q.dims4()?;
         let (_, h_kv, tk, dv) = v.dims4()?;
-        let (rows, tiles) = (h / h_kv * tq, self.tiles);
+        let (rows, tiles) = (h / h_kv * tq, saved.tiles);
         let row_blocks = rows.div_ceil(tiles.own);
         let key_blocks = tk.div_ceil(tiles.own);
-        let splits = tiles.splits(self.attend.limits.multiprocessors, key_blocks * b * h_kv, rows.div_ceil(tiles.walk));
+        let splits = tiles.splits(self.limits.multiprocessors, key_blocks * b * h_kv, rows.div_ceil(tiles.walk));
 
         // By head, as q is.
         let grad = with_contiguous_rows(&grad.transpose(1, 2)?)?;
         let placed_grad = Placed::of(&grad)?;
-        let mut call = self.attend.arguments.call([Placed::of(q)?, Placed::of(k)?, Placed::of(v)?])?;
+        let mut call = self.arguments.call([Placed::of(q)?, Placed::of(k)?, Placed::of(v)?])?;
         call.out = place_of(out)?;
         call.log_sums = place_of(log_sums)?;
         call.aligned &= i32::from(placed_grad.aligned());
@@ -103,7 +108,7 @@ impl Backward for Tracked {
         let deltas = empty(&[b, tq, h], DType::F32)?;
         let parts = [splits, b * tk * h_kv, d + dv];
         let partial = if splits > 1 { Some(empty(&parts, DType::F32)?) } else { None };
-        let columns = self.attend.arguments.columns();
+        let columns = self.arguments.columns();
         let table = match with_table {
             true => Some(Tensor::zeros((row_blocks * b, h, columns), DType::F32, device)?),
             false => None,
@@ -123,7 +128,7 @@ impl Backward for Tracked {
         let launch = |kernel: &str, arguments: &Gradients, grid_dim, block_dim, shared: usize| {
             let config = LaunchConfig { grid_dim, block_dim, shared_mem_bytes: shared as u32 };
             // SAFETY: `Gradients` of the tensors above, which the stream frees after the launches.
-            unsafe { self.module.launch(device.as_cuda_device()?, kernel, arguments, config) }
+            unsafe { saved.module.launch(device.as_cuda_device()?, kernel, arguments, config) }
         };
         let (threads, heads) = ((Tiles::THREADS, 1, 1), (b * h_kv) as u32);
         launch("deltas", &arguments, (((b * tq * h).div_ceil(8)) as u32, 1, 1), (32, 8, 1), 0)?;

@@ -85,18 +85,18 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> R
     let [q, k, v] = [q, k, v].map(with_contiguous_rows);
     let (q, k, v) = (q?, k?, v?);
     let arguments = Arguments::new(&q, tk, args)?;
-    let attend = Attend { arguments, variant, limits, module: forward, log_sums: tracks.then(Arc::default) };
     // Token by token, as the layer wants it.
+    let untracked = Attend { arguments, variant, limits, module: forward, saved: None };
     if !tracks {
-        return q.apply_op3_no_bwd(&k, &v, &attend)?.transpose(1, 2).map(Some);
+        return q.apply_op3_no_bwd(&k, &v, &untracked)?.transpose(1, 2).map(Some);
     }
-    let kept = Kept::default();
-    let tracked = Tracked { attend, tiles, module: backward, kept: kept.clone() };
+    let (log_sums, kept) = (Arc::default(), Kept::default());
+    let attend = Attend { saved: Some(Saved { tiles, module: backward, log_sums, kept: kept.clone() }), ..untracked };
     let out = match tracked_table {
-        None => q.apply_op3(&k, &v, tracked)?,
+        None => q.apply_op3(&k, &v, attend)?,
         Some(table) => {
-            let of_table = OfTable { kernel: tracked.clone(), inputs: [q.detach(), k.detach(), v.detach()], kept };
-            q.apply_op3(&k, &v, tracked)?.apply_op2(table, of_table)?
+            let of_table = OfTable { kernel: attend.clone(), inputs: [q.detach(), k.detach(), v.detach()], kept };
+            q.apply_op3(&k, &v, attend)?.apply_op2(table, of_table)?
         }
     };
     out.transpose(1, 2).map(Some)
@@ -106,29 +106,24 @@ fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
     if x.stride()[3] == 1 || x.dim(3)? == 1 { Ok(x.clone()) } else { x.contiguous() }
 }
 
-/// The forward pass.
 #[derive(Clone)]
 struct Attend {
     arguments: Arguments,
     variant: Variant,
     limits: Limits,
     module: Module,
-    /// If a backward pass may follow: log2 of each row's sum of weights, `(b, tq, h)`, once it has run.
-    log_sums: Option<Arc<OnceLock<Tensor>>>,
+    /// If a backward pass may follow.
+    saved: Option<Saved>,
 }
 
-/// The same with gradients.
+/// What the backward pass needs.
 #[derive(Clone)]
-struct Tracked {
-    attend: Attend,
+struct Saved {
     tiles: backward::Tiles,
-    /// The kernels of the backward pass.
     module: Module,
+    /// From the forward pass: log2 of each row's sum of weights, `(b, tq, h)`.
+    log_sums: Arc<OnceLock<Tensor>>,
     kept: Kept,
-}
-
-fn not_on_the_cpu() -> Result<(CpuStorage, Shape)> {
-    bail!("the CUDA attention kernels got tensors of the CPU")
 }
 
 impl CustomOp3 for Attend {
@@ -145,7 +140,7 @@ impl CustomOp3 for Attend {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        not_on_the_cpu()
+        bail!("the CUDA attention kernels got tensors of the CPU")
     }
 
     fn cuda_fwd(
@@ -165,36 +160,6 @@ impl CustomOp3 for Attend {
             dtype => bail!("the CUDA attention kernels don't know {dtype:?}"),
         }
     }
-}
-
-impl CustomOp3 for Tracked {
-    fn name(&self) -> &'static str {
-        "attend"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        not_on_the_cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        q: &CudaStorage,
-        q_layout: &Layout,
-        k: &CudaStorage,
-        k_layout: &Layout,
-        v: &CudaStorage,
-        v_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.attend.cuda_fwd(q, q_layout, k, k_layout, v, v_layout)
-    }
 
     fn bwd(
         &self,
@@ -204,7 +169,8 @@ impl CustomOp3 for Tracked {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [q, k, v] = match self.kept.take() {
+        let kept = self.saved.as_ref().and_then(|saved| saved.kept.take());
+        let [q, k, v] = match kept {
             Some(gradients) => gradients,
             None => self.gradients([q, k, v], out, grad, false)?.0,
         };
@@ -228,10 +194,10 @@ impl Attend {
         });
         let mut call = self.arguments.call([q?, k?, v?])?;
         call.out = place_of_slice(&out, device);
-        if let Some(log_sums) = &self.log_sums {
+        if let Some(saved) = &self.saved {
             // SAFETY: as above.
             let sums = unsafe { Tensor::empty((b, tq, h), DType::F32, &Device::Cuda(device.clone()))? };
-            call.log_sums = place_of(log_sums.get_or_init(|| sums))?;
+            call.log_sums = place_of(saved.log_sums.get_or_init(|| sums))?;
         }
         let parts = splits * b * h * tq;
         // SAFETY: every element is written by the splits before they are summed.
