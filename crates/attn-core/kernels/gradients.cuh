@@ -70,7 +70,7 @@ template <class There> __device__ int first_where(int count, There there) {
 
 // What a block owns and walks. OF_KEYS: it owns OWN keys and walks the rows of their heads, WALK at a time; else it owns
 // OWN rows and walks the keys. Rows have queries and the output's gradients, keys have keys and values; either side of
-// a product has both in shared memory, one number of LD after the other. STAGES: tiles that are there or on their way.
+// a product has both in shared memory, its rows LD apart. STAGES: tiles that are there or on their way.
 template <class T, int D, int LD, int OWN, int WALK, int THREADS, int STAGES, bool OF_KEYS> struct Walk {
     static constexpr int ROWS = OF_KEYS ? WALK : OWN, KEYS = OF_KEYS ? OWN : WALK;
     // The products take so many columns at a time: past the last, zeros.
@@ -167,7 +167,7 @@ template <class T, int D, int LD, int OWN, int WALK, int THREADS, int STAGES, bo
         }
     }
 
-    // Calls f(tile, its place among the stages) for every tile, when it has arrived.
+    // Calls `f` with the first row, among those of all stages, of every tile, when it has arrived; `tile` says which it is.
     template <class F> __device__ __forceinline__ void each_tile(F f) {
         if (tile < end) load_own();
         if (STAGES == 2 && tile < end) load_walked(tile);

@@ -14,6 +14,9 @@
 use super::AttendArgs;
 #[cfg(feature = "cuda")]
 use super::fused_cuda;
+use super::gradients::{tracked, tracked_table};
+#[cfg(feature = "flash-attn")]
+use super::with_contiguous_rows;
 use crate::{Mask, ScoreBias};
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -46,9 +49,8 @@ struct Call {
     dv: usize,
     /// The farthest any of q, k and v reaches into its storage, in elements.
     extent: usize,
-    /// Whether a gradient has to flow into q, k or v, or into the bias.
+    /// Whether a gradient has to flow into q, k, v or the bias.
     tracked: bool,
-    tracked_bias: bool,
     /// Whether candle-flash-attn is there, and likely the faster one.
     flash: bool,
 }
@@ -62,10 +64,9 @@ impl Call {
                 + x.dims().iter().zip(x.stride()).map(|(n, s)| n.saturating_sub(1) * s).sum::<usize>()
         };
         let extent = [q, k, v].map(reach).into_iter().max().unwrap_or(0);
-        let tracked = [q, k, v].iter().any(|x| x.track_op());
-        let tracked_bias = args.bias.track_op();
+        let tracked = tracked([q, k, v], &args.bias);
         let flash = cfg!(feature = "flash-attn") && pays_for_flash(b * h, tq, tk);
-        Some(Self { accelerator, dtype: q.dtype(), b, tq, tk, d, dv, extent, tracked, tracked_bias, flash })
+        Some(Self { accelerator, dtype: q.dtype(), b, tq, tk, d, dv, extent, tracked, flash })
     }
 }
 
@@ -94,7 +95,7 @@ impl Kernel {
         if call.b == 0 || tq == 0 || tk == 0 || d == 0 || dv == 0 {
             return None;
         }
-        if call.tracked || call.tracked_bias {
+        if call.tracked {
             return if call.accelerator == Accelerator::Cuda { Self::fused(call, args) } else { None };
         }
         let plain = d == dv && all_keys_are_real(&args.mask, args.k_start, tk);
@@ -108,9 +109,7 @@ impl Kernel {
     fn fused(call: &Call, args: &AttendArgs) -> Option<Self> {
         let dtype = matches!(call.dtype, DType::F32 | DType::F16 | DType::BF16);
         let softcap = args.softcap.is_none_or(|cap| cap > 0.0);
-        // There is a gradient for one form of bias alone.
-        let table = matches!(args.bias, ScoreBias::Relative { .. }) && args.softcap.is_none();
-        (dtype && softcap && (!call.tracked_bias || table) && call.d.max(call.dv) <= 256).then_some(Self::Fused)
+        (dtype && softcap && knows_bias_gradient(args) && call.d.max(call.dv) <= 256).then_some(Self::Fused)
     }
 
     fn flash(call: &Call, args: &AttendArgs) -> Option<Self> {
@@ -163,6 +162,11 @@ impl Kernel {
     }
 }
 
+/// True if the CUDA kernels have the gradient that the call asks of its bias: none, or that of a relative table.
+pub(super) fn knows_bias_gradient(args: &AttendArgs) -> bool {
+    !args.bias.track_op() || (tracked_table(&args.bias).is_some() && args.softcap.is_none())
+}
+
 /// The last query is the token of the last key, and every query has a key.
 fn ends_with_the_keys(args: &AttendArgs, tq: usize, tk: usize) -> bool {
     args.q_start + tq == args.k_start + tk && tq <= tk
@@ -199,10 +203,7 @@ fn flash(
     (left, right): (Option<usize>, Option<usize>),
 ) -> Result<Tensor> {
     // It wants (b, t, h, d), in any strides but of the last dimension.
-    let [q, k, v] = [q, k, v].map(|x| {
-        let x = if x.stride()[3] == 1 { x.clone() } else { x.contiguous()? };
-        x.transpose(1, 2)
-    });
+    let [q, k, v] = [q, k, v].map(|x| with_contiguous_rows(x)?.transpose(1, 2));
     let q = q?;
     let slopes = match &args.bias {
         ScoreBias::Linear { slopes } => Some(slopes.to_device(q.device())?.to_dtype(DType::F32)?.contiguous()?),
@@ -226,22 +227,11 @@ fn sdpa(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, causal: bool) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Var;
 
     /// A call with 8 lanes for `choose`, and its arguments.
     fn call(accelerator: Accelerator, dtype: DType, (tq, tk, d): (usize, usize, usize)) -> (Call, AttendArgs) {
-        let call = Call {
-            accelerator,
-            dtype,
-            b: 2,
-            tq,
-            tk,
-            d,
-            dv: d,
-            extent: 1000,
-            tracked: false,
-            tracked_bias: false,
-            flash: true,
-        };
+        let call = Call { accelerator, dtype, b: 2, tq, tk, d, dv: d, extent: 1000, tracked: false, flash: true };
         (call, AttendArgs::causal(d, tq, tk))
     }
 
@@ -313,9 +303,13 @@ mod tests {
     #[test]
     fn cuda_leaves_what_it_does_not_know_to_the_reference() {
         let base = || cuda((16, 16, 64));
+        let var = |shape: &[usize]| Var::zeros(shape, DType::F32, &Device::Cpu).unwrap().as_tensor().clone();
+        let tracked_slopes = ScoreBias::Linear { slopes: var(&[2]) };
+        let tracked_table = ScoreBias::Relative { table: var(&[2, 64]), first: -20 };
         for refused in [
             with(base(), |c, _| c.dtype = DType::F64),
-            with(base(), |c, a| (c.tracked_bias, a.bias) = (true, slopes())),
+            with(base(), |c, a| (c.tracked, a.bias) = (true, tracked_slopes)),
+            with(base(), |c, a| (c.tracked, a.bias, a.softcap) = (true, tracked_table, Some(30.0))),
             with(base(), |c, _| (c.d, c.dv) = (264, 264)),
             with(base(), |c, _| c.dv = 512),
             with(base(), |_, a| a.softcap = Some(0.0)),

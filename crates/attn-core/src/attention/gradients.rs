@@ -4,7 +4,8 @@
 //! of its own, [`OfTable`], which hands the output on. The backward pass comes to it first; what the kernel computes for
 //! q, k and v at the same time is left for their op in [`Kept`].
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use crate::ScoreBias;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, Mutex};
 
 /// A kernel with a backward pass.
@@ -25,17 +26,53 @@ pub(super) trait Backward {
 pub(super) struct Kept(Arc<Mutex<Option<[Tensor; 3]>>>);
 
 impl Kept {
-    pub(super) fn take(&self) -> Option<[Tensor; 3]> {
-        self.0.lock().ok().and_then(|mut kept| kept.take())
+    /// The backward pass of the op: what was kept, else what the kernel computes now.
+    pub(super) fn gradients(
+        &self,
+        kernel: &impl Backward,
+        inputs: [&Tensor; 3],
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let kept = self.0.lock().ok().and_then(|mut kept| kept.take());
+        let [q, k, v] = match kept {
+            Some(gradients) => gradients,
+            None => kernel.gradients(inputs, out, grad, false)?.0,
+        };
+        Ok((Some(q), Some(k), Some(v)))
     }
 }
 
+/// The relative table, if a gradient has to flow into it.
+pub(super) fn tracked_table(bias: &ScoreBias) -> Option<&Tensor> {
+    match bias {
+        ScoreBias::Relative { table, .. } if table.track_op() => Some(table),
+        _ => None,
+    }
+}
+
+/// True if a gradient has to flow into any of them.
+pub(super) fn tracked([q, k, v]: [&Tensor; 3], bias: &ScoreBias) -> bool {
+    q.track_op() || k.track_op() || v.track_op() || bias.track_op()
+}
+
+/// Puts the op into the graph, and that of the table if there is one.
+pub(super) fn apply<K>(kernel: K, kept: Kept, [q, k, v]: [&Tensor; 3], bias: &ScoreBias) -> Result<Tensor>
+where
+    K: CustomOp3 + Backward + Clone + Send + Sync + 'static,
+{
+    let Some(table) = tracked_table(bias) else { return q.apply_op3(k, v, kernel) };
+    let inputs = [q.detach(), k.detach(), v.detach()];
+    let of_table = OfTable { kernel: kernel.clone(), inputs, kept };
+    q.apply_op3(k, v, kernel)?.apply_op2(table, of_table)
+}
+
 /// Hands the output on, and has the gradient of a relative table.
-pub(super) struct OfTable<K> {
-    pub(super) kernel: K,
+struct OfTable<K> {
+    kernel: K,
     /// q, k and v, without gradients.
-    pub(super) inputs: [Tensor; 3],
-    pub(super) kept: Kept,
+    inputs: [Tensor; 3],
+    kept: Kept,
 }
 
 impl<K: Backward + Send + Sync> CustomOp2 for OfTable<K> {

@@ -94,6 +94,11 @@ pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, option
     }
 }
 
+/// `(b, h, t, d)` with the last dimension's numbers side by side, copied only if they aren't.
+fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
+    if x.stride()[3] == 1 || x.dim(3)? == 1 { Ok(x.clone()) } else { x.contiguous() }
+}
+
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<()> {
     let (b, h, tq, d) = q.dims4()?;
     let (kb, h_kv, tk, kd) = k.dims4()?;

@@ -29,9 +29,9 @@ mod unit;
 
 use super::{
     AttendArgs, KernelOptions, KernelPath,
-    gradients::{Backward, Kept, OfTable},
+    gradients::{Backward, Kept, apply, tracked, tracked_table},
+    with_contiguous_rows,
 };
-use crate::ScoreBias;
 use backward::{Gradients, Saved, parts};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use forward::{Input, Output, Shared};
@@ -50,7 +50,7 @@ pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) ->
         && matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F16)
         && fits
         // There is a gradient for one form of bias alone.
-        && (!args.bias.track_op() || matches!(args.bias, ScoreBias::Relative { .. }))
+        && (!args.bias.track_op() || tracked_table(&args.bias).is_some())
 }
 
 /// See [`attend`](super::attend), which checks the arguments first.
@@ -58,21 +58,10 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, opti
     let path = KernelPath::choose(options.path)?;
     let [q, k, v] = [q, k, v].map(with_contiguous_rows);
     let (q, k, v) = (q?, k?, v?);
-    let tracks = [&q, &k, &v].iter().any(|x| x.track_op()) || args.bias.track_op();
+    let tracks = tracked([&q, &k, &v], &args.bias);
     let (log_sums, kept) = (Arc::default(), Kept::default());
     let op = Fused { args: args.clone(), options: options.clone(), path, tracks, log_sums, kept: kept.clone() };
-    let table = match &args.bias {
-        ScoreBias::Relative { table, .. } if table.track_op() => {
-            let inputs = [q.detach(), k.detach(), v.detach()];
-            Some((table, OfTable { kernel: op.clone(), inputs, kept }))
-        }
-        _ => None,
-    };
-    let out = q.apply_op3(&k, &v, op)?;
-    let out = match table {
-        Some((table, op)) => out.apply_op2(table, op)?,
-        None => out,
-    };
+    let out = apply(op, kept, [&q, &k, &v], &args.bias)?;
     // Without gradients the op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the
     // layer wants them. With them, Candle would transpose and add up the gradient of every such view.
     if tracks { Ok(out) } else { out.transpose(1, 2) }
@@ -92,10 +81,6 @@ pub(super) fn largest_norms(k: &CpuStorage, layout: &Layout, filled: usize) -> R
 
 #[cfg(test)]
 pub(super) use skip::tiles_visited;
-
-fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
-    if x.stride()[3] == 1 || x.dims()[3] == 1 { Ok(x.clone()) } else { x.contiguous() }
-}
 
 #[derive(Clone)]
 struct Fused {
@@ -226,6 +211,7 @@ impl CustomOp3 for Fused {
             _ => bail!("fused attention takes f32, bf16 and f16"),
         }
     }
+
     fn bwd(
         &self,
         q: &Tensor,
@@ -234,10 +220,6 @@ impl CustomOp3 for Fused {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [q, k, v] = match self.kept.take() {
-            Some(gradients) => gradients,
-            None => self.gradients([q, k, v], out, grad, false)?.0,
-        };
-        Ok((Some(q), Some(k), Some(v)))
+        self.kept.gradients(self, [q, k, v], out, grad)
     }
 }

@@ -3,9 +3,8 @@
 use super::{
     Attend, Backward,
     call::{Call, Placed},
-    with_contiguous_rows,
 };
-use crate::cuda::place_of;
+use crate::{attention::with_contiguous_rows, cuda::place_of};
 use candle_core::{
     DType, Result, Tensor, bail,
     cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig},
@@ -81,9 +80,9 @@ impl Backward for Attend {
         grad: &Tensor,
         with_table: bool,
     ) -> Result<([Tensor; 3], Option<Tensor>)> {
-        let saved = self.saved.as_ref().and_then(|saved| Some((saved, saved.log_sums.get()?)));
-        let Some((saved, log_sums)) = saved else {
-            bail!("CUDA attention: the forward pass was not told of a backward pass")
+        let saved = self.saved()?;
+        let Some(log_sums) = saved.log_sums.get() else {
+            bail!("CUDA attention: a backward pass before the forward pass")
         };
         let device = q.device();
         let (b, h, tq, d) = q.dims4()?;

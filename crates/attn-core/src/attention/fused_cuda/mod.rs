@@ -12,12 +12,11 @@ mod tests;
 
 use super::{
     AttendArgs,
-    gradients::{Backward, Kept, OfTable},
+    accelerator::knows_bias_gradient,
+    gradients::{Backward, Kept, apply, tracked, tracked_table},
+    with_contiguous_rows,
 };
-use crate::{
-    ScoreBias,
-    cuda::{Element, Module, place, place_of, place_of_slice},
-};
+use crate::cuda::{Element, Module, place, place_of, place_of_slice};
 use call::{Arguments, HEAD_DIMS, Limits, Placed, modules};
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, backend::BackendStorage, bail,
@@ -68,17 +67,10 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> R
     let fits = b * h * tq * tk > 0 && d > 0 && dv > 0 && h * tq < 1 << 31 && tk < 1 << 24 && b * h < 1 << 16;
     let limits = Limits::of(q.device().as_cuda_device()?)?;
     let variant = Variant::new(q.dtype(), head_dim, h / h_kv * tq <= Variant::FEW);
-    let tracked_table = match &args.bias {
-        ScoreBias::Relative { table, .. } => Some(table).filter(|table| table.track_op()),
-        _ => None,
-    };
-    let tracks = args.bias.track_op() || [q, k, v].iter().any(|x| x.track_op());
+    let (table, tracks) = (tracked_table(&args.bias), tracked([q, k, v], &args.bias));
     let tiles = backward::Tiles::new(q.dtype(), head_dim);
-    let known = match tracked_table {
-        Some(table) => args.softcap.is_none() && table.device().same_device(q.device()),
-        None => !args.bias.track_op(),
-    };
-    let shared = variant.shared.max(if tracks { tiles.shared(tracked_table.is_some()) } else { 0 });
+    let known = knows_bias_gradient(args) && table.is_none_or(|table| table.device().same_device(q.device()));
+    let shared = variant.shared.max(if tracks { tiles.shared(table.is_some()) } else { 0 });
     if !fits || !known || shared > limits.shared || (q.dtype() != DType::F32 && !limits.tensor_cores) {
         return Ok(None);
     }
@@ -92,18 +84,7 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> R
     }
     let (log_sums, kept) = (Arc::default(), Kept::default());
     let attend = Attend { saved: Some(Saved { tiles, module: backward, log_sums, kept: kept.clone() }), ..untracked };
-    let out = match tracked_table {
-        None => q.apply_op3(&k, &v, attend)?,
-        Some(table) => {
-            let of_table = OfTable { kernel: attend.clone(), inputs: [q.detach(), k.detach(), v.detach()], kept };
-            q.apply_op3(&k, &v, attend)?.apply_op2(table, of_table)?
-        }
-    };
-    out.transpose(1, 2).map(Some)
-}
-
-fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
-    if x.stride()[3] == 1 || x.dim(3)? == 1 { Ok(x.clone()) } else { x.contiguous() }
+    apply(attend, kept, [&q, &k, &v], &args.bias)?.transpose(1, 2).map(Some)
 }
 
 #[derive(Clone)]
@@ -169,16 +150,18 @@ impl CustomOp3 for Attend {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let kept = self.saved.as_ref().and_then(|saved| saved.kept.take());
-        let [q, k, v] = match kept {
-            Some(gradients) => gradients,
-            None => self.gradients([q, k, v], out, grad, false)?.0,
-        };
-        Ok((Some(q), Some(k), Some(v)))
+        self.saved()?.kept.gradients(self, [q, k, v], out, grad)
     }
 }
 
 impl Attend {
+    fn saved(&self) -> Result<&Saved> {
+        match &self.saved {
+            Some(saved) => Ok(saved),
+            None => bail!("CUDA attention: the forward pass was not told of a backward pass"),
+        }
+    }
+
     fn launch<T: Element>(&self, of: [(&CudaStorage, &Layout); 3]) -> Result<(CudaStorage, Shape)> {
         let [(q, q_layout), _, (_, v_layout)] = of;
         let device = q.device();
