@@ -43,7 +43,7 @@ struct Call {
 
 impl Call {
     fn causal(h: usize, h_kv: usize, tq: usize, tk: usize, d: usize) -> Self {
-        Self { b: 2, h, h_kv, tq, tk, d, args: AttendArgs::causal(d, tq, tk) }
+        Self { b: 2, h, h_kv, tq, tk, d, args: AttendArgs::causal(d, tq, tk).unwrap() }
     }
 
     fn with(mut self, change: impl FnOnce(&mut AttendArgs)) -> Self {
@@ -65,15 +65,8 @@ impl Call {
     }
 
     fn args_on(&self, device: &Device) -> AttendArgs {
-        let bias = match &self.args.bias {
-            ScoreBias::None => ScoreBias::None,
-            ScoreBias::Linear { slopes } => ScoreBias::Linear { slopes: slopes.to_device(device).unwrap() },
-            ScoreBias::Relative { table, first } => {
-                ScoreBias::Relative { table: table.to_device(device).unwrap(), first: *first }
-            }
-            ScoreBias::Dense(bias) => ScoreBias::Dense(bias.to_device(device).unwrap()),
-        };
-        AttendArgs { bias, ..self.args.clone() }
+        let bias = self.args.scores.bias.to_device(device).unwrap();
+        self.args.clone().with_bias(bias)
     }
 
     /// The device's result in the dtype against the CPU's reference in f32 on the same rounded numbers.
@@ -108,25 +101,26 @@ fn attention_is_the_reference_on_the_cpu() {
     println!("on {device:?}");
     let noise = |dims: (usize, usize)| Tensor::randn(0f32, 1., dims, &Device::Cpu).unwrap();
     let mut calls = vec![
-        Call::causal(4, 2, 64, 64, 64).with(|a| a.bias = slopes(4)),
-        Call::causal(4, 2, 1, 90, 64).with(|a| a.bias = slopes(4)),
-        Call::causal(4, 2, 70, 70, 64).with(|a| a.softcap = Some(5.0)),
-        Call::causal(4, 2, 1, 1100, 64).with(|a| a.softcap = Some(5.0)),
-        Call::causal(4, 2, 70, 70, 64).with(|a| (a.bias, a.softcap) = (slopes(4), Some(5.0))),
+        Call::causal(4, 2, 64, 64, 64).with(|a| a.scores.bias = slopes(4)),
+        Call::causal(4, 2, 1, 90, 64).with(|a| a.scores.bias = slopes(4)),
+        Call::causal(4, 2, 70, 70, 64).with(|a| a.scores.softcap = Some(5.0)),
+        Call::causal(4, 2, 1, 1100, 64).with(|a| a.scores.softcap = Some(5.0)),
+        Call::causal(4, 2, 70, 70, 64).with(|a| (a.scores.bias, a.scores.softcap) = (slopes(4), Some(5.0))),
         Call::causal(4, 4, 100, 100, 64).with(|a| a.mask.window = Some(17)),
-        Call::causal(4, 4, 40, 100, 64).with(|a| (a.mask.window, a.bias) = (Some(17), slopes(4))),
+        Call::causal(4, 4, 40, 100, 64).with(|a| (a.mask.window, a.scores.bias) = (Some(17), slopes(4))),
         Call::causal(4, 4, 1, 100, 64).with(|a| a.mask.window = Some(17)),
         Call::causal(4, 4, 40, 40, 64).with(|a| a.mask = Mask::bidirectional()),
         Call::causal(4, 4, 40, 90, 64).with(|a| (a.mask, a.q_start) = (Mask::bidirectional(), 0)),
         Call::causal(4, 4, 40, 40, 64).with(|a| a.mask = Mask::bidirectional().with_window(Some(9))),
-        Call::causal(4, 4, 40, 40, 64).with(|a| (a.mask, a.bias) = (Mask::bidirectional(), slopes(4))),
+        Call::causal(4, 4, 40, 40, 64).with(|a| (a.mask, a.scores.bias) = (Mask::bidirectional(), slopes(4))),
         Call::causal(4, 4, 50, 50, 64).with(|a| a.mask = rows(&[7..50, 0..41])),
         Call::causal(4, 4, 1, 50, 64).with(|a| a.mask = rows(&[7..50, 0..50])),
-        Call::causal(4, 4, 50, 50, 64).with(|a| a.mask.chunk = Some(16)),
+        Call::causal(4, 4, 50, 50, 64).with(|a| a.mask = a.mask.clone().with_chunk(Some(16))),
         Call::causal(4, 4, 32, 64, 64).with(|a| a.q_start = 10),
         Call::causal(4, 4, 32, 64, 64).with(|a| (a.q_start, a.k_start) = (132, 100)),
-        Call::causal(4, 4, 30, 40, 64).with(|a| a.bias = ScoreBias::Relative { table: noise((4, 100)), first: -50 }),
-        Call::causal(4, 4, 30, 40, 64).with(|a| a.bias = ScoreBias::Dense(noise((30, 40)))),
+        Call::causal(4, 4, 30, 40, 64)
+            .with(|a| a.scores.bias = ScoreBias::Relative { table: noise((4, 100)), first: -50 }),
+        Call::causal(4, 4, 30, 40, 64).with(|a| a.scores.bias = ScoreBias::Dense(noise((30, 40)))),
     ];
     for d in [8, 20, 32, 64, 72, 80, 96, 128, 160, 256] {
         for (tq, tk) in
@@ -158,7 +152,7 @@ fn gradients_are_not_lost() {
         (ScoreBias::None, DType::BF16),
         (relative, DType::BF16),
     ] {
-        let call = Call::causal(4, 2, 40, 40, 64).with(|a| a.bias = bias.clone());
+        let call = Call::causal(4, 2, 40, 40, 64).with(|a| a.scores.bias = bias.clone());
         let gradients = |device: &Device, dtype: DType| {
             let var = |x: &Tensor| candle_core::Var::from_tensor(&x.to_device(device).unwrap()).unwrap();
             let mut vars = [(1, 4), (2, 2), (3, 2)]
@@ -169,9 +163,9 @@ fn gradients_are_not_lost() {
                 })
                 .to_vec();
             let mut args = call.args_on(device);
-            if let ScoreBias::Relative { table, first } = &args.bias {
+            if let ScoreBias::Relative { table, first } = &args.scores.bias {
                 vars.push(var(table));
-                args.bias = ScoreBias::Relative { table: vars[3].as_tensor().clone(), first: *first };
+                args.scores.bias = ScoreBias::Relative { table: vars[3].as_tensor().clone(), first: *first };
             }
             let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(|x| x.as_tensor());
             let out = attend(q, k, v, &args).unwrap();

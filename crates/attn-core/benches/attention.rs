@@ -49,11 +49,9 @@ impl Case {
         };
         let qkv =
             [random(self.heads, self.queries)?, random(self.kv_heads, self.keys)?, random(self.kv_heads, self.keys)?];
-        let args = AttendArgs {
-            bias: (self.bias)(self)?,
-            mask: Mask::causal().with_window(self.window),
-            ..AttendArgs::causal(self.head_dim, self.queries, self.keys)
-        };
+        let args = AttendArgs::causal(self.head_dim, self.queries, self.keys)?
+            .with_bias((self.bias)(self)?)
+            .with_mask(Mask::causal().with_window(self.window));
         Ok((qkv, args))
     }
 

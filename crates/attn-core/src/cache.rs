@@ -73,11 +73,7 @@ impl LayerCache {
     /// An empty cache that allocates room for `expected` tokens at once and grows past it. Masks that can only see back
     /// so far make it keep only so much.
     pub fn new(mask: &Mask, expected: usize) -> Self {
-        let window = match (mask.window, mask.chunk) {
-            (Some(w), Some(c)) => Some(w.min(c)),
-            (w, c) => w.or(c),
-        };
-        Self { window: window.filter(|_| mask.causal), expected, ..Self::default() }
+        Self { window: mask.reach(), expected, ..Self::default() }
     }
 
     /// Tokens seen so far, those that a window has dropped included: the slot of the next token.

@@ -5,7 +5,7 @@
 //! long block expands the latents into heads, as training does. A few tokens instead absorb the expansion into their
 //! queries and outputs, so that decoding reads the cache as one shared kv head (MQA) and expands nothing.
 
-use crate::{AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, attend, product};
+use crate::{AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, Scores, attend, product};
 use candle_core::{D, Module, Result, Tensor, bail};
 use std::sync::Arc;
 
@@ -123,14 +123,10 @@ impl LatentAttention {
             }
             None => (kv, positions.slots().start),
         };
-        let args = AttendArgs {
-            scale: self.config.scale,
-            softcap: None,
-            bias: self.position.bias(positions.slots(), k_start..k_start + kv.dim(2)?)?,
-            mask: self.config.mask.clone().with_keys(positions.keys()),
-            q_start: positions.slots().start,
-            k_start,
-        };
+        let bias = self.position.bias(positions.slots(), k_start..k_start + kv.dim(2)?)?;
+        let args = AttendArgs::new(Scores::new(self.config.scale).with_bias(bias))
+            .with_mask(self.config.mask.clone().with_keys(positions.keys()))
+            .with_slots(positions.slots().start, k_start);
         let out = if positions.len() <= ABSORB_UP_TO {
             self.absorbed(&q_nope, &q_rope, &kv, &args)?
         } else {

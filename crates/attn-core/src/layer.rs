@@ -2,7 +2,7 @@
 //! [`attend`], in the order a token meets them.
 
 use crate::{
-    AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, ScoreBias, attend,
+    AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, ScoreBias, Scores, attend,
     attention::{KernelOptions, attend_with},
     ops,
 };
@@ -218,14 +218,10 @@ impl MultiHeadAttention {
             (ScoreBias::Linear { .. }, Some(cache)) if k.device().is_cpu() => cache.key_norms(keys.len())?,
             _ => None,
         };
-        let args = AttendArgs {
-            scale: self.config.scale,
-            softcap: self.config.softcap,
-            bias,
-            mask: self.config.mask.clone().with_keys(positions.keys()),
-            q_start: positions.slots().start,
-            k_start,
-        };
+        let scores = Scores::new(self.config.scale).with_softcap(self.config.softcap).with_bias(bias);
+        let args = AttendArgs::new(scores)
+            .with_mask(self.config.mask.clone().with_keys(positions.keys()))
+            .with_slots(positions.slots().start, k_start);
         let options = KernelOptions { key_norms, ..KernelOptions::default() };
         self.merge(&attend_with(&q, &k, &v, &args, &options)?)
     }
@@ -246,14 +242,8 @@ impl MultiHeadAttention {
             bail!("attention: cross-attention needs separate projections")
         };
         let q = self.heads(&q.forward(xs)?)?;
-        let args = AttendArgs {
-            scale: self.config.scale,
-            softcap: self.config.softcap,
-            bias: ScoreBias::None,
-            mask,
-            q_start: 0,
-            k_start: 0,
-        };
+        let scores = Scores::new(self.config.scale).with_softcap(self.config.softcap);
+        let args = AttendArgs::new(scores).with_mask(mask);
         self.merge(&attend(&q, &memory.0, &memory.1, &args)?)
     }
 

@@ -11,7 +11,6 @@
 //! The example at [`MultiHeadAttention`] is a start.
 
 pub mod attention;
-mod bias;
 mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -27,13 +26,12 @@ pub mod position;
 pub mod product;
 pub mod profile;
 
-pub use attention::{AttendArgs, attend};
-pub use bias::ScoreBias;
+pub use attention::{AttendArgs, Curve, ScoreBias, Scores, attend, attend_lse, attend_weights, merge};
 pub use cache::{KvCache, LayerCache};
 pub use latent::{LatentAttention, LatentConfig, LatentParts, QueryProjection};
 pub use layer::{AttentionConfig, MultiHeadAttention, Projections, QkNorm, QkNormPlace};
 pub use linear::Linear;
-pub use mask::Mask;
+pub use mask::{Chunk, Chunks, Mask};
 pub use norm::Norm;
 pub use ops::NormKind;
 pub use position::{PositionConfig, PositionEncoding, Positions, Resolution, RopeConfig, RopeOverride};

@@ -36,7 +36,7 @@ impl StackSpec {
         let mut groups: Vec<EncodingGroup> = vec![];
         for (index, layer) in self.layers.iter().enumerate() {
             let (window, chunk) = match &layer.attention {
-                AttentionSpec::MultiHead(a) => (a.mask.window, a.mask.chunk),
+                AttentionSpec::MultiHead(a) => (a.mask.window, a.mask.chunk.map(|chunk| chunk.size)),
                 AttentionSpec::Latent(_) => (None, None),
             };
             let config = layer.attention.position();

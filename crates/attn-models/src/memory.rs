@@ -114,11 +114,7 @@ fn cached_lanes(attention: &AttentionSpec) -> u64 {
 /// Tokens that a layer's cache makes room for when `tokens` are expected: a window keeps twice its length.
 fn slots(attention: &AttentionSpec, tokens: u64) -> u64 {
     let AttentionSpec::MultiHead(a) = attention else { return tokens };
-    let window = match (a.mask.window, a.mask.chunk) {
-        (Some(window), Some(chunk)) => Some(window.min(chunk)),
-        (window, chunk) => window.or(chunk),
-    };
-    window.filter(|_| a.mask.causal).map_or(tokens, |window| 2 * window as u64)
+    a.mask.reach().map_or(tokens, |window| 2 * window as u64)
 }
 
 /// Bytes of the widest block's peak for `pass` tokens of one row, over `cached` keys.

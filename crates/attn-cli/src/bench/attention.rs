@@ -125,7 +125,7 @@ impl Call {
             BiasName::Dense => ScoreBias::Dense(Tensor::randn(0f32, 1f32, (1, a.heads, queries, seq), device)?),
         };
         let mask = Mask::causal().with_window(a.window);
-        let args = AttendArgs { bias, mask, ..AttendArgs::causal(a.head_dim, queries, seq) };
+        let args = AttendArgs::causal(a.head_dim, queries, seq)?.with_bias(bias).with_mask(mask);
         // A cache keeps them as it grows, so they are no part of the call.
         let norms = a.decode && a.bias == BiasName::Alibi && device.is_cpu();
         let key_norms = if norms { Some(Arc::new(KeyNorms::new(&k)?)) } else { None };
@@ -179,7 +179,7 @@ impl Call {
     fn candle(&self, runs: usize) -> Result<Times> {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.transpose(1, 2).and_then(|x| x.contiguous()));
         let (q, k, v) = (q?, k?, v?);
-        let scale = self.args.scale as f32;
+        let scale = self.args.scores.scale as f32;
         Times::measure(runs, || {
             let mask = AttnMask::Causal { kv_offset: self.args.q_start };
             black_box(match q.dtype() {

@@ -11,10 +11,10 @@
 //!
 //! The choice is a function of the call alone, [`Kernel::choose`], so that it is tested on machines that have neither.
 
-use super::AttendArgs;
 #[cfg(feature = "cuda")]
 use super::fused_cuda;
 use super::gradients::{tracked, tracked_table};
+use super::scores::AttendArgs;
 #[cfg(feature = "flash-attn")]
 use super::with_contiguous_rows;
 use crate::{Mask, ScoreBias};
@@ -64,7 +64,7 @@ impl Call {
                 + x.dims().iter().zip(x.stride()).map(|(n, s)| n.saturating_sub(1) * s).sum::<usize>()
         };
         let extent = [q, k, v].map(reach).into_iter().max().unwrap_or(0);
-        let tracked = tracked([q, k, v], &args.bias);
+        let tracked = tracked([q, k, v], &args.scores.bias);
         let flash = cfg!(feature = "flash-attn") && pays_for_flash(b * h, tq, tk);
         Some(Self { accelerator, dtype: q.dtype(), b, tq, tk, d, dv, extent, tracked, flash })
     }
@@ -92,7 +92,7 @@ impl Kernel {
     /// The kernel that computes the call right, if there is one.
     fn choose(call: &Call, args: &AttendArgs) -> Option<Self> {
         let Call { tq, tk, d, dv, .. } = *call;
-        if call.b == 0 || tq == 0 || tk == 0 || d == 0 || dv == 0 {
+        if call.b == 0 || tq == 0 || tk == 0 || d == 0 || dv == 0 || !is_known(args) {
             return None;
         }
         if call.tracked {
@@ -108,7 +108,7 @@ impl Kernel {
 
     fn fused(call: &Call, args: &AttendArgs) -> Option<Self> {
         let dtype = matches!(call.dtype, DType::F32 | DType::F16 | DType::BF16);
-        let softcap = args.softcap.is_none_or(|cap| cap > 0.0);
+        let softcap = args.scores.softcap.is_none_or(|cap| cap > 0.0);
         (dtype && softcap && knows_bias_gradient(args) && call.d.max(call.dv) <= 256).then_some(Self::Fused)
     }
 
@@ -117,13 +117,13 @@ impl Kernel {
         let dtype = matches!(call.dtype, DType::F16 | DType::BF16);
         // Places are counted in 32 bits there.
         let fits = d.is_multiple_of(8) && d <= 256 && call.extent < 1 << 31 && tk < 1 << 24;
-        let bias = match args.bias {
+        let bias = match args.scores.bias {
             ScoreBias::None => true,
             // Its ALiBi takes the absolute distance, ours the signed one: the same for keys before the query.
             ScoreBias::Linear { .. } => args.mask.causal,
-            ScoreBias::Relative { .. } | ScoreBias::Dense(_) => false,
+            _ => false,
         };
-        let softcap = args.softcap.is_none_or(|cap| cap > 0.0);
+        let softcap = args.scores.softcap.is_none_or(|cap| cap > 0.0);
         let (left, right) = match (args.mask.causal, args.mask.window) {
             (true, window) => (window.map(|w| w - 1), Some(0)),
             (false, window) => (window.map(|w| w - 1), window.map(|w| w - 1)),
@@ -135,7 +135,7 @@ impl Kernel {
 
     fn sdpa(call: &Call, args: &AttendArgs) -> Option<Self> {
         let Call { b, tq, tk, d, dtype, .. } = *call;
-        let plain = matches!(args.bias, ScoreBias::None) && args.softcap.is_none();
+        let plain = matches!(args.scores.bias, ScoreBias::None) && args.scores.softcap.is_none();
         let dtype_fits = matches!(dtype, DType::F16 | DType::BF16) || (dtype == DType::F32 && d <= 128);
         if !plain || !dtype_fits || call.extent >= 1 << 31 {
             return None;
@@ -162,9 +162,19 @@ impl Kernel {
     }
 }
 
+/// True if some kernel here knows the call's mask and the form of its bias, and it has no sinks.
+fn is_known(args: &AttendArgs) -> bool {
+    let bias = &args.scores.bias;
+    let form = match bias {
+        ScoreBias::None | ScoreBias::Linear { .. } | ScoreBias::Relative { .. } | ScoreBias::Dense(_) => true,
+        ScoreBias::Keys { .. } | ScoreBias::RowBank { .. } | ScoreBias::Curve(_) => false,
+    };
+    form && args.scores.sinks.is_none() && args.mask.is_simple()
+}
+
 /// True if the CUDA kernels have the gradient that the call asks of its bias: none, or that of a relative table.
 pub(super) fn knows_bias_gradient(args: &AttendArgs) -> bool {
-    !args.bias.track_op() || (tracked_table(&args.bias).is_some() && args.softcap.is_none())
+    !args.scores.bias.track_op() || (tracked_table(&args.scores.bias).is_some() && args.scores.softcap.is_none())
 }
 
 /// The last query is the token of the last key, and every query has a key.
@@ -178,7 +188,7 @@ fn all_keys_are_real(mask: &Mask, start: usize, tk: usize) -> bool {
     let padded = mask.keys.as_ref().is_some_and(|rows| rows.iter().any(|row| row.start > start || row.end < end));
     // Chunks are counted from a row's first real token, so with padding given they are left to the reference.
     let one_chunk = |chunk: usize| mask.keys.is_none() && start / chunk == (end - 1) / chunk;
-    !padded && mask.chunk.is_none_or(one_chunk)
+    !padded && mask.chunk.is_none_or(|chunk| one_chunk(chunk.size))
 }
 
 /// The call on the device's own kernel, or `None` where only the reference is right. See [`attend`](super::attend).
@@ -189,7 +199,7 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> R
         Some(Kernel::Flash { left, right }) => flash(q, k, v, args, (left, right)).map(Some),
         #[cfg(feature = "cuda")]
         Some(Kernel::Fused) => fused_cuda::attend(q, k, v, args),
-        Some(Kernel::Sdpa { causal }) => sdpa(q, k, v, args.scale as f32, causal).map(Some),
+        Some(Kernel::Sdpa { causal }) => sdpa(q, k, v, args.scores.scale as f32, causal).map(Some),
         _ => Ok(None),
     }
 }
@@ -205,12 +215,12 @@ fn flash(
     // It wants (b, t, h, d), in any strides but of the last dimension.
     let [q, k, v] = [q, k, v].map(|x| with_contiguous_rows(x)?.transpose(1, 2));
     let q = q?;
-    let slopes = match &args.bias {
+    let slopes = match &args.scores.bias {
         ScoreBias::Linear { slopes } => Some(slopes.to_device(q.device())?.to_dtype(DType::F32)?.contiguous()?),
         _ => None,
     };
-    let softcap = args.softcap.unwrap_or(0.0) as f32;
-    let scale = args.scale as f32;
+    let softcap = args.scores.softcap.unwrap_or(0.0) as f32;
+    let scale = args.scores.scale as f32;
     candle_flash_attn::flash_attn_alibi_windowed_softcap(&q, &k?, &v?, slopes.as_ref(), scale, left, right, softcap)?
         .transpose(1, 2)
 }
@@ -232,7 +242,7 @@ mod tests {
     /// A call with 8 lanes for `choose`, and its arguments.
     fn call(accelerator: Accelerator, dtype: DType, (tq, tk, d): (usize, usize, usize)) -> (Call, AttendArgs) {
         let call = Call { accelerator, dtype, b: 2, tq, tk, d, dv: d, extent: 1000, tracked: false, flash: true };
-        (call, AttendArgs::causal(d, tq, tk))
+        (call, AttendArgs::causal(d, tq, tk).unwrap())
     }
 
     fn cuda(sizes: (usize, usize, usize)) -> (Call, AttendArgs) {
@@ -262,8 +272,8 @@ mod tests {
         let causal = Some(Kernel::Flash { left: None, right: Some(0) });
         assert_eq!(chosen(&cuda((16, 16, 64))), causal);
         assert_eq!(chosen(&cuda((1, 900, 256))), causal);
-        assert_eq!(chosen(&with(cuda((5, 9, 64)), |_, a| a.bias = slopes())), causal);
-        assert_eq!(chosen(&with(cuda((5, 9, 64)), |_, a| a.softcap = Some(30.0))), causal);
+        assert_eq!(chosen(&with(cuda((5, 9, 64)), |_, a| a.scores.bias = slopes())), causal);
+        assert_eq!(chosen(&with(cuda((5, 9, 64)), |_, a| a.scores.softcap = Some(30.0))), causal);
         assert_eq!(chosen(&with(cuda((5, 9, 64)), |c, _| c.dtype = DType::F16)), causal);
         let windowed = with(cuda((5, 9, 64)), |_, a| a.mask.window = Some(4));
         assert_eq!(chosen(&windowed), Some(Kernel::Flash { left: Some(3), right: Some(0) }));
@@ -287,11 +297,11 @@ mod tests {
             with(base(), |c, _| (c.d, c.dv) = (20, 20)),
             with(base(), |c, _| c.dv = 128),
             with(base(), |c, _| c.extent = 1 << 31),
-            with(base(), |_, a| a.bias = dense),
-            with(base(), |_, a| a.bias = ScoreBias::Relative { table, first: -20 }),
-            with(base(), |_, a| (a.bias, a.mask) = (slopes(), Mask::bidirectional())),
+            with(base(), |_, a| a.scores.bias = dense),
+            with(base(), |_, a| a.scores.bias = ScoreBias::Relative { table, first: -20 }),
+            with(base(), |_, a| (a.scores.bias, a.mask) = (slopes(), Mask::bidirectional())),
             with(base(), |_, a| a.mask.keys = Some(vec![2..16, 0..16].into())),
-            with(base(), |_, a| a.mask.chunk = Some(8)),
+            with(base(), |_, a| a.mask = a.mask.clone().with_chunk(Some(8))),
             with(cuda((4, 16, 64)), |_, a| a.q_start = 0),
             with(cuda((4, 16, 64)), |_, a| (a.q_start, a.mask) = (0, Mask::bidirectional().with_window(Some(3)))),
             with(cuda((16, 16, 64)), |c, _| c.tq = 20),
@@ -308,11 +318,11 @@ mod tests {
         let tracked_table = ScoreBias::Relative { table: var(&[2, 64]), first: -20 };
         for refused in [
             with(base(), |c, _| c.dtype = DType::F64),
-            with(base(), |c, a| (c.tracked, a.bias) = (true, tracked_slopes)),
-            with(base(), |c, a| (c.tracked, a.bias, a.softcap) = (true, tracked_table, Some(30.0))),
+            with(base(), |c, a| (c.tracked, a.scores.bias) = (true, tracked_slopes)),
+            with(base(), |c, a| (c.tracked, a.scores.bias, a.scores.softcap) = (true, tracked_table, Some(30.0))),
             with(base(), |c, _| (c.d, c.dv) = (264, 264)),
             with(base(), |c, _| c.dv = 512),
-            with(base(), |_, a| a.softcap = Some(0.0)),
+            with(base(), |_, a| a.scores.softcap = Some(0.0)),
             with(base(), |c, _| c.b = 0),
         ] {
             assert_eq!(chosen(&refused), None, "{refused:?}");
@@ -323,10 +333,14 @@ mod tests {
     fn padding_and_chunks_that_hide_nothing_do_not_count() {
         let causal = Some(Kernel::Flash { left: None, right: Some(0) });
         assert_eq!(chosen(&with(cuda((4, 16, 64)), |_, a| a.mask.keys = Some(vec![0..16, 0..20].into()))), causal);
-        assert_eq!(chosen(&with(cuda((4, 16, 64)), |_, a| a.mask.chunk = Some(16))), causal);
-        let later = with(cuda((4, 16, 64)), |_, a| (a.q_start, a.k_start, a.mask.chunk) = (28, 16, Some(16)));
+        assert_eq!(chosen(&with(cuda((4, 16, 64)), |_, a| a.mask = a.mask.clone().with_chunk(Some(16)))), causal);
+        let later = with(cuda((4, 16, 64)), |_, a| {
+            (a.q_start, a.k_start, a.mask) = (28, 16, a.mask.clone().with_chunk(Some(16)));
+        });
         assert_eq!(chosen(&later), causal);
-        let across = with(cuda((4, 16, 64)), |_, a| (a.q_start, a.k_start, a.mask.chunk) = (27, 15, Some(16)));
+        let across = with(cuda((4, 16, 64)), |_, a| {
+            (a.q_start, a.k_start, a.mask) = (27, 15, a.mask.clone().with_chunk(Some(16)));
+        });
         assert_eq!(chosen(&across), Some(Kernel::Fused));
     }
 
@@ -339,8 +353,8 @@ mod tests {
         for refused in [
             with(metal((1, 9, 64)), |_, a| a.mask.window = Some(8)),
             with(metal((1, 9, 64)), |_, a| a.q_start = 7),
-            with(metal((1, 9, 64)), |_, a| a.bias = slopes()),
-            with(metal((1, 9, 64)), |_, a| a.softcap = Some(30.0)),
+            with(metal((1, 9, 64)), |_, a| a.scores.bias = slopes()),
+            with(metal((1, 9, 64)), |_, a| a.scores.softcap = Some(30.0)),
             with(metal((1, 9, 64)), |_, a| a.mask.keys = Some(vec![0..9, 1..9].into())),
             metal((1, 9, 72)),
             with(metal((1, 9, 256)), |c, _| c.dtype = DType::F32),
@@ -373,6 +387,6 @@ mod tests {
     #[test]
     fn the_cpu_has_no_kernel_here() {
         let x = Tensor::zeros((1, 2, 3, 8), DType::BF16, &Device::Cpu).unwrap();
-        assert!(attend(&x, &x, &x, &AttendArgs::causal(8, 3, 3)).unwrap().is_none());
+        assert!(attend(&x, &x, &x, &AttendArgs::causal(8, 3, 3).unwrap()).unwrap().is_none());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! One runner for all kernels: [`Case`] describes a call small enough to shrink and print, [`Case::check`] compares.
 
-use super::{AttendArgs, KernelOptions, KernelPath, KeyNorms, attend_with, reference};
+use super::{AttendArgs, KernelOptions, KernelPath, KeyNorms, Scores, attend_with, reference};
 use crate::{Mask, ScoreBias};
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
@@ -105,7 +105,8 @@ impl Case {
         let ranges: Option<Arc<[Range<usize>]>> = self.padding.map(|(first, last)| {
             (0..self.b).map(|b| (first * (b + 1) % slots)..slots.saturating_sub(last * b % slots)).collect()
         });
-        let mask = Mask { causal: self.causal, window: self.window, chunk: self.chunk, keys: ranges };
+        let base = if self.causal { Mask::causal() } else { Mask::bidirectional() };
+        let mask = base.with_window(self.window).with_chunk(self.chunk).with_keys(ranges);
         let bias = match self.bias {
             BiasKind::None => ScoreBias::None,
             BiasKind::Linear => {
@@ -123,7 +124,8 @@ impl Case {
             }
         };
         let scale = (self.d as f64).powf(-0.5);
-        Ok(AttendArgs { scale, softcap: self.softcap, bias, mask, q_start: self.q_start, k_start: self.k_start })
+        let scores = Scores::new(scale).with_softcap(self.softcap).with_bias(bias);
+        Ok(AttendArgs::new(scores).with_mask(mask).with_slots(self.q_start, self.k_start))
     }
 
     /// Relative to the largest value.
@@ -288,7 +290,7 @@ fn alibi_leaves_far_keys_unread() {
         let case = Case { dtype, tq, tk, q_start: tk - tq, bias: BiasKind::Linear, ..Case::plain(1, 1, tk, 64) };
         let [q, k, v] = case.tensors().unwrap();
         let mut args = case.args().unwrap();
-        args.bias = ScoreBias::Linear { slopes: Tensor::new(&[0.25f32], &Device::Cpu).unwrap() };
+        args.scores.bias = ScoreBias::Linear { slopes: Tensor::new(&[0.25f32], &Device::Cpu).unwrap() };
         let poison = Tensor::full(f32::NAN, (1, 1, 2048, 64), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
         let v = Tensor::cat(&[poison, v.narrow(2, 2048, 2048).unwrap()], 2).unwrap();
         let options = KernelOptions { path: None, key_norms: Some(Arc::new(KeyNorms::new(&k).unwrap())) };
@@ -308,9 +310,9 @@ impl Case {
         let weight = noise(77, 1.0, &[self.b, self.h_kv * self.group, self.tq, self.dv])?.to_dtype(self.dtype)?;
         let var = |x: &Tensor| candle_core::Var::from_tensor(&x.to_device(device)?);
         let mut vars = tensors.iter().map(var).collect::<Result<Vec<_>>>()?;
-        if let ScoreBias::Relative { table, first } = &args.bias {
+        if let ScoreBias::Relative { table, first } = &args.scores.bias {
             let table = var(table)?;
-            args.bias = ScoreBias::Relative { table: table.as_tensor().clone(), first: *first };
+            args.scores.bias = ScoreBias::Relative { table: table.as_tensor().clone(), first: *first };
             vars.push(table);
         }
         let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(|x| x.as_tensor());
@@ -371,14 +373,11 @@ fn gradients_that_are_zero_agree() {
 fn the_gradient_of_a_table_does_not_depend_on_what_else_has_one() {
     let case = Case { bias: BiasKind::Relative, b: 2, ..Case::plain(2, 2, 300, 24) };
     let (tensors, args) = (case.tensors().unwrap(), case.args().unwrap());
-    let ScoreBias::Relative { table, first } = &args.bias else { unreachable!() };
+    let ScoreBias::Relative { table, first } = &args.scores.bias else { unreachable!() };
     let run = |all: bool, fused: bool| {
         let [q, k, v] = tensors.each_ref().map(|x| candle_core::Var::from_tensor(x).unwrap());
         let table = candle_core::Var::from_tensor(table).unwrap();
-        let args = AttendArgs {
-            bias: ScoreBias::Relative { table: table.as_tensor().clone(), first: *first },
-            ..args.clone()
-        };
+        let args = args.clone().with_bias(ScoreBias::Relative { table: table.as_tensor().clone(), first: *first });
         let [q, k, v] = [&q, &k, &v].map(|x| if all { x.as_tensor().clone() } else { x.as_tensor().detach() });
         let out = if fused { super::attend(&q, &k, &v, &args) } else { reference::attend(&q, &k, &v, &args) };
         let mut grads = out.unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
@@ -396,9 +395,9 @@ fn the_gradient_of_a_table_does_not_depend_on_what_else_has_one() {
 fn the_gradient_of_a_dense_bias_never_vanishes() {
     let case = Case { bias: BiasKind::Dense(1), ..Case::plain(2, 2, 20, 8) };
     let ([q, k, v], mut args) = (case.tensors().unwrap(), case.args().unwrap());
-    let ScoreBias::Dense(bias) = &args.bias else { unreachable!() };
+    let ScoreBias::Dense(bias) = &args.scores.bias else { unreachable!() };
     let bias = candle_core::Var::from_tensor(bias).unwrap();
-    args.bias = ScoreBias::Dense(bias.as_tensor().clone());
+    args.scores.bias = ScoreBias::Dense(bias.as_tensor().clone());
     let out = super::attend(&q, &k, &v, &args).unwrap();
     let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let largest = grads.get(bias.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();

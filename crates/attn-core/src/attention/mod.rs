@@ -14,6 +14,7 @@
 //! eight queries go to Candle's threads (`CANDLE_NUM_THREADS`), unless those are more or the caller is one of rayon's.
 
 mod accelerator;
+mod bias;
 pub(crate) mod fused_cpu;
 #[cfg(feature = "cuda")]
 mod fused_cuda;
@@ -21,45 +22,19 @@ mod gradients;
 mod key_norms;
 #[cfg(test)]
 pub(crate) mod laws;
+mod merge;
 mod path;
 pub mod reference;
+mod scores;
 
+pub use bias::{Curve, ScoreBias};
 pub use key_norms::KeyNorms;
+pub use merge::merge;
 pub use path::{KernelOptions, KernelPath};
+pub use scores::{AttendArgs, Scores};
 
-use crate::{Mask, ScoreBias, profile};
-use candle_core::{Result, Tensor, bail};
-
-/// Everything about one attention call but the tensors. Order of operations: scale, softcap, bias, mask, softmax.
-#[derive(Debug, Clone)]
-pub struct AttendArgs {
-    /// Multiplies the scores, usually `head_dim^-1/2`.
-    pub scale: f64,
-    /// Gemma 2's `softcap * tanh(score / softcap)`.
-    pub softcap: Option<f64>,
-    /// Added to the scores.
-    pub bias: ScoreBias,
-    /// Which keys a query sees. A query that sees none gives zeros.
-    pub mask: Mask,
-    /// The slot of the first query: the number of tokens before it in its row.
-    pub q_start: usize,
-    /// The slot of the first key; above 0 when a windowed cache has dropped the oldest.
-    pub k_start: usize,
-}
-
-impl AttendArgs {
-    /// Causal attention of `tq` queries over `tk` keys that end at the same token, scaled by `head_dim^-1/2`.
-    pub fn causal(head_dim: usize, tq: usize, tk: usize) -> Self {
-        Self {
-            scale: (head_dim as f64).powf(-0.5),
-            softcap: None,
-            bias: ScoreBias::None,
-            mask: Mask::causal(),
-            q_start: tk - tq,
-            k_start: 0,
-        }
-    }
-}
+use crate::profile;
+use candle_core::{Result, Tensor};
 
 /// Multi-head attention: `softmax(mask(softcap(scale q k^T) + bias)) v`, accumulated in f32 (f64 for f64 inputs).
 ///
@@ -81,7 +56,7 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<T
 /// As [`attend`]; also a path that this machine doesn't have, and key norms that don't match `k`.
 pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
     let _scope = profile::scope(profile::Op::Attention);
-    check(q, k, v, args)?;
+    args.check(q, k, v)?;
     if let Some(norms) = &options.key_norms {
         norms.check(k)?;
     }
@@ -94,50 +69,29 @@ pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, option
     }
 }
 
+/// [`attend`], and with it the natural log of the sum of `exp(score)` over the keys that each query sees, and its sink:
+/// `(b, h, tq)` in f32 (f64 for f64 inputs), minus infinity where there is nothing to sum. [`merge`] joins the results of
+/// calls over disjoint keys; gradients flow through both results.
+///
+/// # Errors
+/// As [`attend`].
+pub fn attend_lse(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<(Tensor, Tensor)> {
+    let _scope = profile::scope(profile::Op::Attention);
+    args.check(q, k, v)?;
+    reference::attend_lse(q, k, v, args)
+}
+
+/// [`attend`], and with it the weight of each key in each query's sum, `(b, h, tq, tk)` in the dtype of `q`: for people who
+/// look at them. Runs on the reference kernel and takes as much memory as it says.
+///
+/// # Errors
+/// As [`attend`].
+pub fn attend_weights(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<(Tensor, Tensor)> {
+    args.check(q, k, v)?;
+    reference::attend_weights(q, k, v, args)
+}
+
 /// `(b, h, t, d)` with the last dimension's numbers side by side, copied only if they aren't.
 fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
     if x.stride()[3] == 1 || x.dim(3)? == 1 { Ok(x.clone()) } else { x.contiguous() }
-}
-
-fn check(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<()> {
-    let (b, h, tq, d) = q.dims4()?;
-    let (kb, h_kv, tk, kd) = k.dims4()?;
-    let (vb, vh, vt, _) = v.dims4()?;
-    if kb != b || vb != b || vh != h_kv || vt != tk || kd != d || h_kv == 0 || !h.is_multiple_of(h_kv) {
-        bail!("attend: shapes do not fit: q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims())
-    }
-    if k.dtype() != q.dtype() || v.dtype() != q.dtype() {
-        bail!("attend: dtypes differ: q {:?}, k {:?}, v {:?}", q.dtype(), k.dtype(), v.dtype())
-    }
-    if let Some(keys) = &args.mask.keys
-        && keys.len() != b
-    {
-        bail!("attend: the mask has key ranges for {} rows, the batch has {b}", keys.len())
-    }
-    if args.mask.window == Some(0) || args.mask.chunk == Some(0) {
-        bail!("attend: a window or chunk of 0 tokens sees nothing")
-    }
-    match &args.bias {
-        ScoreBias::None => {}
-        ScoreBias::Linear { slopes } => {
-            if slopes.dims() != [h] {
-                bail!("attend: {h} heads but slopes of shape {:?}", slopes.dims())
-            }
-        }
-        ScoreBias::Relative { table, first } => {
-            let (rows, n) = table.dims2()?;
-            // distances run from (first key - last query) to (last key - first query)
-            let low = args.k_start as i64 - (args.q_start + tq) as i64 + 1;
-            let high = (args.k_start + tk) as i64 - 1 - args.q_start as i64;
-            if rows != h || low < *first || high >= *first + n as i64 {
-                bail!(
-                    "attend: relative bias ({rows}, {n}) from {first} does not cover {h} heads, distances {low}..={high}"
-                )
-            }
-        }
-        ScoreBias::Dense(bias) => {
-            bias.broadcast_as((b, h, tq, tk))?;
-        }
-    }
-    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attention::reference;
-use crate::{AttendArgs, Mask};
+use crate::{AttendArgs, Mask, Scores};
 use candle_core::{DType, Var};
 
 const HEADS: usize = 2;
@@ -116,14 +116,8 @@ impl Layer {
     ) -> Result<Tensor> {
         let [slots_q, slots_k] = slots;
         let mask = Mask { causal: self.causal, ..Mask::default() }.with_keys(keys);
-        let args = AttendArgs {
-            scale: (DIM as f64).powf(-0.5),
-            softcap: None,
-            bias: encoding.bias(slots_q.clone(), slots_k.clone())?,
-            mask,
-            q_start: slots_q.start,
-            k_start: slots_k.start,
-        };
+        let scores = Scores::new((DIM as f64).powf(-0.5)).with_bias(encoding.bias(slots_q.clone(), slots_k.clone())?);
+        let args = AttendArgs::new(scores).with_mask(mask).with_slots(slots_q.start, slots_k.start);
         reference::attend(q, k, v, &args)
     }
 

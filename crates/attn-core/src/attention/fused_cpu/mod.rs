@@ -32,6 +32,7 @@ use super::{
     gradients::{Backward, Kept, apply, tracked, tracked_table},
     with_contiguous_rows,
 };
+use crate::ScoreBias;
 use backward::{Gradients, Saved, parts};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use forward::{Input, Output, Shared};
@@ -49,8 +50,14 @@ pub(super) fn supports(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) ->
     all.iter().all(|x| x.device().is_cpu())
         && matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F16)
         && fits
+        && is_known(&args.scores.bias)
+        && args.scores.sinks.is_none()
         // There is a gradient for one form of bias alone.
-        && (!args.bias.track_op() || tracked_table(&args.bias).is_some())
+        && (!args.scores.bias.track_op() || tracked_table(&args.scores.bias).is_some())
+}
+
+fn is_known(bias: &ScoreBias) -> bool {
+    !matches!(bias, ScoreBias::Keys { .. } | ScoreBias::RowBank { .. } | ScoreBias::Curve(_))
 }
 
 /// See [`attend`](super::attend), which checks the arguments first.
@@ -58,10 +65,10 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, opti
     let path = KernelPath::choose(options.path)?;
     let [q, k, v] = [q, k, v].map(with_contiguous_rows);
     let (q, k, v) = (q?, k?, v?);
-    let tracks = tracked([&q, &k, &v], &args.bias);
+    let tracks = tracked([&q, &k, &v], &args.scores.bias);
     let (log_sums, kept) = (Arc::default(), Kept::default());
     let op = Fused { args: args.clone(), options: options.clone(), path, tracks, log_sums, kept: kept.clone() };
-    let out = apply(op, kept, [&q, &k, &v], &args.bias)?;
+    let out = apply(op, kept, [&q, &k, &v], &args.scores.bias)?;
     // Without gradients the op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the
     // layer wants them. With them, Candle would transpose and add up the gradient of every such view.
     if tracks { Ok(out) } else { out.transpose(1, 2) }
@@ -99,9 +106,9 @@ impl Fused {
         let s = Sizes::new(q.1, k.1, v.1)?;
         let inputs =
             Inputs { q: View::<T>::new(q.0, q.1)?, k: View::<T>::new(k.0, k.1)?, v: View::<T>::new(v.0, v.1)? };
-        let source = BiasSource::new(&self.args.bias, &s)?;
+        let source = BiasSource::new(&self.args.scores.bias, &s)?;
         let locked = source.lock();
-        let mut problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
+        let mut problem = Problem::new(s, &self.args, Bias::new(&self.args.scores.bias, &locked, &s)?);
         problem.skip = Skip::new(&problem, &inputs, self.options.key_norms.as_ref());
         let mut out = vec![T::zero(); s.b * s.tq * s.h * s.dv];
         let mut log_sums = vec![0f32; if self.tracks { s.b * s.h * s.tq } else { 0 }];
@@ -158,9 +165,9 @@ impl Backward for Fused {
             _ => bail!("fused attention runs on the CPU"),
         });
         let s = Sizes::new(qf.layout(), kf.layout(), vf.layout())?;
-        let source = BiasSource::new(&self.args.bias, &s)?;
+        let source = BiasSource::new(&self.args.scores.bias, &s)?;
         let locked = source.lock();
-        let problem = Problem::new(s, &self.args, Bias::new(&self.args.bias, &locked, &s)?);
+        let problem = Problem::new(s, &self.args, Bias::new(&self.args.scores.bias, &locked, &s)?);
         let (heads, parts) = (s.b * s.h, parts(&s));
         let mut dq = vec![0f32; heads * parts * s.tq * s.d];
         let [mut dk, mut dvs] = [s.d, s.dv].map(|width| vec![0f32; s.b * s.h_kv * s.tk * width]);

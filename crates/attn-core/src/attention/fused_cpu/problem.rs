@@ -1,7 +1,7 @@
 //! One attention call as the kernels see it: sizes, strided views of the inputs, loop bounds and bias by row.
 
 use super::{simd::Element, skip::Skip};
-use crate::{AttendArgs, Mask, ScoreBias};
+use crate::{AttendArgs, ScoreBias};
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use std::ops::{Deref, Range};
 
@@ -132,6 +132,9 @@ impl<'a> Bias<'a> {
                 let table = table.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
                 Self::Relative { table: table.into_iter().map(|x| x * LOG2E).collect(), columns, first: *first }
             }
+            ScoreBias::Keys { .. } | ScoreBias::RowBank { .. } | ScoreBias::Curve(_) => {
+                bail!("attend: the fused kernel does not know this form of bias")
+            }
             ScoreBias::Dense(_) => {
                 let Some((storage, layout)) = locked else { bail!("attend: the dense bias is gone") };
                 let Storage::Cpu(storage) = &**storage else { bail!("attend: the dense bias is not on the CPU") };
@@ -179,8 +182,7 @@ pub(super) struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     pub(super) fn new(sizes: Sizes, args: &AttendArgs, bias: Bias<'a>) -> Self {
-        let Mask { keys, .. } = &args.mask;
-        let rows = if keys.is_some() { sizes.b } else { 1 };
+        let rows = if args.mask.differs_by_row() { sizes.b } else { 1 };
         let slots = args.k_start..args.k_start + sizes.tk;
         let mut seen = Vec::with_capacity(rows * sizes.tq);
         for row in 0..rows {
@@ -192,9 +194,9 @@ impl<'a> Problem<'a> {
                 seen.push((local(start), local(end)));
             }
         }
-        let softcap = args.softcap.map(|cap| cap as f32);
+        let softcap = args.scores.softcap.map(|cap| cap as f32);
         let (q_start, k_start) = (args.q_start, args.k_start);
-        let scale = args.scale as f32;
+        let scale = args.scores.scale as f32;
         Self { sizes, scale, softcap, bias, q_start, k_start, skip: None, seen, seen_differs: rows > 1 }
     }
 

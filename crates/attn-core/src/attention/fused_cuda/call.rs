@@ -1,12 +1,12 @@
 //! What the kernels are told of a call, and what the device can do.
 
-use super::super::AttendArgs;
+use super::super::scores::{AttendArgs, Scores};
 use crate::{
     ScoreBias,
     cuda::{Module, place_of, ptx},
 };
 use candle_core::{
-    CudaDevice, DType, Layout, Result, Tensor,
+    CudaDevice, DType, Layout, Result, Tensor, bail,
     cuda_backend::{
         WrapErr,
         cudarc::driver::{
@@ -110,18 +110,19 @@ impl Arguments {
             Tensor::from_iter(ends, q.device())
         };
         let here = |x: &Tensor| x.detach().to_device(q.device())?.to_dtype(DType::F32);
-        let bias = match &args.bias {
+        let bias = match &args.scores.bias {
             ScoreBias::None => None,
             ScoreBias::Linear { slopes } => Some(here(slopes)?.contiguous()?),
             ScoreBias::Relative { table, .. } => Some(here(table)?.contiguous()?),
             ScoreBias::Dense(bias) => Some(here(bias)?.broadcast_as((q.dim(0)?, q.dim(1)?, q.dim(2)?, tk))?),
+            _ => bail!("the CUDA attention kernels don't know this form of bias"),
         };
         Ok(Self { args: args.clone(), rows: args.mask.keys.as_ref().map(ends).transpose()?, bias })
     }
 
     /// Columns of a relative table.
     pub(super) fn columns(&self) -> usize {
-        match (&self.args.bias, &self.bias) {
+        match (&self.args.scores.bias, &self.bias) {
             (ScoreBias::Relative { .. }, Some(table)) => table.dims()[1],
             _ => 0,
         }
@@ -129,7 +130,7 @@ impl Arguments {
 
     /// Without an output.
     pub(super) fn call(&self, [q, k, v]: [Placed; 3]) -> Result<Call> {
-        let AttendArgs { scale, softcap, bias, mask, q_start, k_start } = &self.args;
+        let AttendArgs { scores: Scores { scale, softcap, bias, .. }, mask, q_start, k_start } = &self.args;
         let (b, h, tq, d) = q.layout.shape().dims4()?;
         let (_, h_kv, tk, dv) = v.layout.shape().dims4()?;
         let mut bias_strides = [0; 4];
@@ -140,7 +141,7 @@ impl Arguments {
                 bias_strides[1] = table.dim(1)? as i64;
                 (2, *first)
             }
-            (ScoreBias::Dense(_), Some(bias)) => {
+            (_, Some(bias)) => {
                 bias_strides = [0, 1, 2, 3].map(|i| bias.stride()[i] as i64);
                 (3, 0)
             }
@@ -163,7 +164,7 @@ impl Arguments {
             q_start: slot(*q_start),
             k_start: slot(*k_start),
             window: slot(mask.window.unwrap_or(0)),
-            chunk: slot(mask.chunk.unwrap_or(0)),
+            chunk: slot(mask.chunk.map_or(0, |chunk| chunk.size)),
             b: b as i32,
             h: h as i32,
             h_kv: h_kv as i32,

@@ -67,7 +67,7 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> R
     let fits = b * h * tq * tk > 0 && d > 0 && dv > 0 && h * tq < 1 << 31 && tk < 1 << 24 && b * h < 1 << 16;
     let limits = Limits::of(q.device().as_cuda_device()?)?;
     let variant = Variant::new(q.dtype(), head_dim, h / h_kv * tq <= Variant::FEW);
-    let (table, tracks) = (tracked_table(&args.bias), tracked([q, k, v], &args.bias));
+    let (table, tracks) = (tracked_table(&args.scores.bias), tracked([q, k, v], &args.scores.bias));
     let tiles = backward::Tiles::new(q.dtype(), head_dim);
     let known = knows_bias_gradient(args) && table.is_none_or(|table| table.device().same_device(q.device()));
     let shared = variant.shared.max(if tracks { tiles.shared(table.is_some()) } else { 0 });
@@ -84,7 +84,7 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> R
     }
     let (log_sums, kept) = (Arc::default(), Kept::default());
     let attend = Attend { saved: Some(Saved { tiles, module: backward, log_sums, kept: kept.clone() }), ..untracked };
-    apply(attend, kept, [&q, &k, &v], &args.bias)?.transpose(1, 2).map(Some)
+    apply(attend, kept, [&q, &k, &v], &args.scores.bias)?.transpose(1, 2).map(Some)
 }
 
 #[derive(Clone)]

@@ -103,7 +103,7 @@ fn rising_scores_agree() {
 fn the_result_is_laid_out_for_the_layer() {
     let Some(device) = device() else { return };
     let x = Tensor::zeros((2, 3, 40, 16), DType::F32, &device).unwrap();
-    let out = attend(&x, &x, &x, &AttendArgs::causal(16, 40, 40)).unwrap();
+    let out = attend(&x, &x, &x, &AttendArgs::causal(16, 40, 40).unwrap()).unwrap();
     assert!(out.transpose(1, 2).unwrap().is_contiguous());
 }
 
@@ -144,7 +144,7 @@ fn the_gradient_of_slopes_is_the_references() {
     let x = Tensor::ones((1, 2, 8, 16), DType::F32, &device).unwrap();
     let slopes = candle_core::Var::from_tensor(&Tensor::new(&[0.5f32, 0.25], &device).unwrap()).unwrap();
     let bias = ScoreBias::Linear { slopes: slopes.as_tensor().clone() };
-    let args = AttendArgs { bias, ..AttendArgs::causal(16, 8, 8) };
+    let args = AttendArgs::causal(16, 8, 8).unwrap().with_bias(bias);
     let weights = Tensor::arange(0f32, 256.0, &device).unwrap().reshape((1, 2, 8, 16)).unwrap();
     let out = attend(&x, &x, &weights, &args).unwrap();
     let grads = out.sum_all().unwrap().backward().unwrap();
