@@ -106,7 +106,8 @@ __device__ __forceinline__ float activate(float x, int activation) {
     case 1: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case 2: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
     case 3: return x / (1.0f + expf(-1.702f * x));
-    default: return fmaxf(x, 0.0f);
+    case 4: return fmaxf(x, 0.0f);
+    default: x = fmaxf(x, 0.0f); return x * x;
     }
 }
 

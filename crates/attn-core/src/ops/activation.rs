@@ -18,6 +18,8 @@ pub enum Activation {
     QuickGelu,
     /// `max(x, 0)`
     Relu,
+    /// `max(x, 0)^2` (So et al. 2021, arXiv:2109.08668)
+    Relu2,
 }
 
 /// One activation as functions that the compiler sees through.
@@ -74,6 +76,7 @@ function!(QuickGelu, |x| x * sigmoid(1.702 * x), {
     s * (1.0 + 1.702 * x * (1.0 - s))
 });
 function!(Relu, |x| if x < 0.0 { 0.0 } else { x }, if x > 0.0 { 1.0 } else { 0.0 });
+function!(Relu2, |x| if x < 0.0 { 0.0 } else { x * x }, if x > 0.0 { 2.0 * x } else { 0.0 });
 function!(GeluErf, |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)), {
     /// `1 / sqrt(2 pi)`
     const DENSITY: f32 = 0.398_942_3;
@@ -110,6 +113,10 @@ macro_rules! with_function {
                 type $f = Relu;
                 $body
             }
+            Activation::Relu2 => {
+                type $f = Relu2;
+                $body
+            }
         }
     };
 }
@@ -128,6 +135,7 @@ impl Activation {
             Self::GeluTanh => xs.gelu(),
             Self::QuickGelu => xs * candle_nn::ops::sigmoid(&(xs * 1.702)?)?,
             Self::Relu => xs.relu(),
+            Self::Relu2 => xs.relu()?.sqr(),
         }
     }
 }
@@ -303,8 +311,14 @@ mod tests {
     use super::*;
     use candle_core::{Device, Var};
 
-    const ALL: [Activation; 5] =
-        [Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
+    const ALL: [Activation; 6] = [
+        Activation::Silu,
+        Activation::GeluErf,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Relu2,
+    ];
 
     /// Results and gradients in `dtype` against plain ops in f64.
     fn check(dtype: DType, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {

@@ -174,6 +174,7 @@ impl Gate {
                 Activation::GeluTanh => 2,
                 Activation::QuickGelu => 3,
                 Activation::Relu => 4,
+                Activation::Relu2 => 5,
             },
         };
         let blocks = count.div_ceil(256).min(1 << 16) as u32;
@@ -260,8 +261,14 @@ mod tests {
     #[test]
     fn gates_are_those_of_the_cpu() -> Result<()> {
         let Some(device) = device() else { return Ok(()) };
-        let all =
-            [Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
+        let all = [
+            Activation::Silu,
+            Activation::GeluErf,
+            Activation::GeluTanh,
+            Activation::QuickGelu,
+            Activation::Relu,
+            Activation::Relu2,
+        ];
         for (activation, dtype) in all.into_iter().flat_map(|a| [DType::F32, DType::BF16, DType::F16].map(|d| (a, d))) {
             let xs = Tensor::randn(0f32, 2., (3, 5, 70), &Device::Cpu)?.to_dtype(dtype)?;
             let other = Tensor::randn(0f32, 2., (3, 5, 70), &Device::Cpu)?.to_dtype(dtype)?;

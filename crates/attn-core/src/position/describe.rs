@@ -82,8 +82,7 @@ impl PositionConfig {
                 ..Default::default()
             },
             Self::Sinusoidal(config) => {
-                let pairs = config.hidden / 2;
-                let inv_freq = super::rope_scaling::plain_frequencies(config.base, config.hidden, pairs);
+                let inv_freq = config.inv_freq();
                 Description {
                     kind: "sinusoidal",
                     theta: Some(config.base),

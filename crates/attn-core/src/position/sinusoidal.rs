@@ -24,12 +24,27 @@ pub struct SinusoidalConfig {
     pub base: f64,
     /// Where sines and cosines go.
     pub layout: SinusoidalLayout,
+    /// Added to every position: 2 in XGLM, else 0.
+    pub offset: usize,
+    /// The last wavelength is `base` itself, as tensor2tensor has it, rather than one step short of it.
+    pub ends_at_base: bool,
 }
 
 impl SinusoidalConfig {
     /// The paper's.
     pub fn new(hidden: usize) -> Self {
-        Self { hidden, base: 10_000.0, layout: SinusoidalLayout::Interleaved }
+        Self { hidden, base: 10_000.0, layout: SinusoidalLayout::Interleaved, offset: 0, ends_at_base: false }
+    }
+
+    /// tensor2tensor's, with position 0 in row `offset` (XGLM).
+    pub fn tensor2tensor(hidden: usize, offset: usize) -> Self {
+        Self { layout: SinusoidalLayout::Concatenated, offset, ends_at_base: true, ..Self::new(hidden) }
+    }
+
+    /// Radians per position of each pair of a sine and a cosine.
+    pub fn inv_freq(&self) -> Vec<f64> {
+        let width = if self.ends_at_base { self.hidden.saturating_sub(2).max(1) } else { self.hidden };
+        plain_frequencies(self.base, width, self.hidden / 2)
     }
 }
 
@@ -50,13 +65,13 @@ impl Sinusoidal {
             bail!("sinusoidal positions: the width must be even and positive, got {}", config.hidden)
         }
         positive("base", config.base)?;
-        let inv_freq = plain_frequencies(config.base, config.hidden, config.hidden / 2);
+        let inv_freq = config.inv_freq();
         Ok(Self { config, inv_freq })
     }
 
     /// The vector of one position.
     pub fn at(&self, position: usize) -> Vec<f64> {
-        let angles = self.inv_freq.iter().map(|f| position as f64 * f);
+        let angles = self.inv_freq.iter().map(|f| (position + self.config.offset) as f64 * f);
         match self.config.layout {
             SinusoidalLayout::Interleaved => angles.flat_map(|a| [a.sin(), a.cos()]).collect(),
             SinusoidalLayout::Concatenated => angles.clone().map(f64::sin).chain(angles.map(f64::cos)).collect(),
@@ -91,6 +106,10 @@ mod tests {
         let expected = [angles[0].sin(), angles[1].sin(), angles[0].cos(), angles[1].cos()];
         assert!(concatenated.at(3).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
         assert!(Sinusoidal::new(SinusoidalConfig::new(5)).is_err());
+        let shifted = Sinusoidal::new(SinusoidalConfig::tensor2tensor(4, 2))?;
+        let angles = [5.0f64, 5.0 / 10_000.0];
+        let expected = [angles[0].sin(), angles[1].sin(), angles[0].cos(), angles[1].cos()];
+        assert!(shifted.at(3).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
         Ok(())
     }
 
