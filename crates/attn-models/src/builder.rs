@@ -1,8 +1,11 @@
 //! From specs to modules: reads the tensors a spec names, and notices those that nobody asked for.
 
 use crate::TensorSource;
-use crate::spec::{FusedLayout, HeadSpec, LatentSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec};
+use crate::spec::{
+    FusedLayout, HeadBias, HeadSpec, LatentSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec, TableSpec,
+};
 use crate::tokens::Tokens;
+use attn_core::position::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 use attn_core::{
     AttentionConfig, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention, Norm, PositionEncoding,
     Projections, QkNorm, QueryProjection,
@@ -66,6 +69,17 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// The table of a position encoding.
+    pub(crate) fn table(&self, spec: &TableSpec, shape: [usize; 2], dtype: DType) -> Result<Tensor> {
+        if !spec.or_sinusoids || self.contains(&spec.name) {
+            return self.tensor_as(&spec.name, &shape, dtype);
+        }
+        let layout = SinusoidalLayout::Concatenated;
+        let sinusoids = Sinusoidal::new(SinusoidalConfig { layout, ..SinusoidalConfig::new(shape[1]) })?;
+        let rows = (0..shape[0]).flat_map(|position| sinusoids.at(position)).collect::<Vec<f64>>();
+        Tensor::from_vec(rows, &shape, &self.device)?.to_dtype(dtype)
+    }
+
     pub(crate) fn norm(&self, prefix: &str, spec: &NormSpec) -> Result<Norm> {
         let Some(name) = &spec.name else { return Ok(Norm::new(spec.kind, None, None, spec.eps)) };
         let mut weight = match spec.split_rows {
@@ -87,8 +101,12 @@ impl<'a> Builder<'a> {
     }
 
     pub(crate) fn linear(&self, prefix: &str, spec: &LinearSpec) -> Result<Linear> {
+        self.linear_with(prefix, spec, self.bias(prefix, spec)?)
+    }
+
+    /// A product with a bias from elsewhere.
+    fn linear_with(&self, prefix: &str, spec: &LinearSpec, bias: Option<Tensor>) -> Result<Linear> {
         let name = format!("{prefix}{}", spec.name);
-        let bias = self.bias(prefix, spec)?;
         if !spec.transposed
             && let Some(weight) = self.quantized(&format!("{name}.weight"), [spec.out_dim, spec.in_dim])?
         {
@@ -227,8 +245,11 @@ impl<'a> Builder<'a> {
                 }
             }
             QkvSpec::Fused { qkv, layout: FusedLayout::Blocks } => Ok(Projections::Fused(self.linear(prefix, qkv)?)),
-            QkvSpec::Fused { qkv, layout: FusedLayout::PerKvHead } => {
-                let order = blocks_from_groups(spec.heads, spec.kv_heads, spec.head_dim, &self.device)?;
+            QkvSpec::Fused { qkv, layout } => {
+                let order = match layout {
+                    FusedLayout::QueryValueKey { parts } => blocks_from_parts(qkv.out_dim / 3, *parts, &self.device)?,
+                    _ => blocks_from_groups(spec.heads, spec.kv_heads, spec.head_dim, &self.device)?,
+                };
                 let weight = self.weight(prefix, qkv)?.index_select(&order, 0)?;
                 let bias = self.bias(prefix, qkv)?.map(|b| b.index_select(&order, 0)).transpose()?;
                 Ok(Projections::Fused(Linear::new(weight, bias)?))
@@ -277,11 +298,15 @@ impl<'a> Builder<'a> {
 
     /// The output head; shares the embedding's tensor if it is tied.
     pub(crate) fn head(&self, spec: &HeadSpec, embedding: &Tokens) -> Result<Linear> {
-        let (vocab, hidden) = embedding.dims2()?;
-        match &spec.name {
-            Some(name) if spec.or_tied && !self.contains(&format!("{name}.weight")) => embedding.tied_head(),
-            Some(name) => self.linear("", &LinearSpec::new(name, hidden, vocab).bias(spec.bias)),
-            None => embedding.tied_head(),
+        let (vocab, width) = embedding.dims2()?;
+        let bias = match &spec.bias {
+            Some(HeadBias { name, optional: true, .. }) if !self.contains(name) => None,
+            Some(HeadBias { name, shape, .. }) => Some(self.tensor(name, shape)?.flatten_all()?),
+            None => None,
+        };
+        match spec.name.as_ref().filter(|name| !spec.or_tied || self.contains(&format!("{name}.weight"))) {
+            Some(name) => self.linear_with("", &LinearSpec::new(name, width, vocab), bias),
+            None => embedding.tied_head(bias),
         }
     }
 
@@ -319,6 +344,14 @@ impl<'a> Builder<'a> {
             ),
         }
     }
+}
+
+/// Row order that turns parts of (queries, values, keys) each into all queries, all keys, all values of `width` rows.
+fn blocks_from_parts(width: usize, parts: usize, device: &Device) -> Result<Tensor> {
+    let share = width / parts;
+    let block =
+        |i: usize| (0..parts).flat_map(move |part| (0..share).map(move |row| ((part * 3 + i) * share + row) as u32));
+    Tensor::from_iter(block(0).chain(block(2)).chain(block(1)), device)
 }
 
 /// Row order that turns groups of (queries, key, value) per kv head into all queries, all keys, all values.

@@ -194,6 +194,22 @@ impl<'a> Config<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// True if `key` is there and null, which in some families asks for something else than an absent key.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.mark(&[key]);
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
+    /// A positive integer; the default if absent, `None` if null.
+    pub fn size_or_null(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        Ok(self.size_opt(key)?.or(default.filter(|_| !self.is_null(key))))
+    }
+
+    /// A number above 0; the default if absent, `None` if null.
+    pub fn positive_or_null(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        Ok(self.positive_opt(key)?.or(default.filter(|_| !self.is_null(key))))
+    }
+
     fn wrong<T>(&self, key: &str, kind: &str, value: &Value) -> Result<T> {
         let text: String = value.to_string().chars().take(60).collect();
         bail!("config.json: {}{key} must be {kind}, not {text}", self.path)
@@ -221,7 +237,8 @@ impl<'a> Config<'a> {
     pub fn listed(&self, keys: &[&str]) -> Result<usize> {
         match self.size(keys)? {
             n if n > MAX_LISTED => {
-                bail!("config.json: {}{} = {n} is past any model; at most {MAX_LISTED}", self.path, keys[0])
+                let key = keys.iter().find(|key| self.get(key).is_some()).unwrap_or(&keys[0]);
+                bail!("config.json: {}{key} = {n} is past any model; at most {MAX_LISTED}", self.path)
             }
             n => Ok(n),
         }

@@ -103,8 +103,8 @@ impl ModelSpec {
     /// The tensor is missing, of another shape, or can't be read.
     pub fn relative_table(&self, stack: &StackSpec, weights: &dyn TensorSource) -> Result<Option<Tensor>> {
         let position = stack.layers.first().map(|layer| layer.attention.position());
-        let (Some(name), Some(PositionConfig::T5(config))) = (&stack.relative_table, position) else { return Ok(None) };
+        let (Some(table), Some(PositionConfig::T5(config))) = (&stack.layer_table, position) else { return Ok(None) };
         let builder = Builder::new(weights, self, DType::F32, &Device::Cpu)?;
-        builder.tensor_as(name, &[config.buckets, config.heads], DType::F32).map(Some)
+        builder.table(table, [config.buckets, config.heads], DType::F32).map(Some)
     }
 }

@@ -12,6 +12,7 @@ pub mod families;
 pub mod memory;
 mod mlp;
 mod model;
+mod moe;
 mod session;
 pub mod spec;
 mod stack;

@@ -7,7 +7,9 @@
 
 use crate::Architecture;
 use crate::TensorSource;
-use crate::spec::{AttentionSpec, GateUpSpec, LayerSpec, MlpSpec, ModelSpec, MultiHeadSpec, StackSpec};
+use crate::spec::{
+    AttentionSpec, GateSpec, GateUpSpec, LayerSpec, MlpSpec, ModelSpec, MultiHeadSpec, PlainActivation, StackSpec,
+};
 use candle_core::DType;
 
 /// What a run asks of a model, as far as memory goes.
@@ -78,7 +80,7 @@ impl ModelSpec {
         let memory = layers
             .iter()
             .filter_map(|layer| layer.cross.as_ref())
-            .map(|(cross, _)| (work.encoded as u64).saturating_mul(2 * lanes(cross.kv_heads, cross.head_dim)));
+            .map(|c| (work.encoded as u64).saturating_mul(2 * lanes(c.attention.kv_heads, c.attention.head_dim)));
         let cache = cached.chain(memory).fold(0, u64::saturating_add);
         let pass = activations(self, &self.stack, work.pass.max(1) as u64, work.cached as u64, size);
         let encode = self.encoder.as_ref().map_or(0, |e| activations(self, e, work.encoded as u64, 0, size));
@@ -132,7 +134,7 @@ fn activations(spec: &ModelSpec, stack: &StackSpec, pass: u64, cached: u64, size
             }
         };
         let mlp = mlp(&layer.mlp, hidden).saturating_mul(pass);
-        let cross = layer.cross.as_ref().map_or(0, |(cross, _)| multi_head(cross).saturating_mul(pass));
+        let cross = layer.cross.as_ref().map_or(0, |cross| multi_head(&cross.attention).saturating_mul(pass));
         attention.max(mlp).max(cross)
     };
     let widest = stack.layers.iter().map(block).max().unwrap_or(0);
@@ -162,21 +164,30 @@ fn multi_head(a: &MultiHeadSpec) -> u64 {
 /// Numbers per token at the peak of a feed-forward network.
 fn mlp(spec: &MlpSpec, hidden: u64) -> u64 {
     match spec {
-        MlpSpec::Gated { gate_up, .. } => {
+        MlpSpec::Gated { gate_up, gate, .. } => {
             let both = match gate_up {
                 GateUpSpec::Separate { gate, up } => gate.out_dim as u64 + up.out_dim as u64,
                 GateUpSpec::Fused(both) => both.out_dim as u64,
             };
-            // Gate and up, the activation with a copy of each half, their product.
-            5 * both / 2
+            gated(*gate, both / 2)
         }
-        MlpSpec::Plain { up, .. } => 4 * up.out_dim as u64,
+        MlpSpec::Plain { up, activation: PlainActivation::Fixed(_), .. } => 4 * up.out_dim as u64,
+        // xIELU's parts are held side by side in f32.
+        MlpSpec::Plain { up, activation: PlainActivation::Xielu { .. }, .. } => 14 * up.out_dim as u64,
         MlpSpec::Moe(moe) => {
             // At worst every token goes to the same expert; all of them keep their weighted outputs.
-            let expert = 5 * moe.intermediate_size as u64 + 3 * hidden;
-            let shared = moe.shared.as_ref().map_or(0, |shared| mlp(shared, hidden));
+            let expert = gated(moe.gate, moe.intermediate_size as u64) + 3 * hidden;
+            let shared = moe.shared.as_ref().map_or(0, |shared| mlp(&shared.mlp, hidden));
             expert.max(shared) + 2 * hidden + 4 * moe.experts as u64
         }
+    }
+}
+
+/// Gate and up of this width, what is made of them, their product.
+fn gated(gate: GateSpec, width: u64) -> u64 {
+    match gate {
+        GateSpec::Activation(_) => 5 * width,
+        GateSpec::ClampedSwiglu { .. } => 8 * width,
     }
 }
 

@@ -56,8 +56,10 @@ pub struct Model {
     spec: Arc<ModelSpec>,
     stack: Stack,
     encoder: Option<Stack>,
+    /// From the hidden size to the head's width, if they differ.
+    head_projection: Option<Linear>,
     head: Option<Linear>,
-    /// The T5 tables of decoder and encoder, to build their encodings anew.
+    /// The tables that encodings of decoder and encoder read, to build them anew.
     tables: Arc<Tables>,
     parameters: usize,
     dtype: DType,
@@ -74,22 +76,24 @@ struct Tables {
 #[derive(Debug, Default)]
 struct StackTables {
     absolute: Option<Tensor>,
-    relative: Option<Tensor>,
+    layers: Option<Tensor>,
 }
 
 impl StackTables {
     fn load(spec: &StackSpec, weights: &Builder) -> Result<Self> {
         let absolute = match (&spec.embedding.position_table, &spec.embedding.position) {
-            (Some(name), PositionConfig::Learned(c)) => Some(weights.tensor(name, &[c.rows, c.hidden])?),
-            _ => None,
-        };
-        let relative = match (&spec.relative_table, spec.layers.first().map(|l| l.attention.position())) {
-            (Some(name), Some(PositionConfig::T5(c))) => {
-                Some(weights.tensor_as(name, &[c.buckets, c.heads], DType::F32)?)
+            (Some(table), PositionConfig::Learned(c)) => {
+                Some(weights.table(table, [c.rows, c.hidden], weights.dtype)?)
             }
             _ => None,
         };
-        Ok(Self { absolute, relative })
+        let layers = match (&spec.layer_table, spec.layers.first().map(|l| l.attention.position())) {
+            (Some(table), Some(PositionConfig::T5(c))) => {
+                Some(weights.table(table, [c.buckets, c.heads], DType::F32)?)
+            }
+            _ => None,
+        };
+        Ok(Self { absolute, layers })
     }
 
     /// Builds the encodings of a stack; layers with equal configs share one.
@@ -107,7 +111,7 @@ impl StackTables {
             let shared = built.iter().find(|(c, _)| *c == config).map(|(_, e)| e.clone());
             let encoding = match shared {
                 Some(encoding) => encoding,
-                None => position::build(config, at(&self.relative))?,
+                None => position::build(config, at(&self.layers))?,
             };
             built.push((config, encoding.clone()));
             layers.push(encoding);
@@ -140,11 +144,13 @@ impl Model {
             None => (None, StackTables::default()),
         };
         let head = spec.head.as_ref().map(|h| builder.head(h, stack.tokens())).transpose()?;
+        let narrowed = spec.head.as_ref().and_then(|h| h.projection.as_ref());
+        let head_projection = narrowed.map(|p| builder.linear("", p)).transpose()?;
         builder.finish(&spec)?;
         let parameters = builder.parameters();
         let tables = Arc::new(Tables { stack: stack_tables, encoder: encoder_tables });
         let (spec, unknown_keys, dtype) = (Arc::new(spec), unknown_keys.into(), options.dtype);
-        Ok(Self { spec, stack, encoder, head, tables, parameters, dtype, unknown_keys })
+        Ok(Self { spec, stack, encoder, head_projection, head, tables, parameters, dtype, unknown_keys })
     }
 
     /// The same weights under another rotary setting.
@@ -276,7 +282,8 @@ impl Model {
         let (Some(head), Some(spec)) = (&self.head, &self.spec.head) else {
             bail!("{} is an encoder: it has hidden states but no logits", self.spec.family)
         };
-        let mut logits = head.forward(hidden)?.to_dtype(DType::F32)?;
+        let projected = self.head_projection.as_ref().map(|p| p.forward(hidden)).transpose()?;
+        let mut logits = head.forward(projected.as_ref().unwrap_or(hidden))?.to_dtype(DType::F32)?;
         if spec.scale != 1.0 {
             logits = (logits * spec.scale)?;
         }

@@ -3,8 +3,14 @@
 //! A family (`families/<name>.rs`) turns a Hugging Face `config.json` into a [`ModelSpec`]; one decoder builds and runs
 //! any of them. Names are relative to the layer they belong to, as in the checkpoint.
 
+mod mlp;
+
+pub use mlp::{
+    ExpertWeights, GateSpec, GateUpSpec, GroupLimit, GroupScore, MlpSpec, MoeSpec, PlainActivation, RouterScores,
+    Routing, SharedSpec,
+};
+
 use crate::Architecture;
-use crate::activation::Activation;
 use attn_core::position::{PositionConfig, RopeConfig, RopeScaling};
 use attn_core::{Mask, NormKind, QkNormPlace, RopeOverride};
 use candle_core::{Result, bail};
@@ -43,40 +49,101 @@ pub struct StackSpec {
     pub layers: Vec<LayerSpec>,
     /// After the last layer.
     pub final_norm: Option<NormSpec>,
-    /// Name of the T5 bias table that all layers share.
-    pub relative_table: Option<String>,
+    /// The table behind the encoding that all layers share: T5's biases, RoFormer's sines and cosines.
+    pub layer_table: Option<TableSpec>,
+}
+
+/// The table of a learned position encoding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableSpec {
+    /// Its tensor.
+    pub name: String,
+    /// What stands in where the checkpoint has no such tensor: sines in the first half of the columns and cosines in the
+    /// second, as tensor2tensor writes them (Pegasus, RoFormer).
+    pub or_sinusoids: bool,
+}
+
+impl TableSpec {
+    /// A table that has to be in the checkpoint.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), or_sinusoids: false }
+    }
+
+    /// With sinusoids where the checkpoint leaves the table out.
+    #[must_use]
+    pub fn or_sinusoids(mut self) -> Self {
+        self.or_sinusoids = true;
+        self
+    }
 }
 
 /// Tokens to vectors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbeddingSpec {
-    /// `(vocab_size, hidden_size)`
+    /// `(vocab_size, width)`
     pub tokens: String,
+    /// Width of the table: the hidden size, unless a projection follows.
+    pub width: usize,
+    /// From `width` to the hidden size.
+    pub projection: Option<(LinearSpec, ProjectionPlace)>,
     /// Multiplies the embeddings.
     pub scale: f64,
     /// An absolute encoding added to the embeddings: learned or sinusoidal.
     pub position: PositionConfig,
     /// The learned table, if `position` has one.
-    pub position_table: Option<String>,
+    pub position_table: Option<TableSpec>,
     /// Table of segment embeddings, of which row 0 is added (BERT).
     pub token_types: Option<(String, usize)>,
     /// On the sum (BLOOM, BERT).
     pub norm: Option<NormSpec>,
 }
 
+/// When embeddings that are narrower than the residual stream are widened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProjectionPlace {
+    /// Before positions are added (OPT).
+    BeforePositions,
+    /// After positions and norm (ELECTRA).
+    AfterNorm,
+}
+
 /// Hidden states to logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadSpec {
-    /// `(vocab_size, hidden_size)`; the embedding's if `None`.
+    /// From the hidden size to the embedding's width, before the head (OPT).
+    pub projection: Option<LinearSpec>,
+    /// `(vocab_size, width)` of the embedding; the embedding's tensor if `None`.
     pub name: Option<String>,
     /// The embedding's too if the named tensor is not in the checkpoint (T5).
     pub or_tied: bool,
     /// A bias on the logits.
-    pub bias: bool,
+    pub bias: Option<HeadBias>,
     /// Multiplies the logits.
     pub scale: f64,
     /// `softcap * tanh(logits / softcap)`.
     pub softcap: Option<f64>,
+}
+
+/// A bias on the logits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadBias {
+    /// Its tensor.
+    pub name: String,
+    /// The tensor's shape: `(vocab_size,)`, or `(1, vocab_size)` in BART.
+    pub shape: Vec<usize>,
+    /// Zeros if the checkpoint has no such tensor.
+    pub optional: bool,
+}
+
+/// Attention to the encoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CrossSpec {
+    /// The layer.
+    pub attention: MultiHeadSpec,
+    /// Its norm.
+    pub norm: NormSpec,
+    /// The norm is on the residual after attention joined it (BART), rather than before attention.
+    pub norm_after: bool,
 }
 
 /// One block.
@@ -86,8 +153,8 @@ pub struct LayerSpec {
     pub prefix: String,
     /// Self-attention.
     pub attention: AttentionSpec,
-    /// Attention to the encoder, with the norm before it.
-    pub cross: Option<(MultiHeadSpec, NormSpec)>,
+    /// Attention to the encoder.
+    pub cross: Option<CrossSpec>,
     /// Feed-forward.
     pub mlp: MlpSpec,
     /// How norms and residuals connect them.
@@ -115,6 +182,18 @@ pub struct Wiring {
     pub residual_multiplier: Option<f64>,
     /// The residual is taken after the norm rather than before (BLOOM's `apply_residual_connection_post_layernorm`).
     pub residual_after_norm: bool,
+}
+
+impl Wiring {
+    /// A norm before attention and one before the feed-forward.
+    pub fn pre_norm([attention, mlp]: [NormSpec; 2]) -> Self {
+        Self { attention_norm: Some(attention), mlp_norm: Some(mlp), ..Self::default() }
+    }
+
+    /// A norm on the residual after attention joined it, and one after the feed-forward did.
+    pub fn post_norm([attention, mlp]: [NormSpec; 2]) -> Self {
+        Self { attention_out_norm: Some(attention), mlp_out_norm: Some(mlp), ..Self::default() }
+    }
 }
 
 /// Self-attention of either kind.
@@ -150,7 +229,7 @@ pub struct MultiHeadSpec {
     pub scale: f64,
     /// On the scores.
     pub softcap: Option<f64>,
-    /// Clamps queries, keys and values to plus or minus this (MPT's `clip_qkv`).
+    /// Clamps queries, keys and values to plus or minus this (`clip_qkv` of MPT and OLMo).
     pub qkv_clip: Option<f64>,
     /// Causality, window, chunk.
     pub mask: Mask,
@@ -164,6 +243,52 @@ pub struct MultiHeadSpec {
     pub position: PositionConfig,
     /// Whether a rotary override from the command line applies: not to Gemma 3's local layers.
     pub overridable: bool,
+}
+
+impl MultiHeadSpec {
+    /// Causal attention with scores scaled by `head_dim^-1/2` and nothing else.
+    pub fn new(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        qkv: QkvSpec,
+        out: LinearSpec,
+        position: PositionConfig,
+    ) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f64).powf(-0.5),
+            softcap: None,
+            qkv_clip: None,
+            mask: Mask::causal(),
+            qkv,
+            out,
+            qk_norm: None,
+            position,
+            overridable: true,
+        }
+    }
+
+    /// With another mask.
+    #[must_use]
+    pub fn with_mask(mut self, mask: Mask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// With biases on queries, keys and values, and on the output.
+    #[must_use]
+    pub fn with_biases(mut self, qkv: bool, out: bool) -> Self {
+        let inputs = match &mut self.qkv {
+            QkvSpec::Separate { q, k, v } => vec![q, k, v],
+            QkvSpec::Fused { qkv, .. } => vec![qkv],
+        };
+        inputs.into_iter().for_each(|linear| linear.bias = qkv);
+        self.out.bias = out;
+        self
+    }
 }
 
 /// Query, key and value projections.
@@ -194,6 +319,12 @@ pub enum FusedLayout {
     Blocks,
     /// Per kv head: its queries, its key, its value (BLOOM, GPT-NeoX, Falcon).
     PerKvHead,
+    /// So many equal parts, each with its share of the queries, then of the values, then of the keys (CodeGen, which was
+    /// trained on as many devices).
+    QueryValueKey {
+        /// Number of parts.
+        parts: usize,
+    },
 }
 
 /// DeepSeek's latent attention.
@@ -360,103 +491,4 @@ impl NormSpec {
         self.unit_offset = true;
         self
     }
-}
-
-/// A feed-forward network.
-#[derive(Debug, Clone, PartialEq)]
-pub enum MlpSpec {
-    /// `down(act(gate x) * up x)`
-    Gated {
-        /// Gate and up: two tensors, or one with gate's rows first.
-        gate_up: GateUpSpec,
-        /// Back to the hidden size.
-        down: LinearSpec,
-        /// On the gate.
-        activation: Activation,
-    },
-    /// `down(act(up x))`
-    Plain {
-        /// To the intermediate size.
-        up: LinearSpec,
-        /// Back to the hidden size.
-        down: LinearSpec,
-        /// Between them.
-        activation: Activation,
-    },
-    /// A router and experts.
-    Moe(Box<MoeSpec>),
-}
-
-/// The first half of a gated network.
-#[derive(Debug, Clone, PartialEq)]
-pub enum GateUpSpec {
-    /// One tensor each.
-    Separate {
-        /// Gate.
-        gate: LinearSpec,
-        /// Up.
-        up: LinearSpec,
-    },
-    /// One tensor, gate's rows first.
-    Fused(LinearSpec),
-}
-
-/// A mixture of experts.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MoeSpec {
-    /// Router weight, `(experts, hidden)`, without `.weight`.
-    pub router: String,
-    /// How tokens choose.
-    pub routing: Routing,
-    /// Number of experts.
-    pub experts: usize,
-    /// Experts per token.
-    pub top_k: usize,
-    /// Width of the input and output.
-    pub hidden_size: usize,
-    /// Width inside an expert.
-    pub intermediate_size: usize,
-    /// Where the experts' weights are.
-    pub names: ExpertNames,
-    /// On the gate.
-    pub activation: Activation,
-    /// An expert that every token passes through.
-    pub shared: Option<MlpSpec>,
-}
-
-/// How tokens choose experts.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Routing {
-    /// DeepSeek V3: sigmoid scores, a learned correction for the choice alone, groups limited first.
-    GroupedSigmoid {
-        /// Groups the experts are divided into.
-        groups: usize,
-        /// Groups kept.
-        top_groups: usize,
-        /// Weights divided by their sum.
-        normalise: bool,
-        /// Multiplies the weights.
-        scale: f64,
-        /// Name of the correction, `(experts,)`.
-        correction: String,
-    },
-    /// Llama 4: the top logits' sigmoid scales the expert's input.
-    SigmoidInput,
-}
-
-/// Where experts' weights are.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ExpertNames {
-    /// `{prefix}{i}.gate_proj.weight` and so on.
-    Separate {
-        /// Up to the expert's number.
-        prefix: String,
-    },
-    /// Two tensors for all: `(e, hidden, 2 * inter)` and `(e, inter, hidden)`.
-    Stacked {
-        /// Gate and up.
-        gate_up: String,
-        /// Down.
-        down: String,
-    },
 }

@@ -2,10 +2,10 @@
 
 use crate::builder::Builder;
 use crate::mlp::Mlp;
-use crate::spec::{AttentionSpec, LayerSpec, StackSpec, Wiring};
+use crate::spec::{AttentionSpec, CrossSpec, LayerSpec, ProjectionPlace, StackSpec, Wiring};
 use crate::tokens::Tokens;
 use attn_core::{
-    KvCache, LatentAttention, LayerCache, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions, ops,
+    KvCache, LatentAttention, LayerCache, Linear, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions, ops,
     position::{NopeConfig, PositionConfig},
     profile,
 };
@@ -22,6 +22,7 @@ pub(crate) struct Encodings {
 pub(crate) struct Stack {
     tokens: Tokens,
     scale: f64,
+    projection: Option<(Linear, ProjectionPlace)>,
     position: Arc<dyn PositionEncoding>,
     token_type: Option<Tensor>,
     embedding_norm: Option<Norm>,
@@ -32,12 +33,20 @@ pub(crate) struct Stack {
 #[derive(Debug, Clone)]
 struct Block {
     attention: Attention,
-    cross: Option<(MultiHeadAttention, Norm)>,
+    cross: Option<Cross>,
     mlp: Mlp,
     norms: Norms,
     parallel: bool,
     residual_multiplier: Option<f64>,
     residual_after_norm: bool,
+}
+
+/// Attention to the encoder.
+#[derive(Debug, Clone)]
+struct Cross {
+    attention: MultiHeadAttention,
+    norm: Norm,
+    norm_after: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +90,14 @@ impl Norms {
     }
 }
 
+impl Cross {
+    fn load(spec: &CrossSpec, prefix: &str, hidden: usize, weights: &Builder) -> Result<Self> {
+        let nope = attn_core::position::build(&PositionConfig::Nope(NopeConfig::default()), None)?;
+        let attention = weights.multi_head(prefix, hidden, &spec.attention, nope)?;
+        Ok(Self { attention, norm: weights.norm(prefix, &spec.norm)?, norm_after: spec.norm_after })
+    }
+}
+
 impl Block {
     fn load(spec: &LayerSpec, hidden: usize, position: Arc<dyn PositionEncoding>, weights: &Builder) -> Result<Self> {
         let prefix = spec.prefix.as_str();
@@ -92,13 +109,7 @@ impl Block {
                 Attention::Latent(weights.latent(&prefix, hidden, s, position, scale)?)
             }
         };
-        let cross = match &spec.cross {
-            Some((attention, norm)) => {
-                let nope = attn_core::position::build(&PositionConfig::Nope(NopeConfig::default()), None)?;
-                Some((weights.multi_head(prefix, hidden, attention, nope)?, weights.norm(prefix, norm)?))
-            }
-            None => None,
-        };
+        let cross = spec.cross.as_ref().map(|cross| Cross::load(cross, prefix, hidden, weights)).transpose()?;
         Ok(Self {
             attention,
             cross,
@@ -159,10 +170,15 @@ impl Block {
             return self.join(residual, branches);
         }
         let (xs, normed) = match (&self.cross, memory) {
-            (Some((cross, before)), Some((layer, memory))) => {
+            (Some(cross), Some((layer, memory))) => {
                 let mask = Mask::bidirectional().with_keys(memory.keys.clone());
-                let (xs, normed) = self.join_norm(residual, attended, n.attention_out.as_ref(), Some(before))?;
-                self.join_norm(&xs, cross.forward_memory(&normed, layer, mask)?, None, n.mlp.as_ref())?
+                let (before, after) = match cross.norm_after {
+                    true => (None, Some(&cross.norm)),
+                    false => (Some(&cross.norm), None),
+                };
+                let (xs, normed) = self.join_norm(residual, attended, n.attention_out.as_ref(), before)?;
+                let attended = cross.attention.forward_memory(&normed, layer, mask)?;
+                self.join_norm(&xs, attended, after, n.mlp.as_ref())?
             }
             _ => self.join_norm(residual, attended, n.attention_out.as_ref(), n.mlp.as_ref())?,
         };
@@ -181,9 +197,9 @@ impl Stack {
         weights: &Builder,
     ) -> Result<Self> {
         let embedding = &spec.embedding;
-        let tokens = weights.tokens(&embedding.tokens, vocab, hidden)?;
+        let tokens = weights.tokens(&embedding.tokens, vocab, embedding.width)?;
         let token_type = match &embedding.token_types {
-            Some((name, rows)) => Some(weights.tensor(name, &[*rows, hidden])?.get(0)?),
+            Some((name, rows)) => Some(weights.tensor(name, &[*rows, embedding.width])?.get(0)?),
             None => None,
         };
         let load = |spec: &Option<_>| spec.as_ref().map(|s| weights.norm("", s)).transpose();
@@ -191,6 +207,10 @@ impl Stack {
         Ok(Self {
             tokens,
             scale: embedding.scale,
+            projection: match &embedding.projection {
+                Some((linear, place)) => Some((weights.linear("", linear)?, *place)),
+                None => None,
+            },
             position: encodings.embedding,
             token_type,
             embedding_norm: load(&embedding.norm)?,
@@ -242,7 +262,7 @@ impl Stack {
 
     /// Keys and values that every layer's cross-attention reads from the encoder's output `(b, s, hidden)`.
     pub(crate) fn memory(&self, encoded: &Tensor, keys: Option<Arc<[Range<usize>]>>) -> Result<Memory> {
-        let layers = self.layers.iter().filter_map(|b| b.cross.as_ref()).map(|(cross, _)| cross.memory(encoded));
+        let layers = self.layers.iter().filter_map(|b| b.cross.as_ref()).map(|c| c.attention.memory(encoded));
         Ok(Memory { layers: layers.collect::<Result<_>>()?, keys })
     }
 
@@ -262,7 +282,13 @@ impl Stack {
         if let Some(row) = &self.token_type {
             xs = xs.broadcast_add(row)?;
         }
+        if let Some((projection, ProjectionPlace::BeforePositions)) = &self.projection {
+            xs = projection.forward(&xs)?;
+        }
         xs = norm(self.embedding_norm.as_ref(), self.position.embed(&xs, positions)?)?;
+        if let Some((projection, ProjectionPlace::AfterNorm)) = &self.projection {
+            xs = projection.forward(&xs)?;
+        }
         drop(scope);
         for (i, block) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|c| &mut c.layers[i]);

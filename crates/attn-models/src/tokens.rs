@@ -37,11 +37,11 @@ impl Tokens {
         }
     }
 
-    /// The head that shares the table.
-    pub(crate) fn tied_head(&self) -> Result<Linear> {
+    /// The head that shares the table, with a bias of its own.
+    pub(crate) fn tied_head(&self, bias: Option<Tensor>) -> Result<Linear> {
         match self {
-            Self::Dense(table) => Linear::new(table.clone(), None),
-            Self::Quantized(blocks, ..) => Linear::quantized(blocks.clone(), None),
+            Self::Dense(table) => Linear::new(table.clone(), bias),
+            Self::Quantized(blocks, ..) => Linear::quantized(blocks.clone(), bias),
         }
     }
 }

@@ -109,13 +109,56 @@ fn lists_of_the_wrong_length() {
     refused(&config, "spiral_attention");
 }
 
+fn root() -> std::path::PathBuf {
+    std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models")
+}
+
+fn golden(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(root().join(name).join("config.json")).unwrap()).unwrap()
+}
+
+/// Options of one family or another that change the result and that nothing here computes.
+#[test]
+fn options_that_are_not_supported() {
+    for (name, key, value) in [
+        ("bart", "is_decoder", json!(true)),
+        ("deepseek-v2", "mlp_bias", json!(true)),
+        ("deepseek-v2", "n_group", json!(4)), // 6 experts
+        ("deepseek-v2", "topk_method", json!("noaux_tc")),
+        ("electra", "is_decoder", json!(true)),
+        ("ernie4-5-moe", "moe_k", json!(6)), // of 5
+        ("gpt-bigcode", "add_cross_attention", json!(true)),
+        ("gpt-neo", "attention_types", json!([[["global", "spiral"], 1]])),
+        ("gpt-neo", "attention_types", json!([[["global"], 1]])),
+        ("gpt-neo", "attention_types", json!([[["global"], 1u64 << 60]])),
+        ("hunyuan-dense", "rope_parameters", json!({"rope_type": "dynamic", "alpha": "50", "factor": 1.0})),
+        ("mixtral", "num_experts_per_tok", json!(9)),
+        (
+            "modernbert",
+            "layer_types",
+            json!(["full_attention", "chunked_attention", "full_attention", "full_attention"]),
+        ),
+        ("roberta", "pad_token_id", json!(40)),
+        ("xglm", "pad_token_id", json!(5)),
+    ] {
+        let mut config = golden(name);
+        config[key] = value;
+        refused(&config, if key == "rope_parameters" { "factor" } else { key });
+    }
+}
+
+#[test]
+fn every_family_refuses_a_key_that_nobody_knows() {
+    for folder in std::fs::read_dir(root()).unwrap() {
+        let mut config = golden(&folder.unwrap().file_name().to_string_lossy());
+        config["clever_trick"] = json!(2);
+        refused(&config, "clever_trick");
+    }
+}
+
 /// Experts, encoders and decoders have counts of their own.
 #[test]
 fn other_counts_that_are_lists() {
-    let golden = |name: &str| -> Value {
-        let path = format!("{}/../../tests/golden/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
-        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-    };
     for (name, key) in [
         ("deepseek-v3", "n_routed_experts"),
         ("deepseek-v3", "n_shared_experts"),
@@ -129,6 +172,20 @@ fn other_counts_that_are_lists() {
         ("gpt2", "n_layer"),
         ("mpt", "n_layers"),
         ("mpt", "n_heads"),
+        ("bart", "encoder_layers"),
+        ("bart", "decoder_attention_heads"),
+        ("codegen", "n_layer"),
+        ("deepseek-v2", "n_routed_experts"),
+        ("distilbert", "n_layers"),
+        ("ernie4-5-moe", "moe_num_experts"),
+        ("ernie4-5-moe", "moe_num_shared_experts"),
+        ("glm4", "head_dim"),
+        ("gpt-neo", "num_layers"),
+        ("mixtral", "num_local_experts"),
+        ("modernbert", "num_hidden_layers"),
+        ("opt", "num_hidden_layers"),
+        ("qwen2-moe", "num_experts"),
+        ("xglm", "num_layers"),
     ] {
         let mut config = golden(name);
         families::spec(&config).unwrap();

@@ -6,7 +6,7 @@
 
 use super::{Common, LLAMA_NORMS, activation, llama_rope, nope, pre_norm};
 use crate::config::Config;
-use crate::spec::{ModelSpec, NormSpec};
+use crate::spec::{ModelSpec, NormSpec, TableSpec};
 use attn_core::position::{AlibiConfig, LearnedConfig, PositionConfig, SinusoidalConfig, T5Config};
 use candle_core::{Result, bail};
 
@@ -45,9 +45,9 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         "learned" => {
             let rows = common.max_positions;
             embedding.position = PositionConfig::Learned(LearnedConfig { rows, hidden, offset: 0 });
-            embedding.position_table = Some("embed_positions.weight".into());
+            embedding.position_table = Some(TableSpec::new("embed_positions.weight"));
         }
-        "t5" => spec.stack.relative_table = Some("relative_attention_bias.weight".into()),
+        "t5" => spec.stack.layer_table = Some(TableSpec::new("relative_attention_bias.weight")),
         _ => {}
     }
     Ok(spec)

@@ -1,103 +1,101 @@
-//! DeepSeek V3: latent attention, YaRN with its temperature in the score scale, and experts chosen by sigmoid scores
-//! within groups.
+//! DeepSeek V2 and V3: latent attention, YaRN with its temperature in the score scale, and experts: of V2 by a softmax, of
+//! V3 by sigmoid scores within groups.
 
-use super::{Common, activation, gated, rope};
-use crate::config::{Config, MAX_LISTED};
-use crate::spec::{
-    AttentionSpec, ExpertNames, LatentSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec, Routing, Wiring,
-};
+use super::dense::{Defaults, Dense};
+use super::experts::{DeepSeek, DeepSeekDefaults};
+use super::rope;
+use crate::config::Config;
+use crate::spec::{AttentionSpec, LatentSpec, LayerSpec, ModelSpec, Wiring};
 use attn_core::position::{Layout, RopeDefaults};
-use candle_core::{Result, bail};
-use serde_json::json;
+use candle_core::Result;
+use serde_json::{Value, json};
 
-pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    c.mark(&["head_dim", "qk_head_dim"]); // derived from the two below
-    let mut common = Common::read(c)?;
-    common.head_dim = c.size_opt("qk_rope_head_dim")?.unwrap_or(64);
-    let hidden = common.hidden_size;
-    let eps = c.eps("rms_norm_eps", 1e-6)?;
-    let layout = if c.flag("rope_interleave", true)? { Layout::Interleaved } else { Layout::Half };
-    let attention = LatentSpec {
-        heads: common.heads,
-        q_lora_rank: c.size_opt("q_lora_rank")?,
-        kv_lora_rank: c.size(&["kv_lora_rank"])?,
-        qk_nope_head_dim: c.size(&["qk_nope_head_dim"])?,
-        qk_rope_head_dim: common.head_dim,
-        v_head_dim: c.size(&["v_head_dim"])?,
-        bias: c.flag("attention_bias", false)?,
-        position: rope(c, None, &RopeDefaults { layout, ..RopeDefaults::new(common.head_dim) })?,
+const V2: Defaults =
+    Defaults { vocab_size: 102_400, head_dim: Some(64), layout: Layout::Interleaved, ..Defaults::LLAMA };
+
+const V3: Defaults = Defaults {
+    vocab_size: 129_280,
+    hidden_size: 7168,
+    intermediate_size: 18_432,
+    num_hidden_layers: 61,
+    num_attention_heads: 128,
+    num_key_value_heads: Some(128),
+    max_position_embeddings: 4096,
+    ..V2
+};
+
+pub(super) fn v2(c: &Config) -> Result<ModelSpec> {
+    let experts = DeepSeekDefaults {
+        n_routed_experts: Some(64),
+        num_experts_per_tok: None,
+        n_shared_experts: Some(2),
+        first_k_dense_replace: 0,
+        moe_intermediate_size: 1407,
+        routed_scaling_factor: 1.0,
+        groups: None,
     };
-    let mlps = Mlps::read(c, hidden)?;
-    let norm = |name: &str| NormSpec::rms(name, hidden, eps);
-    let layers = (0..common.layers).map(|i| LayerSpec {
-        prefix: format!("layers.{i}."),
-        attention: AttentionSpec::Latent(attention.clone()),
-        cross: None,
-        mlp: mlps.layer(i),
-        wiring: Wiring {
-            attention_norm: Some(norm("input_layernorm")),
-            mlp_norm: Some(norm("post_attention_layernorm")),
-            ..Wiring::default()
-        },
-    });
-    let tied = c.flag("tie_word_embeddings", false)?;
-    let mut spec = common.decoder("deepseek_v3", layers.collect(), norm("norm"), tied);
+    c.only("scoring_func", &json!("softmax"))?;
+    c.only("mlp_bias", &Value::Bool(false))?;
+    c.mark(&["norm_topk_prob"]); // transformers does not look at it here
+    let dense = read(c, &V2)?;
+    let mlps = DeepSeek::softmax(c, &dense, &experts)?;
+    decoder(c, "deepseek_v2", &dense, Layout::Interleaved, &mlps)
+}
+
+pub(super) fn v3(c: &Config) -> Result<ModelSpec> {
+    let experts = DeepSeekDefaults {
+        n_routed_experts: Some(256),
+        num_experts_per_tok: Some(8),
+        n_shared_experts: Some(1),
+        first_k_dense_replace: 3,
+        moe_intermediate_size: 2048,
+        routed_scaling_factor: 2.5,
+        groups: Some([8, 4]),
+    };
+    c.only("scoring_func", &json!("sigmoid"))?;
+    c.only("topk_method", &json!("noaux_tc"))?;
+    let dense = read(c, &V3)?;
+    let layout = if c.flag("rope_interleave", true)? { Layout::Interleaved } else { Layout::Half };
+    let mlps = DeepSeek::sigmoid(c, &dense, &experts, true)?;
+    let mut spec = decoder(c, "deepseek_v3", &dense, layout, &mlps)?;
     // Layers past the last predict further tokens in training.
-    spec.unused.push(format!("layers.{}.", common.layers));
+    spec.unused.push(format!("layers.{}.", dense.common.layers));
     Ok(spec)
 }
 
-struct Mlps {
-    dense: MlpSpec,
-    moe: MoeSpec,
-    dense_layers: usize,
+/// The sizes, with the rotating lanes as the width of a head, whatever `head_dim` says.
+fn read(c: &Config, defaults: &Defaults) -> Result<Dense> {
+    c.only("moe_layer_freq", &json!(1))?;
+    c.mark(&["qk_head_dim", "num_mtp_layers", "num_nextn_predict_layers"]);
+    let mut dense = Dense::read(c, defaults)?;
+    dense.common.head_dim = c.size_opt("qk_rope_head_dim")?.map_or(Ok(64), |_| c.listed(&["qk_rope_head_dim"]))?;
+    Ok(dense)
 }
 
-impl Mlps {
-    fn read(c: &Config, hidden: usize) -> Result<Self> {
-        c.only("scoring_func", &json!("sigmoid"))?;
-        c.only("topk_method", &json!("noaux_tc"))?;
-        c.only("moe_layer_freq", &json!(1))?;
-        c.mark(&["num_mtp_layers", "num_nextn_predict_layers"]);
-        let act = activation(c, "hidden_act", "silu")?;
-        let intermediate = c.size(&["intermediate_size"])?;
-        let moe_intermediate = c.size(&["moe_intermediate_size"])?;
-        let experts = c.listed(&["n_routed_experts", "num_local_experts"])?;
-        let (groups, top_groups) = (c.size_opt("n_group")?.unwrap_or(1), c.size_opt("topk_group")?.unwrap_or(1));
-        let top_k = c.size(&["num_experts_per_tok"])?;
-        if !experts.is_multiple_of(groups) || top_groups > groups || top_k > experts / groups * top_groups {
-            bail!(
-                "config.json: n_routed_experts {experts}, n_group {groups}, topk_group {top_groups} and \
-                 num_experts_per_tok {top_k} do not fit together"
-            )
-        }
-        let shared = c.count_or("n_shared_experts", 1)?;
-        if shared > MAX_LISTED {
-            bail!("config.json: n_shared_experts = {shared} is past any model")
-        }
-        let shared = (shared > 0).then(|| gated("mlp.shared_experts.", hidden, moe_intermediate * shared, false, act));
-        let moe = MoeSpec {
-            router: "mlp.gate".into(),
-            routing: Routing::GroupedSigmoid {
-                groups,
-                top_groups,
-                normalise: c.flag("norm_topk_prob", true)?,
-                scale: c.number_or("routed_scaling_factor", 2.5)?,
-                correction: "mlp.gate.e_score_correction_bias".into(),
+fn decoder(c: &Config, family: &str, dense: &Dense, layout: Layout, mlps: &DeepSeek) -> Result<ModelSpec> {
+    let size = |key, default| Ok::<_, candle_core::Error>(c.size_opt(key)?.unwrap_or(default));
+    let attention = LatentSpec {
+        heads: dense.common.heads,
+        q_lora_rank: c.size_or_null("q_lora_rank", Some(1536))?,
+        kv_lora_rank: size("kv_lora_rank", 512)?,
+        qk_nope_head_dim: size("qk_nope_head_dim", 128)?,
+        qk_rope_head_dim: dense.common.head_dim,
+        v_head_dim: size("v_head_dim", 128)?,
+        bias: c.flag("attention_bias", false)?,
+        position: rope(c, None, &RopeDefaults { layout, ..dense.rope_defaults() })?,
+    };
+    let layers = dense.layers(|i| {
+        Ok(LayerSpec {
+            prefix: format!("layers.{i}."),
+            attention: AttentionSpec::Latent(attention.clone()),
+            cross: None,
+            mlp: mlps.layer(i),
+            wiring: Wiring {
+                attention_norm: Some(dense.rms("input_layernorm")),
+                mlp_norm: Some(dense.rms("post_attention_layernorm")),
+                ..Wiring::default()
             },
-            experts,
-            top_k,
-            hidden_size: hidden,
-            intermediate_size: moe_intermediate,
-            names: ExpertNames::Separate { prefix: "mlp.experts.".into() },
-            activation: act,
-            shared,
-        };
-        let dense = gated("mlp.", hidden, intermediate, false, act);
-        Ok(Self { dense, moe, dense_layers: c.count_or("first_k_dense_replace", 3)? })
-    }
-
-    fn layer(&self, i: usize) -> MlpSpec {
-        if i < self.dense_layers { self.dense.clone() } else { MlpSpec::Moe(Box::new(self.moe.clone())) }
-    }
+        })
+    })?;
+    Ok(dense.decoder(family, layers))
 }

@@ -74,6 +74,16 @@ pub(super) fn gemma2(c: &Config) -> Result<ModelSpec> {
     windowed(c, "gemma2", 2, [Some(50.0), Some(30.0)], rope, |_| {})
 }
 
+/// Gemma 2 without the norms after the branches.
+pub(super) fn vaultgemma(c: &Config) -> Result<ModelSpec> {
+    let rope = |c: &Config, d: usize, _: &str| llama_rope(c, d);
+    let mut spec = windowed(c, "vaultgemma", 2, [Some(50.0), Some(30.0)], rope, |_| {})?;
+    for wiring in spec.stack.layers.iter_mut().map(|layer| &mut layer.wiring) {
+        (wiring.attention_post_norm, wiring.mlp_post_norm) = (None, None);
+    }
+    Ok(spec)
+}
+
 pub(super) fn gemma3(c: &Config) -> Result<ModelSpec> {
     let eps = c.eps("rms_norm_eps", 1e-6)?;
     let pattern = c.size_opt("sliding_window_pattern")?.or(c.size_opt("_sliding_window_pattern")?).unwrap_or(6);
@@ -122,7 +132,7 @@ fn windowed(
         attention.scale = scale;
         attention.softcap = attention_cap;
         attention.mask = attention.mask.with_window(window(&kinds[i], sliding)?);
-        attention.overridable = family == "gemma2" || kinds[i] == "full_attention";
+        attention.overridable = family != "gemma3" || kinds[i] == "full_attention";
         Ok(sandwich(&common, i, attention, (intermediate, act), eps))
     };
     let layers = (0..common.layers).map(layer).collect::<Result<Vec<_>>>()?;

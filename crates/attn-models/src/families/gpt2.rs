@@ -2,7 +2,7 @@
 
 use super::{Common, activation, plain, pre_norm};
 use crate::config::Config;
-use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec};
+use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec, TableSpec};
 use attn_core::position::{LearnedConfig, PositionConfig};
 use candle_core::Result;
 use serde_json::Value;
@@ -33,7 +33,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let embedding = &mut spec.stack.embedding;
     embedding.tokens = "wte.weight".into();
     embedding.position = PositionConfig::Learned(LearnedConfig { rows, hidden, offset: 0 });
-    embedding.position_table = Some("wpe.weight".into());
+    embedding.position_table = Some(TableSpec::new("wpe.weight"));
     spec.prefixes = vec!["transformer.".into(), String::new()];
     spec.trained_context = Some(rows);
     Ok(spec)

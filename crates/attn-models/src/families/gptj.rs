@@ -38,7 +38,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     spec.stack.embedding.tokens = "wte.weight".into();
     spec.prefixes = vec!["transformer.".into(), String::new()];
     if let Some(head) = &mut spec.head {
-        head.bias = true;
+        head.bias = Some(super::head_bias("lm_head.bias", common.vocab_size));
     }
     Ok(spec)
 }

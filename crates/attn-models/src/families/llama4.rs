@@ -4,7 +4,9 @@
 use super::smollm3::rope_layers;
 use super::{Common, LLAMA_NORMS, activation, gated, layer_types, pre_norm, rope};
 use crate::config::Config;
-use crate::spec::{ExpertNames, MlpSpec, ModelSpec, MoeSpec, NormSpec, Routing};
+use crate::spec::{
+    ExpertWeights, GateSpec, LinearSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec, RouterScores, Routing, SharedSpec,
+};
 use attn_core::position::{Layout, NopeConfig, PositionConfig, RopeDefaults, Temperature};
 use attn_core::{NormKind, QkNormPlace};
 use candle_core::{Result, bail};
@@ -67,18 +69,24 @@ impl Mlps {
         let step = c.size_opt("interleave_moe_layer_step")?.unwrap_or(1);
         let listed = c.list("moe_layers", 0, |v| v.as_u64().map(|n| n as usize))?;
         let moe = MoeSpec {
-            router: "feed_forward.router".into(),
-            routing: Routing::SigmoidInput,
+            router: LinearSpec::new("feed_forward.router", hidden, experts),
+            routing: Routing { scores: RouterScores::Sigmoid, weighs_input: true, ..Routing::softmax(false) },
             experts,
             top_k,
             hidden_size: hidden,
             intermediate_size: intermediate,
-            names: ExpertNames::Stacked {
+            weights: ExpertWeights::Stacked {
                 gate_up: "feed_forward.experts.gate_up_proj".into(),
                 down: "feed_forward.experts.down_proj".into(),
+                transposed: true,
+                interleaved: false,
+                biases: None,
             },
-            activation: act,
-            shared: Some(gated("feed_forward.shared_expert.", hidden, intermediate, false, act)),
+            gate: GateSpec::Activation(act),
+            shared: Some(SharedSpec {
+                mlp: gated("feed_forward.shared_expert.", hidden, intermediate, false, act),
+                gate: None,
+            }),
         };
         Ok(Self {
             dense: gated("feed_forward.", hidden, dense_intermediate, false, act),

@@ -1,36 +1,60 @@
 //! One file per family: how its `config.json` reads and what its tensors are called. Adding one touches its own file
-//! and one line of [`spec`].
+//! and one line of [`FAMILIES`].
 
+mod apertus;
+mod arcee;
+mod bart;
 mod bert;
 mod bloom;
+mod codegen;
 mod cohere;
+mod cohere2;
 mod decoder;
 mod deepseek;
+mod dense;
+mod dots1;
+mod ernie;
+mod exaone4;
+mod experts;
 mod falcon;
 mod gemma;
+mod glm;
 mod gpt2;
+mod gpt_bigcode;
+mod gpt_neo;
 mod gpt_neox;
 mod gptj;
 mod granite;
+mod helium;
+mod hunyuan;
 mod llama;
 mod llama4;
+mod mixtral;
+mod modernbert;
 mod mpt;
+mod nemotron;
+mod olmo;
 mod olmo2;
+mod opt;
+mod persimmon;
 mod phi;
 mod phi3;
 mod qwen;
+mod qwen_moe;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
+mod starcoder2;
 mod t5;
+mod xglm;
 
 use crate::Architecture;
 use crate::activation::Activation;
 use crate::config::{Config, MAX_LISTED, UnknownKeys};
 use crate::spec::{
-    AttentionSpec, EmbeddingSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
-    NormSpec, QkvSpec, StackSpec, Wiring,
+    AttentionSpec, EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec,
+    MultiHeadSpec, NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
 };
-use attn_core::Mask;
 use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults, RopeScaling};
 use candle_core::{Result, bail};
 use serde_json::Value;
@@ -57,67 +81,96 @@ pub fn spec_with(json: &Value, unknown: UnknownKeys) -> Result<(ModelSpec, Vec<S
         let (spec, unknown) = spec_with(text, unknown)?;
         return Ok((multimodal(spec)?, unknown.iter().map(|key| format!("text_config.{key}")).collect()));
     }
-    let spec = match model_type {
-        "llama" => llama::llama(&config),
-        "mistral" => llama::mistral(&config),
-        "qwen2" => qwen::qwen2(&config),
-        "qwen3" => qwen::qwen3(&config),
-        "gemma" => gemma::gemma(&config),
-        "gemma2" => gemma::gemma2(&config),
-        "gemma3_text" | "gemma3" => gemma::gemma3(&config),
-        "phi" => phi::spec(&config),
-        "phi3" => phi3::spec(&config),
-        "stablelm" => stablelm::spec(&config),
-        "smollm3" => smollm3::spec(&config),
-        "olmo2" => olmo2::spec(&config),
-        "granite" => granite::spec(&config),
-        "cohere" => cohere::spec(&config),
-        "gptj" => gptj::spec(&config),
-        "gpt_neox" => gpt_neox::spec(&config),
-        "bloom" => bloom::spec(&config),
-        "mpt" => mpt::spec(&config),
-        "falcon" | "RefinedWeb" | "RefinedWebModel" => falcon::spec(&config),
-        "gpt2" => gpt2::spec(&config),
-        "bert" => bert::spec(&config),
-        "t5" => t5::spec(&config),
-        "deepseek_v3" => deepseek::spec(&config),
-        "attn_decoder" => decoder::spec(&config),
-        "llama4_text" => llama4::spec(&config),
-        other => bail!("config.json: model_type {other} is not supported; known: {}", KNOWN.join(", ")),
-    }?;
+    let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
+        bail!(
+            "config.json: model_type {model_type} is not supported; known: {}",
+            known().collect::<Vec<_>>().join(", ")
+        )
+    };
+    let spec = read(&config)?;
     config.finish()?;
     Ok((spec, config.unknown_keys()))
 }
 
-/// The `model_type`s that [`spec`] reads.
-pub const KNOWN: &[&str] = &[
-    "attn_decoder",
-    "bert",
-    "bloom",
-    "cohere",
-    "deepseek_v3",
-    "falcon",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "gemma3_text",
-    "gpt2",
-    "gpt_neox",
-    "gptj",
-    "granite",
-    "llama",
-    "llama4_text",
-    "mistral",
-    "mpt",
-    "olmo2",
-    "phi",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-    "stablelm",
-    "t5",
+/// Turns a config into a spec.
+type Read = fn(&Config) -> Result<ModelSpec>;
+
+/// The families by `model_type`.
+const FAMILIES: &[(&str, Read)] = &[
+    ("apertus", apertus::spec),
+    ("arcee", arcee::spec),
+    ("attn_decoder", decoder::spec),
+    ("bart", bart::bart),
+    ("bert", bert::bert),
+    ("bloom", bloom::spec),
+    ("camembert", bert::roberta),
+    ("codegen", codegen::spec),
+    ("cohere", cohere::spec),
+    ("cohere2", cohere2::spec),
+    ("deepseek_v2", deepseek::v2),
+    ("deepseek_v3", deepseek::v3),
+    ("distilbert", bert::distilbert),
+    ("dots1", dots1::spec),
+    ("electra", bert::electra),
+    ("ernie4_5", ernie::dense),
+    ("ernie4_5_moe", ernie::moe),
+    ("exaone4", exaone4::spec),
+    ("falcon", falcon::spec),
+    ("gemma", gemma::gemma),
+    ("gemma2", gemma::gemma2),
+    ("gemma3", gemma::gemma3),
+    ("gemma3_text", gemma::gemma3),
+    ("glm", glm::glm),
+    ("glm4", glm::glm4),
+    ("glm4_moe", glm::moe),
+    ("gpt2", gpt2::spec),
+    ("gpt_bigcode", gpt_bigcode::spec),
+    ("gpt_neo", gpt_neo::spec),
+    ("gpt_neox", gpt_neox::spec),
+    ("gptj", gptj::spec),
+    ("granite", granite::spec),
+    ("granitemoe", granite::moe),
+    ("helium", helium::spec),
+    ("hunyuan_v1_dense", hunyuan::spec),
+    ("llama", llama::llama),
+    ("llama4_text", llama4::spec),
+    ("minimax_m2", mixtral::minimax_m2),
+    ("mistral", llama::mistral),
+    ("mixtral", mixtral::mixtral),
+    ("modernbert", modernbert::spec),
+    ("mpt", mpt::spec),
+    ("nemotron", nemotron::spec),
+    ("olmo", olmo::olmo),
+    ("olmo2", olmo2::spec),
+    ("olmo3", olmo::olmo3),
+    ("olmoe", olmo::olmoe),
+    ("opt", opt::spec),
+    ("pegasus", bart::pegasus),
+    ("persimmon", persimmon::spec),
+    ("phi", phi::spec),
+    ("phi3", phi3::spec),
+    ("phimoe", mixtral::phimoe),
+    ("qwen2", qwen::qwen2),
+    ("qwen2_moe", qwen_moe::qwen2),
+    ("qwen3", qwen::qwen3),
+    ("qwen3_moe", qwen_moe::qwen3),
+    ("RefinedWeb", falcon::spec),
+    ("RefinedWebModel", falcon::spec),
+    ("roberta", bert::roberta),
+    ("seed_oss", seed_oss::spec),
+    ("smollm3", smollm3::spec),
+    ("stablelm", stablelm::spec),
+    ("starcoder2", starcoder2::spec),
+    ("t5", t5::spec),
+    ("vaultgemma", gemma::vaultgemma),
+    ("xglm", xglm::spec),
+    ("xlm-roberta", bert::roberta),
 ];
+
+/// The `model_type`s that [`spec`] reads.
+pub fn known() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(name, _)| *name)
+}
 
 fn multimodal(mut spec: ModelSpec) -> Result<ModelSpec> {
     spec.prefixes = ["model.language_model.", "language_model.model.", "model."].map(String::from).to_vec();
@@ -158,7 +211,7 @@ impl Common {
     fn read_mha(c: &Config) -> Result<Self> {
         c.mark(&["intermediate_size", "num_key_value_heads", "head_dim"]);
         let hidden_size = c.size(&["hidden_size", "n_embd", "n_embed", "d_model"])?;
-        let heads = c.listed(&["num_attention_heads", "n_head", "n_heads", "num_heads"])?;
+        let heads = c.listed(&["num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"])?;
         if hidden_size / heads > MAX_LISTED {
             bail!("config.json: hidden_size {hidden_size} among {heads} heads is past any model")
         }
@@ -181,32 +234,17 @@ impl Common {
         }
     }
 
-    fn scale(&self) -> f64 {
-        (self.head_dim as f64).powf(-0.5)
-    }
-
     /// Separate projections under `self_attn.`, causal, with the given position encoding.
     fn attention(&self, bias: bool, position: PositionConfig) -> MultiHeadSpec {
         let (hidden, d) = (self.hidden_size, self.head_dim);
         let linear = |name: &str, heads| LinearSpec::new(&format!("self_attn.{name}"), hidden, heads * d).bias(bias);
-        MultiHeadSpec {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: d,
-            scale: self.scale(),
-            softcap: None,
-            qkv_clip: None,
-            mask: Mask::causal(),
-            qkv: QkvSpec::Separate {
-                q: linear("q_proj", self.heads),
-                k: linear("k_proj", self.kv_heads),
-                v: linear("v_proj", self.kv_heads),
-            },
-            out: LinearSpec::new("self_attn.o_proj", self.heads * d, hidden).bias(bias),
-            qk_norm: None,
-            position,
-            overridable: true,
-        }
+        let qkv = QkvSpec::Separate {
+            q: linear("q_proj", self.heads),
+            k: linear("k_proj", self.kv_heads),
+            v: linear("v_proj", self.kv_heads),
+        };
+        let out = LinearSpec::new("self_attn.o_proj", self.heads * d, hidden).bias(bias);
+        MultiHeadSpec::new(self.heads, self.kv_heads, d, qkv, out, position)
     }
 
     /// `mlp.gate_proj`, `mlp.up_proj`, `mlp.down_proj`.
@@ -223,10 +261,10 @@ impl Common {
             hidden_size: self.hidden_size,
             trained_context: Some(trained_context(&layers).unwrap_or(self.max_positions)),
             stack: StackSpec {
-                embedding: embedding("embed_tokens.weight"),
+                embedding: embedding("embed_tokens.weight", self.hidden_size),
                 layers,
                 final_norm: Some(final_norm),
-                relative_table: None,
+                layer_table: None,
             },
             encoder: None,
             head: Some(head(tied, "lm_head")),
@@ -252,17 +290,19 @@ fn gated(prefix: &str, hidden: usize, intermediate: usize, bias: bool, activatio
             up: linear("up_proj", hidden, intermediate),
         },
         down: linear("down_proj", intermediate, hidden),
-        activation,
+        gate: GateSpec::Activation(activation),
     }
 }
 
 fn plain(up: LinearSpec, down: LinearSpec, activation: Activation) -> MlpSpec {
-    MlpSpec::Plain { up, down, activation }
+    MlpSpec::Plain { up, down, activation: PlainActivation::Fixed(activation) }
 }
 
-fn embedding(name: &str) -> EmbeddingSpec {
+fn embedding(name: &str, width: usize) -> EmbeddingSpec {
     EmbeddingSpec {
         tokens: name.into(),
+        width,
+        projection: None,
         scale: 1.0,
         position: nope(),
         position_table: None,
@@ -272,7 +312,19 @@ fn embedding(name: &str) -> EmbeddingSpec {
 }
 
 fn head(tied: bool, name: &str) -> HeadSpec {
-    HeadSpec { name: (!tied).then(|| name.into()), or_tied: false, bias: false, scale: 1.0, softcap: None }
+    HeadSpec {
+        projection: None,
+        name: (!tied).then(|| name.into()),
+        or_tied: false,
+        bias: None,
+        scale: 1.0,
+        softcap: None,
+    }
+}
+
+/// A bias on the logits that has to be there.
+fn head_bias(name: &str, vocab: usize) -> HeadBias {
+    HeadBias { name: name.into(), shape: vec![vocab], optional: false }
 }
 
 fn nope() -> PositionConfig {
@@ -281,13 +333,12 @@ fn nope() -> PositionConfig {
 
 /// A block with a norm before attention and one before the feed-forward.
 fn pre_norm(prefix: String, attention: MultiHeadSpec, mlp: MlpSpec, norms: [NormSpec; 2]) -> LayerSpec {
-    let [attention_norm, mlp_norm] = norms;
     LayerSpec {
         prefix,
         attention: AttentionSpec::MultiHead(attention),
         cross: None,
         mlp,
-        wiring: Wiring { attention_norm: Some(attention_norm), mlp_norm: Some(mlp_norm), ..Wiring::default() },
+        wiring: Wiring::pre_norm(norms),
     }
 }
 
@@ -299,20 +350,54 @@ fn activation(c: &Config, key: &'static str, default: &'static str) -> Result<Ac
     crate::activation::parse(key, c.text_opt(key)?.unwrap_or(default))
 }
 
+/// Keys that the rotary encoding is read from.
+const ROPE_KEYS: &[&str] = &[
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+    "rotary_emb_base",
+    "rotary_pct",
+    "rope_pct",
+    "rope_freq_factors",
+];
+
 /// The rotary encoding of a config; `None` layers have NoPE.
 fn rope(c: &Config, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<PositionConfig> {
-    c.mark(&[
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "partial_rotary_factor",
-        "original_max_position_embeddings",
-        "rotary_emb_base",
-        "rotary_pct",
-        "rope_pct",
-        "rope_freq_factors",
-    ]);
-    let found = RopeConfig::from_hf(c.root(), layer_type, defaults)
+    c.mark(ROPE_KEYS);
+    rope_in(c, c.root(), layer_type, defaults)
+}
+
+/// The rotary encoding with another dictionary in place of the config's, for families that read it in a way of their own.
+fn rope_of(c: &Config, layer_type: Option<&str>, defaults: &RopeDefaults, dictionary: Value) -> Result<PositionConfig> {
+    c.mark(ROPE_KEYS);
+    let mut root = c.root().clone();
+    if let Some(map) = root.as_object_mut() {
+        map.remove("rope_scaling");
+        map.insert("rope_parameters".into(), dictionary);
+    }
+    rope_in(c, &root, layer_type, defaults)
+}
+
+/// The rotary encoding of layers of the type `kind` in families whose types have a dictionary each: that under
+/// `rope_parameters`, else the older `rope_scaling` if it is theirs, else none. As in transformers, what lies beside the
+/// dictionaries has no effect.
+fn rope_by_type(c: &Config, kind: &str, theta: f64, scaled: bool, defaults: &RopeDefaults) -> Result<PositionConfig> {
+    let own = rope_dictionary(c, "rope_parameters").and_then(|d| d.get(kind)?.as_object());
+    let older = if scaled { rope_dictionary(c, "rope_scaling") } else { None };
+    let mut dictionary = own.or(older).cloned().unwrap_or_default();
+    dictionary.entry("rope_theta").or_insert_with(|| theta.into());
+    rope_of(c, None, defaults, dictionary.into())
+}
+
+/// The dictionary under `key`, unless it is absent, null or empty.
+fn rope_dictionary<'a>(c: &Config<'a>, key: &str) -> Option<&'a serde_json::Map<String, Value>> {
+    c.root().get(key)?.as_object().filter(|d| !d.is_empty())
+}
+
+fn rope_in(c: &Config, root: &Value, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<PositionConfig> {
+    let found = RopeConfig::from_hf(root, layer_type, defaults)
         .map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))?;
     let Some(mut config) = found else { return Ok(nope()) };
     if let Some(factors) = c.list("rope_freq_factors", 0, serde_json::Value::as_f64)? {

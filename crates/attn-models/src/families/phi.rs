@@ -35,7 +35,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let norm = NormSpec::layer("final_layernorm", hidden, eps);
     let mut spec = common.decoder("phi", layers.collect(), norm, c.flag("tie_word_embeddings", false)?);
     if let Some(head) = &mut spec.head {
-        head.bias = true;
+        head.bias = Some(super::head_bias("lm_head.bias", common.vocab_size));
     }
     Ok(spec)
 }

@@ -2,7 +2,7 @@
 
 use super::{Common, LLAMA_NORMS, activation, llama_rope, pre_norm};
 use crate::config::Config;
-use crate::spec::{FusedLayout, GateUpSpec, LinearSpec, MlpSpec, ModelSpec, NormSpec, QkvSpec};
+use crate::spec::{FusedLayout, GateSpec, GateUpSpec, LinearSpec, MlpSpec, ModelSpec, NormSpec, QkvSpec};
 use candle_core::Result;
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
@@ -23,7 +23,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         let mlp = MlpSpec::Gated {
             gate_up: GateUpSpec::Fused(LinearSpec::new("mlp.gate_up_proj", hidden, 2 * intermediate)),
             down: LinearSpec::new("mlp.down_proj", intermediate, hidden),
-            activation,
+            gate: GateSpec::Activation(activation),
         };
         pre_norm(format!("layers.{i}."), attention, mlp, LLAMA_NORMS.map(norm))
     });

@@ -5,8 +5,8 @@ use super::{embedding, plain};
 use crate::Architecture;
 use crate::config::Config;
 use crate::spec::{
-    AttentionSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec,
-    StackSpec, Wiring,
+    AttentionSpec, CrossSpec, GateSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
+    NormSpec, QkvSpec, StackSpec, TableSpec, Wiring,
 };
 use attn_core::Mask;
 use attn_core::position::{PositionConfig, T5Config};
@@ -53,7 +53,8 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         head: Some(HeadSpec {
             name: Some("lm_head".into()),
             or_tied: true,
-            bias: false,
+            projection: None,
+            bias: None,
             scale: if scaled { (t5.hidden as f64).powf(-0.5) } else { 1.0 },
             softcap: None,
         }),
@@ -67,10 +68,10 @@ impl T5 {
         let layers = (0..layers).map(|i| self.layer(format!("{name}.block.{i}."), name == "decoder"));
         let table = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         Ok(StackSpec {
-            embedding: embedding("shared.weight"),
+            embedding: embedding("shared.weight", self.hidden),
             layers: layers.collect::<Result<_>>()?,
             final_norm: Some(NormSpec::rms(&format!("{name}.final_layer_norm"), self.hidden, self.eps)),
-            relative_table: Some(table),
+            layer_table: Some(TableSpec::new(&table)),
         })
     }
 
@@ -78,20 +79,10 @@ impl T5 {
         let inner = self.heads * self.d_kv;
         let linear = |name: &str, i, o| LinearSpec::new(&format!("{prefix}{name}"), i, o);
         let project = |name| linear(name, self.hidden, inner);
-        MultiHeadSpec {
-            heads: self.heads,
-            kv_heads: self.heads,
-            head_dim: self.d_kv,
-            scale: 1.0,
-            softcap: None,
-            qkv_clip: None,
-            mask,
-            qkv: QkvSpec::Separate { q: project("q"), k: project("k"), v: project("v") },
-            out: linear("o", inner, self.hidden),
-            qk_norm: None,
-            position,
-            overridable: false,
-        }
+        let qkv = QkvSpec::Separate { q: project("q"), k: project("k"), v: project("v") };
+        let out = linear("o", inner, self.hidden);
+        let spec = MultiHeadSpec::new(self.heads, self.heads, self.d_kv, qkv, out, position).with_mask(mask);
+        MultiHeadSpec { scale: 1.0, overridable: false, ..spec }
     }
 
     /// `feed_forward_proj` is `relu`, or `gated-` and an activation; `gated-gelu` means the tanh approximation.
@@ -104,7 +95,10 @@ impl T5 {
             Some(name) => MlpSpec::Gated {
                 gate_up: GateUpSpec::Separate { gate: up("wi_0"), up: up("wi_1") },
                 down,
-                activation: crate::activation::parse(key, if name == "gelu" { "gelu_new" } else { name })?,
+                gate: GateSpec::Activation(crate::activation::parse(
+                    key,
+                    if name == "gelu" { "gelu_new" } else { name },
+                )?),
             },
         })
     }
@@ -120,7 +114,7 @@ impl T5 {
         let mask = if decoder { Mask::causal() } else { Mask::bidirectional() };
         let cross = decoder.then(|| {
             let attention = self.attention("layer.1.EncDecAttention.", Mask::bidirectional(), super::nope());
-            (attention, norm("layer.1.layer_norm".into()))
+            CrossSpec { attention, norm: norm("layer.1.layer_norm".into()), norm_after: false }
         });
         let last = if decoder { 2 } else { 1 };
         Ok(LayerSpec {

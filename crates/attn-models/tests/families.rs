@@ -1,0 +1,127 @@
+//! What families make of configs that leave keys out, or hold some that change nothing.
+#![allow(missing_docs)]
+
+use attn_core::RopeOverride;
+use attn_core::position::{PositionConfig, RopeConfig, RopeScaling};
+use attn_models::families;
+use attn_models::spec::{AttentionSpec, ModelSpec, MultiHeadSpec};
+use serde_json::{Value, json};
+
+fn golden(name: &str) -> Value {
+    let path = format!("{}/../../tests/golden/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A config that says nothing but its sizes.
+fn sparse(model_type: &str) -> Value {
+    json!({"model_type": model_type, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+        "vocab_size": 64})
+}
+
+fn spec(config: &Value) -> ModelSpec {
+    families::spec(config).unwrap_or_else(|e| panic!("{config}: {e}"))
+}
+
+fn attention(spec: &ModelSpec, layer: usize) -> &MultiHeadSpec {
+    match &spec.stack.layers[layer].attention {
+        AttentionSpec::MultiHead(attention) => attention,
+        AttentionSpec::Latent(_) => panic!("latent attention"),
+    }
+}
+
+fn rope(spec: &ModelSpec, layer: usize) -> &RopeConfig {
+    match spec.stack.layers[layer].attention.position() {
+        PositionConfig::Rope(rope) => rope,
+        other => panic!("no rope but {other:?}"),
+    }
+}
+
+/// Heads, widths, bases and ties as transformers' configuration classes have them.
+#[test]
+fn absent_keys_take_the_family_s_own_defaults() {
+    for (model_type, kv_heads, head_dim, rotary_dim, theta, tied) in [
+        ("apertus", 8, 8, 8, 12e6, false),
+        ("arcee", 8, 8, 8, 1e4, false),
+        ("cohere2", 8, 8, 8, 1e4, true),
+        ("ernie4_5", 2, 128, 128, 5e5, true),
+        ("ernie4_5_moe", 4, 8, 8, 5e5, true),
+        ("glm", 2, 128, 64, 1e4, false),
+        ("glm4_moe", 8, 8, 4, 1e4, false),
+        ("hunyuan_v1_dense", 8, 8, 8, 1e4, false),
+        ("minimax_m2", 8, 128, 128, 5e6, false),
+        ("mixtral", 8, 8, 8, 1e6, false),
+        ("nemotron", 8, 8, 4, 1e4, false),
+        ("olmo3", 8, 8, 8, 5e5, false),
+        ("persimmon", 8, 8, 4, 1e4, false),
+        ("phimoe", 8, 8, 8, 1e6, false),
+        ("qwen3_moe", 4, 8, 8, 1e4, false),
+        ("seed_oss", 8, 128, 128, 1e4, false),
+        ("starcoder2", 2, 8, 8, 1e4, true),
+    ] {
+        let spec = spec(&sparse(model_type));
+        let (attention, rope) = (attention(&spec, 0), rope(&spec, 0));
+        let got = (attention.kv_heads, attention.head_dim, rope.rotary_dim, rope.theta);
+        assert_eq!(got, (kv_heads, head_dim, rotary_dim, theta), "{model_type}");
+        let head = spec.head.as_ref().unwrap();
+        assert_eq!(head.name.is_none() || head.or_tied, tied, "{model_type}");
+    }
+}
+
+#[test]
+fn null_asks_for_the_computed_width() {
+    let mut config = sparse("glm");
+    config["head_dim"] = Value::Null;
+    config["num_key_value_heads"] = Value::Null;
+    let spec = spec(&config);
+    assert_eq!((attention(&spec, 0).head_dim, attention(&spec, 0).kv_heads), (8, 8));
+}
+
+/// Some classes have a scaling of their own, which a `rope_theta` beside it doesn't reach.
+#[test]
+fn classes_with_a_scaling_of_their_own() {
+    let mut config = sparse("apertus");
+    config["rope_theta"] = json!(5.0);
+    let apertus = spec(&config);
+    let RopeScaling::Llama3 { factor, .. } = rope(&apertus, 0).scaling else { panic!("no llama3") };
+    assert_eq!((factor, rope(&apertus, 0).theta), (8.0, 12e6));
+    config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
+    let scaled = spec(&config);
+    assert_eq!((&rope(&scaled, 0).scaling, rope(&scaled, 0).theta), (&RopeScaling::Linear { factor: 2.0 }, 5.0));
+}
+
+#[test]
+fn keys_that_transformers_does_not_read() {
+    for (name, key, value) in [
+        ("codegen", "num_key_value_heads", json!(3)),
+        ("cohere2", "use_parallel_block", json!(true)),
+        ("deepseek-v2", "norm_topk_prob", json!(true)),
+        ("distilbert", "sinusoidal_pos_embds", json!(true)),
+        ("minimax-m2", "use_mtp", json!(true)),
+        ("mixtral", "router_jitter_noise", json!(0.3)),
+        ("opt", "layerdrop", json!(0.1)),
+        ("pegasus", "normalize_before", json!(true)),
+        ("persimmon", "num_key_value_heads", json!(3)),
+        ("seed-oss", "residual_dropout", json!(0.5)),
+    ] {
+        let mut config = golden(name);
+        let before = spec(&config);
+        config[key] = value;
+        assert_eq!(spec(&config), before, "{name}: {key}");
+    }
+}
+
+/// Layers whose rotation the checkpoint never stretches keep it under an override.
+#[test]
+fn an_override_leaves_local_rotations_alone() {
+    let linear = RopeOverride { scaling: Some("linear".into()), factor: Some(2.0), ..RopeOverride::default() };
+    for (name, local, global) in [("olmo3-yarn", 0, 3), ("modernbert", 1, 0)] {
+        let before = spec(&golden(name));
+        let after = before.with_rope(&linear).unwrap();
+        assert_eq!(rope(&after, local), rope(&before, local), "{name}");
+        assert_ne!(rope(&after, global), rope(&before, global), "{name}");
+    }
+    // Where only windowed layers rotate, theirs is the model's.
+    let before = spec(&golden("exaone4"));
+    assert_ne!(rope(&before.with_rope(&linear).unwrap(), 0), rope(&before, 0));
+    assert!(spec(&golden("opt")).with_rope(&linear).unwrap_err().to_string().contains("opt"));
+}
