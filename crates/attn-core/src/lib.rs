@@ -14,7 +14,6 @@ pub mod attention;
 mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod fresh;
 mod latent;
 mod layer;
 mod linear;
@@ -22,9 +21,11 @@ pub mod machine;
 mod mask;
 mod norm;
 pub mod ops;
+mod parallel;
 pub mod position;
 pub mod product;
 pub mod profile;
+mod simd;
 
 pub use attention::{AttendArgs, Curve, ScoreBias, Scores, attend, attend_lse, attend_weights, merge};
 pub use cache::{KvCache, LayerCache};

@@ -3,8 +3,8 @@
 //! Absolute figures move with the machine, its clock and its neighbours, so a share of a limit measured in the same run
 //! says more than GFLOP/s do.
 
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Job, Simd, dispatch};
+use crate::simd::KernelPath;
+use crate::simd::{Job, Simd, dispatch};
 use candle_core::{Device, Result, bail};
 use rayon::prelude::*;
 use std::{hint::black_box, time::Instant};
@@ -105,20 +105,6 @@ impl Job for Sum<'_> {
             sums.into_iter().fold(0.0, |all, sum| all + S::sum(sum))
         } + self.numbers[whole..].iter().sum::<f32>();
     }
-}
-
-/// Whether the processor says it is AMD's: what is fastest there differs from Intel's with the same instructions.
-pub(crate) fn is_amd() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        static AMD: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-        *AMD.get_or_init(|| {
-            let vendor = std::arch::x86_64::__cpuid(0);
-            [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
-        })
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// Lets the process keep what tensors on `device` free for the tensors to come.

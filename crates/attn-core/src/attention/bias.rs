@@ -167,25 +167,29 @@ impl ScoreBias {
         }
     }
 
-    /// The same on a device.
-    pub fn to_device(&self, device: &Device) -> Result<Self> {
-        let to = |x: &Tensor| x.to_device(device);
+    /// The same form of other tensors: what `f` makes of each.
+    pub(super) fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
         Ok(match self {
             Self::None => Self::None,
-            Self::Linear { slopes } => Self::Linear { slopes: to(slopes)? },
-            Self::Relative { table, first } => Self::Relative { table: to(table)?, first: *first },
-            Self::Keys { queries, keys } => Self::Keys { queries: to(queries)?, keys: to(keys)? },
-            Self::RowBank { rows, bank, first } => Self::RowBank { rows: to(rows)?, bank: to(bank)?, first: *first },
+            Self::Linear { slopes } => Self::Linear { slopes: f(slopes)? },
+            Self::Relative { table, first } => Self::Relative { table: f(table)?, first: *first },
+            Self::Keys { queries, keys } => Self::Keys { queries: f(queries)?, keys: f(keys)? },
+            Self::RowBank { rows, bank, first } => Self::RowBank { rows: f(rows)?, bank: f(bank)?, first: *first },
             Self::Curve(c) => Self::Curve(Curve {
-                distances: to(&c.distances)?,
-                rows: to(&c.rows)?,
-                hidden_weight: to(&c.hidden_weight)?,
-                hidden_bias: to(&c.hidden_bias)?,
-                out_weight: to(&c.out_weight)?,
-                out_bias: to(&c.out_bias)?,
+                distances: f(&c.distances)?,
+                rows: f(&c.rows)?,
+                hidden_weight: f(&c.hidden_weight)?,
+                hidden_bias: f(&c.hidden_bias)?,
+                out_weight: f(&c.out_weight)?,
+                out_bias: f(&c.out_bias)?,
             }),
-            Self::Dense(bias) => Self::Dense(to(bias)?),
+            Self::Dense(bias) => Self::Dense(f(bias)?),
         })
+    }
+
+    /// The same on a device.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map(|x| x.to_device(device))
     }
 
     /// True if a gradient has to flow into the bias.

@@ -1,10 +1,16 @@
 //! Bounds on the norms of cached keys, so that a kernel can tell that a far key cannot matter without reading it.
 
-use super::fused_cpu;
-use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use super::view::{Sizes, View};
+use crate::simd::Element;
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
+use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// Keys that share one bound.
-pub(super) const NORM_BLOCK: usize = 64;
+pub(in crate::attention) const NORM_BLOCK: usize = 64;
+
+/// Keys below which measuring isn't worth a second thread.
+const FEW_KEYS: usize = 4096;
 
 /// The largest norm in every run of 64 keys, per batch row and kv head.
 ///
@@ -49,7 +55,7 @@ impl KeyNorms {
         let k = if k.stride()[3] == 1 || d == 1 { k } else { k.contiguous()? };
         let (storage, layout) = k.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { bail!("key norms: the keys are not on the CPU") };
-        let new = fused_cpu::largest_norms(storage, layout, self.len % NORM_BLOCK)?;
+        let new = largest_norms(storage, layout, self.len % NORM_BLOCK)?;
         for (blocks, new) in self.blocks.iter_mut().zip(new) {
             for (i, norm) in new.into_iter().enumerate() {
                 match blocks.get_mut(self.len / NORM_BLOCK + i) {
@@ -94,13 +100,60 @@ impl KeyNorms {
     }
 
     /// From bounds computed elsewhere.
-    pub(super) fn from_blocks(len: usize, blocks: Vec<Vec<f32>>) -> Self {
+    pub(in crate::attention) fn from_blocks(len: usize, blocks: Vec<Vec<f32>>) -> Self {
         Self { len, blocks }
     }
 
-    pub(super) fn blocks(&self, row: usize) -> &[f32] {
+    pub(in crate::attention) fn blocks(&self, row: usize) -> &[f32] {
         &self.blocks[row]
     }
+}
+
+/// The largest norm in each run of keys that shares a bound, per batch row and head of `(b, h_kv, t, d)`; the first run
+/// already holds `filled` keys.
+fn largest_norms(k: &CpuStorage, layout: &Layout, filled: usize) -> Result<Vec<Vec<f32>>> {
+    let s = Sizes::new(layout, layout, layout)?;
+    Ok(match k {
+        CpuStorage::F32(_) => measure(&View::<f32>::new(k, layout)?, &s.key_rows(), s.tk, filled),
+        CpuStorage::BF16(_) => measure(&View::<bf16>::new(k, layout)?, &s.key_rows(), s.tk, filled),
+        CpuStorage::F16(_) => measure(&View::<f16>::new(k, layout)?, &s.key_rows(), s.tk, filled),
+        _ => bail!("fused attention takes f32, bf16 and f16"),
+    })
+}
+
+/// The largest norm in each block of keys; infinite if it isn't a number.
+pub(in crate::attention) fn measure<T: Element>(
+    k: &View<T>,
+    rows: &[(usize, usize)],
+    tokens: usize,
+    filled: usize,
+) -> Vec<Vec<f32>> {
+    let per_row = (filled + tokens).div_ceil(NORM_BLOCK);
+    let block = |i: usize| {
+        let ((b, head), end) = (rows[i / per_row], (i % per_row + 1) * NORM_BLOCK - filled);
+        let range = (end.saturating_sub(NORM_BLOCK))..end.min(tokens);
+        range.map(|t| norm(k.row(b, head, t))).fold(0f32, f32::max)
+    };
+    let n = rows.len() * per_row;
+    let all: Vec<f32> = if rows.len() * tokens < FEW_KEYS {
+        (0..n).map(block).collect()
+    } else {
+        (0..n).into_par_iter().with_min_len(16).map(block).collect()
+    };
+    all.chunks(per_row.max(1)).map(<[f32]>::to_vec).collect()
+}
+
+fn norm<T: Element>(key: &[T]) -> f32 {
+    let mut sums = [0f32; 16];
+    let mut chunks = key.chunks_exact(16);
+    for chunk in &mut chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x.widen() * x.widen();
+        }
+    }
+    let rest = chunks.remainder().iter().map(|x| x.widen() * x.widen()).sum::<f32>();
+    let norm = (sums.iter().sum::<f32>() + rest).sqrt();
+    if norm.is_nan() { f32::INFINITY } else { norm }
 }
 
 #[cfg(test)]
@@ -203,9 +256,9 @@ mod tests {
             layer.forward(&xs.narrow(1, 0, prompt)?, &positions(0..prompt), Some(&mut cache))?;
             let (mut out, mut visited) = (Vec::new(), 0);
             for i in prompt..t {
-                fused_cpu::tiles_visited();
+                super::super::backends::tiles_visited();
                 out.push(layer.forward(&xs.narrow(1, i, 1)?, &positions(i..i + 1), Some(&mut cache))?);
-                visited = fused_cpu::tiles_visited();
+                visited = super::super::backends::tiles_visited();
             }
             Ok((Tensor::cat(&out, 1)?, visited))
         })

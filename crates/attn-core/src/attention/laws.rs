@@ -2,11 +2,13 @@
 //!
 //! One runner for all kernels: [`Case`] describes a call small enough to shrink and print, [`Case::check`] compares.
 
-use super::{AttendArgs, KernelOptions, KernelPath, KeyNorms, Scores, attend_with, reference};
+use super::{
+    AttendArgs, Curve, KernelOptions, KernelPath, KeyNorms, Scores, attend_lse, attend_with, backends, merge, reference,
+};
 use crate::{Mask, ScoreBias};
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
-use std::{ops::Range, sync::Arc};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 /// A form of bias.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,8 +16,23 @@ pub(crate) enum BiasKind {
     None,
     Linear,
     Relative,
+    Keys,
+    /// One bank for all heads if true.
+    Bank(bool),
+    Curve,
     /// Of shape (b, h, tq, tk) with the dimensions in these bits broadcast.
     Dense(u8),
+}
+
+/// A mask of far keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Far {
+    No,
+    Beyond(usize),
+    First(usize, usize),
+    PreviousChunk(usize),
+    EarlierChunks(usize),
+    Documents(usize),
 }
 
 /// One call.
@@ -34,6 +51,8 @@ pub(crate) struct Case {
     pub(crate) causal: bool,
     pub(crate) window: Option<usize>,
     pub(crate) chunk: Option<usize>,
+    pub(crate) far: Far,
+    pub(crate) sinks: bool,
     pub(crate) padding: Option<(usize, usize)>,
     pub(crate) bias: BiasKind,
     pub(crate) softcap: Option<f64>,
@@ -70,6 +89,8 @@ impl Case {
             causal: true,
             window: None,
             chunk: None,
+            far: Far::No,
+            sinks: false,
             padding: None,
             bias: BiasKind::None,
             softcap: None,
@@ -107,6 +128,16 @@ impl Case {
         });
         let base = if self.causal { Mask::causal() } else { Mask::bidirectional() };
         let mask = base.with_window(self.window).with_chunk(self.chunk).with_keys(ranges);
+        let starts = |n: usize| (0..self.b).map(|b| (b % n..slots).step_by(n + b).collect()).collect();
+        let mask = match self.far {
+            Far::No => mask,
+            Far::Beyond(n) => mask.with_beyond(Some(n)),
+            Far::First(n, beyond) => mask.with_first(Some(n)).with_beyond(Some(beyond)),
+            Far::PreviousChunk(n) => mask.with_previous_chunk(n),
+            Far::EarlierChunks(n) => mask.with_earlier_chunks(n),
+            Far::Documents(n) => mask.with_documents(Some(starts(n))),
+        };
+        let (seed, b, tq, tk) = (self.seed, self.b, self.tq, self.tk);
         let bias = match self.bias {
             BiasKind::None => ScoreBias::None,
             BiasKind::Linear => {
@@ -117,6 +148,30 @@ impl Case {
                 let first = self.k_start as i64 - (self.q_start + self.tq) as i64 - 1;
                 ScoreBias::Relative { table: noise(self.seed + 9, 3.0, &[h, self.tq + self.tk + 5])?, first }
             }
+            BiasKind::Keys => ScoreBias::Keys {
+                queries: noise(seed + 3, 20.0, &[b, h, tq])?,
+                keys: noise(seed + 4, 20.0, &[b, h, tk])?,
+            },
+            BiasKind::Bank(shared) => {
+                // Sometimes shorter than the distances, so that both ends are taken.
+                let (r, n) = (1 + seed as usize % 4, 1 + (seed as usize * 7) % (tq + tk + 40));
+                let first = -(self.q_start as i64 + tq as i64 - self.k_start as i64) + seed as i64 % 11 - 5;
+                let rows = noise(seed + 5, 1.0, &[b, h, tq, r])?;
+                ScoreBias::RowBank { rows, bank: noise(seed + 6, 1.0, &[if shared { 1 } else { h }, r, n])?, first }
+            }
+            BiasKind::Curve => {
+                let n = (self.q_start + tq).saturating_sub(self.k_start) + 3;
+                let distance = |i: usize| (0.4 * i as f32 + 1.0).ln();
+                let rows = if seed % 2 == 0 { 1 } else { b };
+                ScoreBias::Curve(Curve {
+                    distances: Tensor::from_iter((0..n).map(distance), &Device::Cpu)?,
+                    rows: (noise(seed + 5, 0.3, &[rows, tq])? + 0.4)?,
+                    hidden_weight: noise(seed + 6, 1.0, &[9])?,
+                    hidden_bias: noise(seed + 7, 1.0, &[9])?,
+                    out_weight: noise(seed + 8, 1.0, &[h, 9])?,
+                    out_bias: noise(seed + 9, 1.0, &[h])?,
+                })
+            }
             BiasKind::Dense(bits) => {
                 let dims = [self.b, h, self.tq, self.tk];
                 let dims: Vec<_> = (0..4).map(|i| if bits >> i & 1 == 1 { 1 } else { dims[i] }).collect();
@@ -124,7 +179,8 @@ impl Case {
             }
         };
         let scale = (self.d as f64).powf(-0.5);
-        let scores = Scores::new(scale).with_softcap(self.softcap).with_bias(bias);
+        let sinks = if self.sinks { Some(noise(seed + 10, 4.0, &[h])?) } else { None };
+        let scores = Scores::new(scale).with_softcap(self.softcap).with_bias(bias).with_sinks(sinks);
         Ok(AttendArgs::new(scores).with_mask(mask).with_slots(self.q_start, self.k_start))
     }
 
@@ -138,10 +194,26 @@ impl Case {
         let ([q, k, v], args) = (self.tensors()?, self.args()?);
         let options = KernelOptions { path: Some(path), key_norms: None };
         let ours = attend_with(&q, &k, &v, &args, &options)?;
+        let (with_sums, sums) = backends::run([&q, &k, &v], &args, &options, true)?;
+        assert_eq!(difference(&with_sums, &ours)?, 0.0, "{path}: another result with sums in {self:?}");
+        let (_, wanted) = reference::attend_lse(&q, &k, &v, &args)?;
+        self.check_sums(&sums.expect("asked for"), &wanted, path)?;
         assert_eq!((ours.dtype(), ours.dims()), (self.dtype, &[self.b, self.h_kv * self.group, self.tq, self.dv][..]));
         let theirs = reference::attend(&q, &k, &v, &args)?;
         let difference = difference(&ours, &theirs)?;
         assert!(difference <= self.tolerance(), "{path}: off by {difference:e} in {self:?}");
+        Ok(())
+    }
+}
+
+impl Case {
+    fn check_sums(&self, ours: &Tensor, theirs: &Tensor, path: KernelPath) -> Result<()> {
+        assert_eq!((ours.dtype(), ours.dims()), (theirs.dtype(), theirs.dims()));
+        let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+        for (ours, theirs) in flat(ours)?.into_iter().zip(flat(theirs)?) {
+            let close = (ours - theirs).abs() <= self.tolerance() * theirs.abs().max(1.0);
+            assert!(close || ours == theirs, "{path}: a sum of {ours} instead of {theirs} in {self:?}");
+        }
         Ok(())
     }
 }
@@ -172,8 +244,15 @@ prop_compose! {
         chunk in proptest::option::weighted(0.2, 1usize..200),
         padding in proptest::option::weighted(0.3, (0usize..40, 0usize..40)),
         bias in prop_oneof![
-            Just(BiasKind::None), Just(BiasKind::Linear), Just(BiasKind::Relative), (0u8..16).prop_map(BiasKind::Dense)
+            Just(BiasKind::None), Just(BiasKind::Linear), Just(BiasKind::Relative), Just(BiasKind::Keys),
+            any::<bool>().prop_map(BiasKind::Bank), Just(BiasKind::Curve), (0u8..16).prop_map(BiasKind::Dense)
         ],
+        far in prop_oneof![
+            6 => Just(Far::No), 1 => (0usize..200).prop_map(Far::Beyond), 1 => (1usize..200).prop_map(Far::PreviousChunk),
+            1 => (1usize..200).prop_map(Far::EarlierChunks), 1 => (1usize..90).prop_map(Far::Documents),
+            1 => (1usize..9, 0usize..200).prop_map(|(n, beyond)| Far::First(n, beyond)),
+        ],
+        sinks in proptest::bool::weighted(0.3),
         softcap in proptest::option::weighted(0.3, 1f64..50.0),
         transposed in any::<bool>(),
         seed in 1u64..1_000_000,
@@ -183,8 +262,8 @@ prop_compose! {
         let q_start = (k_start + tk - tq).saturating_sub(if gap < 10 { 0 } else { gap * 5 });
         let dv = other_dv.unwrap_or(d);
         Case {
-            dtype, b, h_kv, group, tq, tk, d, dv, q_start, k_start, causal, window, chunk, padding, bias, softcap,
-            transposed, seed,
+            dtype, b, h_kv, group, tq, tk, d, dv, q_start, k_start, causal, window, chunk, far, sinks, padding, bias,
+            softcap, transposed, seed,
         }
     }
 }
@@ -304,36 +383,54 @@ fn alibi_leaves_far_keys_unread() {
 pub(crate) type Kernel<'a> = &'a dyn Fn(&Tensor, &Tensor, &Tensor, &AttendArgs) -> Result<Tensor>;
 
 impl Case {
-    /// The gradients of q, k, v and a relative table, with a weight on each output.
+    /// The gradients of q, k, v, what the bias is made of and the sinks, with a weight on each output.
     pub(crate) fn gradients(&self, device: &Device, kernel: Kernel) -> Result<Vec<Tensor>> {
-        let (tensors, mut args) = (self.tensors()?, self.args()?);
-        let weight = noise(77, 1.0, &[self.b, self.h_kv * self.group, self.tq, self.dv])?.to_dtype(self.dtype)?;
-        let var = |x: &Tensor| candle_core::Var::from_tensor(&x.to_device(device)?);
-        let mut vars = tensors.iter().map(var).collect::<Result<Vec<_>>>()?;
-        if let ScoreBias::Relative { table, first } = &args.scores.bias {
-            let table = var(table)?;
-            args.scores.bias = ScoreBias::Relative { table: table.as_tensor().clone(), first: *first };
-            vars.push(table);
-        }
-        let [q, k, v] = [&vars[0], &vars[1], &vars[2]].map(|x| x.as_tensor());
-        let mut grads = (kernel(q, k, v, &args)? * weight.to_device(device)?)?.sum_all()?.backward()?;
-        vars.iter().map(|x| grads.remove(x.as_tensor()).expect("a gradient").to_device(&Device::Cpu)).collect()
+        self.gradients_in(device, kernel, |x| Ok(x.clone()))
     }
 
-    /// Checks gradients against those of the reference.
+    /// The same with every tensor converted first.
+    fn gradients_in(
+        &self,
+        device: &Device,
+        kernel: Kernel,
+        convert: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let (tensors, mut args) = (self.tensors()?, self.args()?);
+        let weight = noise(77, 1.0, &[self.b, self.h_kv * self.group, self.tq, self.dv])?.to_dtype(self.dtype)?;
+        let weight = convert(&weight)?;
+        let vars = RefCell::new(vec![]);
+        let var = |x: &Tensor| {
+            let var = candle_core::Var::from_tensor(&convert(x)?.to_device(device)?)?;
+            vars.borrow_mut().push(var.clone());
+            Ok::<_, candle_core::Error>(var.as_tensor().clone())
+        };
+        let [q, k, v] = tensors.each_ref().map(var);
+        if !matches!(args.scores.bias, ScoreBias::Dense(_)) {
+            args.scores.bias = args.scores.bias.map(var)?;
+        }
+        args.scores.sinks = args.scores.sinks.as_ref().map(var).transpose()?;
+        let mut grads = (kernel(&q?, &k?, &v?, &args)? * weight.to_device(device)?)?.sum_all()?.backward()?;
+        let vars = vars.into_inner();
+        let of = |x: &candle_core::Var| grads.remove(x.as_tensor()).expect("a gradient").to_device(&Device::Cpu);
+        vars.iter().map(of).collect()
+    }
+
+    /// Checks gradients against those of the reference, which computes them in f64: sums over many scores cancel.
     pub(crate) fn check_gradients(&self, name: &str, ours: &[Tensor]) -> Result<()> {
-        let theirs = self.gradients(&Device::Cpu, &reference::attend)?;
+        let theirs = self.gradients_in(&Device::Cpu, &reference::attend, |x| x.to_dtype(DType::F64))?;
+        let theirs = theirs.iter().zip(ours).map(|(x, ours)| x.to_dtype(ours.dtype()));
+        let theirs = theirs.collect::<Result<Vec<_>>>()?;
         assert_eq!(ours.len(), theirs.len());
         let largest = |x: &Tensor| x.abs()?.max_all()?.to_dtype(DType::F32)?.to_scalar::<f32>();
         let most = theirs.iter().map(largest).collect::<Result<Vec<_>>>()?.into_iter().fold(0.0, f32::max);
         // Where a query sees one key the gradient of its score is zero, and what is computed is the rounding of two sums of
         // dv products that are equal.
         let rounding = if self.dtype == DType::F32 { 1e-6 * (self.dv as f32).sqrt() } else { 4e-3 };
-        for (of, (ours, theirs)) in ["q", "k", "v", "table"].iter().zip(ours.iter().zip(&theirs)) {
+        for (of, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
             assert_eq!((ours.dtype(), ours.dims()), (theirs.dtype(), theirs.dims()));
             let (difference, limit) = (difference(ours, theirs)?, 2.0 * self.tolerance());
             let noise = largest(&(ours - theirs)?)? <= rounding * most;
-            assert!(difference <= limit || noise, "{name}: gradient of {of} off by {difference:e} in {self:?}");
+            assert!(difference <= limit || noise, "{name}: gradient {of} off by {difference:e} in {self:?}");
         }
         Ok(())
     }
@@ -402,4 +499,91 @@ fn the_gradient_of_a_dense_bias_never_vanishes() {
     let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let largest = grads.get(bias.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
     assert!(largest.to_scalar::<f32>().unwrap() > 0.0);
+}
+
+/// Near and far keys, joined by their sums, are all keys; in the gradients too, those of the sums included.
+#[test]
+fn parts_join_into_the_whole() {
+    let masks = |kind: usize| match kind {
+        0 => vec![Mask::causal().with_window(Some(9)), Mask::causal().with_beyond(Some(9))],
+        _ => vec![
+            Mask::causal().with_chunk(Some(13)),
+            Mask::causal().with_previous_chunk(13),
+            Mask::causal().with_earlier_chunks(13),
+        ],
+    };
+    for (kind, bias, softcap) in
+        [(0, BiasKind::Keys, None), (1, BiasKind::Linear, Some(8.0)), (1, BiasKind::None, None)]
+    {
+        let case = Case { b: 2, bias, softcap, padding: Some((3, 5)), ..Case::plain(2, 2, 60, 24) };
+        let joined: Kernel = &|q, k, v, args| {
+            let parts = masks(kind)
+                .into_iter()
+                .map(|mask| attend_lse(q, k, v, &args.clone().with_mask(mask.with_keys(args.mask.keys.clone()))));
+            merge(&parts.collect::<Result<Vec<_>>>()?).map(|(out, _)| out)
+        };
+        let ([q, k, v], args) = (case.tensors().unwrap(), case.args().unwrap());
+        let (ours, theirs) = (joined(&q, &k, &v, &args).unwrap(), reference::attend(&q, &k, &v, &args).unwrap());
+        let off = difference(&ours, &theirs).unwrap();
+        assert!(off < 2e-5, "off by {off:e} in {case:?}");
+        case.check_gradients("parts", &case.gradients(&Device::Cpu, joined).unwrap()).unwrap();
+    }
+}
+
+/// A log-sum-exp that is used for something else than joining has its own gradient.
+#[test]
+fn the_gradient_of_the_sums_agrees_with_the_reference() {
+    for (bias, sinks) in [(BiasKind::None, false), (BiasKind::Keys, true), (BiasKind::Relative, true)] {
+        let case = Case { bias, sinks, ..Case::plain(2, 2, 40, 16) };
+        let weight = &noise(5, 1.0, &[1, 4, 40]).unwrap();
+        let with = |call: fn(&Tensor, &Tensor, &Tensor, &AttendArgs) -> Result<(Tensor, Tensor)>, with_out: bool| {
+            let kernel = move |q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs| {
+                let (out, lse) = call(q, k, v, args)?;
+                let sums = (lse * weight)?.unsqueeze(3)?;
+                if with_out { out.broadcast_add(&sums) } else { (out * 1e-3)?.broadcast_add(&sums) }
+            };
+            case.gradients(&Device::Cpu, &kernel)
+        };
+        for with_out in [true, false] {
+            let (ours, theirs) = (with(attend_lse, with_out), with(reference::attend_lse, with_out));
+            for (i, (ours, theirs)) in ours.unwrap().iter().zip(&theirs.unwrap()).enumerate() {
+                let off = difference(ours, theirs).unwrap();
+                let both_nothing = [ours, theirs]
+                    .iter()
+                    .all(|x| x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
+                assert!(off < 1e-4 || both_nothing, "gradient {i} off by {off:e} in {case:?}, {with_out}");
+            }
+        }
+    }
+}
+
+/// Slopes, sinks and the rest may be trained alone.
+#[test]
+fn what_a_bias_is_made_of_has_a_gradient_of_its_own() {
+    for bias in [BiasKind::Linear, BiasKind::Keys, BiasKind::Bank(true), BiasKind::Curve] {
+        let case = Case { bias, sinks: true, ..Case::plain(2, 2, 30, 8) };
+        let ([q, k, v], args) = (case.tensors().unwrap(), case.args().unwrap());
+        for which in 0..args.scores.tensors().len() {
+            let run = |fused: bool| {
+                let (mut args, at) = (args.clone(), std::cell::Cell::new(0));
+                let vars = RefCell::new(None);
+                let pick = |x: &Tensor| {
+                    if at.replace(at.get() + 1) != which {
+                        return Ok(x.clone());
+                    }
+                    let var = candle_core::Var::from_tensor(x)?;
+                    *vars.borrow_mut() = Some(var.clone());
+                    Ok(var.as_tensor().clone())
+                };
+                args.scores.bias = args.scores.bias.map(pick).unwrap();
+                args.scores.sinks = args.scores.sinks.as_ref().map(pick).transpose().unwrap();
+                let out = if fused { super::attend(&q, &k, &v, &args) } else { reference::attend(&q, &k, &v, &args) };
+                let grads = out.unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let var = vars.into_inner().expect("one of them");
+                grads.get(var.as_tensor()).expect("a gradient").clone()
+            };
+            let off = difference(&run(true), &run(false)).unwrap();
+            assert!(off < 1e-4, "tensor {which} of {bias:?} off by {off:e}");
+        }
+    }
 }

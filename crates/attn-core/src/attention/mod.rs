@@ -1,40 +1,32 @@
 //! Scaled dot-product attention: [`attend`] is the only place that picks a kernel.
 //!
-//! | device | dtype | gradients tracked | kernel |
-//! |---|---|---|---|
-//! | CPU | f32, bf16, f16 | none, or of q, k, v and a relative bias | fused: tiles, one pass; recomputed for gradients |
-//! | CPU | f32, bf16, f16 | of another bias | reference: plain Candle ops, which keep the graph |
-//! | CUDA | f32, bf16, f16 | none | fused, or candle-flash-attn where it is built in and right, see `accelerator` |
-//! | CUDA | f32, bf16, f16 | of q, k, v and a relative bias | fused: recomputed for gradients |
-//! | Metal | those that Candle's own kernel gets right | none | Candle's, see `accelerator` |
-//! | any | else | any | reference |
+//! Which one takes a call, and why, is in [`backends`].
 //!
 //! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()`.
 //! The fused kernel runs on rayon's current pool: `RAYON_NUM_THREADS` or `ThreadPool::install` set how many threads. Up to
 //! eight queries go to Candle's threads (`CANDLE_NUM_THREADS`), unless those are more or the caller is one of rayon's.
 
-mod accelerator;
+mod backends;
 mod bias;
-pub(crate) mod fused_cpu;
-#[cfg(feature = "cuda")]
-mod fused_cuda;
 mod gradients;
 mod key_norms;
 #[cfg(test)]
 pub(crate) mod laws;
 mod merge;
-mod path;
-pub mod reference;
+mod options;
 mod scores;
+mod view;
 
+pub use crate::simd::KernelPath;
+pub use backends::reference;
 pub use bias::{Curve, ScoreBias};
 pub use key_norms::KeyNorms;
 pub use merge::merge;
-pub use path::{KernelOptions, KernelPath};
+pub use options::KernelOptions;
 pub use scores::{AttendArgs, Scores};
 
 use crate::profile;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 /// Multi-head attention: `softmax(mask(softcap(scale q k^T) + bias)) v`, accumulated in f32 (f64 for f64 inputs).
 ///
@@ -60,13 +52,7 @@ pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, option
     if let Some(norms) = &options.key_norms {
         norms.check(k)?;
     }
-    if fused_cpu::supports(q, k, v, args) {
-        return fused_cpu::attend(q, k, v, args, options);
-    }
-    match accelerator::attend(q, k, v, args)? {
-        Some(out) => Ok(out),
-        None => reference::attend(q, k, v, args),
-    }
+    backends::run([q, k, v], args, options, false).map(|(out, _)| out)
 }
 
 /// [`attend`], and with it the natural log of the sum of `exp(score)` over the keys that each query sees, and its sink:
@@ -78,7 +64,10 @@ pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, option
 pub fn attend_lse(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<(Tensor, Tensor)> {
     let _scope = profile::scope(profile::Op::Attention);
     args.check(q, k, v)?;
-    reference::attend_lse(q, k, v, args)
+    match backends::run([q, k, v], args, &KernelOptions::default(), true)? {
+        (out, Some(lse)) => Ok((out, lse)),
+        (_, None) => bail!("attend: a backend left the log-sum-exp out"),
+    }
 }
 
 /// [`attend`], and with it the weight of each key in each query's sum, `(b, h, tq, tk)` in the dtype of `q`: for people who
@@ -89,9 +78,4 @@ pub fn attend_lse(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Resu
 pub fn attend_weights(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<(Tensor, Tensor)> {
     args.check(q, k, v)?;
     reference::attend_weights(q, k, v, args)
-}
-
-/// `(b, h, t, d)` with the last dimension's numbers side by side, copied only if they aren't.
-fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
-    if x.stride()[3] == 1 || x.dim(3)? == 1 { Ok(x.clone()) } else { x.contiguous() }
 }

@@ -29,7 +29,7 @@ impl Kernel<2, 1> for Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::fused_cpu::simd::round_bf16;
+    use crate::simd::round_bf16;
     use candle_core::{DType, Device, Var};
     use half::bf16;
 

@@ -4,7 +4,7 @@
 //! strided pass over the whole tensor each; these move every number once, both ways, on every core.
 
 use super::rows::{PARALLEL_FROM, is_plain};
-use crate::fresh::filled;
+use crate::parallel::filled;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use half::{bf16, f16};

@@ -3,9 +3,9 @@
 //! Kernels are written on rows of f32. Rows of half precision are widened into a buffer that stays in the first-level
 //! cache and rounded on the way out, so that each kernel is compiled once per instruction set and not again per dtype.
 
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Job, Simd, dispatch, round_bf16};
-use crate::fresh::filled;
+use crate::parallel::filled;
+use crate::simd::KernelPath;
+use crate::simd::{Job, Simd, dispatch, round_bf16};
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;

@@ -2,9 +2,9 @@
 
 use super::rope::Table;
 use super::{Layout, Positions, RopeConfig};
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
-use crate::fresh::filled;
+use crate::parallel::filled;
+use crate::simd::KernelPath;
+use crate::simd::{Element, Job, Simd, dispatch};
 use candle_core::{CpuStorage, CustomOp1, D, Layout as Strides, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 

@@ -10,10 +10,10 @@ mod blocks;
 
 pub(super) use blocks::of_blocks;
 
-use super::target::Target;
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
-use crate::fresh::filled;
+use crate::parallel::Disjoint;
+use crate::parallel::filled;
+use crate::simd::KernelPath;
+use crate::simd::{Element, Job, Simd, dispatch};
 use candle_core::Result;
 use half::bf16;
 use rayon::prelude::*;
@@ -93,7 +93,7 @@ pub(super) fn product<O: Element>(
     let path = kernel.path();
     let padded = (rows.next_multiple_of(ROWS), depth.next_multiple_of(DEPTH));
     let xs = &tiles(xs, depth, padded);
-    let target = Target::unwritten(rows * out);
+    let target = Disjoint::unwritten(rows * out);
     (0..out.div_ceil(COLS)).into_par_iter().try_for_each_init(
         || vec![0u32; COLS * padded.1 / 2],
         |packed, task| -> Result<()> {
@@ -128,7 +128,7 @@ struct Block<'a> {
 struct Columns<'a, O> {
     kernel: Kernel,
     block: Block<'a>,
-    target: &'a Target<O>,
+    target: &'a Disjoint<'a, O>,
 }
 
 impl<O: Element> Job for Columns<'_, O> {
@@ -144,7 +144,7 @@ impl<O: Element> Job for Columns<'_, O> {
 impl Block<'_> {
     /// Rounds and writes sums `(ROWS, COLS)` of the rows from `row` on.
     #[inline(always)]
-    fn write<O: Element>(&self, target: &Target<O>, row: usize, sums: &[f32; ROWS * COLS]) {
+    fn write<O: Element>(&self, target: &Disjoint<'_, O>, row: usize, sums: &[f32; ROWS * COLS]) {
         for (i, sums) in sums.chunks_exact(COLS).take(self.rows.saturating_sub(row)).enumerate() {
             let mut ys = [O::zero(); COLS];
             O::narrow_all(sums, &mut ys);

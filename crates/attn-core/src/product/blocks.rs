@@ -6,9 +6,9 @@
 
 use super::FEW_ROWS;
 use super::few_rows;
-use super::target::Target;
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Job, Simd, dispatch};
+use crate::parallel::Disjoint;
+use crate::simd::KernelPath;
+use crate::simd::{Job, Simd, dispatch};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::ops::Range;
@@ -85,10 +85,10 @@ fn few(xs: &[f32], format: Format, data: &[u8], (rows, depth, out): (usize, usiz
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
     let mut lanes = vec![0f32; rows * blocks * BLOCK];
     dispatch(path, Sums { xs, sums: &mut lanes });
-    few_rows::columns((rows, out), |outs: Range<usize>, target: &Target<f32>| {
+    few_rows::columns((rows, out), |outs: Range<usize>, target: &Disjoint<'_, f32>| {
         let data = &data[outs.start * blocks * format.bytes()..outs.end * blocks * format.bytes()];
         // SAFETY: the target is zeroed, and every range of outputs is handed out once.
-        let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
+        let ys = unsafe { target.part(outs.start * rows, outs.len() * rows) };
         dispatch(path, Rows { xs, sums: &lanes, format, data, depth, ys });
     })
 }

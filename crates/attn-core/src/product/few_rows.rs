@@ -1,10 +1,10 @@
 //! Products of a few rows: bound by reading the weights, so every core reads its share of them once, and weights in half
 //! precision are widened in registers.
 
-use super::target::Target;
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
-use crate::machine::is_amd;
+use crate::parallel::Disjoint;
+use crate::simd::KernelPath;
+use crate::simd::is_amd;
+use crate::simd::{Element, Job, Simd, dispatch};
 use candle_core::utils::barrier_pool;
 use std::ops::Range;
 
@@ -33,14 +33,14 @@ pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out)
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
     columns((rows, out), |outs, target| {
         // SAFETY: the target is zeroed, and every range of outputs is handed out once.
-        let ys = unsafe { target.slice(outs.start * rows, outs.len() * rows) };
+        let ys = unsafe { target.part(outs.start * rows, outs.len() * rows) };
         dispatch(path, Rows { xs, w: &w[outs.start * depth..outs.end * depth], depth, ys });
     })
 }
 
 /// Sums `(rows, out)` that `fill` computes for disjoint ranges of outputs, on every core, as `(out, rows)`.
-pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Target<f32>) + Sync) -> Vec<f32> {
-    let target = Target::zeroed(out * rows);
+pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Disjoint<'_, f32>) + Sync) -> Vec<f32> {
+    let target = Disjoint::zeroed(out * rows);
     barrier_pool().execute_chunked(out.div_ceil(GROUP), |groups| {
         fill(groups.start * GROUP..out.min(groups.end * GROUP), &target);
     });

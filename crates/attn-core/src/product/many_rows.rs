@@ -3,10 +3,10 @@
 //! A task packs the weights of a few outputs once, inputs outermost, and streams packed rows past them. Sums run over the
 //! inputs in order, so a result depends neither on the number of threads nor on the other rows.
 
-use super::target::Target;
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Job, MOST_MR, Simd, TILE_STRIDE, dispatch};
-use crate::fresh::filled;
+use crate::parallel::Disjoint;
+use crate::parallel::filled;
+use crate::simd::KernelPath;
+use crate::simd::{Job, MOST_MR, Simd, TILE_STRIDE, dispatch};
 use rayon::prelude::*;
 
 /// Most rows per task, a multiple of every path's `MR`: enough to make packing the weights cheap.
@@ -28,7 +28,7 @@ pub(super) fn product(path: KernelPath, xs: &[f32], w: &[f32], size: (usize, usi
     dispatch(path, Shape { shape: &mut shape });
     let (mr, nr) = shape;
     let packed = interleaved(path, xs, depth, mr);
-    let target = Target::unwritten(rows * out);
+    let target = Disjoint::unwritten(rows * out);
     let panels = out.div_ceil(nr);
     let part = rows_per_task(rows, mr, panels, rayon::current_num_threads());
     (0..panels * rows.div_ceil(part)).into_par_iter().for_each_init(Vec::new, |panel, task| {
@@ -113,7 +113,7 @@ struct Panel<'a> {
     rows: std::ops::Range<usize>,
     first: usize,
     out: usize,
-    target: &'a Target<f32>,
+    target: &'a Disjoint<'a, f32>,
 }
 
 impl Job for Panel<'_> {

@@ -17,7 +17,6 @@ pub(crate) mod blocks;
 mod dense;
 mod few_rows;
 mod many_rows;
-mod target;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor};

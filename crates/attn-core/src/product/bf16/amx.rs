@@ -1,13 +1,13 @@
 //! The product on AMX tiles.
 
 use super::{Block, COLS, DEPTH, ROWS};
-use crate::attention::fused_cpu::simd::{Element, amx::Tiles};
-use crate::product::target::Target;
+use crate::parallel::Disjoint;
+use crate::simd::{Element, amx::Tiles};
 use std::arch::asm;
 
 /// All rows of `block`, 32 at a time.
 #[inline(always)]
-pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
+pub(super) fn columns<O: Element>(block: &Block, target: &Disjoint<'_, O>) {
     assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
     assert!(block.xs.len().is_multiple_of(ROWS * block.depth) && block.packed.len() == COLS * block.depth / 2);
     let mut sums = [0f32; ROWS * COLS];

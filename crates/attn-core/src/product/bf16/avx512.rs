@@ -1,8 +1,8 @@
 //! The product on `vdpbf16ps`: sixteen sums of pairs per instruction.
 
 use super::{Block, COLS, DEPTH, ROWS};
-use crate::attention::fused_cpu::simd::Element;
-use crate::product::target::Target;
+use crate::parallel::Disjoint;
+use crate::simd::Element;
 use half::bf16;
 use std::arch::x86_64::{
     __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
@@ -13,7 +13,7 @@ const STEP: usize = 8;
 
 /// All rows of `block`, 32 at a time.
 #[inline(always)]
-pub(super) fn columns<O: Element>(block: &Block, target: &Target<O>) {
+pub(super) fn columns<O: Element>(block: &Block, target: &Disjoint<'_, O>) {
     assert!(block.packed.len() == COLS * block.depth / 2 && block.depth > 0);
     let mut sums = [0f32; ROWS * COLS];
     for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {

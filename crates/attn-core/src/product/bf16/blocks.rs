@@ -1,9 +1,9 @@
 //! Weights in the blocks of GGUF files, which become bf16 a few outputs at a time.
 
 use super::{Kernel, Weights, product};
-use crate::attention::KernelPath;
-use crate::attention::fused_cpu::simd::{Element, Job, Simd, dispatch};
 use crate::product::with_slices;
+use crate::simd::KernelPath;
+use crate::simd::{Element, Job, Simd, dispatch};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, DType, Device, Result, Tensor, bail};
 use half::bf16;

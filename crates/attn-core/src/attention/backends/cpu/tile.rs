@@ -1,0 +1,416 @@
+//! What happens to one tile of scores: packing the operands, bias and softcap, and a step of the online softmax.
+
+use super::bias::{LOG2E, RowBias};
+use crate::simd::{Element, MOST_MR, Simd, TILE_STRIDE};
+use std::ops::Range;
+
+/// Rows of a score tile, a multiple of every path's `MR`.
+pub(super) const ROWS: usize = 48;
+/// Row counts are padded to a multiple of this: the least common multiple of the paths' `MR` and of 4.
+pub(super) const ROW_PAD: usize = 12;
+/// The reference point of a row's softmax moves only when a score exceeds it by this many factors of two, which saves
+/// most of the rescaling of accumulators; weights stay below 2^8 and sums far below f32's limit.
+const SLACK: f32 = 8.0;
+
+/// The running softmax of one query row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowState {
+    /// What scores are taken relative to: the row's largest score so far, or up to [`SLACK`] less.
+    pub(super) max: f32,
+    /// The sum of the weights, in as many parts as a vector has lanes.
+    sums: [f32; 16],
+}
+
+impl RowState {
+    pub(super) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sums: [0.0; 16] };
+
+    /// The sum of the weights.
+    pub(super) fn sum(&self) -> f32 {
+        self.sums.iter().sum()
+    }
+}
+
+/// Packs rows `mr` at a time and transposed, as the score kernel reads its left side, times `factor`. `dst` has room for
+/// a multiple of `mr` rows of `width`; missing rows are zero.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+pub(super) unsafe fn pack_rows<'a, S: Simd, T: Element>(
+    mut rows: impl Iterator<Item = &'a [T]>,
+    mr: usize,
+    width: usize,
+    factor: f32,
+    dst: &mut [f32],
+) {
+    let (mut group, mut start): ([&[T]; MOST_MR], usize) = ([&[]; MOST_MR], 0);
+    loop {
+        let mut n = 0;
+        while n < mr
+            && let Some(row) = rows.next()
+        {
+            group[n] = &row[..width];
+            n += 1;
+        }
+        if n == 0 {
+            break;
+        }
+        // SAFETY: by the caller's word.
+        unsafe { pack_group::<S, T>(&group[..n], mr, width, factor, &mut dst[start..]) };
+        start += mr * width;
+    }
+}
+
+/// Packs up to `mr` rows to the start of `dst`; what is after them in `dst` may change.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+unsafe fn pack_group<S: Simd, T: Element>(rows: &[&[T]], mr: usize, width: usize, factor: f32, dst: &mut [f32]) {
+    let (lanes, mut c) = (S::LANES, 0);
+    if mr > 1 && mr <= lanes {
+        let mut staged = [0f32; 256];
+        // A transposition writes LANES numbers to each line of `mr`; the next line overwrites what is too much.
+        while c + lanes <= width && (c + lanes - 1) * mr + lanes <= dst.len() {
+            // SAFETY: LANES numbers from `c` are in every row, `staged` has room for LANES^2, and the last line ends in
+            // `dst`.
+            unsafe {
+                for (i, row) in rows.iter().enumerate() {
+                    let x = S::mul(T::load::<S>(row.as_ptr().add(c)), S::splat(factor));
+                    S::store(staged.as_mut_ptr().add(i * lanes), x);
+                }
+                S::transpose(staged.as_ptr(), lanes, dst.as_mut_ptr().add(c * mr), mr);
+            }
+            c += lanes;
+        }
+    }
+    for (c, line) in dst[..mr * width].chunks_exact_mut(mr).enumerate().skip(c) {
+        for (i, x) in line.iter_mut().enumerate() {
+            *x = rows.get(i).map_or(0.0, |row| row[c].widen() * factor);
+        }
+    }
+}
+
+/// Packs `n <= NR` tokens of `width` numbers into a panel: `dst[c * NR + j]` is number `c` of token `j`; missing tokens
+/// are zero.
+///
+/// # Safety
+/// `src` holds `n` tokens; `dst` has room for `width` rounded up to 16, times `NR`.
+#[inline(always)]
+pub(super) unsafe fn pack_panel<S: Simd, T: Element>(
+    (src, stride): (*const T, usize),
+    n: usize,
+    width: usize,
+    dst: *mut f32,
+) {
+    let lanes = S::LANES;
+    let mut staged = [0f32; 256];
+    for j in (0..S::NR).step_by(lanes) {
+        for c in (0..width).step_by(lanes) {
+            // SAFETY: whole blocks are read where they are; partial ones go through `staged`, which holds LANES^2
+            // numbers. Rows c..c + LANES of the panel exist by the caller's word.
+            unsafe {
+                let to = dst.add(c * S::NR + j);
+                if T::IS_F32 && j + lanes <= n && c + lanes <= width {
+                    S::transpose(src.add(j * stride + c).cast(), stride, to, S::NR);
+                    continue;
+                }
+                let cols = lanes.min(width - c);
+                for i in 0..lanes {
+                    let line = &mut staged[i * lanes..(i + 1) * lanes];
+                    if j + i < n {
+                        widen::<S, T>(src.add((j + i) * stride + c), cols, line.as_mut_ptr());
+                        line[cols..].fill(0.0);
+                    } else {
+                        line.fill(0.0);
+                    }
+                }
+                S::transpose(staged.as_ptr(), lanes, to, S::NR);
+            }
+        }
+    }
+}
+
+/// Copies `n` numbers as f32.
+///
+/// # Safety
+/// `n` numbers are readable at `src` and writable at `dst`.
+#[inline(always)]
+pub(super) unsafe fn widen<S: Simd, T: Element>(src: *const T, n: usize, dst: *mut f32) {
+    let mut i = 0;
+    // SAFETY: i + LANES <= n, then i < n.
+    unsafe {
+        while i + S::LANES <= n {
+            S::store(dst.add(i), T::load::<S>(src.add(i)));
+            i += S::LANES;
+        }
+        while i < n {
+            *dst.add(i) = (*src.add(i)).widen();
+            i += 1;
+        }
+    }
+}
+
+/// tanh to 2 units in the last place: a ratio of polynomials, as in Eigen.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+pub(super) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
+    const TOP: [f32; 7] =
+        [4.893_524_6e-3, 6.372_619_3e-4, 1.485_722_4e-5, 5.122_297e-8, -8.604_672e-11, 2.000_188e-13, -2.760_768_5e-16];
+    const BOTTOM: [f32; 4] = [4.893_525e-3, 2.268_434_6e-3, 1.185_347_1e-4, 1.198_258_4e-6];
+    // SAFETY: arithmetic only.
+    unsafe {
+        let x = S::max(S::splat(-7.905_311), S::min(S::splat(7.905_311), x));
+        let x2 = S::mul(x, x);
+        let mut top = S::splat(TOP[6]);
+        for c in TOP[..6].iter().rev() {
+            top = S::fma(top, x2, S::splat(*c));
+        }
+        let mut bottom = S::splat(BOTTOM[3]);
+        for c in BOTTOM[..3].iter().rev() {
+            bottom = S::fma(bottom, x2, S::splat(*c));
+        }
+        S::div(S::mul(top, x), bottom)
+    }
+}
+
+/// Caps the scores of `cols`, rounded up to whole vectors, which are products with queries times [`Problem::q_factor`].
+///
+/// [`Problem::q_factor`]: super::problem::Problem::q_factor
+///
+/// # Safety
+/// `s` has room for `cols.end` rounded up to whole vectors from `cols.start`.
+#[inline(always)]
+pub(super) unsafe fn cap_scores<S: Simd>(s: *mut f32, cols: Range<usize>, cap: f32) {
+    for c in cols.step_by(S::LANES) {
+        // SAFETY: by the caller's word.
+        unsafe { S::store(s.add(c), S::mul(tanh::<S>(S::load(s.add(c))), S::splat(cap * LOG2E))) };
+    }
+}
+
+/// Adds a row's bias to the scores of `cols`, rounded up to whole vectors, and returns the largest of each lane. Column `c`
+/// is key `k0 + c`; no bias is read at or past `cols.end`.
+///
+/// # Safety
+/// As [`cap_scores`].
+#[inline(always)]
+pub(super) unsafe fn add_bias<S: Simd>(s: *mut f32, cols: Range<usize>, k0: usize, bias: RowBias<'_>) -> S::V {
+    let iota: [f32; 16] = std::array::from_fn(|i| i as f32);
+    // SAFETY: columns are in bounds by the caller's word, and values are checked against their slice.
+    unsafe {
+        let mut max = S::splat(f32::NEG_INFINITY);
+        match bias {
+            RowBias::None => {
+                for c in cols.step_by(S::LANES) {
+                    max = S::max(S::load(s.add(c)), max);
+                }
+            }
+            RowBias::Ramp { slope, origin } => {
+                let (iota, slope) = (S::load(iota.as_ptr()), S::splat(slope));
+                for c in cols.step_by(S::LANES) {
+                    // Distances are integers and exact, so far keys lose nothing to cancellation.
+                    let distance = S::add(S::splat(((k0 + c) as i64 - origin) as f32), iota);
+                    max = S::max(biased::<S>(s.add(c), slope, distance), max);
+                }
+            }
+            RowBias::Values { values: [value], factor, .. } => {
+                for c in cols.step_by(S::LANES) {
+                    max = S::max(biased::<S>(s.add(c), S::splat(*value), S::splat(factor)), max);
+                }
+            }
+            RowBias::Values { values, first, factor } => {
+                let (values, s) = (&values[k0 + cols.start - first..k0 + cols.end - first], s.add(cols.start));
+                let (whole, factor) = (values.len() / S::LANES * S::LANES, S::splat(factor));
+                for c in (0..whole).step_by(S::LANES) {
+                    max = S::max(biased::<S>(s.add(c), S::load(values.as_ptr().add(c)), factor), max);
+                }
+                if whole < values.len() {
+                    let value = S::load_first(values.as_ptr().add(whole), values.len() - whole);
+                    max = S::max(biased::<S>(s.add(whole), value, factor), max);
+                }
+            }
+            RowBias::Difference { values, origin } => {
+                let (values, s) = (&values[k0 + cols.start..k0 + cols.end], s.add(cols.start));
+                let (whole, origin) = (values.len() / S::LANES * S::LANES, S::splat(origin));
+                let factor = S::splat(LOG2E);
+                for c in (0..whole).step_by(S::LANES) {
+                    let value = S::sub(origin, S::load(values.as_ptr().add(c)));
+                    max = S::max(biased::<S>(s.add(c), value, factor), max);
+                }
+                if whole < values.len() {
+                    let value = S::load_first(values.as_ptr().add(whole), values.len() - whole);
+                    max = S::max(biased::<S>(s.add(whole), S::sub(origin, value), factor), max);
+                }
+            }
+            RowBias::Computed(_) => unreachable!("a bias that is computed is made into values first"),
+        }
+        max
+    }
+}
+
+/// Adds `a * b` to the scores at `s`, and returns them.
+///
+/// # Safety
+/// A vector of scores is at `s`.
+#[inline(always)]
+unsafe fn biased<S: Simd>(s: *mut f32, a: S::V, b: S::V) -> S::V {
+    // SAFETY: by the caller's word.
+    unsafe {
+        let sum = S::fma(a, b, S::load(s));
+        S::store(s, sum);
+        sum
+    }
+}
+
+/// One step of a row's softmax: products in columns `seen` become scores and then weights, every other column up to
+/// `width` becomes zero. Column 0 is key `k0`. Returns what the row's accumulators have to be multiplied by.
+///
+/// # Safety
+/// `s` has room for `width`, a multiple of `LANES`; `seen` lies within.
+#[inline(always)]
+pub(super) unsafe fn softmax_step<S: Simd>(
+    s: *mut f32,
+    (k0, seen, width): (usize, Range<usize>, usize),
+    softcap: Option<f32>,
+    bias: RowBias<'_>,
+    row: &mut RowState,
+) -> f32 {
+    if seen.is_empty() {
+        // SAFETY: by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(s, width) }.fill(0.0);
+        return 1.0;
+    }
+    let cols = seen.start / S::LANES * S::LANES..seen.end.next_multiple_of(S::LANES);
+    // SAFETY: `s` holds `width` numbers, of which `cols` are whole vectors; sums have room for a vector.
+    unsafe {
+        if let Some(cap) = softcap {
+            cap_scores::<S>(s, cols.clone(), cap);
+        }
+        if seen != (0..width) {
+            hide(std::slice::from_raw_parts_mut(s, width), &seen, &cols);
+        }
+        let max = add_bias::<S>(s, cols.start..seen.end, k0, bias);
+        let mut factor = 1.0;
+        let sums = row.sums.as_mut_ptr();
+        if S::any_above(max, S::splat(row.max + SLACK)) {
+            let max = S::largest(max);
+            if row.max != f32::NEG_INFINITY {
+                factor = (row.max - max).exp2();
+            }
+            rescale::<S>(sums, S::LANES, factor);
+            row.max = max;
+        }
+        let reference = S::splat(if row.max == f32::NEG_INFINITY { 0.0 } else { row.max });
+        let mut sum = S::load(sums);
+        for c in cols.step_by(S::LANES) {
+            let weight = S::exp2(S::sub(S::load(s.add(c)), reference));
+            S::store(s.add(c), weight);
+            sum = S::add(sum, weight);
+        }
+        S::store(sums, sum);
+        factor
+    }
+}
+
+/// Sets the columns that aren't `seen` to zero, or to minus infinity where they are among `cols`, which become weights.
+fn hide(line: &mut [f32], seen: &Range<usize>, cols: &Range<usize>) {
+    line[..cols.start].fill(0.0);
+    line[cols.start..seen.start].fill(f32::NEG_INFINITY);
+    line[seen.end..cols.end].fill(f32::NEG_INFINITY);
+    line[cols.end..].fill(0.0);
+}
+
+/// For the backward pass: turns scores `s` into weights and `g`, products of the output's gradient with values, into
+/// gradients of the scores. Works on whole vectors from `cols.start`.
+///
+/// # Safety
+/// `s` and `g` have room for `cols.end` rounded up to whole vectors from `cols.start`.
+#[inline(always)]
+pub(super) unsafe fn exp_and_gradient<S: Simd>(
+    s: *mut f32,
+    g: *mut f32,
+    cols: Range<usize>,
+    (log_sum, delta): (f32, f32),
+) {
+    for c in cols.step_by(S::LANES) {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let weight = S::exp2(S::sub(S::load(s.add(c)), S::splat(log_sum)));
+            let gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
+            S::store(s.add(c), weight);
+            S::store(g.add(c), gradient);
+        }
+    }
+}
+
+/// Multiplies `n` numbers, a multiple of `LANES`.
+///
+/// # Safety
+/// `p` has room for `n`.
+#[inline(always)]
+pub(super) unsafe fn rescale<S: Simd>(p: *mut f32, n: usize, factor: f32) {
+    for c in (0..n).step_by(S::LANES) {
+        // SAFETY: c + LANES <= n.
+        unsafe { S::store(p.add(c), S::mul(S::load(p.add(c)), S::splat(factor))) }
+    }
+}
+
+/// Scores of `R` query rows, in plain order, with `n` keys where they lie: what decoding does, where packing keys that
+/// are used once would cost more than it saves.
+///
+/// Meanwhile memory is asked for the keys that come next and for the tokens of `values`, `(start, stride, width)`: by itself
+/// the machine foresees one stream, and that up to the end of a page.
+///
+/// # Safety
+/// `q` holds `R` rows of `q_stride >= d`, `k` holds `n` tokens, and a tile of `R` rows starts at `s`.
+#[inline(always)]
+pub(super) unsafe fn direct_scores<S: Simd, T: Element, const R: usize>(
+    (q, q_stride): (*const f32, usize),
+    (k, k_stride): (*const T, usize),
+    (v, v_stride, dv): (*const T, usize, usize),
+    n: usize,
+    d: usize,
+    s: *mut f32,
+) {
+    /// Tokens from a key to the one that is asked for.
+    const AHEAD: usize = 32;
+    let line = 64 / size_of::<T>();
+    for j in 0..n {
+        // SAFETY: token j, numbers below d, and column j < n of each row are in bounds.
+        unsafe {
+            for c in (0..d).step_by(line) {
+                S::prefetch(k.wrapping_add((j + AHEAD) * k_stride + c).cast());
+            }
+            for c in (0..dv).step_by(line) {
+                S::prefetch(v.wrapping_add(j * v_stride + c).cast());
+            }
+            let k = k.add(j * k_stride);
+            let mut acc = [S::splat(0.0); R];
+            let mut c = 0;
+            while c + S::LANES <= d {
+                let key = T::load::<S>(k.add(c));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::fma(S::load(q.add(i * q_stride + c)), key, *acc);
+                }
+                c += S::LANES;
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                let mut sum = S::sum(acc);
+                for c in c..d {
+                    sum += *q.add(i * q_stride + c) * (*k.add(c)).widen();
+                }
+                *s.add(i * TILE_STRIDE + j) = sum;
+            }
+        }
+    }
+}
+
+/// One query row of a block of work.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) head: usize,
+    pub(super) q: usize,
+    pub(super) seen: Range<usize>,
+}

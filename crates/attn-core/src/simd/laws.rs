@@ -1,0 +1,211 @@
+//! Every path's vector operations against plain arithmetic, lane by lane.
+
+use super::KernelPath;
+use super::{Job, Simd, TILE_STRIDE, dispatch};
+use half::{bf16, f16};
+
+/// Runs a check on every path that this machine has.
+fn on_every_path<J: Job>(check: impl Fn(KernelPath) -> J) {
+    for path in KernelPath::available() {
+        dispatch(path, check(path));
+    }
+}
+
+/// The lanes of a vector.
+unsafe fn lanes<S: Simd>(v: S::V) -> Vec<f32> {
+    let mut lanes = vec![0f32; S::LANES];
+    // SAFETY: there is room for LANES numbers; the caller vouches for the instruction set.
+    unsafe { S::store(lanes.as_mut_ptr(), v) };
+    lanes
+}
+
+/// Equal, or both NaN.
+fn same(a: f32, b: f32) -> bool {
+    a == b || a.is_nan() && b.is_nan()
+}
+
+/// What a path's operation gives for two numbers in every lane.
+unsafe fn both<S: Simd>(f: unsafe fn(S::V, S::V) -> S::V, a: f32, b: f32) -> f32 {
+    // SAFETY: the caller vouches for the instruction set.
+    let all = unsafe { lanes::<S>(f(S::splat(a), S::splat(b))) };
+    assert!(all.iter().all(|x| x.to_bits() == all[0].to_bits()), "{a} and {b}: {all:?}");
+    all[0]
+}
+
+struct Arithmetic(KernelPath);
+
+impl Job for Arithmetic {
+    unsafe fn run<S: Simd>(self) {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        let numbers = [0.0, 1.0, -1.5, 3.25, 1e-30, -7e20, 127.0, -126.5, inf, -inf, nan];
+        for (a, b) in numbers.iter().flat_map(|a| numbers.map(|b| (*a, b))) {
+            // SAFETY: the machine has the instruction set by this function's contract.
+            let results = unsafe {
+                [
+                    (both::<S>(S::add, a, b), a + b),
+                    (both::<S>(S::sub, a, b), a - b),
+                    (both::<S>(S::mul, a, b), a * b),
+                    (both::<S>(S::div, a, b), a / b),
+                    (both::<S>(S::max, a, b), if a > b { a } else { b }),
+                    (both::<S>(S::min, a, b), if a < b { a } else { b }),
+                ]
+            };
+            for (i, (ours, theirs)) in results.into_iter().enumerate() {
+                assert!(same(ours, theirs), "{}: operation {i} of {a} and {b} is {ours}, not {theirs}", self.0);
+            }
+        }
+        let numbers: [f32; 16] = std::array::from_fn(|i| ((i * 7) % 16) as f32 - 9.0);
+        let used = &numbers[..S::LANES];
+        // SAFETY: as above, and there are 16 >= LANES numbers.
+        unsafe {
+            let v = S::load(numbers.as_ptr());
+            assert_eq!(lanes::<S>(v), used, "{}", self.0);
+            assert_eq!(lanes::<S>(S::from_fn(|i| numbers[i])), used, "{}", self.0);
+            assert_eq!(S::sum(v), used.iter().sum::<f32>(), "{}", self.0);
+            assert_eq!(S::largest(v), used.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{}", self.0);
+            for x in [-10.0, 0.0, 6.0, inf, -inf, nan] {
+                assert_eq!(S::any_above(v, S::splat(x)), used.iter().any(|y| *y > x), "{}: above {x}", self.0);
+                assert_eq!(S::any_above(S::splat(x), v), used.iter().any(|y| x > *y), "{}: {x} above", self.0);
+            }
+            let fused = lanes::<S>(S::fma(v, S::splat(3.0), S::splat(0.5)));
+            assert!(fused.iter().zip(used).all(|(y, x)| *y == x * 3.0 + 0.5), "{}", self.0);
+            for n in 0..S::LANES {
+                let first: Vec<_> = (0..S::LANES).map(|i| if i < n { numbers[i] } else { 0.0 }).collect();
+                assert_eq!(lanes::<S>(S::load_first(numbers.as_ptr(), n)), first, "{}", self.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn arithmetic_is_that_of_f32() {
+    on_every_path(Arithmetic);
+}
+
+struct Widening(KernelPath);
+
+impl Job for Widening {
+    unsafe fn run<S: Simd>(self) {
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        for chunk in bits.chunks_exact(S::LANES) {
+            // SAFETY: each load is of the LANES numbers of the chunk; the instruction set is there by this function's
+            // contract.
+            let (half, brain) = unsafe {
+                (lanes::<S>(S::load_f16(chunk.as_ptr().cast())), lanes::<S>(S::load_bf16(chunk.as_ptr().cast())))
+            };
+            for ((bits, half), brain) in chunk.iter().zip(half).zip(brain) {
+                assert!(same(half, f16::from_bits(*bits).to_f32()), "{}: f16 {bits:x} is not {half}", self.0);
+                assert!(same(brain, bf16::from_bits(*bits).to_f32()), "{}: bf16 {bits:x} is not {brain}", self.0);
+            }
+        }
+        let bytes: Vec<u8> = (0..=u8::MAX).collect();
+        for at in 0..bytes.len() - S::LANES {
+            let (from, chunk) = (bytes[at..].as_ptr(), &bytes[at..at + S::LANES]);
+            let expect = |f: fn(u8) -> f32| chunk.iter().map(|x| f(*x)).collect::<Vec<_>>();
+            // SAFETY: LANES >= 2 bytes are readable; the instruction set as above.
+            unsafe {
+                assert_eq!(lanes::<S>(S::load_i8(from)), expect(|x| f32::from(x as i8)), "{}", self.0);
+                assert_eq!(lanes::<S>(S::load_low(from)), expect(|x| f32::from(x & 15)), "{}", self.0);
+                assert_eq!(lanes::<S>(S::load_high(from)), expect(|x| f32::from(x >> 4)), "{}", self.0);
+                let scale = f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
+                assert!(lanes::<S>(S::splat_f16(from)).into_iter().all(|x| same(x, scale)), "{}", self.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn narrow_numbers_are_widened_exactly() {
+    on_every_path(Widening);
+}
+
+struct Exponential(KernelPath);
+
+impl Job for Exponential {
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the machine has the instruction set by this function's contract.
+        let exp2 = |x: f32| unsafe { lanes::<S>(S::exp2(S::splat(x)))[0] };
+        for i in -126 * 64..=126 * 64 {
+            let x = i as f32 / 64.0 + 1e-3;
+            let (ours, theirs) = (f64::from(exp2(x)), f64::from(x).exp2());
+            assert!((ours / theirs - 1.0).abs() < 4e-7, "{}: 2^{x} is {theirs:e}, not {ours:e}", self.0);
+        }
+        // Smaller than the smallest normal number: that, or nothing.
+        for x in [-126.6f32, -127.0, -140.0] {
+            assert!((0.0..=1.001 * x.exp2()).contains(&exp2(x)), "{}: 2^{x}", self.0);
+        }
+        for x in [-1000.0, f32::MIN, f32::NEG_INFINITY] {
+            assert_eq!(exp2(x), 0.0, "{}: 2^{x}", self.0);
+        }
+        assert!(exp2(f32::NAN).is_nan(), "{}", self.0);
+    }
+}
+
+#[test]
+fn powers_of_two_are_close() {
+    on_every_path(Exponential);
+}
+
+struct Products(KernelPath);
+
+/// Small whole numbers, whose products and sums are exact in any order.
+fn whole_numbers(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 37 + seed * 11) % 13) as f32 - 6.0).collect()
+}
+
+impl Job for Products {
+    unsafe fn run<S: Simd>(self) {
+        let (path, lanes) = (self.0, S::LANES);
+        let (src, mut dst) = (whole_numbers(lanes * 19, 1), vec![0f32; lanes * 21]);
+        // SAFETY: LANES rows of 19 and of 21 numbers, which is more than LANES.
+        unsafe { S::transpose(src.as_ptr(), 19, dst.as_mut_ptr(), 21) };
+        for (i, j) in (0..lanes).flat_map(|i| (0..21).map(move |j| (i, j))) {
+            let x = if j < lanes { src[j * 19 + i] } else { 0.0 };
+            assert_eq!(dst[i * 21 + j], x, "{path}: transposed at {i}, {j}");
+        }
+        for (depth, cols) in
+            [0, 1, 5, 32].into_iter().flat_map(|depth| [(depth, S::NR), (depth, S::NR / 2), (depth, 1)])
+        {
+            let (a, b) = (whole_numbers(depth * S::MR, 2), whole_numbers(depth * S::NR, 3));
+            let mut c = vec![1f32; S::MR * TILE_STRIDE];
+            // SAFETY: the sizes are those that `scores` asks for.
+            unsafe { S::scores(cols, depth, a.as_ptr(), b.as_ptr(), c.as_mut_ptr()) };
+            for (i, j) in (0..S::MR).flat_map(|i| (0..TILE_STRIDE).map(move |j| (i, j))) {
+                let sum: f32 = (0..depth).map(|k| a[k * S::MR + i] * b[k * S::NR + j.min(S::NR - 1)]).sum();
+                let score = c[i * TILE_STRIDE + j];
+                let right = if j < cols { score == sum } else { score == 1.0 || j < S::NR && score == sum };
+                assert!(right, "{path}: score {i}, {j} of {cols} is {score}, not {sum}");
+            }
+        }
+        for (vectors, depth) in (1..12).flat_map(|vectors| [(vectors, 1), (vectors, 7), (vectors, 128)]) {
+            let cols = vectors * lanes;
+            let (b, before) = (whole_numbers(depth * cols, 5), whole_numbers(S::MR.max(4) * cols, 6));
+            let a = whole_numbers(S::MR.max(4).max(depth) * TILE_STRIDE, 4);
+            let check = |rows: usize, c: &[f32], a: &dyn Fn(usize, usize) -> f32| {
+                for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                    let sum: f32 = (0..depth).map(|k| a(i, k) * b[k * cols + j]).sum();
+                    assert_eq!(c[i * cols + j], before[i * cols + j] + sum, "{path}: {rows} x {cols}, at {i}, {j}");
+                }
+            };
+            for rows in [1, 2, 3, 4, S::MR] {
+                let mut c = before.clone();
+                // SAFETY: MR or 4 rows of `cols`, a multiple of LANES; `a` has as many rows of TILE_STRIDE >= depth.
+                unsafe {
+                    S::accumulate((rows, cols), depth, a.as_ptr(), (b.as_ptr(), cols), (c.as_mut_ptr(), cols));
+                }
+                check(rows, &c, &|i, k| a[i * TILE_STRIDE + k]);
+            }
+            let mut c = before.clone();
+            // SAFETY: `a` has `depth` rows of TILE_STRIDE >= MR numbers; the rest as above.
+            unsafe {
+                S::accumulate_transposed(cols, depth, a.as_ptr(), (b.as_ptr(), cols), (c.as_mut_ptr(), cols));
+            }
+            check(S::MR, &c, &|i, k| a[k * TILE_STRIDE + i]);
+        }
+    }
+}
+
+#[test]
+fn products_of_whole_numbers_are_exact() {
+    on_every_path(Products);
+}
