@@ -30,7 +30,7 @@ mod simd;
 pub use attention::{AttendArgs, Curve, ScoreBias, Scores, attend, attend_lse, attend_weights, merge};
 pub use cache::{KvCache, LayerCache};
 pub use latent::{LatentAttention, LatentConfig, LatentParts, QueryProjection};
-pub use layer::{AttentionConfig, MultiHeadAttention, Projections, QkNorm, QkNormPlace};
+pub use layer::{AttentionConfig, AttentionParts, GateWidth, KeyValues, MultiHeadAttention, Projections, QkNormPlace};
 pub use linear::Linear;
 pub use mask::{Chunk, Chunks, Mask};
 pub use norm::Norm;

@@ -1,4 +1,4 @@
-//! The one seam between the models and matrix products: dense weights or quantised blocks, same call.
+//! The one seam between the models and matrix products: dense weights, quantised blocks or any other module, same call.
 //!
 //! Models hold [`Linear`]s and never see which; a faster product replaces the inside of [`Linear::forward`] and
 //! nothing else.
@@ -8,20 +8,63 @@ use candle_core::{
     D, DType, Module, Result, Tensor, bail,
     quantized::{QMatMul, QTensor},
 };
-use candle_nn::VarBuilder;
-use std::sync::Arc;
+use candle_nn::{Init, VarBuilder, init::DEFAULT_KAIMING_NORMAL};
+use std::{fmt, sync::Arc};
 
-/// `xs W^T + b` with `W` of shape `(out, in)`.
+/// `xs W^T + b` with `W` of shape `(out, in)`, or whatever module takes its place: LoRA, a shard of a larger product, a
+/// quantised product of another kind.
+///
+/// ```
+/// use attn_core::Linear;
+/// use candle_core::{DType, Device, Module, Result, Tensor};
+/// use std::sync::Arc;
+///
+/// /// The product and a low-rank change of it: the first step of a LoRA.
+/// struct Lora {
+///     base: Linear,
+///     a: Tensor, // (r, in)
+///     b: Tensor, // (out, r)
+/// }
+///
+/// impl Module for Lora {
+///     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+///         let change = xs.broadcast_matmul(&self.a.t()?)?.broadcast_matmul(&self.b.t()?)?;
+///         self.base.forward(xs)? + change
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+/// let base = Linear::new(zeros((8, 4))?, None)?;
+/// let (i, o) = (base.in_dim(), base.out_dim());
+/// let linear = Linear::from_module(Arc::new(Lora { base, a: zeros((2, i))?, b: zeros((o, 2))? }), i, o);
+/// assert_eq!(linear.forward(&zeros((3, 4))?)?.dims(), [3, 8]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    in_dim: usize,
+    out_dim: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Weight {
     Dense(Tensor),
     Quantized(QMatMul),
+    Module(Arc<dyn Module + Send + Sync>),
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dense(weight) => weight.fmt(f),
+            Self::Quantized(weight) => weight.fmt(f),
+            Self::Module(_) => f.write_str("Module"),
+        }
+    }
 }
 
 impl Linear {
@@ -30,24 +73,92 @@ impl Linear {
     /// # Errors
     /// Shapes that don't fit each other.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (out, _) = weight.dims2()?;
-        if let Some(bias) = &bias
-            && bias.dims() != [out]
-        {
-            bail!("linear: weight {:?} with a bias of shape {:?}", weight.dims(), bias.dims())
-        }
-        Ok(Self { weight: Weight::Dense(weight), bias })
+        let dims = weight.dims2()?;
+        Self::checked(Weight::Dense(weight), bias, dims)
     }
 
     /// Weights that stay in their quantised blocks, `(out, in)`, and an optional bias in the compute dtype.
+    ///
+    /// # Errors
+    /// Shapes that don't fit each other.
     pub fn quantized(weight: Arc<QTensor>, bias: Option<Tensor>) -> Result<Self> {
-        Ok(Self { weight: Weight::Quantized(QMatMul::from_arc(weight)?), bias })
+        let dims = weight.shape().dims2()?;
+        Self::checked(Weight::Quantized(QMatMul::from_arc(weight)?), bias, dims)
     }
 
-    /// Reads `weight` and, if asked for, `bias` from `vb`.
+    /// Any module that maps `(.., in_dim)` to `(.., out_dim)`, a bias included if it has one.
+    pub fn from_module(module: Arc<dyn Module + Send + Sync>, in_dim: usize, out_dim: usize) -> Self {
+        Self { weight: Weight::Module(module), bias: None, in_dim, out_dim }
+    }
+
+    /// Reads `weight` and, if asked for, `bias` from `vb`. In a fresh `VarMap` they start as those of
+    /// [`candle_nn::linear`] do.
     pub fn load(in_dim: usize, out_dim: usize, bias: bool, vb: &VarBuilder) -> Result<Self> {
-        let weight = vb.get((out_dim, in_dim), "weight")?;
-        Self::new(weight, if bias { Some(vb.get(out_dim, "bias")?) } else { None })
+        let weight = vb.get_with_hints((out_dim, in_dim), "weight", DEFAULT_KAIMING_NORMAL)?;
+        let bound = 1.0 / (in_dim as f64).sqrt();
+        let bias = match bias {
+            true => Some(vb.get_with_hints(out_dim, "bias", Init::Uniform { lo: -bound, up: bound })?),
+            false => None,
+        };
+        Self::new(weight, bias)
+    }
+
+    fn checked(weight: Weight, bias: Option<Tensor>, (out_dim, in_dim): (usize, usize)) -> Result<Self> {
+        if let Some(bias) = &bias
+            && bias.dims() != [out_dim]
+        {
+            bail!("linear: weight ({out_dim}, {in_dim}) with a bias of shape {:?}", bias.dims())
+        }
+        Ok(Self { weight, bias, in_dim, out_dim })
+    }
+
+    /// Numbers it takes.
+    pub fn in_dim(&self) -> usize {
+        self.in_dim
+    }
+
+    /// Numbers it gives.
+    pub fn out_dim(&self) -> usize {
+        self.out_dim
+    }
+
+    /// The weight `(out, in)`, if it is a tensor.
+    pub fn weight(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Some(weight),
+            Weight::Quantized(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => Some(weight),
+            Weight::Quantized(QMatMul::QTensor(_)) | Weight::Module(_) => None,
+        }
+    }
+
+    /// The weight `(out, in)`, if it stays in quantised blocks.
+    pub fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
+        match &self.weight {
+            Weight::Quantized(QMatMul::QTensor(weight)) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// The module that took the place of a weight, if one did.
+    pub fn module(&self) -> Option<&Arc<dyn Module + Send + Sync>> {
+        match &self.weight {
+            Weight::Module(module) => Some(module),
+            _ => None,
+        }
+    }
+
+    /// The bias `(out,)`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+impl From<candle_nn::Linear> for Linear {
+    fn from(linear: candle_nn::Linear) -> Self {
+        let weight = linear.weight().clone();
+        // candle-nn takes any tensor for a weight and complains when it is used; so does this.
+        let (out_dim, in_dim) = weight.dims2().unwrap_or_default();
+        Self { weight: Weight::Dense(weight), bias: linear.bias().cloned(), in_dim, out_dim }
     }
 }
 
@@ -58,6 +169,18 @@ impl Module for Linear {
         let ys = match &self.weight {
             Weight::Dense(w) => product::matmul_t(xs, w)?,
             Weight::Quantized(w) => quantized(xs, w)?,
+            Weight::Module(module) => {
+                let ys = module.forward(xs)?;
+                if *ys.shape() != product::with_last(xs.dims(), self.out_dim) {
+                    bail!(
+                        "linear: a module that was to give {} numbers turned {:?} into {:?}",
+                        self.out_dim,
+                        xs.dims(),
+                        ys.dims()
+                    )
+                }
+                ys
+            }
         };
         match &self.bias {
             Some(bias) => ys.broadcast_add(bias),
@@ -65,7 +188,6 @@ impl Module for Linear {
         }
     }
 }
-
 /// `xs W^T` in the dtype of `xs`; Candle's own quantised product computes in f32.
 fn quantized(xs: &Tensor, w: &QMatMul) -> Result<Tensor> {
     let rows = xs.elem_count() / xs.dim(D::Minus1)?.max(1);

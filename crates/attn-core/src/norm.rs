@@ -3,7 +3,7 @@
 use crate::ops::{self, NormKind};
 use crate::profile;
 use candle_core::{Module, Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_nn::{Init, VarBuilder};
 
 /// A norm over the last dimension, with optional weight and bias that broadcast from the right.
 #[derive(Debug, Clone)]
@@ -21,13 +21,47 @@ impl Norm {
         Self { kind, weight, bias, eps }
     }
 
-    /// An RMS norm whose `weight` of `size` is read from `vb`.
+    /// An RMS norm whose `weight` of `size` is read from `vb`; in a fresh `VarMap` it starts at 1.
     pub fn rms(size: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self::new(NormKind::Rms, Some(vb.get(size, "weight")?), None, eps))
+        Ok(Self::new(NormKind::Rms, Some(vb.get_with_hints(size, "weight", Init::Const(1.0))?), None, eps))
     }
-}
 
-impl Norm {
+    /// A layer norm whose `weight` and `bias` of `size` are read from `vb`; in a fresh `VarMap` they start at 1 and 0.
+    pub fn layer(size: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
+        let weight = vb.get_with_hints(size, "weight", Init::Const(1.0))?;
+        let bias = vb.get_with_hints(size, "bias", Init::Const(0.0))?;
+        Ok(Self::new(NormKind::Layer, Some(weight), Some(bias), eps))
+    }
+
+    /// RMS or layer norm.
+    pub fn kind(&self) -> NormKind {
+        self.kind
+    }
+
+    /// What the normed numbers are multiplied by.
+    pub fn weight(&self) -> Option<&Tensor> {
+        self.weight.as_ref()
+    }
+
+    /// What is added then.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Added to the variance.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    /// True if weight and bias broadcast to the last dimensions `dims` of an input.
+    pub(crate) fn fits(&self, dims: &[usize]) -> bool {
+        let fits = |x: &Tensor| {
+            let pairs = x.dims().iter().rev().zip(dims.iter().rev());
+            x.rank() <= dims.len() && pairs.enumerate().all(|(i, (a, b))| a == b || (i > 0 && *a == 1))
+        };
+        [&self.weight, &self.bias].into_iter().flatten().all(fits)
+    }
+
     /// `a + b` and its norm, in one pass where no gradients are tracked.
     pub fn forward_sum(&self, a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
         let _scope = profile::scope(profile::Op::Norm);

@@ -7,8 +7,8 @@ use crate::spec::{
 use crate::tokens::Tokens;
 use attn_core::position::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 use attn_core::{
-    AttentionConfig, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention, Norm, PositionEncoding,
-    Projections, QkNorm, QueryProjection,
+    AttentionConfig, AttentionParts, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention, Norm,
+    PositionEncoding, Projections, QueryProjection,
 };
 use candle_core::{
     DType, Device, Result, Tensor, bail,
@@ -210,24 +210,18 @@ impl<'a> Builder<'a> {
         spec: &MultiHeadSpec,
         position: Arc<dyn PositionEncoding>,
     ) -> Result<MultiHeadAttention> {
-        let config = AttentionConfig {
-            hidden_size,
-            heads: spec.heads,
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
-            scale: spec.scale,
-            softcap: spec.softcap,
-            qkv_clip: spec.qkv_clip,
-            mask: spec.mask.clone(),
-            ..AttentionConfig::new(hidden_size, spec.heads, spec.kv_heads)
-        };
-        let projections = self.projections(prefix, spec)?;
-        let qk_norm = match &spec.qk_norm {
-            Some((q, k, place)) => Some(QkNorm { q: self.norm(prefix, q)?, k: self.norm(prefix, k)?, place: *place }),
-            None => None,
-        };
-        let out = self.linear(prefix, &spec.out)?;
-        MultiHeadAttention::from_parts(config, projections, qk_norm, out, position)
+        let config = AttentionConfig::new(hidden_size, spec.heads, spec.kv_heads)
+            .with_head_dim(spec.head_dim)
+            .with_scale(spec.scale)
+            .with_softcap(spec.softcap)
+            .with_qkv_clip(spec.qkv_clip)
+            .with_temperature(spec.temperature)
+            .with_mask(spec.mask.clone());
+        let mut parts = AttentionParts::new(self.projections(prefix, spec)?, self.linear(prefix, &spec.out)?);
+        if let Some((q, k, place)) = &spec.qk_norm {
+            parts = parts.with_qk_norm(Some(self.norm(prefix, q)?), Some(self.norm(prefix, k)?), *place);
+        }
+        MultiHeadAttention::from_parts(config, parts, position)
     }
 
     fn projections(&self, prefix: &str, spec: &MultiHeadSpec) -> Result<Projections> {

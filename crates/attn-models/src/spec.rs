@@ -11,7 +11,7 @@ pub use mlp::{
 };
 
 use crate::Architecture;
-use attn_core::position::{PositionConfig, RopeConfig, RopeScaling};
+use attn_core::position::{PositionConfig, RopeConfig, RopeScaling, Temperature};
 use attn_core::{Mask, NormKind, QkNormPlace, RopeOverride};
 use candle_core::{Result, bail};
 
@@ -239,6 +239,8 @@ pub struct MultiHeadSpec {
     pub out: LinearSpec,
     /// Norms on queries and keys.
     pub qk_norm: Option<(NormSpec, NormSpec, QkNormPlace)>,
+    /// What queries are multiplied by, depending on their position, whatever the encoding.
+    pub temperature: Option<Temperature>,
     /// Position encoding.
     pub position: PositionConfig,
     /// Whether a rotary override from the command line applies: not to Gemma 3's local layers.
@@ -266,6 +268,7 @@ impl MultiHeadSpec {
             qkv,
             out,
             qk_norm: None,
+            temperature: None,
             position,
             overridable: true,
         }

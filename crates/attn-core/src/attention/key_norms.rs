@@ -162,8 +162,8 @@ mod tests {
     use super::*;
     use crate::position::{Alibi, AlibiConfig};
     use crate::{
-        AttentionConfig, LayerCache, Linear, Mask, MultiHeadAttention, PositionEncoding, Positions, Projections,
-        Resolution, ScoreBias,
+        AttentionConfig, AttentionParts, LayerCache, Linear, Mask, MultiHeadAttention, PositionEncoding, Positions,
+        Projections, Resolution, ScoreBias,
     };
     use std::{ops::Range, sync::Arc};
 
@@ -243,7 +243,8 @@ mod tests {
         let linear = |seed| Linear::new(noise(seed, (1.0 / hidden as f32).sqrt(), &[hidden, hidden])?, None);
         let projections = Projections::Separate { q: linear(1)?, k: linear(2)?, v: linear(3)? };
         let alibi = Arc::new(Alibi::new(AlibiConfig::new(heads), &Device::Cpu)?);
-        MultiHeadAttention::from_parts(AttentionConfig::new(hidden, heads, heads), projections, None, linear(4)?, alibi)
+        let parts = AttentionParts::new(projections, linear(4)?);
+        MultiHeadAttention::from_parts(AttentionConfig::new(hidden, heads, heads), parts, alibi)
     }
 
     /// Decodes the tokens after `prompt` one by one, and counts the tiles that the last one visited.

@@ -1,6 +1,8 @@
 //! What an encoding comes to in numbers, for people and for JSON.
 
-use super::{AlibiConfig, Layout, PositionConfig, Ramp, RopeConfig, RopeScaling, SinusoidalLayout, T5Config};
+use super::{
+    AlibiConfig, Layout, PositionConfig, Ramp, RopeConfig, RopeScaling, SinusoidalLayout, T5Config, Temperature,
+};
 use serde::Serialize;
 use std::f64::consts::TAU;
 
@@ -75,12 +77,13 @@ impl PositionConfig {
     /// The facts of this encoding for a sequence of `len` tokens; only length-dependent scalings look at it.
     pub fn describe(&self, len: usize) -> Description {
         match self {
-            Self::Nope(config) => Description {
-                kind: "nope",
-                floor_scale: config.temperature.map(|t| t.floor_scale),
-                attn_scale: config.temperature.map(|t| t.attn_scale),
-                ..Default::default()
-            },
+            Self::Nope(config) => {
+                let (floor_scale, attn_scale) = match config.temperature {
+                    Some(Temperature::Steps { floor_scale, attn_scale, .. }) => (Some(floor_scale), Some(attn_scale)),
+                    _ => (None, None),
+                };
+                Description { kind: "nope", floor_scale, attn_scale, ..Default::default() }
+            }
             Self::Sinusoidal(config) => {
                 let inv_freq = config.inv_freq();
                 Description {

@@ -62,7 +62,7 @@ fn cases() -> Result<Vec<Case>> {
     let case = |name: &str, config: PositionConfig, shifts| -> Result<Case> {
         Ok(Case { name: name.to_string(), encoding: build(&config, None)?, shifts, table: None })
     };
-    let temperature = Some(Temperature { floor_scale: 4.0, attn_scale: 0.5 });
+    let temperature = Some(Temperature::llama4(4.0, 0.5));
     let mut cases = vec![
         case("nope", PositionConfig::Nope(NopeConfig::default()), true)?,
         case("tempered nope", PositionConfig::Nope(NopeConfig { temperature }), false)?,

@@ -2,7 +2,7 @@
 //!
 //! The table ends somewhere, and so does the encoding: past it is an error, not a clamp.
 
-use super::{PositionEncoding, Positions};
+use super::{PositionEncoding, Positions, TABLE_INIT};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
@@ -25,9 +25,10 @@ pub struct Learned {
 }
 
 impl Learned {
-    /// Takes the tensor `weight` of shape `(rows, hidden)` from `vb`, for example at `transformer.wpe`.
+    /// Takes the tensor `weight` of shape `(rows, hidden)` from `vb`, for example at `transformer.wpe`; in a
+    /// fresh `VarMap` it starts as [`candle_nn::embedding`] does.
     pub fn new(config: LearnedConfig, vb: VarBuilder) -> Result<Self> {
-        let table = vb.get((config.rows, config.hidden), "weight")?;
+        let table = vb.get_with_hints((config.rows, config.hidden), "weight", TABLE_INIT)?;
         Self::from_table(config, table)
     }
 

@@ -23,6 +23,7 @@ pub mod rope_override;
 pub mod rope_scaling;
 pub mod sinusoidal;
 pub mod t5;
+mod temperature;
 
 pub use alibi::{Alibi, AlibiConfig};
 pub use analysis::{decay, smallest_base};
@@ -30,17 +31,21 @@ pub use config::{Layout, RopeConfig, RopeDefaults};
 pub use describe::Description;
 pub use explain::Explanation;
 pub use learned::{Learned, LearnedConfig};
-pub use nope::{Nope, NopeConfig, Temperature};
+pub use nope::{Nope, NopeConfig};
 pub use rope::Rope;
 pub use rope_override::RopeOverride;
 pub use rope_scaling::{Frequencies, Ramp, RopeScaling, yarn_mscale};
 pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 pub use t5::{T5Bias, T5Config};
+pub use temperature::Temperature;
 
 use crate::ScoreBias;
 use candle_core::{Device, Result, Tensor, bail};
-use candle_nn::VarBuilder;
+use candle_nn::{Init, VarBuilder};
 use std::{fmt::Debug, ops::Range, sync::Arc};
+
+/// How a learned table starts in a fresh `VarMap`: as candle-nn's embeddings do.
+const TABLE_INIT: Init = Init::Randn { mean: 0.0, stdev: 1.0 };
 
 /// Where a block of tokens stands: the slots it fills and, for left-padded batches, how far each row's positions lag
 /// behind its slots. Never "the current length": every token's absolute position is explicit.

@@ -4,7 +4,7 @@
 //! Only the distances that occur are looked up, `tq + tk - 1` of them per head rather than `tq * tk`. The table belongs
 //! to the first layer of a stack and serves all of them; encoder and decoder have one each, and their buckets differ.
 
-use super::PositionEncoding;
+use super::{PositionEncoding, TABLE_INIT};
 use crate::ScoreBias;
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -78,9 +78,9 @@ pub struct T5Bias {
 
 impl T5Bias {
     /// Takes the table from `vb`, usually at `encoder.block.0.layer.0.SelfAttention.relative_attention_bias`: a tensor
-    /// `weight` of shape `(buckets, heads)`.
+    /// `weight` of shape `(buckets, heads)`, which in a fresh `VarMap` starts as [`candle_nn::embedding`] does.
     pub fn new(config: T5Config, vb: VarBuilder) -> Result<Self> {
-        let table = vb.get((config.buckets, config.heads), "weight")?;
+        let table = vb.get_with_hints((config.buckets, config.heads), "weight", TABLE_INIT)?;
         Self::from_table(config, table)
     }
 

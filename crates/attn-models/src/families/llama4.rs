@@ -26,10 +26,8 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let chunk = c.size_opt("attention_chunk_size")?.or(c.root().get("attention_chunk_size").is_none().then_some(8192));
     let rope = rope(c, None, &RopeDefaults { layout: Layout::Interleaved, ..RopeDefaults::new(common.head_dim) })?;
     let tempered = c.flag("attn_temperature_tuning", true)?;
-    let temperature = Temperature {
-        floor_scale: c.positive_opt("floor_scale")?.unwrap_or(8192.0),
-        attn_scale: c.number_or("attn_scale", 0.1)?,
-    };
+    let temperature =
+        Temperature::llama4(c.positive_opt("floor_scale")?.unwrap_or(8192.0), c.number_or("attn_scale", 0.1)?);
     let nope = PositionConfig::Nope(NopeConfig { temperature: tempered.then_some(temperature) });
     let mlps = Mlps::read(c, &common)?;
     let norm = |name: &str| NormSpec::rms(name, hidden, eps);
