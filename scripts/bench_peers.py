@@ -2,7 +2,7 @@
 """Our speed beside that of others, in turn on one machine, and tables of ratios. scripts/setup_peers.sh sets them up.
 
     bench_peers.py                          attention: torch's SDPA, and ours with and without bias or window
-    bench_peers.py --plot docs/speed.svg    attention: time against length, as a chart
+    bench_peers.py --plot docs/src/speed.svg    attention: time against length, as a chart
     bench_peers.py --model FOLDER           a model: llama.cpp, transformers, candle-transformers on the same weights
     bench_peers.py --model FOLDER --perplexity TEXT --llama-perplexity PROGRAM
                                             five scalings on a text: attn compare, and llama-perplexity five times

@@ -4,11 +4,12 @@
 // keys and values are read once per group, whether a call has one token or thousands. Scores are kept in units of log 2.
 #pragma once
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum Bias { BIAS_NONE = 0, BIAS_LINEAR = 1, BIAS_RELATIVE = 2, BIAS_DENSE = 3 };
 
-// The same fields in the same order as `Call` in fused_cuda/call.rs.
+// The same fields in the same order as `Call` in backends/cuda/call.rs.
 struct Call {
     const void *q, *k, *v;
     void *out;                 // (b, tq, h, dv), contiguous, as the layer wants it
@@ -32,6 +33,13 @@ struct Call {
     float scale;
     float softcap;             // 0: none
 };
+
+// backends/cuda/call.rs asserts the same of its `Call`.
+static_assert(sizeof(Call) == 272, "Call has another size in Rust");
+static_assert(offsetof(Call, log_sums) == 64 && offsetof(Call, q_strides) == 72, "Call differs from Rust's");
+static_assert(offsetof(Call, bias_strides) == 144 && offsetof(Call, bias_first) == 176, "Call differs from Rust's");
+static_assert(offsetof(Call, chunk) == 208 && offsetof(Call, b) == 216, "Call differs from Rust's");
+static_assert(offsetof(Call, bias_kind) == 244 && offsetof(Call, softcap) == 264, "Call differs from Rust's");
 
 constexpr float LOG2E = 1.4426950408889634f;
 

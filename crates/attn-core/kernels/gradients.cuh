@@ -9,7 +9,7 @@
 #pragma once
 #include "call.cuh"
 
-// The same fields in the same order as `Gradients` in fused_cuda/backward.rs.
+// The same fields in the same order as `Gradients` in backends/cuda/backward.rs.
 struct Gradients {
     Call call;               // its `out` is the forward pass's, its log_sums are set, its partial_* unused
     const void *grad;        // (b, h, tq, dv)
@@ -19,6 +19,9 @@ struct Gradients {
     float *table;            // (row blocks, b * h, n): what each block of rows adds to a relative table, or null
     int64_t grad_strides[3]; // batch, head, token
 };
+
+// backends/cuda/backward.rs asserts the same of its `Gradients`.
+static_assert(sizeof(Gradients) == 352 && offsetof(Gradients, grad_strides) == 328, "Gradients differs from Rust's");
 
 // Each row's product of output and gradient; a warp per row.
 template <class T> __device__ void row_deltas(const Gradients &g) {

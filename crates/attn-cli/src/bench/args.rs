@@ -63,6 +63,15 @@ pub(crate) struct AttentionArgs {
     /// What is added to the scores
     #[arg(long, value_enum, default_value_t = BiasName::None)]
     pub(crate) bias: BiasName,
+    /// A number per head in the softmax's denominator
+    #[arg(long)]
+    pub(crate) sinks: bool,
+    /// A way to read past the trained length, of a quarter of --seq: near and far keys at different positions
+    #[arg(long, value_enum, conflicts_with_all = ["backward", "decode", "window"])]
+    pub(crate) method: Option<MethodName>,
+    /// Gradients of the bias and the sinks too, with --backward
+    #[arg(long, requires = "backward")]
+    pub(crate) learned: bool,
     /// Keys that a query sees, its own included [default: all before it]
     #[arg(long, value_name = "W", value_parser = parse_positive)]
     pub(crate) window: Option<usize>,
@@ -98,13 +107,34 @@ pub(crate) enum BiasName {
     Alibi,
     /// A number per head and distance, as T5's
     Relative,
+    /// A number per head and query less one per head and key, as FoX's
+    Keys,
+    /// Three coefficients per head and query times vectors by distance, as Shaw's
+    Bank,
+    /// A small network of distance and place, as FIRE's
+    Curve,
     /// A number per head, query and key
     Dense,
+}
+
+/// `--method`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MethodName {
+    /// Far keys at one distance
+    Rerope,
+    /// Far keys at positions in groups
+    SelfExtend,
+    /// Positions within chunks
+    DualChunk,
+    /// The first keys and a window
+    Streaming,
 }
 
 /// `--against`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Rival {
+    /// The same call without bias, sinks, method and window, in turn
+    Plain,
     /// candle-nn's flash_attn for the CPU
     Candle,
 }

@@ -2,12 +2,13 @@
 
 use super::Times;
 use super::args::{AttentionArgs, BiasName, Rival};
+use super::methods::{self, Part};
 use crate::model;
 use crate::output::{print, print_json, usage};
 use crate::parse::DeviceName;
 use anyhow::{Context, Result, ensure};
 use attn_core::attention::{KernelOptions, KernelPath, KeyNorms, attend_with, reference};
-use attn_core::{AttendArgs, Mask, ScoreBias, machine};
+use attn_core::{AttendArgs, Curve, Mask, ScoreBias, attend_lse, machine};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::attention::{AttnMask, flash_attn};
 use serde::Serialize;
@@ -30,8 +31,11 @@ struct Report {
     seq: usize,
     decode: bool,
     bias: String,
+    sinks: bool,
+    method: Option<String>,
     window: Option<usize>,
     backward: bool,
+    learned: bool,
     /// The instruction set, on the CPU.
     path: Option<String>,
     threads: usize,
@@ -50,6 +54,10 @@ struct Report {
     bandwidth_gb_per_s: Option<f64>,
     /// Candle's `flash_attn` on the same call.
     candle_ms: Option<f64>,
+    /// The plain call, in turn with this one.
+    plain_ms: Option<f64>,
+    /// `plain_ms / median_ms`.
+    of_plain: Option<f64>,
 }
 
 /// Runs the command.
@@ -70,7 +78,8 @@ fn refuse(args: &AttentionArgs) -> Result<()> {
     if !heads.is_multiple_of(kv_heads) {
         return usage(format!("--heads {heads} do not divide among --kv-heads {kv_heads}"));
     }
-    let plain = args.bias == BiasName::None && args.window.is_none() && !args.backward;
+    let plain = args.bias == BiasName::None && args.window.is_none() && !args.backward && !args.sinks;
+    let plain = plain && args.method.is_none();
     if args.against == Some(Rival::Candle) && !plain {
         return usage("--against candle: its kernel is timed on plain causal calls, without bias, window or gradients");
     }
@@ -102,6 +111,7 @@ struct Call {
     v: Tensor,
     args: AttendArgs,
     options: KernelOptions,
+    parts: Vec<Part>,
 }
 
 impl Call {
@@ -122,47 +132,87 @@ impl Call {
                 let table = Tensor::randn(0f32, 1f32, (a.heads, 2 * seq), device)?;
                 ScoreBias::Relative { table, first: -(seq as i64) }
             }
+            BiasName::Keys => {
+                let of = |t: usize| Tensor::randn(0f32, 1f32, (a.batch, a.heads, t), device);
+                ScoreBias::Keys { queries: of(queries)?, keys: of(seq)? }
+            }
+            BiasName::Bank => {
+                let rows = Tensor::randn(0f32, 1f32, (a.batch, a.heads, queries, 3), device)?;
+                let bank = Tensor::randn(0f32, 1f32, (a.heads, 3, seq), device)?;
+                ScoreBias::RowBank { rows, bank, first: 1 - seq as i64 }
+            }
+            BiasName::Curve => ScoreBias::Curve(curve(a.heads, queries, seq, device)?),
             BiasName::Dense => ScoreBias::Dense(Tensor::randn(0f32, 1f32, (1, a.heads, queries, seq), device)?),
         };
+        let sinks = if a.sinks { Some(Tensor::randn(0f32, 1f32, a.heads, device)?) } else { None };
         let mask = Mask::causal().with_window(a.window);
-        let args = AttendArgs::causal(a.head_dim, queries, seq)?.with_bias(bias).with_mask(mask);
+        let mut args = AttendArgs::causal(a.head_dim, queries, seq)?.with_bias(bias).with_mask(mask);
+        args.scores = args.scores.with_sinks(sinks);
         // A cache keeps them as it grows, so they are no part of the call.
         let norms = a.decode && a.bias == BiasName::Alibi && device.is_cpu();
         let key_norms = if norms { Some(Arc::new(KeyNorms::new(&k)?)) } else { None };
-        Ok(Self { q, k, v, args, options: KernelOptions { path: a.path, key_norms } })
+        let parts = a.method.map(|method| methods::parts(method, seq, (&q, &k), &args)).transpose()?;
+        let options = KernelOptions { path: a.path, key_norms };
+        Ok(Self { q, k, v, args, options, parts: parts.unwrap_or_default() })
     }
 
     fn forward(&self) -> Result<Tensor> {
-        Ok(attend_with(&self.q, &self.k, &self.v, &self.args, &self.options)?)
+        match self.parts.is_empty() {
+            true => Ok(attend_with(&self.q, &self.k, &self.v, &self.args, &self.options)?),
+            false => methods::joined(&self.parts, &self.v, attend_lse),
+        }
     }
 
-    /// The output, and with `backward` the gradients of q, k and v for a gradient of ones.
-    fn results(&self, backward: bool, attend: &Kernel<'_>) -> Result<Vec<Tensor>> {
-        if !backward {
-            return Ok(vec![attend(&self.q, &self.k, &self.v)?]);
+    /// The output, and with `backward` the gradients for a gradient of ones: of q, k and v and, if `learned`, of the bias and
+    /// the sinks.
+    fn results(&self, a: &AttentionArgs, attend: &Kernel<'_>) -> Result<Vec<Tensor>> {
+        if !a.backward {
+            return Ok(vec![attend(&self.q, &self.k, &self.v, &self.args)?]);
         }
-        let vars = [&self.q, &self.k, &self.v].map(Var::from_tensor);
-        let [q, k, v] = vars;
-        let (q, k, v) = (q?, k?, v?);
-        let out = attend(q.as_tensor(), k.as_tensor(), v.as_tensor())?;
+        let mut vars =
+            [&self.q, &self.k, &self.v].map(Var::from_tensor).into_iter().collect::<candle_core::Result<Vec<_>>>()?;
+        let mut args = self.args.clone();
+        if a.learned {
+            (args, vars) = learned(args, vars)?;
+        }
+        let out = attend(vars[0].as_tensor(), vars[1].as_tensor(), vars[2].as_tensor(), &args)?;
         // Row by row first: Candle gives a whole sum to one block of a GPU.
         let mut grads = out.sum(D::Minus1)?.sum_all()?.backward()?;
         let mut results = vec![out.detach()];
-        for (name, var) in [("q", &q), ("k", &k), ("v", &v)] {
-            results.push(grads.remove(var.as_tensor()).with_context(|| format!("no gradient reached {name}"))?);
+        for (i, var) in vars.iter().enumerate() {
+            results.push(grads.remove(var.as_tensor()).with_context(|| format!("no gradient reached tensor {i}"))?);
         }
         Ok(results)
     }
 
+    fn timed(&self, a: &AttentionArgs, device: &Device) -> Result<()> {
+        match a.backward {
+            true => {
+                black_box(self.results(a, &|q, k, v, args| Ok(attend_with(q, k, v, args, &self.options)?))?);
+            }
+            false => {
+                black_box(self.forward()?);
+            }
+        }
+        Ok(device.synchronize()?)
+    }
+
     /// How far the results are from the reference's, relative to the largest value of each.
-    fn error(&self, backward: bool) -> Result<f32> {
-        let ours = self.results(backward, &|q, k, v| Ok(attend_with(q, k, v, &self.args, &self.options)?))?;
-        let theirs = self.results(backward, &|q, k, v| Ok(reference::attend(q, k, v, &self.args)?))?;
+    fn error(&self, a: &AttentionArgs) -> Result<f32> {
+        let (ours, theirs) = if self.parts.is_empty() {
+            let ours = self.results(a, &|q, k, v, args| Ok(attend_with(q, k, v, args, &self.options)?))?;
+            (ours, self.results(a, &|q, k, v, args| Ok(reference::attend(q, k, v, args)?))?)
+        } else {
+            (vec![self.forward()?], vec![methods::joined(&self.parts, &self.v, reference::attend_lse)?])
+        };
         let largest = |x: &Tensor| -> Result<f32> { Ok(x.abs()?.max_all()?.to_scalar()?) };
+        let most = theirs.iter().map(|x| largest(&x.to_dtype(DType::F32)?)).collect::<Result<Vec<_>>>()?;
+        // A gradient that is nearly zero is the rounding of others that are not.
+        let floor = most.iter().copied().fold(0f32, f32::max) * 1e-3;
         let mut worst = 0f32;
-        for (ours, theirs) in ours.iter().zip(&theirs) {
+        for ((ours, theirs), most) in ours.iter().zip(&theirs).zip(most) {
             let (ours, theirs) = (ours.to_dtype(DType::F32)?, theirs.to_dtype(DType::F32)?);
-            let error = largest(&(ours - &theirs)?)? / largest(&theirs)?;
+            let error = largest(&(ours - &theirs)?)? / most.max(floor);
             ensure!(error.is_finite(), "the result is no number");
             worst = worst.max(error);
         }
@@ -192,28 +242,81 @@ impl Call {
     }
 }
 
-/// Attention of q, k and v under arguments that are already fixed.
-type Kernel<'a> = dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'a;
+/// Attention of q, k and v.
+type Kernel<'a> = dyn Fn(&Tensor, &Tensor, &Tensor, &AttendArgs) -> Result<Tensor> + 'a;
+
+/// A curve of 32 hidden units, as FIRE's.
+fn curve(heads: usize, queries: usize, seq: usize, device: &Device) -> Result<Curve> {
+    let noise = |shape: &[usize]| Tensor::randn(0f32, 1f32, shape, device);
+    let log = |x: usize| (0.1 * x as f32 + 1.0).ln();
+    let row = |i: usize| 1.0 / log((seq - queries + i).max(seq / 4));
+    Ok(Curve {
+        distances: Tensor::from_iter((0..seq).map(log), device)?,
+        rows: Tensor::from_iter((0..queries).map(row), device)?.unsqueeze(0)?,
+        hidden_weight: noise(&[32])?,
+        hidden_bias: noise(&[32])?,
+        out_weight: noise(&[heads, 32])?,
+        out_bias: noise(&[heads])?,
+    })
+}
+
+/// The arguments with variables in the place of what the bias and the sinks are made of.
+fn learned(mut args: AttendArgs, mut vars: Vec<Var>) -> Result<(AttendArgs, Vec<Var>)> {
+    let mut var = |x: &Tensor| -> Result<Tensor> {
+        vars.push(Var::from_tensor(x)?);
+        Ok(vars[vars.len() - 1].as_tensor().clone())
+    };
+    args.scores.bias = match &args.scores.bias {
+        ScoreBias::Linear { slopes } => ScoreBias::Linear { slopes: var(slopes)? },
+        ScoreBias::Relative { table, first } => ScoreBias::Relative { table: var(table)?, first: *first },
+        ScoreBias::Keys { queries, keys } => ScoreBias::Keys { queries: var(queries)?, keys: var(keys)? },
+        ScoreBias::RowBank { rows, bank, first } => {
+            ScoreBias::RowBank { rows: var(rows)?, bank: var(bank)?, first: *first }
+        }
+        ScoreBias::Curve(c) => ScoreBias::Curve(Curve {
+            hidden_weight: var(&c.hidden_weight)?,
+            hidden_bias: var(&c.hidden_bias)?,
+            out_weight: var(&c.out_weight)?,
+            out_bias: var(&c.out_bias)?,
+            ..c.clone()
+        }),
+        other => other.clone(),
+    };
+    args.scores.sinks = args.scores.sinks.as_ref().map(var).transpose()?;
+    Ok((args, vars))
+}
 
 /// Checks, then times.
 fn bench(args: &AttentionArgs, device: &Device) -> Result<Report> {
     let queries = |seq: usize| if args.decode { 1 } else { seq };
     let fits = |seq: usize| args.batch * args.heads * queries(seq) * seq <= CHECKED_SCORES;
     let checked_at = (0..).map(|halvings| args.seq >> halvings).find(|&seq| seq <= 1 || fits(seq)).unwrap_or(1).max(1);
-    let error = Call::new(args, checked_at, device)?.error(args.backward)?;
+    let error = Call::new(args, checked_at, device)?.error(args)?;
     let tolerance = if args.dtype.dtype() == DType::F32 { 2e-5 } else { 2e-2 } * if args.backward { 2.0 } else { 1.0 };
     ensure!(error <= tolerance, "the result is off by {error:e} at {checked_at} tokens");
 
     let call = Call::new(args, args.seq, device)?;
-    let times = Times::measure(args.runs, || {
-        if args.backward {
-            black_box(call.results(true, &|q, k, v| Ok(attend_with(q, k, v, &call.args, &call.options)?))?);
-        } else {
-            black_box(call.forward()?);
+    let (times, plain) = match args.against {
+        Some(Rival::Plain) => {
+            let plain_args = AttentionArgs {
+                bias: BiasName::None,
+                sinks: false,
+                method: None,
+                learned: false,
+                window: None,
+                ..args.clone()
+            };
+            let plain = Call::new(&plain_args, args.seq, device)?;
+            let other = || plain.timed(&plain_args, device);
+            let (times, other) = Times::measure_two(args.runs, || call.timed(args, device), other)?;
+            (times, Some(other))
         }
-        Ok(device.synchronize()?)
-    })?;
-    let candle = args.against.map(|Rival::Candle| call.candle(args.runs.min(3))).transpose()?;
+        _ => (Times::measure(args.runs, || call.timed(args, device))?, None),
+    };
+    let candle = match args.against {
+        Some(Rival::Candle) => Some(call.candle(args.runs.min(3))?),
+        _ => None,
+    };
 
     let path = if device.is_cpu() { Some(KernelPath::choose(args.path)?) } else { None };
     // Two products forward; five backward, the scores among them once more.
@@ -229,8 +332,11 @@ fn bench(args: &AttentionArgs, device: &Device) -> Result<Report> {
         seq: args.seq,
         decode: args.decode,
         bias: format!("{:?}", args.bias).to_lowercase(),
+        sinks: args.sinks,
+        method: args.method.map(|method| format!("{method:?}").to_lowercase()),
         window: args.window,
         backward: args.backward,
+        learned: args.learned,
         path: path.map(|path| path.to_string()),
         threads: rayon::current_num_threads(),
         runs: args.runs,
@@ -243,6 +349,8 @@ fn bench(args: &AttentionArgs, device: &Device) -> Result<Report> {
         gb_per_s: args.decode.then(|| bytes as f64 / times.median() / 1e9),
         bandwidth_gb_per_s: if args.decode && device.is_cpu() { Some(machine::read_bandwidth()?) } else { None },
         candle_ms: candle.map(|times| times.median() * 1e3),
+        of_plain: plain.as_ref().map(|plain| plain.median() / times.median()),
+        plain_ms: plain.map(|times| times.median() * 1e3),
     })
 }
 
@@ -261,6 +369,9 @@ fn summary(r: &Report) -> String {
             out.push_str(&format!(", {:.0} % of {limit:.1} (reads of memory)", 100.0 * speed / limit));
         }
         out.push('\n');
+    }
+    if let (Some(ms), Some(share)) = (r.plain_ms, r.of_plain) {
+        out.push_str(&format!("plain      {ms:.3} ms, {share:.2} of this one's time\n"));
     }
     if let Some(ms) = r.candle_ms {
         out.push_str(&format!("candle     {ms:.3} ms, {:.1} times as long\n", ms / r.median_ms));

@@ -5,6 +5,7 @@
 
 pub(crate) mod args;
 mod attention;
+mod methods;
 mod model;
 
 use anyhow::Result;
@@ -51,6 +52,26 @@ impl Times {
             seconds.push(start.elapsed().as_secs_f64());
         }
         Ok(Self::new(seconds))
+    }
+
+    /// The same for two kinds of work, run in turn, so that what the machine does meanwhile slows both.
+    fn measure_two(
+        runs: usize,
+        mut one: impl FnMut() -> Result<()>,
+        mut other: impl FnMut() -> Result<()>,
+    ) -> Result<(Self, Self)> {
+        let (mut ones, mut others) = (vec![], vec![]);
+        for i in 0..runs + 1 {
+            for (work, seconds) in [(&mut one as &mut dyn FnMut() -> Result<()>, &mut ones), (&mut other, &mut others)]
+            {
+                let start = Instant::now();
+                work()?;
+                if i > 0 {
+                    seconds.push(start.elapsed().as_secs_f64());
+                }
+            }
+        }
+        Ok((Self::new(ones), Self::new(others)))
     }
 
     fn new(mut seconds: Vec<f64>) -> Self {

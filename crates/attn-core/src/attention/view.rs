@@ -1,7 +1,7 @@
 //! The tensors of a call as kernels of the CPU read them: sizes, and strided views whose bounds were checked.
 
 use crate::simd::Element;
-use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
 /// Sizes of a call: q `(b, h, tq, d)`, k `(b, h_kv, tk, d)`, v `(b, h_kv, tk, dv)`.
 #[derive(Debug, Clone, Copy)]
@@ -85,4 +85,9 @@ pub(in crate::attention) struct Inputs<'a, T> {
 /// `(b, h, t, d)` with the last dimension's numbers side by side, copied only if they aren't.
 pub(in crate::attention) fn with_contiguous_rows(x: &Tensor) -> Result<Tensor> {
     if x.stride()[3] == 1 || x.dim(3)? == 1 { Ok(x.clone()) } else { x.contiguous() }
+}
+
+/// A tensor's numbers, in order.
+pub(in crate::attention) fn numbers(x: &Tensor) -> Result<Vec<f32>> {
+    x.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }

@@ -332,7 +332,11 @@ impl Worker<'_> {
                 exp_and_gradient::<S>(w, scores.as_mut_ptr(), cols, (log_sum, delta));
             }
             if !u.sums.is_empty() {
-                self.p.add_score_gradients(u.sums, (u.b, head, q), k0 + seen.start, &scores[seen.clone()]);
+                // SAFETY: the instruction set is there by the caller's word.
+                unsafe {
+                    let place = (u.b, head, q);
+                    self.p.add_score_gradients::<S>(u.sums, place, k0 + seen.start, &scores[seen.clone()]);
+                }
             }
             if let Some(slopes) = &slopes {
                 for (gradient, slope) in scores.iter_mut().zip(slopes) {

@@ -1,7 +1,10 @@
 //! The bias of a call as the kernels read it: one row at a time, from numbers in the units of the scores.
 
 use super::curve::Lines;
-use crate::attention::{bias::ScoreBias, view::Sizes};
+use crate::attention::{
+    bias::ScoreBias,
+    view::{Sizes, numbers},
+};
 use candle_core::{CpuStorage, D, DType, Device, Layout, Result, Storage, Tensor, bail};
 use std::ops::{Deref, Range};
 
@@ -65,11 +68,6 @@ impl BiasSource {
     pub(super) fn lock(&self) -> Option<(impl Deref<Target = Storage> + '_, &Layout)> {
         self.tensor.as_ref().map(|tensor| tensor.storage_and_layout())
     }
-}
-
-/// A tensor's numbers, in order.
-pub(super) fn numbers(x: &Tensor) -> Result<Vec<f32>> {
-    x.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
 impl<'a> Bias<'a> {

@@ -1,7 +1,9 @@
 //! [`Curve`] as what it is: per head a chain of straight lines in one variable.
 
-use super::bias::numbers;
-use crate::attention::{bias::Curve, view::Sizes};
+use crate::attention::{
+    bias::Curve,
+    view::{Sizes, numbers},
+};
 use candle_core::{Result, bail};
 
 /// The lines of every head, and what they are lines of.
@@ -78,6 +80,11 @@ impl Lines {
         // x falls from key to key, so lines are met from the last to the first.
         let Some(first) = distances.first() else { return };
         let mut line = self.bends.partition_point(|bend| *bend < first * factor);
+        let last = distances[distances.len() - 1] * factor;
+        if line == 0 || last > self.bends[line - 1] {
+            // A tile is mostly on one line.
+            return each(line, 0..distances.len());
+        }
         let mut from = 0;
         loop {
             let to = match line.checked_sub(1) {

@@ -1,7 +1,10 @@
 //! One attention call as the kernels see it: sizes, the keys that each query sees, and from products to scores.
 
-use super::bias::{Bias, BiasSource, Computed, LOG2E, RowBias, numbers};
-use crate::attention::{scores::AttendArgs, view::Sizes};
+use super::bias::{Bias, BiasSource, Computed, LOG2E, RowBias};
+use crate::attention::{
+    scores::AttendArgs,
+    view::{Sizes, numbers},
+};
 use candle_core::{Layout, Result, Storage};
 use std::ops::{Deref, Range};
 

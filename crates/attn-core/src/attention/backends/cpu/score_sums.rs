@@ -7,6 +7,7 @@ use super::{
     bias::{Bank, Bias},
     problem::Problem,
 };
+use crate::simd::Simd;
 
 impl Problem<'_> {
     /// Numbers in a line of sums.
@@ -22,8 +23,11 @@ impl Problem<'_> {
     }
 
     /// Adds the gradients `g` of a row's scores, on the keys from `key` on, to the line of its head.
+    ///
+    /// # Safety
+    /// The machine has the instruction set of `S`.
     #[inline(always)]
-    pub(super) fn add_score_gradients(
+    pub(super) unsafe fn add_score_gradients<S: Simd>(
         &self,
         line: &mut [f32],
         (b, head, q): (usize, usize, usize),
@@ -33,11 +37,13 @@ impl Problem<'_> {
         let s = &self.sizes;
         match &self.bias {
             Bias::None | Bias::Dense { .. } => {}
-            Bias::Linear { .. } => line[0] += times_ramp((key as i64 - self.origin(q)) as f32, g),
+            // SAFETY: by the caller's word.
+            Bias::Linear { .. } => line[0] += unsafe { times_ramp::<S>((key as i64 - self.origin(q)) as f32, g) },
             Bias::Relative { .. } => add(&mut line[self.distance(q) + key..], g),
             Bias::Keys { .. } => {
                 let (queries, keys) = line.split_at_mut(s.tq);
-                queries[q] += g.iter().sum::<f32>();
+                // SAFETY: by the caller's word.
+                queries[q] += unsafe { total::<S>(g) };
                 for (sum, g) in keys[key..].iter_mut().zip(g) {
                     *sum -= g;
                 }
@@ -125,19 +131,40 @@ impl Bank {
     }
 }
 
-/// The sum of `g[i] * (first + i)`, in sixteen sums, so that the compiler can use vectors.
+/// The sum of `g[i] * (first + i)`.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
 #[inline(always)]
-fn times_ramp(first: f32, g: &[f32]) -> f32 {
-    let (chunks, rest) = g.as_chunks::<16>();
-    let (mut sums, mut place) = ([0f32; 16], first);
-    for chunk in chunks {
-        for (i, (sum, g)) in sums.iter_mut().zip(chunk).enumerate() {
-            *sum += g * (place + i as f32);
+unsafe fn times_ramp<S: Simd>(first: f32, g: &[f32]) -> f32 {
+    let whole = g.len() / S::LANES * S::LANES;
+    // SAFETY: LANES numbers from each i on are there, and the instruction set by the caller's word.
+    unsafe {
+        let (iota, mut sum) = (S::from_fn(|i| i as f32), S::splat(0.0));
+        for i in (0..whole).step_by(S::LANES) {
+            let place = S::add(iota, S::splat(first + i as f32));
+            sum = S::fma(S::load(g.as_ptr().add(i)), place, sum);
         }
-        place += 16.0;
+        let rest = g[whole..].iter().enumerate().map(|(i, g)| g * (first + (whole + i) as f32));
+        S::sum(sum) + rest.sum::<f32>()
     }
-    let rest: f32 = rest.iter().enumerate().map(|(i, g)| g * (place + i as f32)).sum();
-    sums.iter().sum::<f32>() + rest
+}
+
+/// The sum of `g`.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+unsafe fn total<S: Simd>(g: &[f32]) -> f32 {
+    let whole = g.len() / S::LANES * S::LANES;
+    // SAFETY: LANES numbers from each i on are there, and the instruction set by the caller's word.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for i in (0..whole).step_by(S::LANES) {
+            sum = S::add(sum, S::load(g.as_ptr().add(i)));
+        }
+        S::sum(sum) + g[whole..].iter().sum::<f32>()
+    }
 }
 
 fn add(to: &mut [f32], from: &[f32]) {

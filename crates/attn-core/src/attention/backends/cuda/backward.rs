@@ -9,6 +9,7 @@ use candle_core::{
     DType, Result, Tensor, bail,
     cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig},
 };
+use std::mem::offset_of;
 
 /// The same fields in the same order as `Gradients` in `gradients.cuh`.
 #[repr(C)]
@@ -27,6 +28,9 @@ struct Gradients {
 
 // SAFETY: plain numbers, laid out as the kernels read them.
 unsafe impl DeviceRepr for Gradients {}
+
+// `gradients.cuh` asserts the same of its `Gradients`.
+const _: () = assert!(size_of::<Gradients>() == 352 && offset_of!(Gradients, grad_strides) == 328);
 
 /// Sizes of the blocks: the constants in `gradients_*.cu`.
 #[derive(Debug, Clone, Copy)]

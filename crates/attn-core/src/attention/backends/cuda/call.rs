@@ -21,6 +21,7 @@ use candle_core::{
         },
     },
 };
+use std::mem::offset_of;
 
 /// The same fields in the same order as `Call` in `call.cuh`.
 #[repr(C)]
@@ -61,6 +62,15 @@ pub(super) struct Call {
 
 // SAFETY: plain numbers, laid out as the kernels read them.
 unsafe impl DeviceRepr for Call {}
+
+// `call.cuh` asserts the same of its `Call`.
+const _: () = {
+    assert!(size_of::<Call>() == 272);
+    assert!(offset_of!(Call, log_sums) == 64 && offset_of!(Call, q_strides) == 72);
+    assert!(offset_of!(Call, bias_strides) == 144 && offset_of!(Call, bias_first) == 176);
+    assert!(offset_of!(Call, chunk) == 208 && offset_of!(Call, b) == 216);
+    assert!(offset_of!(Call, bias_kind) == 244 && offset_of!(Call, softcap) == 264);
+};
 
 /// A tensor as the kernels see it: where it starts, and how it is laid out.
 #[derive(Debug, Clone, Copy)]

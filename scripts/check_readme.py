@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Checks README.md: at most 1200 words, links to files that are there, and commands that run.
+
+    scripts/check_readme.py path/to/attn
+
+Commands run on an embedded model and a short text in the place of MODEL and of texts, with short contexts; what needs a chat
+model or trains for minutes is only checked for options that `--help` doesn't know.
+"""
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MOST_WORDS = 1200
+# What stands for the reader's own things.
+STAND_INS = {"MODEL": "tiny-austen", "4096,8192,16384": "256,512", "4096,8192": "256", "8192": "512", "131072": "2048"}
+# Commands whose options alone are checked, and why.
+ONLY_OPTIONS = {"generate": "needs a chat model", "train": "takes minutes", "export": "needs a checkpoint in a folder"}
+
+
+def commands(text):
+    for block in re.findall(r"```console\n(.*?)```", text, re.S):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                yield line[2:].split("  #")[0].strip()
+    yield from (c for c in re.findall(r"`(attn [^`]*)`", text))
+
+
+def unknown_options(attn, words):
+    path = [w for w in words[1:3] if re.fullmatch(r"[a-z]+", w)]
+    path = path[: 2 if path and path[0] == "bench" else 1]
+    shown = subprocess.run([attn, *path, "--help"], capture_output=True, text=True)
+    if shown.returncode:
+        return [" ".join(path)]
+    options = [w for w in words if w.startswith("-") and w != "-"]
+    return [o for o in options if not re.search(rf"(^|[\s,]){re.escape(o.split('=')[0])}\b", shown.stdout)]
+
+
+def run(attn, words, scratch):
+    text = os.path.join(scratch, "text.txt")
+    words = [STAND_INS.get(w, text if w.endswith(".txt") else w) for w in words]
+    words = [os.path.join(scratch, w) if w in ("DIR", "report.html") or w.startswith("runs/") else w for w in words]
+    result = subprocess.run([attn, *words[1:]], capture_output=True, text=True)
+    return None if result.returncode == 0 else result.stderr.strip()
+
+
+def main():
+    attn = os.path.abspath(sys.argv[1])
+    text = open(os.path.join(ROOT, "README.md"), encoding="utf-8").read()
+    faults = []
+    count = len(text.split())
+    if count > MOST_WORDS:
+        faults.append(f"{count} words; at most {MOST_WORDS}")
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        if not os.path.exists(os.path.join(ROOT, link)):
+            faults.append(f"no file {link}")
+    checked = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        sample = open(os.path.join(ROOT, "models", "sample.txt"), encoding="utf-8").read(20000)
+        open(os.path.join(scratch, "text.txt"), "w", encoding="utf-8").write(sample)
+        for command in commands(text):
+            words = shlex.split(command)
+            if words[0] != "attn" or len(words) < 2:
+                continue
+            checked += 1
+            unknown = unknown_options(attn, words)
+            fault = f"unknown: {', '.join(unknown)}" if unknown else None
+            if not fault and "MODEL" in words and words[1] not in ONLY_OPTIONS:
+                fault = run(attn, words, scratch)
+            if fault:
+                faults.append(f"{command}: {fault}")
+    print(f"README.md: {count} words, {checked} commands of attn")
+    for fault in faults:
+        print("fault:", fault)
+    sys.exit(bool(faults))
+
+
+main()
