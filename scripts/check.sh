@@ -43,6 +43,12 @@ step documentation
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 step "the README's main command"
 cargo run --release -- compare
+step "the README's length, links and commands"
+scripts/check_readme.py "${CARGO_TARGET_DIR:-target}/release/attn"
+if command -v mdbook >/dev/null; then
+    step "the book"
+    mdbook build docs --dest-dir "$(mktemp -d)"
+fi
 step "the layer inside a stock Candle model"
 cargo run --release -p integration --example stock_llama
 step "types with the CUDA features (nothing is built or run; about two minutes the first time)"
