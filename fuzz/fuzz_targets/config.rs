@@ -2,6 +2,7 @@
 #![no_main]
 
 use attn_core::position::{PositionConfig, build};
+use attn_eval::encoding::describe;
 use attn_models::families;
 use libfuzzer_sys::fuzz_target;
 
@@ -18,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
         }
         for config in seen {
             for length in [1, 4096, 1 << 20] {
-                let _ = config.describe(length);
+                let _ = describe(config, length);
             }
             let _ = build(config, None);
         }

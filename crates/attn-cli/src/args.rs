@@ -8,7 +8,7 @@ use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
 use crate::output::check_writable;
 use crate::parse::{
     DeviceName, LengthPolicy, Precision, parse_auto_factor, parse_count, parse_device, parse_factor, parse_length,
-    parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling, parse_temperature,
+    parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling, parse_temperature, scaling_names,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
@@ -35,6 +35,23 @@ Examples:
 MODEL is a hub id (org/name or org/name@revision), a folder with config.json and safetensors, or a
 .gguf file. Without one, a small Llama that is part of the program is used.";
 
+/// The help of `--modes`.
+pub(crate) fn modes_help(shown: &str) -> String {
+    let defaults: Vec<&str> = Mode::defaults().into_iter().map(Mode::name).collect();
+    format!("Scalings, {shown} [default: {}]", defaults.join(","))
+}
+
+/// What follows the options of `attn compare`: examples and what the modes are.
+fn compare_help(examples: &str) -> String {
+    let width = Mode::all().map(|mode| mode.name().len()).max().unwrap_or(0);
+    let modes: Vec<String> =
+        Mode::all().map(|mode| format!("  {:width$}  {}", mode.name(), mode.summary())).collect();
+    format!(
+        "{examples}\n\nModes:\n{}\n\nIn the result, * marks the lowest perplexity of a context.",
+        modes.join("\n")
+    )
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -56,7 +73,7 @@ Windows are full and start every --stride tokens; a window's first token is not 
 scored twice, and all weigh the same.")]
     Perplexity(PerplexityArgs),
     /// Compare position scalings on the same text: perplexity by mode and context
-    #[command(after_help = "\
+    #[command(after_help = compare_help("\
 Examples:
   attn compare
   attn compare MODEL --text book.txt --contexts 8192,16384 --modes none,dynamic,yarn
@@ -64,10 +81,7 @@ Examples:
   attn compare --html report.html --csv cells.csv --plot chart.svg
   attn compare --from cells.json --html report.html
   attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
-  attn compare MODEL --text book.txt --contexts 16384 --search
-
-Modes: none (no scaling), checkpoint (as its config says), linear, ntk, dynamic, ntk-by-parts, yarn,
-llama3, longrope, proportional. In the result, * marks the lowest perplexity of a context.")]
+  attn compare MODEL --text book.txt --contexts 16384 --search"))]
     Compare(CompareArgs),
     /// Measure retrieval: is a number hidden far back in the text still found?
     #[command(after_help = "\
@@ -194,8 +208,7 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Position scaling")]
 pub(crate) struct RopeArgs {
-    /// none, linear, ntk, dynamic, ntk-by-parts, yarn, longrope, llama3 or proportional
-    #[arg(long, value_name = "TYPE", value_parser = parse_scaling)]
+    #[arg(long, value_name = "TYPE", value_parser = parse_scaling, help = format!("One of {}", scaling_names().join(", ")))]
     pub(crate) rope_scaling: Option<String>,
     /// Context wanted over context trained
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_factor)]
@@ -323,8 +336,7 @@ pub(crate) struct CompareArgs {
     /// --max-tokens and the text reach]
     #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
-    /// Scalings, one row each [default: none,linear,ntk,dynamic,ntk-by-parts,yarn]
-    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_mode)]
+    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_mode, help = modes_help("one row each"))]
     pub(crate) modes: Vec<Mode>,
     /// The scalings' factor; auto: the context over the trained context
     #[arg(long, value_name = "F", default_value = "auto", allow_negative_numbers = true, value_parser = parse_auto_factor)]

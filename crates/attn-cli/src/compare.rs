@@ -165,7 +165,7 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
 
 /// All that apply to any RoPE model; others can only be had as they are.
 pub(crate) fn default_modes(opened: &Opened) -> Vec<Mode> {
-    if inspect::has_rope(&opened.model) { Mode::DEFAULT.to_vec() } else { vec![Mode::Checkpoint] }
+    if inspect::has_rope(&opened.model) { Mode::defaults() } else { vec![Mode::Checkpoint] }
 }
 
 /// The trained context and its next three doublings, as far as the text reaches.

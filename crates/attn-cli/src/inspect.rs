@@ -5,7 +5,7 @@ use crate::model::{self, Opened};
 use crate::output::{print, print_json};
 use anyhow::Result;
 use attn_core::PositionConfig;
-use attn_core::position::RopeScaling;
+use attn_eval::encoding::describe;
 use attn_eval::report::ranges;
 use attn_models::encodings::{EncodingGroup, Place};
 use attn_models::spec::{AttentionSpec, ModelSpec, StackSpec};
@@ -27,11 +27,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
 pub(crate) fn scaling(model: &Model) -> (String, f64) {
     let spec = model.spec();
     match positions(&spec.stack).find(|config| matches!(config, PositionConfig::Rope(_))) {
-        Some(PositionConfig::Rope(rope)) => match rope.scaling {
-            RopeScaling::Default => ("none".to_string(), 1.0),
-            ref scaling => (scaling.name().to_string(), scaling.factor().unwrap_or(1.0)),
-        },
-        _ => (positions(&spec.stack).next().map_or("nope", |config| config.describe(1).kind).to_string(), 1.0),
+        Some(PositionConfig::Rope(rope)) => {
+            (rope.scaling.scheme().called().to_string(), rope.scaling.factor().unwrap_or(1.0))
+        }
+        _ => (positions(&spec.stack).next().map_or("nope", |config| describe(config, 1).kind).to_string(), 1.0),
     }
 }
 
@@ -112,16 +111,16 @@ fn heads(facts: &mut Map<String, Value>, attention: &AttentionSpec) {
 
 /// The encodings, each once with the layers that use it.
 fn groups(stack: &StackSpec, length: usize) -> Result<Vec<Value>> {
-    stack.encodings().iter().map(|group| describe(group, length)).collect()
+    stack.encodings().iter().map(|group| group_facts(group, length)).collect()
 }
 
-fn describe(group: &EncodingGroup, length: usize) -> Result<Value> {
+fn group_facts(group: &EncodingGroup, length: usize) -> Result<Value> {
     let on = match group.place {
         Place::Embeddings => "embeddings",
         Place::Attention => "attention",
     };
     let mut value = json!({ "layers": group.layers, "on": on });
-    let described = serde_json::to_value(group.config.describe(length))?;
+    let described = serde_json::to_value(describe(group.config, length))?;
     if let (Some(value), Value::Object(described)) = (value.as_object_mut(), described) {
         value.extend(described);
         value.extend(group.window.map(|w| ("sliding_window".to_string(), json!(w))));

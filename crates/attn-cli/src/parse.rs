@@ -1,5 +1,6 @@
 //! The values of options: what they may be, and what is said if they are not.
 
+use attn_core::position::rope::scaling;
 use attn_eval::compare::{Factor, Mode};
 use candle_core::DType;
 use clap::ValueEnum;
@@ -48,15 +49,15 @@ pub(crate) fn parse_device(text: &str) -> Result<DeviceName, String> {
     }
 }
 
+/// What `--rope-scaling` takes.
+pub(crate) fn scaling_names() -> Vec<&'static str> {
+    scaling::named().map(|scheme| scheme.called()).collect()
+}
+
 pub(crate) fn parse_scaling(text: &str) -> Result<String, String> {
-    const OTHERS: [&str; 2] = ["default", "su"];
-    match text.parse::<Mode>() {
-        Ok(Mode::Checkpoint) | Err(_) if !OTHERS.contains(&text) => {
-            let known = Mode::ALL.iter().filter(|mode| **mode != Mode::Checkpoint).map(|mode| mode.name());
-            Err(format!("unknown scaling; known: {}", known.collect::<Vec<_>>().join(", ")))
-        }
-        Ok(mode) => Ok(mode.name().to_string()),
-        Err(_) => Ok(text.to_string()),
+    match scaling::scheme(text) {
+        Some(scheme) => Ok(scheme.called().to_string()),
+        None => Err(format!("unknown scaling; known: {}", scaling_names().join(", "))),
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! It needs a model's spec and, where a bias is learned, that one table; the other weights are never read.
 
+use crate::encoding::{Description, Effects, describe, effects::effects};
 use anyhow::{Context, Result};
-use attn_core::position::{Description, Explanation, PositionConfig};
+use attn_core::position::PositionConfig;
 use attn_models::TensorSource;
 use attn_models::encodings::{EncodingGroup, Place};
 use attn_models::spec::{ModelSpec, StackSpec};
@@ -53,7 +54,7 @@ pub struct ExplainedGroup {
     /// The encoding.
     pub encoding: Description,
     /// What follows from it.
-    pub effects: Explanation,
+    pub effects: Effects,
 }
 
 /// Explains the encodings of `spec` for sequences of `length` tokens; by default those that a configured scaling was
@@ -116,8 +117,8 @@ fn explain_group(
         },
         sliding_window: group.window,
         chunk: group.chunk,
-        encoding: group.config.describe(length),
-        effects: group.config.explain(vb, trained, length)?,
+        encoding: describe(group.config, length),
+        effects: effects(group.config, vb, trained, length)?,
         layers: group.layers,
     })
 }

@@ -9,6 +9,7 @@
 //! The one file it reads and writes is the run file of a long comparison ([`run`]).
 
 pub mod compare;
+pub mod encoding;
 mod exact;
 pub mod explain;
 pub mod generate;

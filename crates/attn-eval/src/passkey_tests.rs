@@ -11,7 +11,7 @@ fn plan(tokenizer: &Tokenizer, haystack: Haystack) -> PasskeyPlan<'_> {
     PasskeyPlan {
         plan: Plan {
             contexts: vec![512],
-            modes: vec![Mode::None],
+            modes: vec![Mode::none()],
             factor: crate::compare::Factor::Fixed(2.0),
             stride: None,
             bos: None,

@@ -17,7 +17,8 @@ use crate::stats::{MIN_WINDOWS, WindowNll, mean};
 use crate::windows::{Window, Windows};
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::RopeOverride;
-use attn_core::position::yarn_mscale;
+use attn_core::position::RopeConfig;
+use attn_core::position::frequencies::plain_frequencies;
 use attn_models::Model;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -105,6 +106,29 @@ struct Point {
 const STEPS: [f64; 5] = [1.5, 1.25, 2.0, 2.0, 1.04];
 
 impl Point {
+    /// The point that an encoding is for sequences of `len` tokens; `None` if it lies outside the space.
+    fn of(rope: &RopeConfig, len: usize) -> Option<Self> {
+        let found = rope.frequencies(len);
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
+        // The base that would give the second frequency without scaling; is it that of all of them?
+        let base = found.inv_freq.get(1).map_or(rope.theta, |f| f.powf(-(rope.rotary_dim as f64) / 2.0));
+        let theta = if near(base, rope.theta) { rope.theta } else { base };
+        let plain = plain_frequencies(theta, rope.rotary_dim, found.inv_freq.len());
+        if found.attention_factor == 1.0 && plain.iter().zip(&found.inv_freq).all(|(a, b)| near(*a, *b)) {
+            return Some(Self { theta, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 });
+        }
+        let hf = rope.to_hf().ok()?;
+        let number = |key: &str| hf.get(key).and_then(serde_json::Value::as_f64);
+        // The ramps of the space end at whole dimensions.
+        (hf["rope_type"] == "yarn" && !hf.contains_key("truncate")).then_some(Self {
+            theta: rope.theta,
+            factor: number("factor")?,
+            beta_fast: number("beta_fast")?,
+            beta_slow: number("beta_slow")?,
+            attention: found.attention_factor,
+        })
+    }
+
     fn coordinate(&mut self, index: usize) -> &mut f64 {
         match index {
             0 => &mut self.theta,
@@ -320,7 +344,7 @@ fn choose(
     let best = lowest(&mut (0..stock.len())).context("a search begins from stock modes: name some")?;
     let start = lowest(&mut (0..stock.len()).filter(|&index| stock[index].point.is_some()));
     let Some((start, point)) = start.and_then(|start| Some((start, stock[start].point?))) else {
-        bail!("a search begins from one of none, ntk, dynamic, ntk-by-parts and yarn: name one in --modes")
+        bail!("a search begins from a larger base or from YaRN's blend: name none or yarn in --modes")
     };
     let (point, nll) = chooser.descend(point, measured[start].clone(), seed)?;
     // A mode outside the space may be better than anything in it, and the start itself is best left as it is.
@@ -341,8 +365,6 @@ struct Stock {
 }
 
 fn stock(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Stock>> {
-    let base = rope_of(model)?;
-    let original = plan.rope.original_context.unwrap_or(base.original_context());
     let variants = variants(model, plan, context)?;
     let own = variants.into_iter().filter(|variant| variant.same_as.is_none());
     let each = own.map(|variant| {
@@ -351,23 +373,17 @@ fn stock(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Stock>> {
             factor: variant.mode.takes_factor().then_some(variant.factor),
             ..plan.rope.clone()
         };
-        let factor = variant.factor;
-        let plain = |theta: f64| Point { theta, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 };
         let point = match variant.mode {
-            Mode::None => Some(plain(base.theta)),
-            Mode::Ntk => Some(plain(base.ntk_theta(factor))),
-            Mode::Dynamic => Some(plain(base.dynamic_theta(factor, original, plan.length.unwrap_or(context)))),
-            Mode::NtkByParts => Some(Point { factor, ..plain(base.theta) }),
-            Mode::Yarn => Some(Point { factor, attention: yarn_mscale(factor, 1.0), ..plain(base.theta) }),
-            _ => None,
+            Mode::Checkpoint => None,
+            Mode::Scaling(_) => Point::of(&rope_of(&variant.model)?, plan.length.unwrap_or(context)),
         };
-        Stock { mode: variant.mode, rope, point }
+        Ok(Stock { mode: variant.mode, rope, point })
     });
-    Ok(each.collect())
+    each.collect()
 }
 
 /// The rotary encoding of the first layer that has one.
-fn rope_of(model: &Model) -> Result<attn_core::position::RopeConfig> {
+fn rope_of(model: &Model) -> Result<RopeConfig> {
     let layers = &model.spec().stack.layers;
     let rope = layers.iter().find_map(|layer| match layer.attention.position() {
         attn_core::position::PositionConfig::Rope(rope) => Some(rope.clone()),

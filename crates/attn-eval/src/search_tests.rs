@@ -12,9 +12,9 @@ fn stock() -> Vec<Stock> {
         point,
     };
     vec![
-        named(Mode::None, Some(plain)),
-        named(Mode::Linear, None),
-        named(Mode::Yarn, Some(Point { factor: 2.0, attention: 1.069, ..plain })),
+        named(Mode::none(), Some(plain)),
+        named("linear".parse().unwrap(), None),
+        named("yarn".parse().unwrap(), Some(Point { factor: 2.0, attention: 1.069, ..plain })),
     ]
 }
 
@@ -106,4 +106,21 @@ fn windows_of_the_two_halves_share_no_token() {
     }
     let error = super::cut(&texts[1..], &plan, 100).err().unwrap().to_string();
     assert!(error.contains("8 windows") && error.contains("there are 3"), "{error}");
+}
+
+#[test]
+fn encodings_are_points_of_the_space_or_lie_outside() {
+    let base = RopeConfig { max_position_embeddings: 64, ..RopeConfig::new(16, 10_000.0) };
+    let of = |mode: &str| Point::of(&base.for_mode(mode, 4.0).unwrap(), 256);
+    let plain = |theta: f64| Point { theta, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 };
+    assert_eq!(of("none"), Some(plain(10_000.0)));
+    let theta = |factor: f64| 10_000.0 * factor.powf(16.0 / 14.0);
+    // At four times the trained context dynamic scaling by 4 has a factor of 4 * 4 - 3.
+    for (mode, want) in [("ntk", theta(4.0)), ("dynamic", theta(13.0))] {
+        let point = of(mode).unwrap();
+        assert!((point.theta / want - 1.0).abs() < 1e-9 && Point { theta: 1.0, ..point } == plain(1.0), "{point:?}");
+    }
+    assert_eq!(of("ntk-by-parts"), Some(Point { factor: 4.0, ..plain(10_000.0) }));
+    assert_eq!(of("yarn"), Some(Point { factor: 4.0, attention: 0.1 * 4f64.ln() + 1.0, ..plain(10_000.0) }));
+    assert_eq!((of("linear"), of("llama3")), (None, None));
 }

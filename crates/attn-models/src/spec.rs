@@ -11,7 +11,7 @@ pub use mlp::{
 };
 
 use crate::Architecture;
-use attn_core::position::{PositionConfig, RopeConfig, RopeScaling, Temperature};
+use attn_core::position::{PositionConfig, Temperature};
 use attn_core::{Mask, NormKind, QkNormPlace, RopeOverride};
 use candle_core::{Result, bail};
 
@@ -367,17 +367,12 @@ pub struct LinearSpec {
 }
 
 impl LatentSpec {
-    /// The score scale: `(qk_nope_head_dim + qk_rope_head_dim)^-1/2`, times YaRN's `mscale(factor, mscale_all_dim)^2`
-    /// where the position encoding has one.
+    /// The score scale: `(qk_nope_head_dim + qk_rope_head_dim)^-1/2`, times what the scaling of the position encoding asks for
+    /// (YaRN's `mscale(factor, mscale_all_dim)^2`).
     pub fn scale(&self, position: &PositionConfig) -> f64 {
         let scale = ((self.qk_nope_head_dim + self.qk_rope_head_dim) as f64).powf(-0.5);
-        let PositionConfig::Rope(RopeConfig { scaling: RopeScaling::Yarn { factor, mscale_all_dim, .. }, .. }) =
-            position
-        else {
-            return scale;
-        };
-        match mscale_all_dim {
-            Some(m) if *m != 0.0 && *factor > 1.0 => scale * (0.1 * m * factor.ln() + 1.0).powi(2),
+        match position {
+            PositionConfig::Rope(rope) => scale * rope.scaling.latent_score_factor(),
             _ => scale,
         }
     }

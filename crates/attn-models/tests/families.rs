@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use attn_core::RopeOverride;
+use attn_core::position::rope::scaling::{Linear, Llama3};
 use attn_core::position::{PositionConfig, RopeConfig, RopeScaling};
 use attn_models::families;
 use attn_models::spec::{AttentionSpec, ModelSpec, MultiHeadSpec};
@@ -82,11 +83,11 @@ fn classes_with_a_scaling_of_their_own() {
     let mut config = sparse("apertus");
     config["rope_theta"] = json!(5.0);
     let apertus = spec(&config);
-    let RopeScaling::Llama3 { factor, .. } = rope(&apertus, 0).scaling else { panic!("no llama3") };
+    let RopeScaling::Llama3(Llama3 { factor, .. }) = rope(&apertus, 0).scaling else { panic!("no llama3") };
     assert_eq!((factor, rope(&apertus, 0).theta), (8.0, 12e6));
     config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
     let scaled = spec(&config);
-    assert_eq!((&rope(&scaled, 0).scaling, rope(&scaled, 0).theta), (&RopeScaling::Linear { factor: 2.0 }, 5.0));
+    assert_eq!((&rope(&scaled, 0).scaling, rope(&scaled, 0).theta), (&RopeScaling::Linear(Linear { factor: 2.0 }), 5.0));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Nothing is learned and nothing is tabled, so it has no maximal length; kernels take the slopes alone.
 
 use super::PositionEncoding;
-use super::rope_scaling::positive;
+use super::frequencies::positive;
 use crate::ScoreBias;
 use candle_core::{Device, Result, Tensor, bail};
 use half::bf16;

@@ -1,5 +1,6 @@
 //! What every encoding has to obey, checked for all of them by the same code. A new encoding adds a line to [`cases`].
 
+use super::rope::scaling::{FreqFactors, SCHEMES};
 use super::*;
 use crate::attention::reference;
 use crate::{AttendArgs, Mask, Scores};
@@ -24,37 +25,35 @@ fn normal(shape: &[usize]) -> Result<Tensor> {
     Tensor::randn(0f64, 1., shape, &Device::Cpu)
 }
 
-fn scalings() -> Vec<RopeScaling> {
-    let (factor, original_max_position_embeddings, ramp) = (4.0, 16, Ramp::default());
-    let (attention_factor, mscale, mscale_all_dim) = (None, None, None);
-    let (short_factor, long_factor) = (vec![1.0, 1.1, 1.2, 1.3], vec![1.5, 2.0, 3.0, 4.0]);
-    vec![
-        RopeScaling::Default,
-        RopeScaling::Linear { factor },
-        RopeScaling::Ntk { factor },
-        RopeScaling::Dynamic { factor, original_max_position_embeddings },
-        RopeScaling::NtkByParts { factor, original_max_position_embeddings, ramp },
-        RopeScaling::Yarn { factor, original_max_position_embeddings, ramp, attention_factor, mscale, mscale_all_dim },
-        RopeScaling::LongRope {
-            short_factor: short_factor.clone(),
-            long_factor,
-            original_max_position_embeddings,
-            factor: None,
-            attention_factor,
-        },
-        RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings },
-        RopeScaling::Proportional { partial_rotary_factor: 0.5, factor },
-        RopeScaling::FreqFactors { factors: short_factor },
-    ]
-}
-
+/// A trained context of 16 tokens under every scheme of the table.
 pub(super) fn ropes() -> Vec<RopeConfig> {
-    let mut configs = vec![RopeConfig { rotary_dim: 4, ..RopeConfig::new(DIM, 1e4) }];
-    for scaling in scalings() {
-        for layout in [Layout::Half, Layout::Interleaved] {
-            configs.push(RopeConfig { scaling: scaling.clone(), layout, ..RopeConfig::new(DIM, 1e4) });
-        }
+    let plain = RopeConfig { max_position_embeddings: 16, ..RopeConfig::new(DIM, 1e4) };
+    let mut configs = vec![RopeConfig { rotary_dim: 4, ..plain.clone() }];
+    let list = |key: &str, values: &str| (key.to_string(), values.to_string());
+    for scheme in SCHEMES.iter().filter(|scheme| scheme.named) {
+        let change = RopeOverride {
+            scaling: Some(scheme.name.to_string()),
+            factor: scheme.takes_factor.then_some(4.0),
+            params: match scheme.any_checkpoint {
+                true => vec![],
+                // What can't be had without further keys has them here.
+                false => [
+                    list("short_factor", "1,1.1,1.2,1.3"),
+                    list("long_factor", "1.5,2,3,4"),
+                    list("partial_rotary_factor", "0.5"),
+                ]
+                .into_iter()
+                .filter(|(key, _)| scheme.keys.contains(&key.as_str()))
+                .collect(),
+            },
+            ..Default::default()
+        };
+        configs.push(plain.with_override(&change).expect(scheme.name));
     }
+    configs.push(RopeConfig { scaling: FreqFactors { factors: vec![1.0, 1.1, 1.2, 1.3] }.into(), ..plain });
+    let interleaved: Vec<_> =
+        configs.iter().map(|config| RopeConfig { layout: Layout::Interleaved, ..config.clone() }).collect();
+    configs.extend(interleaved);
     configs
 }
 
@@ -256,12 +255,7 @@ fn dtypes_and_shapes_are_kept() -> Result<()> {
 }
 
 #[test]
-fn configurations_build_and_describe_themselves() -> Result<()> {
-    let rope = PositionConfig::Rope(RopeConfig::new(DIM, 1e4)).describe(1);
-    assert_eq!((rope.kind, rope.rope_type, rope.inv_freq.len()), ("rope", Some("default"), DIM / 2));
-    let json = serde_json::to_value(PositionConfig::Alibi(AlibiConfig::new(2)).describe(1))
-        .map_err(candle_core::Error::wrap)?;
-    assert_eq!(json, serde_json::json!({"kind": "alibi", "slopes": [0.0625, 0.00390625]}));
+fn learned_configurations_need_their_table() -> Result<()> {
     let learned = PositionConfig::Learned(LearnedConfig { rows: 4, hidden: 2, offset: 0 });
     assert!(build(&learned, None).expect_err("no weights").to_string().contains("weights"));
     let weights = [("weight".to_string(), Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?)].into();

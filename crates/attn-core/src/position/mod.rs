@@ -3,38 +3,25 @@
 //! A model never asks which encoding it has: it calls every hook and most do nothing. That is what makes encodings
 //! interchangeable on a loaded model.
 //!
-//! A new encoding is one file, then a `mod`, a variant and an arm here.
+//! A new encoding is one file, then a `mod`, a variant and an arm here. A new scaling of RoPE is one file and one line in
+//! [`rope::scaling`].
 
 pub mod alibi;
-pub mod analysis;
-pub mod config;
-pub mod describe;
-pub mod explain;
-mod export;
+pub mod frequencies;
 #[cfg(test)]
 mod laws;
 pub mod learned;
 pub mod nope;
 pub mod rope;
-mod rope_apply;
-#[cfg(feature = "cuda")]
-mod rope_cuda;
-pub mod rope_override;
-pub mod rope_scaling;
 pub mod sinusoidal;
 pub mod t5;
 mod temperature;
 
 pub use alibi::{Alibi, AlibiConfig};
-pub use analysis::{decay, smallest_base};
-pub use config::{Layout, RopeConfig, RopeDefaults};
-pub use describe::Description;
-pub use explain::Explanation;
+pub use frequencies::Frequencies;
 pub use learned::{Learned, LearnedConfig};
 pub use nope::{Nope, NopeConfig};
-pub use rope::Rope;
-pub use rope_override::RopeOverride;
-pub use rope_scaling::{Frequencies, Ramp, RopeScaling, yarn_mscale};
+pub use rope::{Layout, Rope, RopeConfig, RopeDefaults, RopeOverride, RopeReading, RopeScaling, yarn_mscale};
 pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 pub use t5::{T5Bias, T5Config};
 pub use temperature::Temperature;

@@ -1,7 +1,7 @@
 //! Fixed sinusoids added to the token embeddings (Vaswani et al. 2017). Computed for the positions that occur, so there
 //! is no maximal length.
 
-use super::rope_scaling::{plain_frequencies, positive};
+use super::frequencies::{plain_frequencies, positive};
 use super::{PositionEncoding, Positions};
 use candle_core::{DType, Result, Tensor, bail};
 

@@ -1,7 +1,7 @@
 //! What queries are multiplied by, depending on their position alone: attention over a long text would go flat
 //! otherwise. Combines with every encoding.
 
-use super::{Positions, rope_scaling::positive};
+use super::{Positions, frequencies::positive};
 use candle_core::{DType, Result, Tensor, bail};
 
 /// A factor on each query.

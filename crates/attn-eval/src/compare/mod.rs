@@ -165,7 +165,7 @@ pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec
     check_room(model, context)?;
     let factor = factor_at(model, plan, context)?;
     // A model without rotary layers has no such thing, and no scalings either.
-    let unscaled = scaled(model, plan, Mode::None, factor).ok();
+    let unscaled = scaled(model, plan, Mode::none(), factor).ok();
     let length = plan.length.unwrap_or(context);
     let mut variants: Vec<Variant> = vec![];
     // The first of those that are no scaling is measured for all of them.
@@ -313,17 +313,13 @@ fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> 
         factor: mode.takes_factor().then_some(factor),
         theta: rope.theta,
         original_context: rope.original_context,
-        params: rope.params.iter().filter(|(key, _)| takes(mode, key)).cloned().collect(),
+        params: rope.params.iter().filter(|(key, _)| mode.takes(key)).cloned().collect(),
     })?)
-}
-
-fn takes(mode: Mode, key: &str) -> bool {
-    mode == Mode::Checkpoint || mode.params().contains(&key)
 }
 
 /// A parameter that no mode of the plan reads would otherwise change nothing without a word.
 pub(crate) fn check_params(plan: &Plan) -> Result<()> {
-    match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|&mode| takes(mode, key))) {
+    match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|mode| mode.takes(key))) {
         Some((key, _)) => bail!("none of the modes compared has a parameter {key:?}"),
         None => Ok(()),
     }

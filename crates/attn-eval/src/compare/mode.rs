@@ -1,5 +1,6 @@
 //! The scalings a comparison knows, and the factor they are given.
 
+use attn_core::position::rope::scaling::{self, SchemeInfo};
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,66 +9,52 @@ use std::str::FromStr;
 pub enum Mode {
     /// What the checkpoint's own config says, scaling included.
     Checkpoint,
-    /// The checkpoint without any scaling.
-    None,
-    /// Position interpolation: every frequency divided by the factor.
-    Linear,
-    /// A larger base, the same for every length.
-    Ntk,
-    /// A base that grows with the length.
-    Dynamic,
-    /// YaRN's blend of frequencies without its temperature.
-    NtkByParts,
-    /// YaRN.
-    Yarn,
-    /// Separately searched factors per frequency, from the checkpoint or from parameters.
-    LongRope,
-    /// Llama 3.1's blend.
-    Llama3,
-    /// Gemma's proportional encoding.
-    Proportional,
+    /// A scheme put over the checkpoint in place of its own.
+    Scaling(&'static SchemeInfo),
 }
 
-use Mode::{Checkpoint, Dynamic, Linear, Llama3, LongRope, None as Unscaled, Ntk, NtkByParts, Proportional, Yarn};
-
 impl Mode {
-    /// Every mode.
-    pub const ALL: [Self; 10] =
-        [Checkpoint, Unscaled, Linear, Ntk, Dynamic, NtkByParts, Yarn, LongRope, Llama3, Proportional];
+    /// Every mode: the checkpoint's own scaling, and each scheme that the command line can name.
+    pub fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Checkpoint).chain(scaling::named().map(Self::Scaling))
+    }
 
     /// The modes that any RoPE model can be compared across.
-    pub const DEFAULT: [Self; 6] = [Unscaled, Linear, Ntk, Dynamic, NtkByParts, Yarn];
+    pub fn defaults() -> Vec<Self> {
+        scaling::named().filter(|scheme| scheme.compared).map(Self::Scaling).collect()
+    }
+
+    /// The checkpoint without any scaling.
+    pub fn none() -> Self {
+        Self::Scaling(scaling::RopeScaling::default().scheme())
+    }
 
     /// Its name, as the command line and the reports spell it.
     pub fn name(self) -> &'static str {
         match self {
-            Checkpoint => "checkpoint",
-            Unscaled => "none",
-            Linear => "linear",
-            Ntk => "ntk",
-            Dynamic => "dynamic",
-            NtkByParts => "ntk-by-parts",
-            Yarn => "yarn",
-            LongRope => "longrope",
-            Llama3 => "llama3",
-            Proportional => "proportional",
+            Self::Checkpoint => "checkpoint",
+            Self::Scaling(scheme) => scheme.called(),
+        }
+    }
+
+    /// What it does, in a sentence.
+    pub fn summary(self) -> &'static str {
+        match self {
+            Self::Checkpoint => "Whatever scaling the model's own config asks for.",
+            Self::Scaling(scheme) => scheme.summary,
         }
     }
 
     /// Whether its frequencies depend on a factor.
     pub(crate) fn takes_factor(self) -> bool {
-        !matches!(self, Checkpoint | Unscaled | LongRope)
+        matches!(self, Self::Scaling(scheme) if scheme.takes_factor)
     }
 
-    /// The config keys it reads beside the factor.
-    pub(super) fn params(self) -> &'static [&'static str] {
+    /// Whether it reads a parameter of this name.
+    pub(super) fn takes(self, key: &str) -> bool {
         match self {
-            NtkByParts => &["beta_fast", "beta_slow", "truncate"],
-            Yarn => &["beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"],
-            LongRope => &["short_factor", "long_factor", "attention_factor"],
-            Llama3 => &["low_freq_factor", "high_freq_factor"],
-            Proportional => &["partial_rotary_factor"],
-            _ => &[],
+            Self::Checkpoint => true,
+            Self::Scaling(scheme) => scheme.keys.contains(&key),
         }
     }
 }
@@ -82,9 +69,11 @@ impl FromStr for Mode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let same = |mode: &Self| mode.name() == text || mode.name().replace('-', "_") == text;
-        Self::ALL.into_iter().find(same).ok_or_else(|| {
-            let known: Vec<_> = Self::ALL.iter().map(|mode| mode.name()).collect();
+        if text == Self::Checkpoint.name() {
+            return Ok(Self::Checkpoint);
+        }
+        scaling::scheme(text).map(Self::Scaling).ok_or_else(|| {
+            let known: Vec<_> = Self::all().map(Self::name).collect();
             format!("unknown mode; known: {}", known.join(", "))
         })
     }
@@ -105,11 +94,20 @@ mod tests {
 
     #[test]
     fn modes_are_known_by_either_spelling_and_unknown_ones_refused_by_list() {
-        for mode in Mode::ALL {
+        for mode in Mode::all() {
             assert_eq!(mode.name().parse(), Ok(mode));
         }
-        assert_eq!("ntk_by_parts".parse(), Ok(NtkByParts));
+        assert_eq!("ntk_by_parts".parse::<Mode>().map(Mode::name), Ok("ntk-by-parts"));
         let error = "yarm".parse::<Mode>().unwrap_err();
         assert!(error.contains("unknown mode") && error.contains("ntk-by-parts"), "{error}");
+    }
+
+    #[test]
+    fn the_modes_are_the_schemes_that_have_names() {
+        let names: Vec<_> = Mode::all().skip(1).map(Mode::name).collect();
+        assert_eq!(names, scaling::named().map(|scheme| scheme.called()).collect::<Vec<_>>());
+        assert_eq!((names[0], Mode::none().name()), ("none", "none"));
+        assert!(Mode::defaults().iter().all(|mode| names.contains(&mode.name())));
+        assert!(!names.contains(&"freq-factors"), "comes from tensors alone");
     }
 }

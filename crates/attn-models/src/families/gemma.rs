@@ -108,7 +108,7 @@ fn gemma3_rope(c: &Config, head_dim: usize, kind: &str) -> Result<PositionConfig
     let PositionConfig::Rope(global) = rope(c, Some(kind), &defaults)? else {
         bail!("config.json: rope_parameters is null for {kind}")
     };
-    Ok(PositionConfig::Rope(RopeConfig { theta, scaling: RopeScaling::Default, ..global }))
+    Ok(PositionConfig::Rope(RopeConfig { theta, scaling: RopeScaling::default(), ..global }))
 }
 
 fn windowed(

@@ -55,7 +55,8 @@ use crate::spec::{
     AttentionSpec, EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec,
     MultiHeadSpec, NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
 };
-use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults, RopeScaling};
+use attn_core::position::rope::scaling::FreqFactors;
+use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults};
 use candle_core::{Result, bail};
 use serde_json::Value;
 
@@ -402,10 +403,10 @@ fn rope_in(c: &Config, root: &Value, layer_type: Option<&str>, defaults: &RopeDe
     let Some(mut config) = found else { return Ok(nope()) };
     if let Some(factors) = c.list("rope_freq_factors", 0, serde_json::Value::as_f64)? {
         // A GGUF file's rope_freqs.weight: Llama 3's and LongRoPE's scaling, worked out beforehand.
-        if config.scaling != RopeScaling::Default {
+        if !config.scaling.is_none() {
             bail!("config.json: rope_freq_factors beside rope type {}", config.scaling.name())
         }
-        config.scaling = RopeScaling::FreqFactors { factors };
+        config.scaling = FreqFactors { factors }.into();
         config.validate()?;
     }
     Ok(PositionConfig::Rope(config))
@@ -456,7 +457,7 @@ mod tests {
     fn frequency_factors_of_a_gguf_file_take_effect() {
         let spec = llama(&[("rope_freq_factors", json!([1.0, 2.0, 4.0, 8.0]))]).unwrap();
         let PositionConfig::Rope(rope) = spec.stack.layers[0].attention.position() else { panic!("no rope") };
-        let plain = RopeConfig { scaling: RopeScaling::Default, ..rope.clone() };
+        let plain = RopeConfig { scaling: Default::default(), ..rope.clone() };
         let (scaled, plain) = (rope.frequencies(1).inv_freq, plain.frequencies(1).inv_freq);
         let factors: Vec<f64> = plain.iter().zip(&scaled).map(|(p, s)| (p / s).round()).collect();
         assert_eq!(factors, [1.0, 2.0, 4.0, 8.0]);

@@ -2,7 +2,7 @@
 
 use super::provenance::provenance;
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
-use crate::compare::{Pair, Results, best, contexts, modes};
+use crate::compare::{Mode, Pair, Results, best, contexts, modes};
 use crate::perplexity::{self, BUCKETS};
 use crate::report::{About, Document, ENCODINGS, factor, headline, short, verdict};
 use crate::stats::{Difference, Interval};
@@ -93,26 +93,9 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
 /// What each mode does, for whoever sees its name for the first time.
 pub(super) fn meanings<'a>(page: &mut Page, modes: impl IntoIterator<Item = &'a str>) {
     page.heading("What the modes do");
-    let known: Vec<(&str, String)> =
-        modes.into_iter().filter_map(|mode| Some((mode, meaning(mode)?.to_string()))).collect();
+    let summary = |mode: &str| mode.parse::<Mode>().ok().map(|mode| mode.summary().to_string());
+    let known: Vec<(&str, String)> = modes.into_iter().filter_map(|mode| Some((mode, summary(mode)?))).collect();
     page.facts(&known);
-}
-
-/// A mode in a sentence.
-fn meaning(mode: &str) -> Option<&'static str> {
-    Some(match mode {
-        "none" => "The positions as the model was trained, without any scaling.",
-        "checkpoint" => "Whatever scaling the model's own config asks for.",
-        "linear" => "Position interpolation: all positions squeezed by the factor, near ones too.",
-        "ntk" => "A larger base: far positions are squeezed by the factor, near ones hardly.",
-        "dynamic" => "Like ntk, with a base that grows with the length, and nothing changed up to the trained context.",
-        "ntk-by-parts" => "Frequencies that turn often in training stay, slow ones are squeezed, a blend between.",
-        "yarn" => "The frequencies of ntk-by-parts, and sharper attention to make up for the longer text.",
-        "longrope" => "Factors per frequency that were searched for this model.",
-        "llama3" => "Llama 3.1's variant of ntk-by-parts.",
-        "proportional" => "Gemma's encoding, its frequencies divided by the factor.",
-        _ => return None,
-    })
 }
 
 fn find<'a>(cells: &'a [perplexity::Cell], context: usize, mode: &str) -> Option<&'a perplexity::Cell> {

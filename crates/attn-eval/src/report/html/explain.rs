@@ -5,7 +5,7 @@ use crate::explain::{Explained, ExplainedGroup};
 use crate::report::explain::title;
 use crate::report::factor;
 use anyhow::Result;
-use attn_core::position::explain::{BiasMap, Bucket, Curve, RopeEffects};
+use crate::encoding::effects::{BiasMap, Bucket, Curve, RopeEffects};
 
 /// The explanation as one HTML file.
 ///

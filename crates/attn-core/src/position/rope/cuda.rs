@@ -1,6 +1,6 @@
 //! The rotary encoding on CUDA: `kernels/rows.cuh`, one launch, angles in f32. Without gradients.
 
-use super::{Layout, RopeConfig};
+use super::config::{Layout, RopeConfig};
 use crate::cuda::{Element, Module, place, place_of, place_of_slice};
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, DType, Layout as Strides, Result, Shape, Tensor,
@@ -93,8 +93,7 @@ impl CustomOp1 for Rotate<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rope::Rope;
-    use super::super::{Layout, PositionEncoding, Positions, RopeConfig};
+    use crate::position::{Layout, PositionEncoding, Positions, Rope, RopeConfig};
     use candle_core::{DType, Device, Result, Tensor};
 
     /// Both layouts, part of the lanes, padded rows, views: as the CPU in f32, one rounding apart in the others.

@@ -1,4 +1,6 @@
 use super::*;
+use crate::position::Resolution;
+use crate::position::rope::scaling::{Dynamic, Linear, LongRope, Ntk};
 use serde_json::json;
 
 pub(crate) fn golden(name: &str) -> Value {
@@ -55,11 +57,11 @@ fn published_values() {
             "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}),
         128,
     );
-    let plain = RopeConfig { scaling: RopeScaling::Default, ..llama31.clone() }.frequencies(1).inv_freq;
+    let plain = RopeConfig { scaling: RopeScaling::default(), ..llama31.clone() }.frequencies(1).inv_freq;
     let ratios = plain.iter().zip(llama31.frequencies(1).inv_freq).map(|(a, b)| a / b).collect::<Vec<_>>();
     let near = |x: f64| ratios.iter().filter(|r| (*r - x).abs() < 1e-9).count();
     assert_eq!((near(1.0), ratios.len() - near(1.0) - near(8.0), near(8.0)), (29, 6, 29));
-    let ntk = RopeConfig { scaling: RopeScaling::Ntk { factor: 2.0 }, ..RopeConfig::new(128, 1e4) };
+    let ntk = RopeConfig { scaling: Ntk { factor: 2.0 }.into(), ..RopeConfig::new(128, 1e4) };
     let theta = ntk.frequencies(1).inv_freq[1].powf(-64.0);
     assert!((theta - 20221.26).abs() < 0.01, "{theta}");
 }
@@ -71,25 +73,25 @@ fn golden_checkpoints_are_read() {
     let lists = ("short_factor", vec![1.0, 1.1, 1.2, 1.3], vec![1.5, 2.0, 3.0, 4.0]);
     for (name, factor) in [("llama-longrope", Some(4.0)), ("phi3-longrope", None)] {
         let c = parsed(config(name), 8);
-        let expected = RopeScaling::LongRope {
+        let expected = RopeScaling::LongRope(LongRope {
             short_factor: lists.1.clone(),
             long_factor: lists.2.clone(),
             original_max_position_embeddings: 16,
             factor,
             attention_factor: None,
-        };
+        });
         assert_eq!(c.scaling, expected);
         assert!((c.frequencies(1).attention_factor - (1.5f64).sqrt()).abs() < 1e-12);
         assert_eq!(
             (c.scaling.resolve(16), c.scaling.resolve(17)),
-            (super::super::Resolution::Short, super::super::Resolution::Long)
+            (Resolution::Short, Resolution::Long)
         );
     }
     assert_eq!(parsed(config("llama-v4-config"), 8).theta, 50000.0);
-    assert_eq!(parsed(config("llama-linear"), 8).scaling, RopeScaling::Linear { factor: 4.0 });
+    assert_eq!(parsed(config("llama-linear"), 8).scaling, RopeScaling::Linear(Linear { factor: 4.0 }));
     assert_eq!(
         parsed(config("llama-dynamic"), 8).scaling,
-        RopeScaling::Dynamic { factor: 2.0, original_max_position_embeddings: 32 }
+        RopeScaling::Dynamic(Dynamic { factor: 2.0, original_max_position_embeddings: 32 })
     );
     assert_eq!(parsed(config("qwen2-yarn"), 8).scaling.original_max_position_embeddings(), Some(8));
     for name in ["phi", "stablelm", "gpt-neox", "gptj-interleaved"] {
@@ -98,9 +100,9 @@ fn golden_checkpoints_are_read() {
     let defaults = RopeDefaults::new(16);
     let gemma3 = |kind| RopeConfig::from_hf(&config("gemma3"), kind, &defaults);
     let full = gemma3(Some("full_attention")).expect("valid").expect("rotary");
-    assert_eq!((full.theta, full.scaling), (1e6, RopeScaling::Linear { factor: 8.0 }));
+    assert_eq!((full.theta, full.scaling), (1e6, RopeScaling::Linear(Linear { factor: 8.0 })));
     let sliding = gemma3(Some("sliding_attention")).expect("valid").expect("rotary");
-    assert_eq!((sliding.theta, sliding.scaling), (1e4, RopeScaling::Default));
+    assert_eq!((sliding.theta, sliding.scaling), (1e4, RopeScaling::default()));
     assert!(gemma3(None).expect_err("ambiguous").to_string().contains("full_attention, sliding_attention"));
     assert!(gemma3(Some("chunked")).is_err());
 }
@@ -114,10 +116,10 @@ fn null_entries_and_old_spellings() {
     assert_eq!(layer("sliding_attention").map(|c| c.theta), Some(7e3));
     // Nothing said at all: the family's default.
     assert_eq!(parsed(json!({"max_position_embeddings": 64}), 8).theta, 1e4);
-    assert_eq!(parsed(rope(json!({})), 8).scaling, RopeScaling::Default);
+    assert_eq!(parsed(rope(json!({})), 8).scaling, RopeScaling::default());
     // Other names for the same thing.
     let mrope = parsed(rope(json!({"type": "mrope", "mrope_section": [1, 1, 2]})), 8);
-    assert_eq!(mrope.scaling, RopeScaling::Default);
+    assert_eq!(mrope.scaling, RopeScaling::default());
     let su = json!({"type": "su", "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 3, 4]});
     assert_eq!(parsed(rope(su), 8).scaling.name(), "longrope");
     let both = json!({"type": "yarn", "rope_type": "yarn", "factor": 2.0, "finetuned": true, "mscale": null});
@@ -147,6 +149,72 @@ fn the_original_context_falls_back_as_in_transformers() {
     assert!(refused(rope(json!({"type": "yarn"}))).contains("factor is missing"));
 }
 
+/// What transformers passes over with a warning passes here too, with a line to warn with.
+#[test]
+fn what_transformers_ignores_is_ignored_and_said() {
+    let reading = |dict: Value| RopeConfig::read_hf(&rope(dict), None, &RopeDefaults::new(8)).expect("valid");
+    let cases = [
+        (json!({"type": "yarn", "factor": 2.0, "attn_factor": 0.9}), "attn_factor", "yarn"),
+        (json!({"type": "default", "factor": 2}), "factor", "default"),
+        (json!({"type": "linear", "factor": 2, "beta_fast": 32}), "beta_fast", "linear"),
+        (json!({"type": "dynamic", "factor": 2, "original_max_position_embeddings": 8}), "original_max", "dynamic"),
+    ];
+    for (dict, key, kind) in cases {
+        let reading = reading(dict);
+        assert_eq!((reading.unknown.len(), reading.ignored.len()), (0, 1), "{key}");
+        assert!(reading.ignored[0].contains(key) && reading.ignored[0].contains(kind), "{:?}", reading.ignored);
+        assert_eq!(reading.config.expect("rotary").scaling.name(), kind);
+    }
+    let dynamic = reading(json!({"type": "dynamic", "factor": 2, "original_max_position_embeddings": 8})).config;
+    assert_eq!(dynamic.expect("rotary").original_context(), 64, "dynamic starts from the declared context");
+    let unknown = reading(json!({"type": "dynamic", "factor": 2, "alpha": 1000}));
+    assert!(unknown.ignored.is_empty() && unknown.unknown[0].contains("alpha"), "{unknown:?}");
+    assert_eq!(unknown.config.expect("rotary").scaling.factor(), Some(2.0));
+}
+
+/// Of two spellings the one that transformers reads counts.
+#[test]
+fn rope_type_wins_over_type_and_rope_scaling_over_rope_parameters() {
+    let both = rope(json!({"type": "linear", "rope_type": "yarn", "factor": 2}));
+    assert_eq!(parsed(both, 8).scaling.name(), "yarn");
+    let linear = json!({"type": "linear", "factor": 2});
+    let config = |old: Value| json!({"rope_scaling": old, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}});
+    let read = |old: Value| (parsed(config(old.clone()), 8).scaling.name(), parsed(config(old), 8).theta);
+    assert_eq!(read(linear), ("linear", 1e4));
+    assert_eq!((read(json!(null)), read(json!({}))), (("default", 7.0), ("default", 7.0)));
+}
+
+/// A value of null is not an absent one where transformers tells them apart.
+#[test]
+fn null_zero_and_absent_boundaries() {
+    let ramp = |dict: Value| {
+        let mut all = json!({"type": "yarn", "factor": 4.0});
+        all.as_object_mut().expect("an object").extend(dict.as_object().cloned().unwrap_or_default());
+        match parsed(rope(all), 8).scaling {
+            RopeScaling::Yarn(yarn) => (yarn.ramp.beta_fast, yarn.ramp.beta_slow, yarn.ramp.truncate),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(ramp(json!({})), (32.0, 1.0, true));
+    assert_eq!(ramp(json!({"beta_fast": null, "beta_slow": 0, "truncate": null})), (32.0, 1.0, false));
+    assert_eq!(ramp(json!({"beta_fast": 8, "truncate": true})), (8.0, 1.0, true));
+}
+
+/// Llama 4 Scout: with equal boundaries every frequency is kept or divided.
+#[test]
+fn llama3_with_equal_boundaries_blends_nothing() {
+    let dict = json!({"type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192});
+    let scaled = parsed(json!({"rope_theta": 5e5, "max_position_embeddings": 10_485_760, "rope_scaling": dict}), 128);
+    let plain = RopeConfig::new(128, 5e5).frequencies(1).inv_freq;
+    let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+    let scaled = scaled.frequencies(1).inv_freq;
+    let kept = plain.iter().zip(&scaled).filter(|(a, b)| near(**a, **b)).count();
+    let divided = plain.iter().zip(&scaled).filter(|(a, b)| near(**a, 16.0 * **b)).count();
+    // 8192 positions are a full turn of all pairs up to number 34.
+    assert_eq!((kept, divided), (35, 29));
+}
+
 #[test]
 fn what_is_not_understood_is_refused_by_name() {
     let lists = |short: Value| json!({"type": "longrope", "short_factor": short, "long_factor": [1, 1, 1, 1]});
@@ -154,13 +222,10 @@ fn what_is_not_understood_is_refused_by_name() {
     let cases = [
         (rope(json!({"type": "hyper", "factor": 2})), "\"hyper\""),
         (rope(json!({"type": "dynamic", "factor": 2, "alpha": 1000})), "alpha"),
-        (rope(json!({"type": "dynamic", "factor": 2, "original_max_position_embeddings": 8})), "original_max"),
-        (rope(json!({"type": "default", "factor": 2})), "factor"),
         (rope(json!({"type": "linear"})), "factor is missing"),
         (rope(json!({"type": "linear", "factor": "2"})), "factor must be a number"),
         (rope(json!({"type": "linear", "factor": 0})), "factor must be a positive number"),
         (rope(json!({"type": "linear", "factor": -1.5})), "factor must be a positive number"),
-        (rope(json!({"type": "linear", "rope_type": "yarn", "factor": 2})), "disagree"),
         (rope(json!({"type": 3})), "type must be a string"),
         (rope(json!("linear")), "expected an object"),
         (rope(json!({"type": "yarn", "factor": 2, "truncate": 1})), "truncate"),
@@ -172,7 +237,7 @@ fn what_is_not_understood_is_refused_by_name() {
         (rope(lists(json!([1, 1, 1, 0]))), "short_factor must be a positive"),
         (rope(lists(json!([1, 1, 1, "x"]))), "short_factor must hold numbers"),
         (rope(lists(json!(2))), "short_factor must be a list"),
-        (rope(llama3(4.0)), "high_freq_factor"),
+        (rope(llama3(4.5)), "high_freq_factor"),
         (json!({"rope_theta": 0}), "rope_theta"),
         (json!({"rope_theta": 1}), "rope_theta"),
         (json!({"rope_theta": "1e4"}), "rope_theta"),
@@ -182,10 +247,6 @@ fn what_is_not_understood_is_refused_by_name() {
         (json!({"rotary_dim": 10}), "rotary_dim"),
         (json!({"max_position_embeddings": 0}), "max_position_embeddings"),
         (json!([]), "expected an object"),
-        (
-            json!({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"}}),
-            "both set and disagree",
-        ),
         (json!({"rope_parameters": {"full": {"rope_type": "default"}, "factor": 2}}), "factor"),
     ];
     for (config, named) in cases {

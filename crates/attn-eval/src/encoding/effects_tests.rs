@@ -1,5 +1,6 @@
 use super::*;
-use crate::position::{RopeOverride, RopeScaling, T5Bias};
+use attn_core::position::rope::scaling::Proportional;
+use attn_core::position::{RopeOverride, T5Bias};
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 
@@ -8,7 +9,7 @@ fn rope(width: usize, theta: f64, trained: usize) -> RopeConfig {
 }
 
 fn explain(config: &RopeConfig, trained: usize, length: usize) -> RopeEffects {
-    PositionConfig::Rope(config.clone()).explain(None, Some(trained), length).unwrap().rope.unwrap()
+    super::effects(&PositionConfig::Rope(config.clone()), None, Some(trained), length).unwrap().rope.unwrap()
 }
 
 fn of<'a>(effects: &'a RopeEffects, name: &str) -> &'a ScalingEffect {
@@ -102,7 +103,7 @@ proptest! {
 
 #[test]
 fn pairs_that_stand_still_have_no_wavelength() {
-    let scaling = RopeScaling::Proportional { partial_rotary_factor: 0.25, factor: 1.0 };
+    let scaling = Proportional { partial_rotary_factor: 0.25, factor: 1.0 }.into();
     let effects = explain(&RopeConfig { scaling, ..rope(32, 10_000.0, 256) }, 256, 512);
     assert_eq!(effects.pairs.iter().filter(|pair| pair.wavelength.is_none()).count(), 12);
     let names: Vec<&str> = effects.scalings.iter().map(|s| s.name.as_str()).collect();
@@ -113,7 +114,7 @@ fn pairs_that_stand_still_have_no_wavelength() {
 
 #[test]
 fn alibi_falls_by_its_slopes() {
-    let explained = PositionConfig::Alibi(AlibiConfig::new(8)).explain(None, Some(64), 256).unwrap();
+    let explained = effects(&PositionConfig::Alibi(AlibiConfig::new(8)), None, Some(64), 256).unwrap();
     let bias = explained.bias.unwrap();
     assert_eq!((bias.distances[0], *bias.distances.last().unwrap()), (-255, 0));
     for (head, row) in explained.heads.iter().zip(&bias.values) {
@@ -135,11 +136,11 @@ fn buckets_cover_every_distance_once_and_the_map_shows_the_table() -> Result<()>
             assert_eq!(pair[0].last.unwrap() + 1, pair[1].first.unwrap());
         }
         let named = PositionConfig::T5(config.clone());
-        assert!(named.explain(None, None, 64)?.bias.is_none(), "nothing is made up without the table");
+        assert!(effects(&named, None, None, 64)?.bias.is_none(), "nothing is made up without the table");
         let table = Tensor::arange(0f32, 64.0, &Device::Cpu)?.reshape((32, 2))?;
         let tensors = std::iter::once(("weight".to_string(), table.clone())).collect();
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        let bias = named.explain(Some(vb), None, 4096)?.bias.unwrap();
+        let bias = effects(&named, Some(vb), None, 4096)?.bias.unwrap();
         assert_eq!((bias.distances[0], bias.distances.contains(&255)), (-255, bidirectional));
         for (head, row) in bias.values.iter().enumerate() {
             for (&distance, &value) in bias.distances.iter().zip(row) {

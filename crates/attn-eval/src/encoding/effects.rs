@@ -5,8 +5,10 @@
 //! bias falls with distance.
 //! All of it follows from the configuration (and, for T5, one table): no model is run.
 
-use super::analysis::{decay, discrimination_horizon, smallest_base};
-use super::{AlibiConfig, PositionConfig, PositionEncoding, RopeConfig, T5Config, build};
+use super::analysis::{decay, discrimination, discrimination_horizon, smallest_base};
+use attn_core::PositionEncoding;
+use attn_core::position::rope::scaling;
+use attn_core::position::{AlibiConfig, PositionConfig, RopeConfig, T5Config, build};
 use candle_core::{Device, Result};
 use candle_nn::VarBuilder;
 use serde::Serialize;
@@ -18,9 +20,6 @@ const SAMPLES: usize = 96;
 const LARGEST_SEARCH: usize = 1 << 21;
 /// The farthest distance at which similar and random keys are compared.
 const LONGEST_HORIZON: usize = 1 << 20;
-
-/// The scalings whose effect is shown for every rotary encoding.
-pub const SCALINGS: [&str; 6] = ["linear", "ntk", "dynamic", "ntk-by-parts", "yarn", "llama3"];
 
 /// The smallest `rope_theta` for a context at rotary width 128, as published: Men et al. 2024, "Base of RoPE Bounds
 /// Context Length", table 2. [`smallest_base`] computes the same for any width.
@@ -40,7 +39,7 @@ pub const PUBLISHED_BASES: [(usize, f64); 11] = [
 
 /// What follows from an encoding for sequences of `length` tokens; what doesn't apply is left out of JSON.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Explanation {
+pub struct Effects {
     /// The length that everything here is about.
     pub length: usize,
     /// The context the model was trained for, if it is known.
@@ -71,7 +70,7 @@ pub struct Explanation {
 pub struct RopeEffects {
     /// Every rotated pair, fastest first, under the configured scaling.
     pub pairs: Vec<Pair>,
-    /// The configured scaling if there is one, then each of [`SCALINGS`] at the factor that `length` asks for.
+    /// The configured scaling if there is one, then each scheme that any checkpoint can take, at the factor that `length` asks for.
     pub scalings: Vec<ScalingEffect>,
     /// [`decay`] by distance: without scaling, then under each of `scalings`.
     pub decay: Vec<Curve>,
@@ -184,40 +183,43 @@ pub struct BiasMap {
     pub values: Vec<Vec<f64>>,
 }
 
-impl PositionConfig {
-    /// What this encoding does to sequences of `length` tokens, in a model trained for `trained`. `vb` stands at the
-    /// encoding's own table as for [`build`]; without it what is learned is left out.
-    ///
-    /// # Errors
-    /// A configuration that [`build`] refuses.
-    pub fn explain(&self, vb: Option<VarBuilder>, trained: Option<usize>, length: usize) -> Result<Explanation> {
-        let mut out = Explanation { length, trained, ..Default::default() };
-        match self {
-            Self::Rope(config) => out.rope = Some(RopeEffects::new(config, trained, length)?),
-            Self::Alibi(config) => {
-                out.heads = alibi(config);
-                out.bias = Some(BiasMap::new(&*build(self, None)?, length, false)?);
-            }
-            Self::T5(config) => {
-                out.bucket_ranges = buckets(config);
-                if vb.is_some() {
-                    // From here on nothing changes.
-                    let reach = length.min(config.max_distance * 2);
-                    out.bias = Some(BiasMap::new(&*build(self, vb)?, reach, config.bidirectional)?);
-                }
-            }
-            Self::Nope(config) => {
-                out.temperature = config.temperature.map(|t| Curve::new("temperature", length, |p| t.at(p)));
-            }
-            Self::Sinusoidal(_) => {
-                let inv_freq = self.describe(length).inv_freq;
-                let alike = |m: usize| super::analysis::discrimination(&inv_freq, m as f64) / inv_freq.len() as f64;
-                out.similarity = Some(Curve::new("similarity", length, alike));
-            }
-            Self::Learned(_) => {}
+/// What `encoding` does to sequences of `length` tokens, in a model trained for `trained`. `vb` stands at the encoding's
+/// own table as for [`build`]; without it what is learned is left out.
+///
+/// # Errors
+/// A configuration that [`build`] refuses.
+pub fn effects(
+    encoding: &PositionConfig,
+    vb: Option<VarBuilder>,
+    trained: Option<usize>,
+    length: usize,
+) -> Result<Effects> {
+    let mut out = Effects { length, trained, ..Default::default() };
+    match encoding {
+        PositionConfig::Rope(config) => out.rope = Some(RopeEffects::new(config, trained, length)?),
+        PositionConfig::Alibi(config) => {
+            out.heads = alibi(config);
+            out.bias = Some(BiasMap::new(&*build(encoding, None)?, length, false)?);
         }
-        Ok(out)
+        PositionConfig::T5(config) => {
+            out.bucket_ranges = buckets(config);
+            if vb.is_some() {
+                // From here on nothing changes.
+                let reach = length.min(config.max_distance * 2);
+                out.bias = Some(BiasMap::new(&*build(encoding, vb)?, reach, config.bidirectional)?);
+            }
+        }
+        PositionConfig::Nope(config) => {
+            out.temperature = config.temperature.map(|t| Curve::new("temperature", length, |p| t.at(p)));
+        }
+        PositionConfig::Sinusoidal(config) => {
+            let inv_freq = config.inv_freq();
+            let alike = |m: usize| discrimination(&inv_freq, m as f64) / inv_freq.len() as f64;
+            out.similarity = Some(Curve::new("similarity", length, alike));
+        }
+        PositionConfig::Learned(_) => {}
     }
+    Ok(out)
 }
 
 /// `1..=last`, at most `n` of them, logarithmically spaced and without repeats.
@@ -254,7 +256,7 @@ impl RopeEffects {
     }
 }
 
-/// The configured scaling if it differs from `plain`, then each of [`SCALINGS`], and the decay without and with them.
+/// The configured scaling if it differs from `plain`, then each that any checkpoint can take, and the decay without and with them.
 fn scalings(
     config: &RopeConfig,
     plain: &RopeConfig,
@@ -268,8 +270,9 @@ fn scalings(
     }
     let factor = length as f64 / trained as f64;
     if factor > 1.0 {
+        let any = scaling::named().filter(|scheme| scheme.takes_factor && scheme.any_checkpoint);
         // What isn't defined on top of this configuration (most, where pairs stand still) isn't shown.
-        named.extend(SCALINGS.iter().filter_map(|&name| Some((name, config.for_mode(name, factor).ok()?))));
+        named.extend(any.filter_map(|scheme| Some((scheme.name, config.for_mode(scheme.name, factor).ok()?))));
     }
     let unscaled = plain.frequencies(length).inv_freq;
     let curve = |name: &str, inv_freq: &[f64]| Curve::new(name, length, |m| decay(inv_freq, m as f64));
@@ -391,5 +394,5 @@ impl BiasMap {
 }
 
 #[cfg(test)]
-#[path = "explain_tests.rs"]
+#[path = "effects_tests.rs"]
 mod tests;

@@ -1,12 +1,13 @@
 //! A rotary encoding in the words of a Hugging Face `config.json`: the way back from [`RopeConfig::from_hf`].
 //!
-//! transformers knows neither static NTK-aware scaling nor NTK-by-parts under these names, but both are special cases of
-//! what it knows: a larger base, and YaRN without its attention factor.
+//! Each scheme says what it is called there. transformers knows neither static NTK-aware scaling nor NTK-by-parts under
+//! these names, but both are special cases of what it knows: a larger base, and YaRN without its attention factor.
 
-use super::rope_scaling::{Ramp, RopeScaling};
-use super::{Frequencies, RopeConfig};
-use candle_core::{Result, bail};
-use serde_json::{Map, Value, json};
+use super::config::RopeConfig;
+use super::scaling::Dict;
+use crate::position::frequencies::Frequencies;
+use candle_core::Result;
+use serde_json::json;
 
 impl RopeConfig {
     /// The `rope_parameters` of transformers 5, base included. transformers 4 takes the same dictionary as
@@ -16,88 +17,22 @@ impl RopeConfig {
     ///
     /// # Errors
     /// Proportional encodings, which belong to an architecture rather than to a config.
-    pub fn to_hf(&self) -> Result<Map<String, Value>> {
-        let mut dict = Map::new();
-        let mut set = |key: &str, value: Value| dict.insert(key.to_string(), value);
-        set("rope_theta", json!(self.theta));
+    pub fn to_hf(&self) -> Result<Dict> {
+        let hf = self.scaling.to_hf(self.rotary())?;
+        let mut dict = Dict::new();
+        dict.insert("rope_theta".into(), json!(hf.theta));
         if self.rotary_dim != self.head_dim {
-            set("partial_rotary_factor", json!(self.rotary_dim as f64 / self.head_dim as f64));
+            dict.insert("partial_rotary_factor".into(), json!(self.rotary_dim as f64 / self.head_dim as f64));
         }
-        let kind = match &self.scaling {
-            RopeScaling::Default => "default",
-            RopeScaling::Linear { factor } => {
-                set("factor", json!(factor));
-                "linear"
-            }
-            RopeScaling::Ntk { factor } => {
-                set("rope_theta", json!(self.ntk_theta(*factor)));
-                "default"
-            }
-            RopeScaling::Dynamic { factor, .. } => {
-                set("factor", json!(factor));
-                "dynamic"
-            }
-            RopeScaling::NtkByParts { factor, ramp, .. } => {
-                set("factor", json!(factor));
-                set("attention_factor", json!(1.0));
-                set_ramp(&mut set, ramp);
-                "yarn"
-            }
-            RopeScaling::Yarn { factor, ramp, attention_factor, mscale, mscale_all_dim, .. } => {
-                set("factor", json!(factor));
-                set_ramp(&mut set, ramp);
-                for (key, value) in
-                    [("attention_factor", attention_factor), ("mscale", mscale), ("mscale_all_dim", mscale_all_dim)]
-                {
-                    if let Some(value) = value {
-                        set(key, json!(value));
-                    }
-                }
-                "yarn"
-            }
-            RopeScaling::LongRope { short_factor, long_factor, factor, .. } => {
-                set("short_factor", json!(short_factor));
-                set("long_factor", json!(long_factor));
-                set("attention_factor", json!(self.scaling.attention_factor(self)));
-                if let Some(factor) = factor {
-                    set("factor", json!(factor));
-                }
-                "longrope"
-            }
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
-                set("factor", json!(factor));
-                set("low_freq_factor", json!(low_freq_factor));
-                set("high_freq_factor", json!(high_freq_factor));
-                "llama3"
-            }
-            RopeScaling::Proportional { .. } => {
-                bail!("rope: a proportional encoding can't be written to another config")
-            }
-            RopeScaling::FreqFactors { factors } => {
-                set("short_factor", json!(factors));
-                set("long_factor", json!(factors));
-                set("attention_factor", json!(1.0));
-                set("original_max_position_embeddings", json!(self.max_position_embeddings));
-                "longrope"
-            }
-        };
-        // Dynamic scaling starts from max_position_embeddings, and transformers warns about the key.
-        let dynamic = matches!(self.scaling, RopeScaling::Dynamic { .. });
-        if let Some(original) = self.scaling.original_max_position_embeddings().filter(|_| !dynamic) {
-            set("original_max_position_embeddings", json!(original));
-        }
-        set("rope_type", json!(kind));
+        dict.extend(hf.keys);
+        dict.insert("rope_type".into(), json!(hf.rope_type));
         Ok(dict)
     }
 
     /// The `max_position_embeddings` of a config with this scaling: the trained context times the factor, and the
     /// trained context itself for dynamic scaling, which starts from it.
     pub fn extended_context(&self) -> usize {
-        let original = self.original_context();
-        match &self.scaling {
-            RopeScaling::Dynamic { .. } => original,
-            scaling => (original as f64 * scaling.factor().unwrap_or(1.0)).round() as usize,
-        }
+        self.scaling.extended(self.original_context())
     }
 
     /// Whether two encodings turn every head alike at every length, up to rounding in the last digits.
@@ -114,18 +49,11 @@ impl RopeConfig {
     }
 }
 
-fn set_ramp(set: &mut impl FnMut(&str, Value) -> Option<Value>, ramp: &Ramp) {
-    set("beta_fast", json!(ramp.beta_fast));
-    set("beta_slow", json!(ramp.beta_slow));
-    if !ramp.truncate {
-        set("truncate", json!(false));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::position::{RopeDefaults, RopeOverride};
+    use serde_json::Value;
 
     fn pair(key: &str, value: &str) -> (String, String) {
         (key.to_string(), value.to_string())

@@ -1,6 +1,6 @@
 //! Properties of a set of frequencies that explain how far a model reads, before any model is run.
 
-use super::rope_scaling::plain_frequencies;
+use attn_core::position::frequencies::plain_frequencies;
 use rayon::prelude::*;
 
 /// RoFormer's long-term decay (section 3.4.3) at distance `m`: the mean over j of `|S_j|` with

@@ -1,8 +1,9 @@
 //! Two ways to apply the same rotation: plain Candle ops, and one pass over the data on the CPU.
 
-use super::rope::Table;
-use super::{Layout, Positions, RopeConfig};
+use super::config::{Layout, RopeConfig};
+use super::table::Table;
 use crate::parallel::filled;
+use crate::position::Positions;
 use crate::simd::KernelPath;
 use crate::simd::{Element, Job, Simd, dispatch};
 use candle_core::{CpuStorage, CustomOp1, D, Layout as Strides, Result, Shape, Tensor, bail};

@@ -1,14 +1,14 @@
 use super::*;
+use crate::position::RopeScaling;
+use crate::position::rope::scaling::{LongRope, Proportional, Ramp, Yarn};
 
 fn yarn_checkpoint() -> RopeConfig {
-    let scaling = RopeScaling::Yarn {
-        factor: 4.0,
-        original_max_position_embeddings: 32768,
+    let yarn = Yarn {
         ramp: Ramp { beta_fast: 24.0, ..Ramp::default() },
         attention_factor: Some(0.9),
-        mscale: None,
-        mscale_all_dim: None,
+        ..Yarn::new(4.0, 32768)
     };
+    let scaling = yarn.into();
     RopeConfig { scaling, max_position_embeddings: 131072, ..RopeConfig::new(8, 1e6) }
 }
 
@@ -44,7 +44,7 @@ fn a_scaling_applies_to_the_trained_context() {
 fn none_removes_the_scaling_and_keeps_theta() {
     for mode in ["none", "default"] {
         let config = yarn_checkpoint().for_mode(mode, 8.0).expect("valid");
-        assert_eq!((config.scaling, config.theta), (RopeScaling::Default, 1e6));
+        assert_eq!((config.scaling, config.theta), (RopeScaling::default(), 1e6));
     }
     let theta = RopeOverride { theta: Some(5e5), ..Default::default() };
     let config = yarn_checkpoint().with_override(&theta).expect("valid");
@@ -53,14 +53,14 @@ fn none_removes_the_scaling_and_keeps_theta() {
 
 #[test]
 fn keys_of_the_same_scaling_survive() {
-    let RopeScaling::Yarn { ramp, attention_factor, .. } =
+    let RopeScaling::Yarn(Yarn { ramp, attention_factor, .. }) =
         with(&yarn_checkpoint(), "yarn", 0.0, &[]).expect("valid").scaling
     else {
         panic!("yarn")
     };
     assert_eq!((ramp.beta_fast, attention_factor), (24.0, Some(0.9)));
     // An explicit attention factor belonged to the factor that is replaced.
-    let RopeScaling::Yarn { attention_factor, ramp, .. } =
+    let RopeScaling::Yarn(Yarn { attention_factor, ramp, .. }) =
         with(&yarn_checkpoint(), "yarn", 8.0, &[("beta_slow", "2"), ("truncate", "false")]).expect("valid").scaling
     else {
         panic!("yarn")
@@ -72,15 +72,15 @@ fn keys_of_the_same_scaling_survive() {
 fn lists_are_parsed() {
     let lists = [("short_factor", "1,1.5, 2,3"), ("long_factor", "2,3,4,5")];
     let config = with(&RopeConfig::new(8, 1e4), "longrope", 2.0, &lists).expect("valid");
-    let RopeScaling::LongRope { short_factor, factor, .. } = config.scaling else { panic!("longrope") };
+    let RopeScaling::LongRope(LongRope { short_factor, factor, .. }) = config.scaling else { panic!("longrope") };
     assert_eq!((short_factor, factor), (vec![1.0, 1.5, 2.0, 3.0], Some(2.0)));
 }
 
 #[test]
 fn a_proportional_encoding_keeps_its_share() {
-    let scaling = RopeScaling::Proportional { partial_rotary_factor: 0.25, factor: 8.0 };
+    let scaling = Proportional { partial_rotary_factor: 0.25, factor: 8.0 }.into();
     let base = RopeConfig { scaling, ..RopeConfig::new(8, 1e4) };
-    let expect = |factor| RopeScaling::Proportional { partial_rotary_factor: 0.25, factor };
+    let expect = |factor| RopeScaling::Proportional(Proportional { partial_rotary_factor: 0.25, factor });
     assert_eq!(base.for_mode("none", 2.0).expect("valid").scaling, expect(1.0));
     assert_eq!(base.for_mode("linear", 2.0).expect("valid").scaling, expect(2.0));
     assert!(base.for_mode("yarn", 2.0).is_err());

@@ -1,6 +1,7 @@
 use super::*;
 use crate::position::laws::ropes;
-use crate::position::{Layout, Ramp, RopeScaling};
+use crate::position::rope::scaling::{Dynamic, Yarn};
+use crate::position::{Layout, RopeScaling};
 use proptest::prelude::*;
 
 fn distance(a: &Tensor, b: &Tensor) -> Result<f32> {
@@ -101,7 +102,7 @@ fn bf16_inputs_turn_by_f32_angles() -> Result<()> {
 
 #[test]
 fn a_length_picks_the_frequencies() -> Result<()> {
-    let dynamic = RopeScaling::Dynamic { factor: 2.0, original_max_position_embeddings: 8 };
+    let dynamic = RopeScaling::from(Dynamic { factor: 2.0, original_max_position_embeddings: 8 });
     let rope = Rope::new(RopeConfig { scaling: dynamic, ..RopeConfig::new(8, 1e4) })?;
     let xs = Tensor::ones((1, 1, 1, 8), DType::F32, &Device::Cpu)?;
     let at = |length| rope.rotate(&xs, &Positions::new(5..6).with_length(length));
@@ -120,14 +121,7 @@ fn a_length_picks_the_frequencies() -> Result<()> {
 
 #[test]
 fn the_attention_factor_scales_queries_and_keys() -> Result<()> {
-    let scaling = RopeScaling::Yarn {
-        factor: 4.0,
-        original_max_position_embeddings: 16,
-        ramp: Ramp::default(),
-        attention_factor: None,
-        mscale: None,
-        mscale_all_dim: None,
-    };
+    let scaling = RopeScaling::from(Yarn::new(4.0, 16));
     let rope = Rope::new(RopeConfig { scaling, ..RopeConfig::new(8, 1e4) })?;
     let norm = |xs: &Tensor| xs.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
     let xs = Tensor::randn(0f32, 1., (1, 1, 1, 8), &Device::Cpu)?;

@@ -1,8 +1,6 @@
 //! What an encoding comes to in numbers, for people and for JSON.
 
-use super::{
-    AlibiConfig, Layout, PositionConfig, Ramp, RopeConfig, RopeScaling, SinusoidalLayout, T5Config, Temperature,
-};
+use attn_core::position::{AlibiConfig, Layout, PositionConfig, RopeConfig, SinusoidalLayout, T5Config, Temperature};
 use serde::Serialize;
 use std::f64::consts::TAU;
 
@@ -73,18 +71,17 @@ pub struct Description {
     pub attn_scale: Option<f64>,
 }
 
-impl PositionConfig {
-    /// The facts of this encoding for a sequence of `len` tokens; only length-dependent scalings look at it.
-    pub fn describe(&self, len: usize) -> Description {
-        match self {
-            Self::Nope(config) => {
+/// The facts of an encoding for a sequence of `len` tokens; only length-dependent scalings look at it.
+pub fn describe(encoding: &PositionConfig, len: usize) -> Description {
+        match encoding {
+            PositionConfig::Nope(config) => {
                 let (floor_scale, attn_scale) = match config.temperature {
                     Some(Temperature::Steps { floor_scale, attn_scale, .. }) => (Some(floor_scale), Some(attn_scale)),
                     _ => (None, None),
                 };
                 Description { kind: "nope", floor_scale, attn_scale, ..Default::default() }
             }
-            Self::Sinusoidal(config) => {
+            PositionConfig::Sinusoidal(config) => {
                 let inv_freq = config.inv_freq();
                 Description {
                     kind: "sinusoidal",
@@ -98,24 +95,21 @@ impl PositionConfig {
                     ..Default::default()
                 }
             }
-            Self::Learned(config) => Description {
+            PositionConfig::Learned(config) => Description {
                 kind: "learned",
                 max_position_embeddings: Some(config.rows.saturating_sub(config.offset)),
                 ..Default::default()
             },
-            Self::Rope(config) => rope(config, len),
-            Self::Alibi(config) => alibi(config),
-            Self::T5(config) => t5(config),
+            PositionConfig::Rope(config) => rope(config, len),
+            PositionConfig::Alibi(config) => alibi(config),
+            PositionConfig::T5(config) => t5(config),
         }
-    }
 }
 
 fn rope(config: &RopeConfig, len: usize) -> Description {
     let frequencies = config.frequencies(len);
-    let ramp: Option<Ramp> = match &config.scaling {
-        RopeScaling::Yarn { ramp, .. } | RopeScaling::NtkByParts { ramp, .. } => Some(*ramp),
-        _ => None,
-    };
+    let values = config.scaling.values();
+    let value = |key: &str| values.get(key).and_then(serde_json::Value::as_f64);
     Description {
         kind: "rope",
         rope_type: Some(config.scaling.name()),
@@ -129,8 +123,8 @@ fn rope(config: &RopeConfig, len: usize) -> Description {
         max_position_embeddings: Some(config.max_position_embeddings),
         original_max_position_embeddings: config.scaling.original_max_position_embeddings(),
         factor: config.scaling.factor(),
-        beta_fast: ramp.map(|r| r.beta_fast),
-        beta_slow: ramp.map(|r| r.beta_slow),
+        beta_fast: value("beta_fast"),
+        beta_slow: value("beta_slow"),
         length: Some(len),
         attention_factor: Some(frequencies.attention_factor),
         wavelengths: wavelengths(&frequencies.inv_freq),
@@ -155,5 +149,28 @@ fn t5(config: &T5Config) -> Description {
         max_distance: Some(config.max_distance),
         bidirectional: Some(config.bidirectional),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_apply_is_left_out() {
+        let rope = describe(&PositionConfig::Rope(RopeConfig::new(8, 1e4)), 1);
+        assert_eq!((rope.kind, rope.rope_type, rope.inv_freq.len()), ("rope", Some("default"), 4));
+        assert_eq!((rope.beta_fast, rope.factor), (None, None));
+        let json = serde_json::to_value(describe(&PositionConfig::Alibi(AlibiConfig::new(2)), 1)).unwrap();
+        assert_eq!(json, serde_json::json!({"kind": "alibi", "slopes": [0.0625, 0.00390625]}));
+    }
+
+    #[test]
+    fn the_ramp_of_either_scheme_that_has_one_is_said() {
+        let base = RopeConfig::new(8, 1e4);
+        for mode in ["yarn", "ntk-by-parts"] {
+            let said = describe(&PositionConfig::Rope(base.for_mode(mode, 4.0).unwrap()), 1);
+            assert_eq!((said.beta_fast, said.beta_slow, said.factor), (Some(32.0), Some(1.0), Some(4.0)), "{mode}");
+        }
     }
 }

@@ -4,17 +4,30 @@
 //! at position 131072 is off by up to 1/128 rad and a bf16 position is off from 257 on. The rotation runs in f32 (f64
 //! for f64 inputs) and is cast back to the dtype of the input. Tables grow as positions come and are shared by all
 //! layers that hold the same [`Rope`].
+//!
+//! What a config says is in [`config`], how its frequencies are stretched in [`scaling`].
 
-use super::rope_apply::{FastRope, rotate_plain};
-use super::rope_scaling::Frequencies;
-use super::{PositionEncoding, Positions, Resolution, RopeConfig};
+mod apply;
+pub mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod export;
+pub mod overrides;
+pub mod scaling;
+mod table;
+
+pub use config::{Layout, RopeConfig, RopeDefaults, RopeReading};
+pub use overrides::RopeOverride;
+pub use scaling::{Ramp, RopeScaling, SchemeInfo, yarn_mscale};
+
+use super::{PositionEncoding, Positions, Resolution};
+use apply::{FastRope, rotate_plain};
 use candle_core::{DType, Device, DeviceLocation, Result, Tensor, bail};
-use rayon::prelude::*;
 use std::{
     collections::VecDeque,
-    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
+use table::Table;
 
 /// Positions that a table from 0 on may cover; past it only the positions of the call are tabled.
 const MAX_TABLE: usize = 1 << 18;
@@ -33,79 +46,6 @@ struct Key {
     resolution: Resolution,
     device: DeviceLocation,
     dtype: DType,
-}
-
-/// cos and sin of some positions, the attention factor multiplied in.
-#[derive(Debug)]
-pub(super) struct Table {
-    /// The positions tabled.
-    positions: Range<usize>,
-    /// `(positions, pairs)`.
-    cos: Tensor,
-    sin: Tensor,
-    /// For the CPU kernel: per position all cosines, then all sines.
-    raw: Vec<f32>,
-    pairs: usize,
-}
-
-impl Table {
-    fn new(frequencies: &Frequencies, positions: Range<usize>, dtype: DType, device: &Device) -> Result<Self> {
-        let pairs = frequencies.inv_freq.len();
-        let shape = (positions.len(), pairs);
-        let mut both = vec![(0f64, 0f64); positions.len() * pairs];
-        both.par_chunks_mut(pairs * 64).enumerate().for_each(|(block, rows)| {
-            for (i, row) in rows.chunks_mut(pairs).enumerate() {
-                let position = (positions.start + block * 64 + i) as f64;
-                for (out, inv_freq) in row.iter_mut().zip(&frequencies.inv_freq) {
-                    let (sin, cos) = (position * inv_freq).sin_cos();
-                    *out = (cos * frequencies.attention_factor, sin * frequencies.attention_factor);
-                }
-            }
-        });
-        let (cos, sin) = if dtype == DType::F64 {
-            let (cos, sin): (Vec<f64>, Vec<f64>) = both.iter().copied().unzip();
-            (Tensor::from_vec(cos, shape, device)?, Tensor::from_vec(sin, shape, device)?)
-        } else {
-            let (cos, sin): (Vec<f32>, Vec<f32>) = both.iter().map(|&(c, s)| (c as f32, s as f32)).unzip();
-            (Tensor::from_vec(cos, shape, device)?, Tensor::from_vec(sin, shape, device)?)
-        };
-        let mut raw = Vec::new();
-        if device.is_cpu() && dtype != DType::F64 {
-            raw.reserve_exact(2 * both.len());
-            for row in both.chunks(pairs) {
-                raw.extend(row.iter().map(|x| x.0 as f32));
-                raw.extend(row.iter().map(|x| x.1 as f32));
-            }
-        }
-        Ok(Self { positions, cos, sin, raw, pairs })
-    }
-
-    fn covers(&self, wanted: &Range<usize>) -> bool {
-        self.positions.start <= wanted.start && wanted.end <= self.positions.end
-    }
-
-    /// The cosines and the sines of one position.
-    pub(super) fn row(&self, position: usize) -> (&[f32], &[f32]) {
-        let start = (position - self.positions.start) * 2 * self.pairs;
-        self.raw[start..start + 2 * self.pairs].split_at(self.pairs)
-    }
-
-    /// cos and sin of the positions as tensors that broadcast to `(b, h, t, pairs)`.
-    fn select(&self, positions: &Positions) -> Result<(Tensor, Tensor)> {
-        let shape = (positions.rows().len(), 1, positions.len(), self.pairs);
-        if let [pad] = positions.rows()
-            && *pad <= positions.slots().start
-        {
-            let start = positions.slots().start - pad - self.positions.start;
-            let pick = |table: &Tensor| table.narrow(0, start, positions.len())?.reshape(shape);
-            return Ok((pick(&self.cos)?, pick(&self.sin)?));
-        }
-        let rows = positions.rows().iter().flat_map(|&pad| positions.row(pad));
-        let index = rows.map(|p| (p - self.positions.start) as u32).collect::<Vec<_>>();
-        let index = Tensor::new(index, self.cos.device())?;
-        let pick = |table: &Tensor| table.index_select(&index, 0)?.reshape(shape);
-        Ok((pick(&self.cos)?, pick(&self.sin)?))
-    }
 }
 
 impl Rope {
@@ -168,7 +108,7 @@ impl Rope {
     fn rotate_cuda(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
         self.check(xs, positions)?;
         let (cos, sin) = self.table(positions, DType::F32, xs.device())?.select(positions)?;
-        super::rope_cuda::rotate(xs, &cos, &sin, &self.config)
+        cuda::rotate(xs, &cos, &sin, &self.config)
     }
 
     fn check(&self, xs: &Tensor, positions: &Positions) -> Result<()> {
@@ -213,7 +153,7 @@ impl Rope {
         };
         let frequencies = self.config.frequencies(positions.length());
         let table = Arc::new(Table::new(&frequencies, range, dtype, device)?);
-        tables.retain(|(k, old)| *k != key || !(table.covers(&old.positions)));
+        tables.retain(|(k, old)| *k != key || !table.covers(old.positions()));
         tables.push_front((key, table.clone()));
         tables.truncate(TABLES);
         Ok(table)
@@ -238,5 +178,4 @@ impl PositionEncoding for Rope {
 }
 
 #[cfg(test)]
-#[path = "rope_tests.rs"]
 mod tests;
