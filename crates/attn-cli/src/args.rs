@@ -8,7 +8,8 @@ use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
 use crate::output::check_writable;
 use crate::parse::{
     DeviceName, LengthPolicy, Precision, parse_auto_factor, parse_count, parse_device, parse_factor, parse_length,
-    parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling, parse_temperature, scaling_names,
+    parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling, parse_temperature,
+    scaling_names,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
@@ -44,12 +45,8 @@ pub(crate) fn modes_help(shown: &str) -> String {
 /// What follows the options of `attn compare`: examples and what the modes are.
 fn compare_help(examples: &str) -> String {
     let width = Mode::all().map(|mode| mode.name().len()).max().unwrap_or(0);
-    let modes: Vec<String> =
-        Mode::all().map(|mode| format!("  {:width$}  {}", mode.name(), mode.summary())).collect();
-    format!(
-        "{examples}\n\nModes:\n{}\n\nIn the result, * marks the lowest perplexity of a context.",
-        modes.join("\n")
-    )
+    let modes: Vec<String> = Mode::all().map(|mode| format!("  {:width$}  {}", mode.name(), mode.summary())).collect();
+    format!("{examples}\n\nModes:\n{}\n\nIn the result, * marks the lowest perplexity of a context.", modes.join("\n"))
 }
 
 /// What to do.

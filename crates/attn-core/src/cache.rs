@@ -5,13 +5,13 @@
 //! contiguous, at an amortised cost of one copy per token.
 
 use crate::{Mask, Resolution, attention::KeyNorms, profile};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use std::{ops::Range, sync::Arc};
 
-/// A growable buffer of `(b, h, t, d)` along `t`. Not `Clone`: copies would share memory and overwrite each other.
-#[derive(Debug, Default)]
+/// A growable buffer of `(b, h, t, d)` along `t`. A clone shares its memory until one of the two is written to.
+#[derive(Debug, Clone, Default)]
 struct Buffer {
-    data: Option<Tensor>,
+    data: Option<Arc<Tensor>>,
 }
 
 impl Buffer {
@@ -30,8 +30,25 @@ impl Buffer {
     /// that capacity is not there yet.
     fn write(&mut self, xs: &Tensor, at: usize, keep: Range<usize>, capacity: usize) -> Result<()> {
         let (b, h, _, d) = xs.dims4()?;
+        // What is written into memory has no gradient: where one is tracked there is a new tensor each time.
+        match &self.data {
+            Some(old) if !keep.is_empty() && (old.track_op() || xs.track_op()) => {
+                let kept = old.narrow(2, keep.start, at.min(keep.len()))?;
+                self.data = Some(Arc::new(Tensor::cat(&[&kept, xs], 2)?));
+                return Ok(());
+            }
+            _ if xs.track_op() => {
+                self.data = Some(Arc::new(xs.clone()));
+                return Ok(());
+            }
+            _ => {}
+        }
+        let reusable = |old: &Arc<Tensor>| {
+            let same = old.dims() == [b, h, old.dims()[2], d] && old.dtype() == xs.dtype();
+            same && old.dims()[2] >= capacity && keep.start == 0 && !old.track_op() && Arc::strong_count(old) == 1
+        };
         let data = match self.data.take() {
-            Some(old) if old.dims()[2] >= capacity && keep.start == 0 => old,
+            Some(old) if reusable(&old) => old,
             old => {
                 let new = Tensor::zeros((b, h, capacity, d), xs.dtype(), xs.device())?;
                 if let Some(old) = old
@@ -39,11 +56,41 @@ impl Buffer {
                 {
                     new.slice_set(&old.narrow(2, keep.start, keep.len())?.contiguous()?, 2, 0)?;
                 }
-                new
+                Arc::new(new)
             }
         };
         data.slice_set(&xs.contiguous()?, 2, at)?;
         self.data = Some(data);
+        Ok(())
+    }
+
+    /// An error if `xs` can't stand beside what is held.
+    fn check(&self, xs: &Tensor) -> Result<()> {
+        let (Some(old), (b, h, _, d)) = (&self.data, xs.dims4()?) else { return Ok(()) };
+        let (old_b, old_h, _, old_d) = old.dims4()?;
+        if (old_b, old_h, old_d, old.dtype()) != (b, h, d, xs.dtype()) {
+            bail!(
+                "kv cache: holds ({old_b}, {old_h}, t, {old_d}) in {:?}, cannot take {:?} in {:?}",
+                old.dtype(),
+                xs.dims(),
+                xs.dtype()
+            )
+        }
+        Ok(())
+    }
+
+    /// The rows of the batch with these numbers, in this order; room for as many tokens as before.
+    fn select_rows(&mut self, rows: &Tensor, held: usize) -> Result<()> {
+        let Some(old) = &self.data else { return Ok(()) };
+        let selected = old.narrow(2, 0, held)?.contiguous()?.index_select(rows, 0)?;
+        if selected.track_op() {
+            self.data = Some(Arc::new(selected));
+            return Ok(());
+        }
+        let (b, h, _, d) = selected.dims4()?;
+        let new = Tensor::zeros((b, h, self.capacity(), d), old.dtype(), old.device())?;
+        new.slice_set(&selected.contiguous()?, 2, 0)?;
+        self.data = Some(Arc::new(new));
         Ok(())
     }
 
@@ -52,8 +99,15 @@ impl Buffer {
     }
 }
 
-/// The keys and values of one layer (for latent attention: the one latent that both are made from).
-#[derive(Debug, Default)]
+/// The keys and values of one layer (for latent attention: the one latent that both are made from), with what the
+/// position encoding needs beside them: further copies of the keys, numbers it remembers.
+///
+/// A clone is a cache of its own: a prefix that many continuations share is cloned, and its memory with it when the first
+/// of them grows. [`select_rows`](Self::select_rows) reorders beams.
+///
+/// Gradients: keys that track one stay in the graph of every later call, at the cost of a copy per call. Detach the
+/// weights where that is not wanted.
+#[derive(Debug, Clone, Default)]
 pub struct LayerCache {
     buffers: Vec<Buffer>,
     /// Slot of the first token kept.
@@ -64,6 +118,8 @@ pub struct LayerCache {
     window: Option<usize>,
     /// Tokens to allocate for at the first append.
     expected: usize,
+    /// What keys and values are stored in, if not what they come in.
+    dtype: Option<DType>,
     resolution: Option<Resolution>,
     /// Bounds on the norms of the first so many of the keys held.
     norms: Arc<KeyNorms>,
@@ -74,6 +130,14 @@ impl LayerCache {
     /// so far make it keep only so much.
     pub fn new(mask: &Mask, expected: usize) -> Self {
         Self { window: mask.reach(), expected, ..Self::default() }
+    }
+
+    /// Stores keys and values in `dtype`, such as f16 under a model in f32; layers convert what they read. Other numbers
+    /// than f16, bf16, f32 and f64 are refused when the first keys come.
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
+        self
     }
 
     /// Tokens seen so far, those that a window has dropped included: the slot of the next token.
@@ -93,26 +157,45 @@ impl LayerCache {
 
     /// Appends what new tokens bring, usually keys `(b, h_kv, t, d)` and values `(b, h_kv, t, dv)`, computed under the
     /// frequencies `resolution`. Returns the same tensors with everything a query among the new tokens may see in
-    /// front, as views of the cache, and the slot of the first.
+    /// front, as views of the cache that are good until the next tokens come, and the slot of the first.
     ///
     /// # Errors
-    /// Keys of another resolution than those in the cache: scores between them would be wrong, and look fine.
+    /// Keys of another resolution than those in the cache: scores between them would be wrong, and look fine. Tensors of
+    /// another shape or dtype than those in the cache.
     pub fn append<const N: usize>(
         &mut self,
         new: [&Tensor; N],
         resolution: Resolution,
     ) -> Result<([Tensor; N], usize)> {
+        let new = new.into_iter().map(|x| self.stored(x)).collect::<Result<Vec<_>>>()?;
+        let (all, start) = self.append_all(&new, resolution)?;
+        match all.try_into() {
+            Ok(all) => Ok((all, start)),
+            Err(_) => bail!("kv cache: the number of tensors changed"),
+        }
+    }
+
+    /// [`append`](Self::append) of any number of tensors, in the dtypes they have.
+    pub(crate) fn append_all(&mut self, new: &[Tensor], resolution: Resolution) -> Result<(Vec<Tensor>, usize)> {
         let _scope = profile::scope(profile::Op::Cache);
-        if *self.resolution.get_or_insert(resolution) != resolution {
+        if let Some(known) = self.resolution
+            && known != resolution
+        {
             bail!(
-                "kv cache: filled under rotary frequencies {:?}, now asked for {resolution:?}; recompute it, or declare \
-                 the final length up front",
-                self.resolution.unwrap_or(resolution)
+                "kv cache: filled under rotary frequencies {known:?}, now asked for {resolution:?}; recompute it, or \
+                 declare the final length up front"
             )
         }
-        self.buffers.resize_with(N, Buffer::default);
-        let tokens = new[0].dim(2)?;
+        if new.is_empty() || (self.end > 0 && new.len() != self.buffers.len()) {
+            bail!("kv cache: {} tensors a token in a cache of {}", new.len(), self.buffers.len())
+        }
+        self.buffers.resize_with(new.len(), Buffer::default);
         let held = self.end - self.start;
+        if held > 0 {
+            self.buffers.iter().zip(new).try_for_each(|(buffer, new)| buffer.check(new))?;
+        }
+        self.resolution = Some(resolution);
+        let tokens = new[0].dim(2)?;
         let keep = self.window.map_or(held, |w| held.min(w - 1));
         if self.window.is_some_and(|w| keep + tokens > 2 * w) {
             return self.append_long(new, keep);
@@ -130,17 +213,27 @@ impl LayerCache {
         self.start += from;
         self.end += tokens;
         let views = self.buffers.iter().map(|b| b.view(0..self.end - self.start)).collect::<Result<Vec<_>>>()?;
-        Ok((array(views)?, self.start))
+        Ok((views, self.start))
+    }
+
+    /// `xs` as it is stored: of four dimensions, and in the cache's dtype if it has one of its own.
+    pub(crate) fn stored(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.dims4()?;
+        match self.dtype {
+            Some(dtype) if !dtype.is_float() => bail!("kv cache: cannot be stored in {dtype:?}"),
+            Some(dtype) => xs.to_dtype(dtype),
+            None => Ok(xs.clone()),
+        }
     }
 
     /// A block much longer than the window: attend to all of it, keep only its end.
-    fn append_long<const N: usize>(&mut self, new: [&Tensor; N], keep: usize) -> Result<([Tensor; N], usize)> {
+    fn append_long(&mut self, new: &[Tensor], keep: usize) -> Result<(Vec<Tensor>, usize)> {
         let held = self.end - self.start;
         let first = self.end - keep;
         let tokens = keep + new[0].dim(2)?;
         let tail = tokens.min(self.window.map_or(tokens, |w| (w - 1).max(1)));
         let capacity = self.grown(tail);
-        let mut all = Vec::with_capacity(N);
+        let mut all = Vec::with_capacity(new.len());
         for (buffer, new) in self.buffers.iter_mut().zip(new) {
             let joined = match keep {
                 0 => new.clone(),
@@ -152,7 +245,7 @@ impl LayerCache {
         self.norms = Arc::default();
         self.end = first + tokens;
         self.start = self.end - tail;
-        Ok((array(all)?, first))
+        Ok((all, first))
     }
 
     fn grown(&self, needed: usize) -> usize {
@@ -162,6 +255,17 @@ impl LayerCache {
                 0 => needed.max(self.expected),
                 full => needed.max(full * 2),
             },
+        }
+    }
+
+    /// Tensor number `index` of the last token, `(b, h, 1, w)`, if there is one.
+    pub(crate) fn last(&self, index: usize) -> Result<Option<Tensor>> {
+        match self.buffers.get(index) {
+            Some(buffer) if self.end > self.start => {
+                let last = self.end - self.start - 1;
+                buffer.view(last..last + 1).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 
@@ -186,10 +290,38 @@ impl LayerCache {
         Ok(())
     }
 
+    /// Forgets all tokens and keeps the memory. The next ones may be of a batch of another size, in another dtype and
+    /// under other frequencies.
+    pub fn reset(&mut self) {
+        self.norms = Arc::default();
+        (self.start, self.end, self.resolution) = (0, 0, None);
+    }
+
+    /// Replaces the rows of the batch by those with the numbers `rows`, in this order and as often as they occur: beam
+    /// search keeps its best beams so, and one row becomes many.
+    ///
+    /// # Errors
+    /// A row that is not there.
+    pub fn select_rows(&mut self, rows: &[usize]) -> Result<()> {
+        let held = self.end - self.start;
+        let Some(data) = self.buffers.first().and_then(|buffer| buffer.data.as_ref()) else { return Ok(()) };
+        let batch = data.dim(0)?;
+        if let Some(row) = rows.iter().find(|row| **row >= batch) {
+            bail!("kv cache: there is no row {row} among {batch}")
+        }
+        let index = Tensor::from_iter(rows.iter().map(|row| *row as u32), data.device())?;
+        self.norms = Arc::default();
+        self.buffers.iter_mut().try_for_each(|buffer| buffer.select_rows(&index, held))
+    }
+
     /// Bounds on the norms of the `tokens` keys that the last [`append`](Self::append) returned, or `None` if the cache
     /// doesn't hold that many. Only the keys that came in since the last time are looked at, so that a layer whose bias
-    /// makes no use of the bounds pays nothing for them.
-    pub(crate) fn key_norms(&mut self, tokens: usize) -> Result<Option<Arc<KeyNorms>>> {
+    /// makes no use of the bounds pays nothing for them. Kernels leave out far keys with them, see
+    /// [`KernelOptions`](crate::attention::KernelOptions).
+    ///
+    /// # Errors
+    /// Keys that can't be read.
+    pub fn key_norms(&mut self, tokens: usize) -> Result<Option<Arc<KeyNorms>>> {
         let held = self.end - self.start;
         if tokens != held || held == 0 {
             return Ok(None);
@@ -203,12 +335,8 @@ impl LayerCache {
     }
 }
 
-fn array<const N: usize>(tensors: Vec<Tensor>) -> Result<[Tensor; N]> {
-    tensors.try_into().map_err(|_| candle_core::Error::Msg("kv cache: the number of tensors changed".into()))
-}
-
 /// The caches of all layers of a model.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct KvCache {
     /// One per layer, in order.
     pub layers: Vec<LayerCache>,
@@ -233,6 +361,16 @@ impl KvCache {
     /// Forgets the tokens from slot `len` on, see [`LayerCache::truncate`].
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         self.layers.iter_mut().try_for_each(|layer| layer.truncate(len))
+    }
+
+    /// Forgets all tokens, see [`LayerCache::reset`].
+    pub fn reset(&mut self) {
+        self.layers.iter_mut().for_each(LayerCache::reset);
+    }
+
+    /// Replaces the rows of the batch, see [`LayerCache::select_rows`].
+    pub fn select_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.select_rows(rows))
     }
 }
 

@@ -120,6 +120,29 @@ impl Mask {
         self
     }
 
+    /// The keys that both masks let a query see.
+    ///
+    /// # Errors
+    /// Two conditions that don't make one: blocks of different kinds, different padding or documents.
+    pub fn intersect(&self, other: &Self) -> Result<Self> {
+        fn one<T: Clone + PartialEq + std::fmt::Debug>(what: &str, a: &Option<T>, b: &Option<T>) -> Result<Option<T>> {
+            match (a, b) {
+                (Some(a), Some(b)) if a != b => bail!("mask: {what} {a:?} and {b:?} at once"),
+                (a, b) => Ok(a.clone().or_else(|| b.clone())),
+            }
+        }
+        let least = |a: Option<usize>, b: Option<usize>| a.into_iter().chain(b).min();
+        Ok(Self {
+            causal: self.causal || other.causal,
+            window: least(self.window, other.window),
+            beyond: self.beyond.max(other.beyond),
+            first: least(self.first, other.first),
+            chunk: one("blocks", &self.chunk, &other.chunk)?,
+            keys: one("padding", &self.keys, &other.keys)?,
+            documents: one("documents", &self.documents, &other.documents)?,
+        })
+    }
+
     /// The slots that the query in slot `q` of batch row `row` sees among the slots `keys`; may be empty.
     ///
     /// For one row both ends never fall as `q` grows.
@@ -234,6 +257,26 @@ mod tests {
         let padded = m.with_keys(Some(std::iter::once(3..8).collect()));
         assert_eq!(padded.visible(0, 6, 0..8), 3..7);
         assert_eq!(padded.visible(0, 7, 0..8), 7..8);
+    }
+
+    #[test]
+    fn an_intersection_sees_what_both_see() -> Result<()> {
+        let a = Mask::causal().with_window(Some(9)).with_keys(Some(std::iter::once(2..30).collect()));
+        for b in [
+            Mask::bidirectional().with_window(Some(5)),
+            Mask::causal().with_chunk(Some(4)),
+            Mask::causal().with_beyond(Some(3)),
+        ] {
+            let both = a.intersect(&b)?;
+            let b = b.with_keys(a.keys.clone());
+            for q in 0..30 {
+                let (x, y) = (a.visible(0, q, 0..30), b.visible(0, q, 0..30));
+                let seen: Vec<usize> = x.filter(|k| y.contains(k)).collect();
+                assert_eq!(both.visible(0, q, 0..30).collect::<Vec<_>>(), seen, "{b:?}, query {q}");
+            }
+        }
+        assert!(Mask::causal().with_chunk(Some(4)).intersect(&Mask::causal().with_previous_chunk(4)).is_err());
+        Ok(())
     }
 
     #[test]

@@ -278,15 +278,7 @@ impl<'a> Builder<'a> {
             kv_b: self.weight(prefix, &LinearSpec::new("kv_b_proj", r, h * (dk + spec.v_head_dim)))?,
             out: linear("o_proj", h * spec.v_head_dim, hidden_size, spec.bias)?,
         };
-        let config = LatentConfig {
-            heads: h,
-            kv_lora_rank: r,
-            qk_nope_head_dim: dk,
-            qk_rope_head_dim: dr,
-            v_head_dim: spec.v_head_dim,
-            scale,
-            mask: attn_core::Mask::causal(),
-        };
+        let config = LatentConfig::new(hidden_size, h, r, (dk, dr, spec.v_head_dim)).with_scale(scale);
         LatentAttention::new(config, parts, position)
     }
 

@@ -103,7 +103,7 @@ impl StackTables {
             let dtype = table.as_ref().map_or(DType::F32, Tensor::dtype);
             Some(VarBuilder::from_tensors(named, dtype, device))
         };
-        let embedding = position::build(&spec.embedding.position, at(&self.absolute))?;
+        let embedding = position::build_embedding(&spec.embedding.position, at(&self.absolute))?;
         let mut built: Vec<(&PositionConfig, Arc<dyn PositionEncoding>)> = Vec::new();
         let mut layers = Vec::with_capacity(spec.layers.len());
         for layer in &spec.layers {
@@ -192,7 +192,7 @@ impl Model {
     /// Where a learned table ends: no sequence can be longer. `None` if the encoding has no end.
     pub fn max_context(&self) -> Option<usize> {
         let layers = self.stack.encodings().filter_map(|e| e.max_positions());
-        layers.chain(self.stack.embedding_encoding().max_positions()).min()
+        layers.chain(self.stack.embedding_encoding().and_then(|e| e.max_positions())).min()
     }
 
     /// Vocabulary size.

@@ -5,7 +5,8 @@ use crate::mlp::Mlp;
 use crate::spec::{AttentionSpec, CrossSpec, LayerSpec, ProjectionPlace, StackSpec, Wiring};
 use crate::tokens::Tokens;
 use attn_core::{
-    KvCache, LatentAttention, LayerCache, Linear, Mask, MultiHeadAttention, Norm, PositionEncoding, Positions, ops,
+    EmbeddingEncoding, KvCache, LatentAttention, LayerCache, Linear, Mask, MultiHeadAttention, Norm, PositionEncoding,
+    Positions, ops,
     position::{NopeConfig, PositionConfig},
     profile,
 };
@@ -14,7 +15,7 @@ use std::{ops::Range, sync::Arc};
 
 /// Position encodings of a stack: one for the embedding and one per layer, shared where the configs are equal.
 pub(crate) struct Encodings {
-    pub(crate) embedding: Arc<dyn PositionEncoding>,
+    pub(crate) embedding: Option<Arc<dyn EmbeddingEncoding>>,
     pub(crate) layers: Vec<Arc<dyn PositionEncoding>>,
 }
 
@@ -23,7 +24,7 @@ pub(crate) struct Stack {
     tokens: Tokens,
     scale: f64,
     projection: Option<(Linear, ProjectionPlace)>,
-    position: Arc<dyn PositionEncoding>,
+    position: Option<Arc<dyn EmbeddingEncoding>>,
     token_type: Option<Tensor>,
     embedding_norm: Option<Norm>,
     layers: Vec<Block>,
@@ -248,8 +249,8 @@ impl Stack {
     }
 
     /// The encoding added to the embeddings.
-    pub(crate) fn embedding_encoding(&self) -> &Arc<dyn PositionEncoding> {
-        &self.position
+    pub(crate) fn embedding_encoding(&self) -> Option<&Arc<dyn EmbeddingEncoding>> {
+        self.position.as_ref()
     }
 
     /// The encoding of every layer.
@@ -285,7 +286,10 @@ impl Stack {
         if let Some((projection, ProjectionPlace::BeforePositions)) = &self.projection {
             xs = projection.forward(&xs)?;
         }
-        xs = norm(self.embedding_norm.as_ref(), self.position.embed(&xs, positions)?)?;
+        if let Some(position) = &self.position {
+            xs = position.embed(&xs, positions)?;
+        }
+        xs = norm(self.embedding_norm.as_ref(), xs)?;
         if let Some((projection, ProjectionPlace::AfterNorm)) = &self.projection {
             xs = projection.forward(&xs)?;
         }

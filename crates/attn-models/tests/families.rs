@@ -87,7 +87,10 @@ fn classes_with_a_scaling_of_their_own() {
     assert_eq!((factor, rope(&apertus, 0).theta), (8.0, 12e6));
     config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
     let scaled = spec(&config);
-    assert_eq!((&rope(&scaled, 0).scaling, rope(&scaled, 0).theta), (&RopeScaling::Linear(Linear { factor: 2.0 }), 5.0));
+    assert_eq!(
+        (&rope(&scaled, 0).scaling, rope(&scaled, 0).theta),
+        (&RopeScaling::Linear(Linear { factor: 2.0 }), 5.0)
+    );
 }
 
 #[test]

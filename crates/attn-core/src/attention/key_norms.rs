@@ -160,12 +160,12 @@ fn norm<T: Element>(key: &[T]) -> f32 {
 mod tests {
     use super::super::laws::{difference, noise};
     use super::*;
-    use crate::position::{Alibi, AlibiConfig};
+    use crate::position::{Alibi, AlibiConfig, BiasContext};
     use crate::{
         AttentionConfig, AttentionParts, LayerCache, Linear, Mask, MultiHeadAttention, PositionEncoding, Positions,
         Projections, Resolution, ScoreBias,
     };
-    use std::{ops::Range, sync::Arc};
+    use std::sync::Arc;
 
     #[test]
     fn blocks_appended_in_any_pieces_have_the_norms_of_the_whole() -> Result<()> {
@@ -232,8 +232,8 @@ mod tests {
     struct Dense(Alibi);
 
     impl PositionEncoding for Dense {
-        fn bias(&self, q: Range<usize>, k: Range<usize>) -> Result<ScoreBias> {
-            let bias = self.0.bias(q.clone(), k.clone())?.to_dense(q, k, &Device::Cpu)?;
+        fn bias(&self, at: &BiasContext) -> Result<ScoreBias> {
+            let bias = self.0.bias(at)?.to_dense(at.queries(), at.keys.clone(), &Device::Cpu)?;
             Ok(ScoreBias::Dense(bias.expect("ALiBi has a bias")))
         }
     }

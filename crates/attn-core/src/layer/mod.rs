@@ -1,22 +1,22 @@
 //! [`MultiHeadAttention`]: projections, optional norms on queries and keys, the position encoding, the cache and
 //! [`attend`], in the order a token meets them.
 
+mod call;
 mod config;
-mod keys;
 mod parts;
 
+pub use call::{Attended, ForwardOptions, KeyValues};
 pub use config::{AttentionConfig, GateWidth};
-pub use keys::KeyValues;
 pub use parts::{AttentionParts, Projections, QkNormPlace};
 
 use crate::{
-    AttendArgs, LayerCache, Mask, Norm, PositionEncoding, Positions, ScoreBias, Scores, attend,
-    attention::{KernelOptions, attend_with},
-    ops,
-    position::Temperature,
+    AttendArgs, LayerCache, Mask, Norm, PositionEncoding, Positions, Scores, attend, ops,
+    placing::{self, Base, Call, Placing},
+    position::{Context, Temperature},
     profile,
 };
-use candle_core::{Module, Result, Tensor, bail};
+use call::additive;
+use candle_core::{DType, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
 
@@ -102,18 +102,30 @@ impl MultiHeadAttention {
 
     /// An empty cache for this layer with room for `expected` tokens.
     pub fn new_cache(&self, expected: usize) -> LayerCache {
-        LayerCache::new(&self.config.mask, expected)
+        LayerCache::new(&placing::reached(&self.config.mask, &*self.position), expected)
     }
 
     /// Self-attention of the tokens `xs`, `(b, t, hidden_size)`, at `positions`, over themselves and the tokens in
-    /// `cache`, to which they are appended. Returns `(b, t, hidden_size)`.
-    ///
-    /// Without a cache gradients flow through everything.
+    /// `cache`, to which they are appended. Returns `(b, t, hidden_size)`. Gradients flow through everything.
     ///
     /// # Errors
-    /// Positions that don't continue the cache; see also [`attend`].
+    /// Positions that don't continue the cache or are past the end of the encoding; see also [`attend`].
     pub fn forward(&self, xs: &Tensor, positions: &Positions, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         Ok(self.forward_sharing(xs, positions, cache)?.0)
+    }
+
+    /// [`forward`](Self::forward) with [`ForwardOptions`]: a mask given as a tensor, weights to look at.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); a mask that doesn't broadcast.
+    pub fn forward_with(
+        &self,
+        xs: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+        options: &ForwardOptions,
+    ) -> Result<Attended> {
+        Ok(self.call(xs, positions, cache, None, options)?.0)
     }
 
     /// [`forward`](Self::forward), and the keys and values it attended to, for layers that
@@ -125,83 +137,66 @@ impl MultiHeadAttention {
         &self,
         xs: &Tensor,
         positions: &Positions,
-        mut cache: Option<&mut LayerCache>,
+        cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, KeyValues)> {
-        if xs.dim(1)? != positions.len() || cache.as_ref().is_some_and(|c| c.len() != positions.slots().start) {
-            bail!(
-                "attention: {} tokens at slots {:?} do not continue a cache of {} tokens",
-                xs.dim(1)?,
-                positions.slots(),
-                cache.map_or(positions.slots().start, |c| c.len())
-            )
-        }
-        let (q, k, v) = self.project(xs)?;
-        let k = self.place(&k, positions, self.parts.k_norm.as_ref())?;
-        let resolution = self.position.resolve(positions.length());
-        let ([k, v], start) = match &mut cache {
-            Some(cache) => cache.append([&k, &v], resolution)?,
-            None => ([k, v], positions.slots().start),
-        };
-        let keys = KeyValues { k, v, start };
-        Ok((self.attend(xs, &q, positions, &keys, cache)?, keys))
+        let (attended, keys) = self.call(xs, positions, cache, None, &ForwardOptions::default())?;
+        Ok((attended.out, keys))
     }
 
     /// Self-attention of a layer that reads the keys and values of another one (Gemma 3n, Gemma 4): those that it
     /// [gave](Self::forward_sharing) for the same tokens. Both layers need the same position encoding, mask and head
-    /// widths.
+    /// widths, and the one that reads needs no cache.
     ///
     /// # Errors
     /// Keys and values of another shape, or that don't end with the tokens `xs`.
     pub fn forward_shared(&self, xs: &Tensor, positions: &Positions, keys: &KeyValues) -> Result<Tensor> {
-        let end = keys.start + keys.k.dim(2)?;
-        if xs.dim(1)? != positions.len() || end != positions.slots().end {
-            bail!(
-                "attention: shared keys end at slot {end}, {} tokens at slots {:?} read them",
-                xs.dim(1)?,
-                positions.slots()
-            )
-        }
-        let q = match &self.parts.projections {
-            Projections::Queries(q) | Projections::Separate { q, .. } => {
-                self.heads(&q.forward(xs)?, self.config.head_dim())?
-            }
-            Projections::Fused(_) => self.project(xs)?.0,
-        };
-        self.attend(xs, &q, positions, keys, None)
+        Ok(self.call(xs, positions, None, Some(keys), &ForwardOptions::default())?.0.out)
     }
 
-    /// From unplaced queries to the layer's output. `cache` is the one that holds `keys`.
-    fn attend(
+    /// One call, with keys and values of its own or with those `shared` by another layer.
+    fn call(
         &self,
         xs: &Tensor,
-        q: &Tensor,
         positions: &Positions,
-        keys: &KeyValues,
-        cache: Option<&mut LayerCache>,
-    ) -> Result<Tensor> {
-        let q = self.position.temper(&self.place(q, positions, self.parts.q_norm.as_ref())?, positions)?;
-        let q = match &self.config.temperature {
-            Some(temperature) => temperature.apply(&q, positions)?,
-            None => q,
+        mut cache: Option<&mut LayerCache>,
+        shared: Option<&KeyValues>,
+        options: &ForwardOptions,
+    ) -> Result<(Attended, KeyValues)> {
+        let AttentionConfig { layer, mask, .. } = &self.config;
+        let placing = Placing::new(&*self.position, xs, positions, *layer, mask)?;
+        let (q, keys) = match shared {
+            Some(keys) => {
+                keys.check(positions)?;
+                (self.queries(xs)?, keys.clone())
+            }
+            None => {
+                let (q, k, v) = self.project(xs)?;
+                let k = self.normed(k, self.parts.k_norm.as_ref())?;
+                let place = |at: &Context| self.turned(self.position.keys(&k, at)?, self.parts.k_norm.as_ref());
+                (q, KeyValues { held: placing.keep(place, Some(v), cache.as_deref_mut())? })
+            }
         };
-        let slots = keys.start..keys.start + keys.k.dim(2)?;
-        let bias = self.position.bias(positions.slots(), slots.clone())?;
-        // A linear bias is what far keys can be left out under.
-        let key_norms = match (&bias, cache) {
-            (ScoreBias::Linear { .. }, Some(cache)) if keys.k.device().is_cpu() => cache.key_norms(slots.len())?,
-            _ => None,
+        let q = self.normed(q, self.parts.q_norm.as_ref())?;
+        let place = |at: &Context| {
+            let q = self.turned(self.position.queries(&q, at)?, self.parts.q_norm.as_ref())?;
+            match &self.config.temperature {
+                Some(temperature) => temperature.apply(&q, positions),
+                None => Ok(q),
+            }
         };
-        let mask = self.config.mask.clone().with_keys(positions.keys());
-        let args = AttendArgs::new(self.scores().with_bias(bias))
-            .with_mask(mask)
-            .with_slots(positions.slots().start, keys.start);
-        let options = KernelOptions { key_norms, ..KernelOptions::default() };
-        self.merge(xs, &attend_with(&q, &keys.k, &keys.v, &args, &options)?)
+        let additive = options.mask.map(additive).transpose()?;
+        let base = Base { scores: self.scores()?, additive: additive.as_ref(), weights: options.weights, whole: true };
+        let (heads, weights) = placing.run(&keys.held, &base, place, |call: &Call| keys.attend(call), cache)?;
+        Ok((Attended { out: self.merge(xs, &heads)?, weights }, keys))
     }
 
     /// What the configuration says about scores.
-    fn scores(&self) -> Scores {
-        Scores::new(self.config.scale()).with_softcap(self.config.softcap).with_sinks(self.parts.sinks.clone())
+    fn scores(&self) -> Result<Scores> {
+        let sinks = self.parts.sinks.as_ref().map(|sinks| match sinks.dtype() {
+            DType::F64 => Ok(sinks.clone()),
+            _ => sinks.to_dtype(DType::F32),
+        });
+        Ok(Scores::new(self.config.scale()).with_softcap(self.config.softcap).with_sinks(sinks.transpose()?))
     }
 
     /// Keys and values of a sequence to attend to from another one, `(b, s, hidden_size)`: what cross-attention of an
@@ -223,7 +218,7 @@ impl MultiHeadAttention {
             bail!("attention: cross-attention needs separate projections")
         };
         let q = self.heads(&q.forward(xs)?, self.config.head_dim())?;
-        let args = AttendArgs::new(self.scores()).with_mask(mask);
+        let args = AttendArgs::new(self.scores()?).with_mask(mask);
         self.merge(xs, &attend(&q, &memory.0, &memory.1, &args)?)
     }
 
@@ -265,17 +260,33 @@ impl MultiHeadAttention {
         Ok((q, k, v))
     }
 
-    /// Norm and rotation of queries or keys, in the model's order.
-    fn place(&self, xs: &Tensor, positions: &Positions, norm: Option<&Norm>) -> Result<Tensor> {
-        let Some(norm) = norm else { return self.position.rotate(xs, positions) };
-        match self.parts.qk_norm_place {
-            QkNormPlace::AfterRotation => norm.forward(&self.position.rotate(xs, positions)?),
-            QkNormPlace::Heads => self.position.rotate(&norm_heads(norm, xs)?, positions),
-            QkNormPlace::Whole => {
-                let flat = xs.transpose(1, 2)?.flatten_from(2)?;
-                let heads = ops::split_heads(&norm.forward(&flat)?, xs.dim(1)?)?;
-                self.position.rotate(&heads, positions)
+    /// Queries alone, not yet placed.
+    fn queries(&self, xs: &Tensor) -> Result<Tensor> {
+        match &self.parts.projections {
+            Projections::Queries(q) | Projections::Separate { q, .. } => {
+                self.heads(&q.forward(xs)?, self.config.head_dim())
             }
+            Projections::Fused(_) => Ok(self.project(xs)?.0),
+        }
+    }
+
+    /// Queries or keys `(b, h, t, d)` through their norm, if it comes before rotation.
+    fn normed(&self, xs: Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+        match (norm, self.parts.qk_norm_place) {
+            (None, _) | (_, QkNormPlace::AfterRotation) => Ok(xs),
+            (Some(norm), QkNormPlace::Heads) => norm_heads(norm, &xs),
+            (Some(norm), QkNormPlace::Whole) => {
+                let flat = xs.transpose(1, 2)?.flatten_from(2)?;
+                ops::split_heads(&norm.forward(&flat)?, xs.dim(1)?)
+            }
+        }
+    }
+
+    /// Rotated queries or keys through their norm, if it comes after rotation.
+    fn turned(&self, xs: Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+        match (norm, self.parts.qk_norm_place) {
+            (Some(norm), QkNormPlace::AfterRotation) => norm.forward(&xs),
+            _ => Ok(xs),
         }
     }
 

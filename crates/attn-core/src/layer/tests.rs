@@ -191,3 +191,121 @@ fn a_layer_reads_the_keys_of_another() -> Result<()> {
     }
     close(&whole, &Tensor::cat(&steps, 1)?)
 }
+
+/// A mask as a tensor, of either kind and any shape, is that mask; a query that sees nothing gives what no values give.
+#[test]
+fn masks_may_be_tensors() -> Result<()> {
+    let (_, causal) = fresh(&AttentionConfig::new(16, 4, 2))?;
+    let open = causal.config().clone().with_mask(Mask::bidirectional());
+    let open = MultiHeadAttention::from_parts(open, causal.parts().clone(), causal.position().clone())?;
+    let (xs, at) = (normal(&[2, 6, 16])?, Positions::new(0..6));
+    let expected = causal.forward(&xs, &at, None)?;
+    let bools = Tensor::tril2(6, DType::U8, &Device::Cpu)?;
+    let additive = ((bools.to_dtype(DType::F32)? - 1.0)? * 1e30)?;
+    for mask in [bools.clone(), bools.reshape((1, 1, 6, 6))?.expand((2, 4, 6, 6))?, additive] {
+        let options = ForwardOptions::default().with_mask(Some(&mask));
+        close(&open.forward_with(&xs, &at, None, &options)?.out, &expected)?;
+    }
+    let blind = Tensor::cat(&[Tensor::zeros((1, 6), DType::U8, &Device::Cpu)?, bools.narrow(0, 1, 5)?], 0)?;
+    let options = ForwardOptions::default().with_mask(Some(&blind)).with_weights(true);
+    let attended = open.forward_with(&xs, &at, None, &options)?;
+    assert_eq!(attended.out.narrow(1, 0, 1)?.abs()?.max_all()?.to_scalar::<f32>()?, 0.0);
+    close(&attended.out.narrow(1, 1, 5)?, &expected.narrow(1, 1, 5)?)?;
+    let weights = attended.weights.expect("asked for");
+    assert_eq!(weights.dims(), [2, 4, 6, 6]);
+    let sums = weights.sum(3)?;
+    close(&sums.narrow(2, 1, 5)?, &sums.narrow(2, 1, 5)?.ones_like()?)?;
+    let wrong = Tensor::zeros((6, 5), DType::U8, &Device::Cpu)?;
+    assert!(open.forward_with(&xs, &at, None, &ForwardOptions::default().with_mask(Some(&wrong))).is_err());
+    Ok(())
+}
+
+/// The same gradients with a cache as without, in blocks and over two calls.
+#[test]
+fn gradients_flow_through_a_cache() -> Result<()> {
+    let (vars, layer) = fresh(&AttentionConfig::new(16, 4, 2).with_mask(Mask::causal().with_window(Some(3))))?;
+    let xs = Var::from_tensor(&normal(&[1, 9, 16])?)?;
+    let weights = normal(&[1, 9, 16])?;
+    let whole = (layer.forward(&xs, &Positions::new(0..9), None)? * &weights)?.sum_all()?.backward()?;
+    let mut cache = layer.new_cache(9);
+    let mut outs = vec![];
+    for slots in [0..4, 4..5, 5..6, 6..9] {
+        let block = xs.narrow(1, slots.start, slots.len())?;
+        outs.push(layer.forward(&block, &Positions::new(slots), Some(&mut cache))?);
+    }
+    let blocks = (Tensor::cat(&outs, 1)? * &weights)?.sum_all()?.backward()?;
+    for var in vars.all_vars().iter().chain([&xs]) {
+        let (a, b) = (whole.get(var).expect("a gradient"), blocks.get(var).expect("a gradient"));
+        close(a, b)?;
+    }
+    Ok(())
+}
+
+/// What is the same for a model: rows that lag behind by padding, and rows whose positions are given.
+#[test]
+fn position_ids_place_tokens() -> Result<()> {
+    use crate::position::{Rope, RopeConfig};
+    let (_, layer) = fresh(&AttentionConfig::new(16, 2, 2))?;
+    let layer = layer.with_position(Arc::new(Rope::new(RopeConfig::new(8, 1e4))?));
+    let xs = normal(&[2, 5, 16])?;
+    let pads: Arc<[usize]> = [2, 0].into();
+    let padded = Positions::new(0..5).with_pads(Some(pads));
+    let ids = Tensor::new(&[[0i64, 0, 0, 1, 2], [0, 1, 2, 3, 4]], &Device::Cpu)?;
+    let given = padded.clone().with_ids(&ids)?;
+    close(&layer.forward(&xs, &padded, None)?, &layer.forward(&xs, &given, None)?)?;
+    // Two documents in one row: each is what it is alone.
+    let both = Positions::new(0..5).with_ids(&Tensor::new(&[[0i64, 1, 2, 0, 1]], &Device::Cpu)?)?;
+    let documents = layer.config().clone().with_mask(Mask::causal().with_documents(Some(vec![vec![0, 3]; 2].into())));
+    let packed = MultiHeadAttention::from_parts(documents, layer.parts().clone(), layer.position().clone())?;
+    let second = layer.forward(&xs.narrow(1, 3, 2)?, &Positions::new(0..2), None)?;
+    close(&packed.forward(&xs, &both, None)?.narrow(1, 3, 2)?, &second)?;
+    let alibi = crate::position::Alibi::new(crate::position::AlibiConfig::new(2), &Device::Cpu)?;
+    let refused = layer.with_position(Arc::new(alibi)).forward(&xs, &given, None).expect_err("by slots");
+    assert!(refused.to_string().contains("distance of slots"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_cache_is_forked_selected_and_stored_in_half_precision() -> Result<()> {
+    let (_, layer) = fresh(&AttentionConfig::new(16, 4, 2))?;
+    let xs = normal(&[3, 8, 16])?;
+    let detached = |layer: &MultiHeadAttention| -> Result<MultiHeadAttention> {
+        let Projections::Separate { q, k, v } = &layer.parts().projections else { bail!("separate") };
+        let plain = |l: &Linear| Linear::new(l.weight().expect("dense").detach(), None);
+        let projections = Projections::Separate { q: plain(q)?, k: plain(k)?, v: plain(v)? };
+        let parts = AttentionParts::new(projections, plain(&layer.parts().out)?);
+        MultiHeadAttention::from_parts(layer.config().clone(), parts, layer.position().clone())
+    };
+    let plain = detached(&layer)?;
+    for layer in [&layer, &plain] {
+        let whole = layer.forward(&xs, &Positions::new(0..8), None)?;
+        let mut cache = layer.new_cache(4);
+        layer.forward(&xs.narrow(1, 0, 5)?, &Positions::new(0..5), Some(&mut cache))?;
+        // A fork goes another way and leaves the first as it was.
+        let mut fork = cache.clone();
+        layer.forward(&(xs.narrow(1, 0, 3)? * 2.0)?, &Positions::new(5..8), Some(&mut fork))?;
+        let mut beams = cache.clone();
+        beams.select_rows(&[2, 0, 2])?;
+        let rest = layer.forward(&xs.narrow(1, 5, 3)?, &Positions::new(5..8), Some(&mut cache))?;
+        close(&rest, &whole.narrow(1, 5, 3)?)?;
+        let order = Tensor::new(&[2u32, 0, 2], &Device::Cpu)?;
+        let rest = layer.forward(
+            &xs.narrow(1, 5, 3)?.contiguous()?.index_select(&order, 0)?,
+            &Positions::new(5..8),
+            Some(&mut beams),
+        )?;
+        close(&rest, &whole.narrow(1, 5, 3)?.contiguous()?.index_select(&order, 0)?)?;
+        assert!(beams.select_rows(&[3]).is_err());
+        // Another batch size and dtype after a reset; not before.
+        assert!(layer.forward(&xs.narrow(0, 0, 1)?.narrow(1, 0, 1)?, &Positions::new(8..9), Some(&mut cache)).is_err());
+        cache.reset();
+        let one = layer.forward(&xs.narrow(0, 0, 1)?, &Positions::new(0..8), Some(&mut cache))?;
+        close(&one, &whole.narrow(0, 0, 1)?)?;
+    }
+    let mut half = plain.new_cache(8).with_dtype(DType::F16);
+    let out = plain.forward(&xs, &Positions::new(0..8), Some(&mut half))?;
+    let off = (out - plain.forward(&xs, &Positions::new(0..8), None)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+    assert!(off > 0.0 && off < 5e-3, "{off}");
+    assert_eq!(half.size_in_bytes(), 2 * 2 * 3 * 2 * 8 * 4);
+    Ok(())
+}

@@ -2,12 +2,11 @@
 //!
 //! Nothing is learned and nothing is tabled, so it has no maximal length; kernels take the slopes alone.
 
-use super::PositionEncoding;
 use super::frequencies::positive;
+use super::{BiasContext, PositionEncoding};
 use crate::ScoreBias;
 use candle_core::{Device, Result, Tensor, bail};
 use half::bf16;
-use std::ops::Range;
 
 /// How the slopes are made.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,31 +83,36 @@ impl Alibi {
     /// The error that rounding to bf16 makes in `slope * position`, one row per head, or `None` if it makes none.
     ///
     /// Falcon computes `slope * k` in bf16, which from position 257 on moves the scores of near keys by whole units: it
-    /// is part of the model. The bias stays a function of the key alone, `(1, h, 1, tk)`.
-    fn rounded(&self, keys: &Range<usize>) -> Result<Option<Tensor>> {
+    /// is part of the model. The bias stays a function of the key alone, `(b or 1, h, 1, tk)`; positions are counted
+    /// from the first real token of a row.
+    fn rounded(&self, at: &BiasContext) -> Result<Option<Tensor>> {
+        let rows = at.at.positions.rows();
         let mut exact = true;
-        let mut bias = Vec::with_capacity(self.slopes.len() * keys.len());
-        for slope in &self.slopes {
-            for k in keys.clone() {
-                // torch rounds the position to bf16 too before it multiplies.
-                let product = slope * bf16::from_f64(k as f64).to_f64();
-                let rounded = bf16::from_f32(product as f32).to_f64();
-                exact &= rounded == slope * k as f64;
-                bias.push((rounded * self.config.scale) as f32);
+        let mut bias = Vec::with_capacity(rows * self.slopes.len() * at.keys.len());
+        for row in 0..rows {
+            let keys = at.key_positions(row)?;
+            for slope in &self.slopes {
+                for &k in &keys {
+                    // torch rounds the position to bf16 too before it multiplies.
+                    let product = slope * bf16::from_f64(k as f64).to_f64();
+                    let rounded = bf16::from_f32(product as f32).to_f64();
+                    exact &= rounded == slope * k as f64;
+                    bias.push((rounded * self.config.scale) as f32);
+                }
             }
         }
         if exact {
             return Ok(None);
         }
-        Tensor::from_vec(bias, (1, self.slopes.len(), 1, keys.len()), self.tensor.device()).map(Some)
+        Tensor::from_vec(bias, (rows, self.slopes.len(), 1, at.keys.len()), self.tensor.device()).map(Some)
     }
 }
 
 impl PositionEncoding for Alibi {
     /// `slope[h] * (k - q)`. Under softmax this equals the `slope * k` of BLOOM and the `slope * (k - n + 1)` of MPT.
-    fn bias(&self, _q: Range<usize>, k: Range<usize>) -> Result<ScoreBias> {
+    fn bias(&self, at: &BiasContext) -> Result<ScoreBias> {
         if self.config.round_bf16
-            && let Some(bias) = self.rounded(&k)?
+            && let Some(bias) = self.rounded(at)?
         {
             return Ok(ScoreBias::Dense(bias));
         }
@@ -118,6 +122,7 @@ impl PositionEncoding for Alibi {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Context, Positions};
     use super::*;
 
     fn golden() -> serde_json::Value {
@@ -145,15 +150,19 @@ mod tests {
         assert_eq!(log2(AlibiConfig { bias_max: 16.0, ..AlibiConfig::new(4) }), [-4.0, -8.0, -12.0, -16.0]);
     }
 
+    fn bias(alibi: &Alibi, t: usize) -> Result<ScoreBias> {
+        alibi.bias(&BiasContext::new(Context::new(&Positions::new(0..t)), 0..t))
+    }
+
     #[test]
     fn falcon_rounds_to_bf16_where_that_changes_something() -> Result<()> {
         // Powers of two times small positions are exact: no tensor of keys is needed.
         let four = Alibi::new(AlibiConfig::falcon(4, 16), &Device::Cpu)?;
         assert_eq!(four.slopes()[0], 0.25 / 4.0);
-        assert!(matches!(four.bias(0..9, 0..9)?, ScoreBias::Linear { .. }));
+        assert!(matches!(bias(&four, 9)?, ScoreBias::Linear { .. }));
         // 2^-0.5 is 0.70703125 in bf16; times 3 that is 2.12109375, in bf16 2.125.
         let twelve = Alibi::new(AlibiConfig { scale: 1.0, ..AlibiConfig::falcon(12, 16) }, &Device::Cpu)?;
-        let ScoreBias::Dense(bias) = twelve.bias(0..4, 0..4)? else { panic!("expected a rounded bias") };
+        let ScoreBias::Dense(bias) = bias(&twelve, 4)? else { panic!("expected a rounded bias") };
         assert_eq!(bias.dims(), [1, 12, 1, 4]);
         assert_eq!(bias.get(0)?.get(8)?.get(0)?.to_vec1::<f32>()?, [0.0, 0.70703125, 1.4140625, 2.125]);
         Ok(())

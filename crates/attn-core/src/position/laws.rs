@@ -2,9 +2,9 @@
 
 use super::rope::scaling::{FreqFactors, SCHEMES};
 use super::*;
-use crate::attention::reference;
-use crate::{AttendArgs, Mask, Scores};
+use crate::{AttentionConfig, AttentionParts, LayerCache, Linear, Mask, MultiHeadAttention, Projections};
 use candle_core::{DType, Var};
+use std::ops::Range;
 
 const HEADS: usize = 2;
 const DIM: usize = 8;
@@ -14,7 +14,8 @@ const LENGTH: usize = 40;
 
 struct Case {
     name: String,
-    encoding: Arc<dyn PositionEncoding>,
+    embedding: Option<Arc<dyn EmbeddingEncoding>>,
+    attention: Arc<dyn PositionEncoding>,
     /// Attention stays the same if all positions are shifted.
     shifts: bool,
     /// The table a gradient has to reach.
@@ -57,73 +58,106 @@ pub(super) fn ropes() -> Vec<RopeConfig> {
     configs
 }
 
+fn case(name: &str, attention: Arc<dyn PositionEncoding>, shifts: bool) -> Case {
+    Case { name: name.to_string(), embedding: None, attention, shifts, table: None }
+}
+
 fn cases() -> Result<Vec<Case>> {
-    let case = |name: &str, config: PositionConfig, shifts| -> Result<Case> {
-        Ok(Case { name: name.to_string(), encoding: build(&config, None)?, shifts, table: None })
-    };
+    let built =
+        |name: &str, config: PositionConfig, shifts| -> Result<Case> { Ok(case(name, build(&config, None)?, shifts)) };
     let temperature = Some(Temperature::llama4(4.0, 0.5));
     let mut cases = vec![
-        case("nope", PositionConfig::Nope(NopeConfig::default()), true)?,
-        case("tempered nope", PositionConfig::Nope(NopeConfig { temperature }), false)?,
-        case("sinusoidal", PositionConfig::Sinusoidal(SinusoidalConfig::new(HIDDEN)), false)?,
-        case("alibi", PositionConfig::Alibi(AlibiConfig::new(HEADS)), true)?,
+        built("nope", PositionConfig::Nope(NopeConfig::default()), true)?,
+        built("tempered nope", PositionConfig::Nope(NopeConfig { temperature }), false)?,
+        built("alibi", PositionConfig::Alibi(AlibiConfig::new(HEADS)), true)?,
     ];
     for config in ropes() {
         let name = format!("rope {} {:?} {}", config.scaling.name(), config.layout, config.rotary_dim);
-        cases.push(case(&name, PositionConfig::Rope(config), true)?);
+        cases.push(built(&name, PositionConfig::Rope(config), true)?);
+    }
+    for name in ExtendConfig::NAMES {
+        // Chunks are counted from the start of a text, and so are the first keys; groups of tokens begin there too.
+        let shifts = ["rerope", "leaky-rerope", "string", "window"].contains(name);
+        let encoding = ExtendConfig::new(name, 16, 48)?.build(RopeConfig::new(DIM, 1e4))?;
+        cases.push(case(name, encoding, shifts));
     }
     for bidirectional in [false, true] {
         let config = T5Config { heads: HEADS, buckets: 8, max_distance: 12, bidirectional };
         let table = Var::from_tensor(&normal(&[8, HEADS])?)?;
         let encoding = Arc::new(T5Bias::from_table(config, table.as_tensor().clone())?);
-        cases.push(Case { name: format!("t5 {bidirectional}"), encoding, shifts: true, table: Some(table) });
+        cases.push(Case { table: Some(table), ..case(&format!("t5 {bidirectional}"), encoding, true) });
     }
+    let param =
+        |shape: &[usize]| -> Result<Var> { Var::from_tensor(&(normal(shape)?.abs()? * 0.3)?.affine(1.0, 0.1)?) };
+    let mut learned = |name: &str, table: Var, encoding: Arc<dyn PositionEncoding>, shifts| {
+        cases.push(Case { table: Some(table), ..case(name, encoding, shifts) });
+    };
+    for kernel in [KerpleKernel::Logarithmic, KerpleKernel::Power] {
+        let (r1, r2) = (param(&[HEADS])?, param(&[HEADS])?);
+        let kerple = Kerple::from_tensors(kernel, r1.as_tensor().clone(), r2.as_tensor().clone())?;
+        learned(&format!("kerple {kernel:?}"), r2, Arc::new(kerple), true);
+    }
+    let (c, weight) = (param(&[])?, param(&[5])?);
+    let fire = Fire::from_parts(FireParts {
+        c: c.as_tensor().clone(),
+        threshold: Tensor::new(6f64, &Device::Cpu)?,
+        hidden_weight: weight.as_tensor().clone(),
+        hidden_bias: normal(&[5])?,
+        out_weight: normal(&[HEADS, 5])?,
+        out_bias: normal(&[HEADS])?,
+    })?;
+    learned("fire", c, Arc::new(fire), false);
+    let gate = param(&[HEADS, HIDDEN])?;
+    let fox = Fox::from_gate(Linear::new(gate.as_tensor().clone(), Some(normal(&[HEADS])?))?);
+    learned("fox", gate, Arc::new(fox), true);
+    let table = param(&[7, DIM])?;
+    learned("shaw", table.clone(), Arc::new(Shaw::from_table(table.as_tensor().clone(), -5)?), true);
+    let table = param(&[DIM, 6])?;
+    learned("cope", table.clone(), Arc::new(Cope::from_table(table.as_tensor().clone())?), true);
+    let scale = param(&[HEADS])?;
+    let rope: Arc<dyn PositionEncoding> = Arc::new(Rope::new(RopeConfig::new(DIM, 1e4))?);
+    learned("ssmax", scale.clone(), Arc::new(Ssmax::from_scale(rope, scale.as_tensor().clone())?), false);
+    cases.push(case("xpos", Arc::new(Xpos::new(XposConfig::new(RopeConfig::new(DIM, 1e4)))?), true));
+    let sinusoidal = build_embedding(&PositionConfig::Sinusoidal(SinusoidalConfig::new(HIDDEN)), None)?;
+    cases.push(Case { embedding: sinusoidal, ..case("sinusoidal", Arc::new(Nope::default()), false) });
     let config = LearnedConfig { rows: 64, hidden: HIDDEN, offset: 2 };
     let table = Var::from_tensor(&normal(&[64, HIDDEN])?)?;
-    let encoding = Arc::new(Learned::from_table(config, table.as_tensor().clone())?);
-    cases.push(Case { name: "learned".to_string(), encoding, shifts: false, table: Some(table) });
+    let learned = Arc::new(Learned::from_table(config, table.as_tensor().clone())?);
+    let nope = case("learned", Arc::new(Nope::default()), false);
+    cases.push(Case { embedding: Some(learned), table: Some(table), ..nope });
     Ok(cases)
 }
 
-/// One attention layer with fixed weights, reading nothing of the encoding but its hooks.
-struct Layer {
-    weights: [Tensor; 3],
-    causal: bool,
-}
+/// One attention layer with fixed weights.
+struct Layer(MultiHeadAttention);
 
 impl Layer {
     fn new(causal: bool) -> Result<Self> {
-        let weight = || normal(&[HIDDEN, HIDDEN])? * 0.4;
-        Ok(Self { weights: [weight()?, weight()?, weight()?], causal })
+        let weight = || Linear::new((normal(&[HIDDEN, HIDDEN])? * 0.4)?, None);
+        let projections = Projections::Separate { q: weight()?, k: weight()?, v: weight()? };
+        let config = AttentionConfig::new(HIDDEN, HEADS, HEADS);
+        let config = config.with_mask(if causal { Mask::causal() } else { Mask::bidirectional() });
+        let parts = AttentionParts::new(projections, weight()?);
+        Ok(Self(MultiHeadAttention::from_parts(config, parts, Arc::new(Nope::default()))?))
     }
 
-    fn qkv(&self, encoding: &dyn PositionEncoding, xs: &Tensor, positions: &Positions) -> Result<[Tensor; 3]> {
-        let xs = encoding.embed(xs, positions)?;
-        let (b, t, _) = xs.dims3()?;
-        let head = |w: &Tensor| xs.broadcast_matmul(w)?.reshape((b, t, HEADS, DIM))?.transpose(1, 2);
-        let [q, k, v] = &self.weights;
-        let q = encoding.temper(&encoding.rotate(&head(q)?, positions)?, positions)?;
-        Ok([q, encoding.rotate(&head(k)?, positions)?, head(v)?.contiguous()?])
-    }
-
-    fn attend(
+    fn forward(
         &self,
-        encoding: &dyn PositionEncoding,
-        [q, k, v]: &[Tensor; 3],
-        slots: [Range<usize>; 2],
-        keys: Option<Arc<[Range<usize>]>>,
+        case: &Case,
+        xs: &Tensor,
+        positions: Positions,
+        cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
-        let [slots_q, slots_k] = slots;
-        let mask = Mask { causal: self.causal, ..Mask::default() }.with_keys(keys);
-        let scores = Scores::new((DIM as f64).powf(-0.5)).with_bias(encoding.bias(slots_q.clone(), slots_k.clone())?);
-        let args = AttendArgs::new(scores).with_mask(mask).with_slots(slots_q.start, slots_k.start);
-        reference::attend(q, k, v, &args)
+        let positions = positions.with_length(LENGTH);
+        let xs = match &case.embedding {
+            Some(embedding) => &embedding.embed(xs, &positions)?,
+            None => xs,
+        };
+        self.0.with_position(case.attention.clone()).forward(xs, &positions, cache)
     }
 
-    fn run(&self, encoding: &dyn PositionEncoding, xs: &Tensor, start: usize) -> Result<Tensor> {
-        let slots = start..start + xs.dim(1)?;
-        let positions = Positions::new(slots.clone()).with_length(LENGTH);
-        self.attend(encoding, &self.qkv(encoding, xs, &positions)?, [slots.clone(), slots], None)
+    fn run(&self, case: &Case, xs: &Tensor, start: usize) -> Result<Tensor> {
+        self.forward(case, xs, Positions::new(start..start + xs.dim(1)?), None)
     }
 }
 
@@ -134,9 +168,9 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
 #[test]
 fn attention_sees_distances_alone_where_that_is_claimed() -> Result<()> {
     let layer = Layer::new(true)?;
-    let xs = normal(&[2, 9, HIDDEN])?;
+    let xs = normal(&[2, 19, HIDDEN])?;
     for case in cases()? {
-        let (here, there) = (layer.run(&*case.encoding, &xs, 0)?, layer.run(&*case.encoding, &xs, 23)?);
+        let (here, there) = (layer.run(&case, &xs, 0)?, layer.run(&case, &xs, 23)?);
         let moved = distance(&here, &there)?;
         if case.shifts {
             assert!(moved < 1e-9, "{}: a shift changes the output by {moved:e}", case.name);
@@ -150,28 +184,20 @@ fn attention_sees_distances_alone_where_that_is_claimed() -> Result<()> {
 #[test]
 fn any_chunking_is_one_prefill() -> Result<()> {
     let layer = Layer::new(true)?;
-    let xs = normal(&[2, 11, HIDDEN])?;
+    let xs = normal(&[2, 27, HIDDEN])?;
+    let ones: Vec<Range<usize>> = (0..27).map(|i| i..i + 1).collect();
     for case in cases()? {
-        let whole = layer.run(&*case.encoding, &xs, 0)?;
-        let mut cache: Option<[Tensor; 2]> = None;
-        let mut chunks = vec![];
-        for slots in [0..4, 4..5, 5..6, 6..11] {
-            let positions = Positions::new(slots.clone()).with_length(LENGTH);
-            let [q, k, v] = layer.qkv(&*case.encoding, &xs.narrow(1, slots.start, slots.len())?, &positions)?;
-            let [k, v] = match cache {
-                Some([old_k, old_v]) => [Tensor::cat(&[&old_k, &k], 2)?, Tensor::cat(&[&old_v, &v], 2)?],
-                None => [k, v],
-            };
-            chunks.push(layer.attend(
-                &*case.encoding,
-                &[q, k.clone(), v.clone()],
-                [slots.clone(), 0..slots.end],
-                None,
-            )?);
-            cache = Some([k, v]);
+        let whole = layer.run(&case, &xs, 0)?;
+        for blocks in [vec![0..4, 4..5, 5..6, 6..11, 11..27], ones.clone()] {
+            let mut cache = layer.0.new_cache(27);
+            let mut outs = vec![];
+            for slots in blocks {
+                let block = xs.narrow(1, slots.start, slots.len())?;
+                outs.push(layer.forward(&case, &block, Positions::new(slots), Some(&mut cache))?);
+            }
+            let off = distance(&whole, &Tensor::cat(&outs, 1)?)?;
+            assert!(off < 1e-9, "{}: chunks differ by {off:e}", case.name);
         }
-        let off = distance(&whole, &Tensor::cat(&chunks, 2)?)?;
-        assert!(off < 1e-9, "{}: chunks differ by {off:e}", case.name);
     }
     Ok(())
 }
@@ -179,16 +205,13 @@ fn any_chunking_is_one_prefill() -> Result<()> {
 #[test]
 fn a_padded_row_is_the_row_alone() -> Result<()> {
     let layer = Layer::new(true)?;
-    let (t, pads) = (9, [3usize, 0, 5]);
+    let (t, pads) = (24, [3usize, 0, 5]);
     let xs = normal(&[3, t, HIDDEN])?;
     for case in cases()? {
-        let positions = Positions::new(0..t).with_length(LENGTH).with_pads(Some(pads.into()));
-        let keys = pads.iter().map(|&pad| pad..t).collect::<Vec<_>>();
-        let qkv = layer.qkv(&*case.encoding, &xs, &positions)?;
-        let batch = layer.attend(&*case.encoding, &qkv, [0..t, 0..t], Some(keys.into()))?;
+        let batch = layer.forward(&case, &xs, Positions::new(0..t).with_pads(Some(pads.into())), None)?;
         for (row, pad) in pads.into_iter().enumerate() {
-            let alone = layer.run(&*case.encoding, &xs.narrow(0, row, 1)?.narrow(1, pad, t - pad)?, 0)?;
-            let off = distance(&alone, &batch.narrow(0, row, 1)?.narrow(2, pad, t - pad)?)?;
+            let alone = layer.run(&case, &xs.narrow(0, row, 1)?.narrow(1, pad, t - pad)?, 0)?;
+            let off = distance(&alone, &batch.narrow(0, row, 1)?.narrow(1, pad, t - pad)?)?;
             assert!(off < 1e-9, "{}: row {row} differs by {off:e}", case.name);
         }
     }
@@ -198,17 +221,17 @@ fn a_padded_row_is_the_row_alone() -> Result<()> {
 #[test]
 fn gradients_are_finite_differences_and_reach_every_table() -> Result<()> {
     let layer = Layer::new(true)?;
-    let weights = normal(&[1, HEADS, 6, DIM])?;
+    let weights = normal(&[1, 20, HIDDEN])?;
     for case in cases()? {
-        let xs = Var::from_tensor(&normal(&[1, 6, HIDDEN])?)?;
-        let loss = || (layer.run(&*case.encoding, xs.as_tensor(), 3)? * &weights)?.sum_all();
+        let xs = Var::from_tensor(&normal(&[1, 20, HIDDEN])?)?;
+        let loss = || (layer.run(&case, xs.as_tensor(), 3)? * &weights)?.sum_all();
         let grads = loss()?.backward()?;
         for (what, var) in [("input", Some(&xs)), ("table", case.table.as_ref())] {
             let Some(var) = var else { continue };
             let Some(grad) = grads.get(var) else { bail!("{}: no gradient reaches the {what}", case.name) };
             let (grad, values) = (grad.flatten_all()?.to_vec1::<f64>()?, var.flatten_all()?.to_vec1::<f64>()?);
             assert!(grad.iter().any(|g| g.abs() > 1e-6), "{}: the {what} has a gradient of zero", case.name);
-            for i in (0..values.len()).step_by(7) {
+            for i in (0..values.len()).step_by(23) {
                 let at = |step: f64| -> Result<f64> {
                     let mut moved = values.clone();
                     moved[i] += step;
@@ -230,8 +253,13 @@ fn without_positions_and_mask_order_does_not_matter() -> Result<()> {
     let xs = normal(&[1, 6, HIDDEN])?;
     let order = Tensor::new(&[4u32, 1, 5, 0, 3, 2], &Device::Cpu)?;
     for case in cases()? {
-        let mixed_before = layer.run(&*case.encoding, &xs.index_select(&order, 1)?, 0)?;
-        let mixed_after = layer.run(&*case.encoding, &xs, 0)?.index_select(&order, 2)?;
+        if !case.attention.parts().is_empty() {
+            let message = layer.run(&case, &xs, 0).expect_err(&case.name).to_string();
+            assert!(message.contains("needs causal attention"), "{message}");
+            continue;
+        }
+        let mixed_before = layer.run(&case, &xs.index_select(&order, 1)?, 0)?;
+        let mixed_after = layer.run(&case, &xs, 0)?.index_select(&order, 1)?;
         let off = distance(&mixed_before, &mixed_after)?;
         assert_eq!(off < 1e-9, case.name == "nope", "{}: {off:e}", case.name);
     }
@@ -244,22 +272,33 @@ fn dtypes_and_shapes_are_kept() -> Result<()> {
         for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
             let positions = Positions::new(3..8);
             let xs = normal(&[2, 5, HIDDEN])?.to_dtype(dtype)?;
-            let embedded = case.encoding.embed(&xs, &positions)?;
-            let q = xs.reshape((2, 5, HEADS, DIM))?.transpose(1, 2)?;
-            let rotated = case.encoding.temper(&case.encoding.rotate(&q, &positions)?, &positions)?;
-            assert_eq!((embedded.dims(), embedded.dtype()), (xs.dims(), dtype), "{}", case.name);
-            assert_eq!((rotated.dims(), rotated.dtype()), (q.dims(), dtype), "{}", case.name);
+            if let Some(embedding) = &case.embedding {
+                let embedded = embedding.embed(&xs, &positions)?;
+                assert_eq!((embedded.dims(), embedded.dtype()), (xs.dims(), dtype), "{}", case.name);
+            }
+            let heads = xs.reshape((2, 5, HEADS, DIM))?.transpose(1, 2)?;
+            for part in 0..case.attention.parts().len().max(1) {
+                let at = Context::new(&positions).with_part(part).with_copy(part.min(1));
+                for placed in [case.attention.queries(&heads, &at)?, case.attention.keys(&heads, &at)?] {
+                    assert_eq!((placed.dims(), placed.dtype()), (heads.dims(), dtype), "{}", case.name);
+                }
+            }
         }
     }
     Ok(())
 }
 
 #[test]
-fn learned_configurations_need_their_table() -> Result<()> {
+fn an_encoding_is_built_for_the_place_it_acts_in() -> Result<()> {
     let learned = PositionConfig::Learned(LearnedConfig { rows: 4, hidden: 2, offset: 0 });
-    assert!(build(&learned, None).expect_err("no weights").to_string().contains("weights"));
+    assert!(build_embedding(&learned, None).expect_err("no weights").to_string().contains("weights"));
+    assert!(build(&learned, None).expect_err("not in attention").to_string().contains("added to embeddings"));
+    let rope = PositionConfig::Rope(RopeConfig::new(DIM, 1e4));
+    assert!(build_embedding(&rope, None).expect_err("in attention").to_string().contains("acts in attention"));
+    assert!(build_embedding(&PositionConfig::Nope(NopeConfig::default()), None)?.is_none());
     let weights = [("weight".to_string(), Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?)].into();
-    let built = build(&learned, Some(VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu)))?;
+    let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+    let built = build_embedding(&learned, Some(vb))?.expect("an encoding");
     assert_eq!(built.max_positions(), Some(4));
     let xs = Tensor::zeros((1, 5, 2), DType::F32, &Device::Cpu)?;
     let message = built.embed(&xs, &Positions::new(0..5)).expect_err("too long").to_string();

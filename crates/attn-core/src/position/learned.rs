@@ -2,7 +2,7 @@
 //!
 //! The table ends somewhere, and so does the encoding: past it is an error, not a clamp.
 
-use super::{PositionEncoding, Positions, TABLE_INIT};
+use super::{EmbeddingEncoding, Positions, TABLE_INIT};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
@@ -47,18 +47,19 @@ impl Learned {
     }
 }
 
-impl PositionEncoding for Learned {
+impl EmbeddingEncoding for Learned {
     fn embed(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
         let limit = self.config.rows - self.config.offset;
-        let least = positions.rows().iter().copied().min().unwrap_or(0);
-        let end = positions.slots().end.saturating_sub(least);
-        if end > limit {
-            bail!("learned positions end at {limit}: this model cannot take a sequence of {end} tokens")
+        if !positions.is_empty() && positions.largest() >= limit {
+            bail!(
+                "learned positions end at {limit}: this model cannot take a sequence of {} tokens",
+                positions.largest() + 1
+            )
         }
-        let rows = positions.rows();
-        let index = rows.iter().flat_map(|&pad| positions.row(pad)).map(|p| (p + self.config.offset) as u32);
+        let index = positions.all().map(|p| (p + self.config.offset) as u32);
         let index = Tensor::new(index.collect::<Vec<_>>(), self.table.device())?;
-        let added = self.table.index_select(&index, 0)?.reshape((rows.len(), positions.len(), self.config.hidden))?;
+        let added =
+            self.table.index_select(&index, 0)?.reshape((positions.rows(), positions.len(), self.config.hidden))?;
         xs.broadcast_add(&added.to_dtype(xs.dtype())?)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Llama 4 tempers the queries of its NoPE layers, so that attention over a long context does not go flat.
 
-use super::{PositionEncoding, Positions, Temperature};
+use super::{Context, PositionEncoding, Temperature};
 use candle_core::{Result, Tensor};
 
 /// Whether the queries are tempered.
@@ -32,9 +32,9 @@ impl Nope {
 }
 
 impl PositionEncoding for Nope {
-    fn temper(&self, q: &Tensor, positions: &Positions) -> Result<Tensor> {
+    fn queries(&self, q: &Tensor, at: &Context) -> Result<Tensor> {
         match &self.config.temperature {
-            Some(temperature) => temperature.apply(q, positions),
+            Some(temperature) => temperature.apply(q, at.positions),
             None => Ok(q.clone()),
         }
     }

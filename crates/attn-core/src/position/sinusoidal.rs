@@ -2,7 +2,7 @@
 //! is no maximal length.
 
 use super::frequencies::{plain_frequencies, positive};
-use super::{PositionEncoding, Positions};
+use super::{EmbeddingEncoding, Positions};
 use candle_core::{DType, Result, Tensor, bail};
 
 /// Where sines and cosines go.
@@ -79,11 +79,10 @@ impl Sinusoidal {
     }
 }
 
-impl PositionEncoding for Sinusoidal {
+impl EmbeddingEncoding for Sinusoidal {
     fn embed(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
-        let rows = positions.rows();
-        let data = rows.iter().flat_map(|&pad| positions.row(pad)).flat_map(|p| self.at(p)).collect::<Vec<f64>>();
-        let added = Tensor::from_vec(data, (rows.len(), positions.len(), self.config.hidden), xs.device())?;
+        let data = positions.all().flat_map(|p| self.at(p)).collect::<Vec<f64>>();
+        let added = Tensor::from_vec(data, (positions.rows(), positions.len(), self.config.hidden), xs.device())?;
         // The sum is rounded once: a sinusoid that was rounded to bf16 on its own would be off by as much again.
         let dtype = if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         xs.to_dtype(dtype)?.broadcast_add(&added.to_dtype(dtype)?)?.to_dtype(xs.dtype())

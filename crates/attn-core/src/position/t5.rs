@@ -4,14 +4,11 @@
 //! Only the distances that occur are looked up, `tq + tk - 1` of them per head rather than `tq * tk`. The table belongs
 //! to the first layer of a stack and serves all of them; encoder and decoder have one each, and their buckets differ.
 
-use super::{PositionEncoding, TABLE_INIT};
+use super::{BiasContext, PositionEncoding, TABLE_INIT};
 use crate::ScoreBias;
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use std::{
-    ops::Range,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, PoisonError};
 
 /// How distances fall into buckets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,12 +108,8 @@ impl T5Bias {
 }
 
 impl PositionEncoding for T5Bias {
-    fn bias(&self, q: Range<usize>, k: Range<usize>) -> Result<ScoreBias> {
-        if q.is_empty() || k.is_empty() {
-            return Ok(ScoreBias::None);
-        }
-        let first = k.start as i64 - (q.end - 1) as i64;
-        let n = q.len() + k.len() - 1;
+    fn bias(&self, at: &BiasContext) -> Result<ScoreBias> {
+        let Some((first, n)) = at.distances() else { return Ok(ScoreBias::None) };
         if self.table.track_op() {
             return Ok(ScoreBias::Relative { table: self.distances(first, n)?, first });
         }
@@ -134,8 +127,14 @@ impl PositionEncoding for T5Bias {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Context, Positions};
     use super::*;
     use candle_core::{Device, Var};
+    use std::ops::Range;
+
+    fn bias(t5: &T5Bias, q: Range<usize>, k: Range<usize>) -> Result<ScoreBias> {
+        t5.bias(&BiasContext::new(Context::new(&Positions::new(q)), k))
+    }
 
     #[test]
     fn buckets_are_those_of_transformers() {
@@ -167,7 +166,9 @@ mod tests {
         let table = Tensor::randn(0f32, 1., (8, 3), &Device::Cpu)?;
         let t5 = T5Bias::from_table(config.clone(), table.clone())?;
         for (q, k) in [(0..5, 0..5), (7..8, 0..8), (7..8, 0..8), (3..6, 2..9)] {
-            let ScoreBias::Relative { table: bias, first } = t5.bias(q.clone(), k.clone())? else { panic!("relative") };
+            let ScoreBias::Relative { table: bias, first } = bias(&t5, q.clone(), k.clone())? else {
+                panic!("relative")
+            };
             assert_eq!(bias.dims(), [3, q.len() + k.len() - 1]);
             let (table, bias) = (table.to_vec2::<f32>()?, bias.to_vec2::<f32>()?);
             for q in q {
@@ -188,7 +189,7 @@ mod tests {
         let config = T5Config { heads: 1, buckets: 4, max_distance: 8, bidirectional: false };
         let t5 = T5Bias::from_table(config, table.as_tensor().clone())?;
         let sum = || -> Result<f32> {
-            let ScoreBias::Relative { table, .. } = t5.bias(0..3, 0..3)? else { panic!("relative") };
+            let ScoreBias::Relative { table, .. } = bias(&t5, 0..3, 0..3)? else { panic!("relative") };
             table.sum_all()?.to_scalar()
         };
         assert_eq!(sum()?, 0.0);

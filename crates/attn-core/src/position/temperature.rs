@@ -55,12 +55,12 @@ impl Temperature {
     /// `q`, `(b, h, t, d)`, times the factors of its positions, in its dtype.
     pub fn apply(&self, q: &Tensor, positions: &Positions) -> Result<Tensor> {
         let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let rows = positions.rows();
-        let factors = rows.iter().flat_map(|&pad| positions.row(pad)).map(|p| self.at(p)).collect::<Vec<_>>();
+        let factors = positions.all().map(|p| self.at(p)).collect::<Vec<_>>();
         if factors.iter().all(|factor| *factor == 1.0) {
             return Ok(q.clone());
         }
-        let factors = Tensor::from_vec(factors, (rows.len(), 1, positions.len(), 1), q.device())?.to_dtype(dtype)?;
+        let factors =
+            Tensor::from_vec(factors, (positions.rows(), 1, positions.len(), 1), q.device())?.to_dtype(dtype)?;
         q.to_dtype(dtype)?.broadcast_mul(&factors)?.to_dtype(q.dtype())
     }
 }

@@ -73,37 +73,37 @@ pub struct Description {
 
 /// The facts of an encoding for a sequence of `len` tokens; only length-dependent scalings look at it.
 pub fn describe(encoding: &PositionConfig, len: usize) -> Description {
-        match encoding {
-            PositionConfig::Nope(config) => {
-                let (floor_scale, attn_scale) = match config.temperature {
-                    Some(Temperature::Steps { floor_scale, attn_scale, .. }) => (Some(floor_scale), Some(attn_scale)),
-                    _ => (None, None),
-                };
-                Description { kind: "nope", floor_scale, attn_scale, ..Default::default() }
-            }
-            PositionConfig::Sinusoidal(config) => {
-                let inv_freq = config.inv_freq();
-                Description {
-                    kind: "sinusoidal",
-                    theta: Some(config.base),
-                    layout: Some(match config.layout {
-                        SinusoidalLayout::Interleaved => "interleaved",
-                        SinusoidalLayout::Concatenated => "concatenated",
-                    }),
-                    wavelengths: wavelengths(&inv_freq),
-                    inv_freq,
-                    ..Default::default()
-                }
-            }
-            PositionConfig::Learned(config) => Description {
-                kind: "learned",
-                max_position_embeddings: Some(config.rows.saturating_sub(config.offset)),
-                ..Default::default()
-            },
-            PositionConfig::Rope(config) => rope(config, len),
-            PositionConfig::Alibi(config) => alibi(config),
-            PositionConfig::T5(config) => t5(config),
+    match encoding {
+        PositionConfig::Nope(config) => {
+            let (floor_scale, attn_scale) = match config.temperature {
+                Some(Temperature::Steps { floor_scale, attn_scale, .. }) => (Some(floor_scale), Some(attn_scale)),
+                _ => (None, None),
+            };
+            Description { kind: "nope", floor_scale, attn_scale, ..Default::default() }
         }
+        PositionConfig::Sinusoidal(config) => {
+            let inv_freq = config.inv_freq();
+            Description {
+                kind: "sinusoidal",
+                theta: Some(config.base),
+                layout: Some(match config.layout {
+                    SinusoidalLayout::Interleaved => "interleaved",
+                    SinusoidalLayout::Concatenated => "concatenated",
+                }),
+                wavelengths: wavelengths(&inv_freq),
+                inv_freq,
+                ..Default::default()
+            }
+        }
+        PositionConfig::Learned(config) => Description {
+            kind: "learned",
+            max_position_embeddings: Some(config.rows.saturating_sub(config.offset)),
+            ..Default::default()
+        },
+        PositionConfig::Rope(config) => rope(config, len),
+        PositionConfig::Alibi(config) => alibi(config),
+        PositionConfig::T5(config) => t5(config),
+    }
 }
 
 fn rope(config: &RopeConfig, len: usize) -> Description {

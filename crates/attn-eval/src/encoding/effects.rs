@@ -6,9 +6,10 @@
 //! All of it follows from the configuration (and, for T5, one table): no model is run.
 
 use super::analysis::{decay, discrimination, discrimination_horizon, smallest_base};
-use attn_core::PositionEncoding;
 use attn_core::position::rope::scaling;
 use attn_core::position::{AlibiConfig, PositionConfig, RopeConfig, T5Config, build};
+use attn_core::position::{BiasContext, Context};
+use attn_core::{PositionEncoding, Positions};
 use candle_core::{Device, Result};
 use candle_nn::VarBuilder;
 use serde::Serialize;
@@ -382,7 +383,9 @@ impl BiasMap {
         for &distance in &distances {
             let q = if distance > 0 { 0 } else { reach };
             let k = (q as i64 + distance) as usize;
-            let Some(bias) = encoding.bias(q..q + 1, k..k + 1)?.to_dense(q..q + 1, k..k + 1, &Device::Cpu)? else {
+            let positions = Positions::new(q..q + 1);
+            let bias = encoding.bias(&BiasContext::new(Context::new(&positions), k..k + 1))?;
+            let Some(bias) = bias.to_dense(q..q + 1, k..k + 1, &Device::Cpu)? else {
                 continue;
             };
             let column = bias.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;

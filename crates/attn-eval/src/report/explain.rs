@@ -2,8 +2,8 @@
 
 use super::blocks::{area, bar, columns, resample, shades, spread, wrap};
 use super::{TableStyle, factor};
-use crate::explain::{Explained, ExplainedGroup};
 use crate::encoding::effects::{AlibiHead, BiasMap, Bucket, Curve, RopeEffects, ScalingEffect, SmallestBase};
+use crate::explain::{Explained, ExplainedGroup};
 
 /// Rows of a table that lists pairs, heads or buckets; more are thinned out evenly.
 const ROWS: usize = 16;

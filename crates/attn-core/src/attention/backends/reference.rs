@@ -3,12 +3,15 @@
 //! Works through the queries in blocks so that a long call needs `block * tk` scores per head rather than `tq * tk`.
 
 use super::{Plan, Request};
-use crate::attention::scores::AttendArgs;
+use crate::attention::{bias::ScoreBias, scores::AttendArgs};
 use candle_core::{D, DType, Result, Tensor};
 use std::ops::Range;
 
 /// Scores computed at a time, over all heads and rows: 256 MiB in f32.
 const MAX_SCORES: usize = 1 << 26;
+
+/// Added to the scores of hidden keys: finite, so that a query with nothing to see does not turn into NaN.
+const HIDDEN: f32 = f32::MIN / 2.0;
 
 /// Everything.
 pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
@@ -87,9 +90,19 @@ fn attend_block(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result
     if let Some(bias) = args.scores.bias.to_dense(slots_q.clone(), slots_k.clone(), q.device())? {
         scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
     }
-    let seen = Visibility::new(b, slots_q, slots_k, args, &scores)?;
+    let mut seen = Visibility::new(b, slots_q, slots_k, args, &scores)?;
+    scores = match &args.scores.bias {
+        // It may hide keys with minus infinity, and all keys of a query.
+        ScoreBias::Dense(_) => {
+            let hidden = seen.hide(&scores.maximum(f64::from(HIDDEN))?)?;
+            let sees_any = hidden.max_keepdim(D::Minus1)?.detach().gt(f64::from(HIDDEN / 2.0))?;
+            seen.sees_any = Some(sees_any.to_dtype(hidden.dtype())?);
+            hidden
+        }
+        _ => seen.hide(&scores)?,
+    };
     let sinks = args.scores.sinks.as_ref().map(|x| x.to_dtype(scores.dtype())?.reshape((1, h, 1, 1))).transpose()?;
-    let (weights, lse) = softmax(&seen.hide(&scores)?, sinks.as_ref())?;
+    let (weights, lse) = softmax(&scores, sinks.as_ref())?;
     let weights = seen.zero_blind(&weights)?;
     let out = weights.reshape((b, h_kv, h / h_kv * tq, tk))?.matmul(v)?.reshape((b, h, tq, dv))?;
     let lse = if sinks.is_none() { seen.without_blind(&lse)? } else { lse };
@@ -118,8 +131,6 @@ struct Visibility {
 
 impl Visibility {
     fn new(b: usize, q: Range<usize>, k: Range<usize>, args: &AttendArgs, like: &Tensor) -> Result<Self> {
-        // Finite, so that a query with nothing to see does not turn into NaN.
-        const HIDDEN: f32 = f32::MIN / 2.0;
         let rows = if args.mask.differs_by_row() { b } else { 1 };
         let mut additive = vec![HIDDEN; rows * q.len() * k.len()];
         let mut sees_any = vec![1f32; rows * q.len()];

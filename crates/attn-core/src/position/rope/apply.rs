@@ -1,13 +1,11 @@
 //! Two ways to apply the same rotation: plain Candle ops, and one pass over the data on the CPU.
 
 use super::config::{Layout, RopeConfig};
-use super::table::Table;
+use super::table::Angles;
 use crate::parallel::filled;
-use crate::position::Positions;
 use crate::simd::KernelPath;
 use crate::simd::{Element, Job, Simd, dispatch};
 use candle_core::{CpuStorage, CustomOp1, D, Layout as Strides, Result, Shape, Tensor, bail};
-use std::sync::Arc;
 
 /// Rotates in the dtype of `cos` and casts back. `cos` and `sin` broadcast to `(b, h, t, rotary_dim / 2)`.
 pub(super) fn rotate_plain(xs: &Tensor, cos: &Tensor, sin: &Tensor, config: &RopeConfig) -> Result<Tensor> {
@@ -42,8 +40,7 @@ pub(super) fn rotate_plain(xs: &Tensor, cos: &Tensor, sin: &Tensor, config: &Rop
 /// backwards.
 #[derive(Clone)]
 pub(super) struct FastRope {
-    pub(super) table: Arc<Table>,
-    pub(super) positions: Positions,
+    pub(super) angles: Angles,
     pub(super) rotary_dim: usize,
     pub(super) layout: Layout,
     /// By minus the angle.
@@ -81,14 +78,11 @@ impl<T: Element> Job for Head<'_, T> {
     unsafe fn run<S: Simd>(self) {
         let (op, stride) = (self.op, self.strides.stride());
         let d = self.strides.dims()[3];
-        let pads = op.positions.rows();
-        let pad = if pads.len() == 1 { pads[0] } else { pads[self.row] };
         let from = self.strides.start_offset() + self.row * stride[0] + self.head * stride[1];
-        let first = op.positions.slots().start;
         let mut turned = vec![0f32; d];
         for (token, out) in self.out.chunks_exact_mut(d).enumerate() {
             let lanes = &self.data[from + token * stride[2]..][..d];
-            let (cos, sin) = op.table.row((first + token).saturating_sub(pad));
+            let (cos, sin) = op.angles.of(self.row, token);
             // SAFETY: the machine has the instruction set by this function's contract.
             unsafe { rotate::<S, T>(op, lanes, (cos, sin), &mut turned) };
             T::narrow_all(&turned, out);

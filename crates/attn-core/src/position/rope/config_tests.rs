@@ -82,10 +82,7 @@ fn golden_checkpoints_are_read() {
         });
         assert_eq!(c.scaling, expected);
         assert!((c.frequencies(1).attention_factor - (1.5f64).sqrt()).abs() < 1e-12);
-        assert_eq!(
-            (c.scaling.resolve(16), c.scaling.resolve(17)),
-            (Resolution::Short, Resolution::Long)
-        );
+        assert_eq!((c.scaling.resolve(16), c.scaling.resolve(17)), (Resolution::Short, Resolution::Long));
     }
     assert_eq!(parsed(config("llama-v4-config"), 8).theta, 50000.0);
     assert_eq!(parsed(config("llama-linear"), 8).scaling, RopeScaling::Linear(Linear { factor: 4.0 }));
@@ -178,7 +175,8 @@ fn rope_type_wins_over_type_and_rope_scaling_over_rope_parameters() {
     let both = rope(json!({"type": "linear", "rope_type": "yarn", "factor": 2}));
     assert_eq!(parsed(both, 8).scaling.name(), "yarn");
     let linear = json!({"type": "linear", "factor": 2});
-    let config = |old: Value| json!({"rope_scaling": old, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}});
+    let config =
+        |old: Value| json!({"rope_scaling": old, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}});
     let read = |old: Value| (parsed(config(old.clone()), 8).scaling.name(), parsed(config(old), 8).theta);
     assert_eq!(read(linear), ("linear", 1e4));
     assert_eq!((read(json!(null)), read(json!({}))), (("default", 7.0), ("default", 7.0)));

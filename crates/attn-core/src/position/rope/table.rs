@@ -1,16 +1,13 @@
 //! Cosines and sines of the positions that occur, computed in f64 and rounded once.
 
-use crate::position::Positions;
 use crate::position::frequencies::Frequencies;
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// cos and sin of some positions, the attention factor multiplied in.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// The positions tabled.
-    positions: Range<usize>,
     /// `(positions, pairs)`.
     cos: Tensor,
     sin: Tensor,
@@ -19,14 +16,47 @@ pub(super) struct Table {
     pairs: usize,
 }
 
+/// The positions that a table has, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Tabled {
+    /// All whole ones from here to there.
+    Range(Range<usize>),
+    /// Any.
+    List(Arc<[f64]>),
+}
+
+impl Tabled {
+    fn len(&self) -> usize {
+        match self {
+            Self::Range(range) => range.len(),
+            Self::List(list) => list.len(),
+        }
+    }
+
+    fn at(&self, i: usize) -> f64 {
+        match self {
+            Self::Range(range) => (range.start + i) as f64,
+            Self::List(list) => list[i],
+        }
+    }
+
+    /// True if a table of `other` serves as well.
+    pub(super) fn within(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Range(own), Self::Range(other)) => other.start <= own.start && own.end <= other.end,
+            (own, other) => own == other,
+        }
+    }
+}
+
 impl Table {
-    pub(super) fn new(frequencies: &Frequencies, positions: Range<usize>, dtype: DType, device: &Device) -> Result<Self> {
+    pub(super) fn new(frequencies: &Frequencies, positions: &Tabled, dtype: DType, device: &Device) -> Result<Self> {
         let pairs = frequencies.inv_freq.len();
         let shape = (positions.len(), pairs);
         let mut both = vec![(0f64, 0f64); positions.len() * pairs];
         both.par_chunks_mut(pairs * 64).enumerate().for_each(|(block, rows)| {
             for (i, row) in rows.chunks_mut(pairs).enumerate() {
-                let position = (positions.start + block * 64 + i) as f64;
+                let position = positions.at(block * 64 + i);
                 for (out, inv_freq) in row.iter_mut().zip(&frequencies.inv_freq) {
                     let (sin, cos) = (position * inv_freq).sin_cos();
                     *out = (cos * frequencies.attention_factor, sin * frequencies.attention_factor);
@@ -48,38 +78,42 @@ impl Table {
                 raw.extend(row.iter().map(|x| x.1 as f32));
             }
         }
-        Ok(Self { positions, cos, sin, raw, pairs })
+        Ok(Self { cos, sin, raw, pairs })
+    }
+}
+
+/// The angles of every token of a call.
+#[derive(Debug, Clone)]
+pub(super) struct Angles {
+    pub(super) table: Arc<Table>,
+    /// Rows that differ: 1 for all alike, or those of the batch.
+    pub(super) rows: usize,
+    /// The row of the table that each token takes, one row of the batch after the other.
+    pub(super) index: Arc<[u32]>,
+}
+
+impl Angles {
+    /// The cosines and the sines of a token.
+    pub(super) fn of(&self, row: usize, token: usize) -> (&[f32], &[f32]) {
+        let tokens = self.index.len() / self.rows;
+        let row = if self.rows == 1 { 0 } else { row };
+        let pairs = self.table.pairs;
+        let start = self.index[row * tokens + token] as usize * 2 * pairs;
+        self.table.raw[start..start + 2 * pairs].split_at(pairs)
     }
 
-    /// The positions tabled.
-    pub(super) fn positions(&self) -> &Range<usize> {
-        &self.positions
-    }
-
-    pub(super) fn covers(&self, wanted: &Range<usize>) -> bool {
-        self.positions.start <= wanted.start && wanted.end <= self.positions.end
-    }
-
-    /// The cosines and the sines of one position.
-    pub(super) fn row(&self, position: usize) -> (&[f32], &[f32]) {
-        let start = (position - self.positions.start) * 2 * self.pairs;
-        self.raw[start..start + 2 * self.pairs].split_at(self.pairs)
-    }
-
-    /// cos and sin of the positions as tensors that broadcast to `(b, h, t, pairs)`.
-    pub(super) fn select(&self, positions: &Positions) -> Result<(Tensor, Tensor)> {
-        let shape = (positions.rows().len(), 1, positions.len(), self.pairs);
-        if let [pad] = positions.rows()
-            && *pad <= positions.slots().start
+    /// cos and sin as tensors that broadcast to `(b, h, t, pairs)`.
+    pub(super) fn tensors(&self) -> Result<(Tensor, Tensor)> {
+        let Table { cos, sin, pairs, .. } = &*self.table;
+        let shape = (self.rows, 1, self.index.len() / self.rows, *pairs);
+        if let Some(first) = self.index.first()
+            && self.index.iter().zip(*first..).all(|(i, j)| *i == j)
         {
-            let start = positions.slots().start - pad - self.positions.start;
-            let pick = |table: &Tensor| table.narrow(0, start, positions.len())?.reshape(shape);
-            return Ok((pick(&self.cos)?, pick(&self.sin)?));
+            let pick = |table: &Tensor| table.narrow(0, *first as usize, self.index.len())?.reshape(shape);
+            return Ok((pick(cos)?, pick(sin)?));
         }
-        let rows = positions.rows().iter().flat_map(|&pad| positions.row(pad));
-        let index = rows.map(|p| (p - self.positions.start) as u32).collect::<Vec<_>>();
-        let index = Tensor::new(index, self.cos.device())?;
+        let index = Tensor::new(&*self.index, cos.device())?;
         let pick = |table: &Tensor| table.index_select(&index, 0)?.reshape(shape);
-        Ok((pick(&self.cos)?, pick(&self.sin)?))
+        Ok((pick(cos)?, pick(sin)?))
     }
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::position::laws::ropes;
 use crate::position::rope::scaling::{Dynamic, Yarn};
 use crate::position::{Layout, RopeScaling};
+use candle_core::Device;
 use proptest::prelude::*;
 
 fn distance(a: &Tensor, b: &Tensor) -> Result<f32> {
@@ -50,6 +51,27 @@ fn large_inputs_run_in_parallel_and_agree() -> Result<()> {
         let positions = Positions::new(5..305);
         assert_eq!(distance(&rope.rotate_fast(&xs, &positions)?, &rope.rotate_plain(&xs, &positions)?)?, 0.0);
     }
+    Ok(())
+}
+
+/// Whole positions come from the shared table, others from a list of their own: both are what a rotation is.
+#[test]
+fn any_positions_can_be_rotated_to() -> Result<()> {
+    let rope = Rope::new(RopeConfig::new(8, 1e4))?;
+    let xs = Tensor::randn(0f64, 1., (2, 3, 4, 8), &Device::Cpu)?;
+    let positions = Positions::new(5..9).with_pads(Some([0, 3].into()));
+    let at: Vec<f64> = positions.all().map(|p| p as f64).collect();
+    assert_eq!(distance(&rope.rotate(&xs, &positions)?, &rope.rotate_at(&xs, &at, 9)?)?, 0.0);
+    // Half way twice is all the way.
+    let halves: Vec<f64> = at.iter().map(|p| p / 2.0).collect();
+    let twice = rope.rotate_at(&rope.rotate_at(&xs, &halves, 9)?, &halves, 9)?;
+    assert!(distance(&twice, &rope.rotate(&xs, &positions)?)? < 1e-6);
+    let fast = rope.rotate_at(&xs.to_dtype(DType::F32)?, &halves, 9)?;
+    assert!(distance(&fast, &rope.rotate_at(&xs, &halves, 9)?)? < 1e-5);
+    let far = [0.0, 3e6, 1.0, 2e6];
+    let back = rope.rotate_at(&rope.rotate_at(&xs, &far, 9)?, &far.map(|p| -p), 9)?;
+    assert!(distance(&back, &xs)? < 1e-6);
+    assert!(rope.rotate_at(&xs, &[0.0; 3], 9).is_err() && rope.rotate_at(&xs, &[f64::NAN; 4], 9).is_err());
     Ok(())
 }
 

@@ -1,11 +1,11 @@
 //! The page of `attn explain --html`.
 
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
+use crate::encoding::effects::{BiasMap, Bucket, Curve, RopeEffects};
 use crate::explain::{Explained, ExplainedGroup};
 use crate::report::explain::title;
 use crate::report::factor;
 use anyhow::Result;
-use crate::encoding::effects::{BiasMap, Bucket, Curve, RopeEffects};
 
 /// The explanation as one HTML file.
 ///

@@ -84,8 +84,7 @@ impl Ramp {
     pub(super) fn to_llama_cpp(self, rotary: Rotary, factor: f64, original: usize, attention: f64) -> LlamaCpp {
         let mut differs = vec![];
         if (attention / yarn_mscale(factor, 1.0) - 1.0).abs() > 1e-9 {
-            differs
-                .push(format!("llama.cpp computes its own attention factor, where this scaling has {attention}"));
+            differs.push(format!("llama.cpp computes its own attention factor, where this scaling has {attention}"));
         }
         if !self.truncate {
             differs.push("llama.cpp rounds the ramp's ends to whole dimensions".to_string());

@@ -1,0 +1,147 @@
+//! Context extension without training: near keys keep the plain rotation, far ones get positions that the model has seen
+//! in training. One file per method; [`ExtendConfig`] names them all.
+//!
+//! `i` is a query's position, `j` a key's, `L` the context that the model was trained for. Each method is a list of
+//! [parts](super::Part), so attention costs what plain attention does, and decoding reads each key once. Every method works
+//! over any [`RopeConfig`], and [log-n scaling](super::Temperature::LogN) of the queries combines with all of them.
+//!
+//! | method | keys | query at | key at | copies of the keys |
+//! |---|---|---|---|---|
+//! | [`SelfExtend`] | nearer than W; the rest | `i`; `i / G + W - W / G` | `j`; `j / G` | 2 |
+//! | [`ReRope`] | nearer than W; the rest | `i`; `W` | `j`; 0 | 2 |
+//! | [`LeakyReRope`] | nearer than W; the rest | `i`; `(i + W (s - 1)) / s` | `j`; `j / s` | 2 |
+//! | [`DualChunk`] | the same chunk; the one before; earlier | `i % n`; `min(i % n + n, c)`; `min(2 n - 1, c)` | `j % n` | 1 |
+//! | [`StringShift`] | nearer than S; the rest | `i`; `i - S + W` | `j` | 1 |
+//! | [`LmInfinite`] | nearer than W; the first n | `i`; `W` | `j`; 0 | 2 |
+//! | [`Streaming`] | nearer than W; the first n | `i`; `min(i, n + W - 1)` | `j` | 1 |
+//! | [`Window`] | nearer than W | `i` | `j` | 1 |
+
+mod dual_chunk;
+mod leaky_rerope;
+mod lm_infinite;
+mod rerope;
+mod self_extend;
+mod streaming;
+mod string;
+mod window;
+
+pub use dual_chunk::{DualChunk, DualChunkConfig};
+pub use leaky_rerope::{LeakyReRope, LeakyReRopeConfig};
+pub use lm_infinite::{LmInfinite, LmInfiniteConfig};
+pub use rerope::{ReRope, ReRopeConfig};
+pub use self_extend::{SelfExtend, SelfExtendConfig};
+pub use streaming::{Streaming, StreamingConfig};
+pub use string::{StringShift, StringShiftConfig};
+pub use window::{Window, WindowConfig};
+
+use super::{PositionEncoding, Positions, RopeConfig};
+use crate::Mask;
+use candle_core::{Result, bail};
+use std::sync::Arc;
+
+/// A method and its numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum ExtendConfig {
+    /// See [`SelfExtend`].
+    SelfExtend(SelfExtendConfig),
+    /// See [`ReRope`].
+    ReRope(ReRopeConfig),
+    /// See [`LeakyReRope`].
+    LeakyReRope(LeakyReRopeConfig),
+    /// See [`DualChunk`].
+    DualChunk(DualChunkConfig),
+    /// See [`StringShift`].
+    StringShift(StringShiftConfig),
+    /// See [`LmInfinite`].
+    LmInfinite(LmInfiniteConfig),
+    /// See [`Streaming`].
+    Streaming(StreamingConfig),
+    /// See [`Window`].
+    Window(WindowConfig),
+}
+
+impl ExtendConfig {
+    /// The names that [`new`](Self::new) takes.
+    pub const NAMES: &[&str] =
+        &["self-extend", "rerope", "leaky-rerope", "dual-chunk", "string", "lm-infinite", "streaming", "window"];
+
+    /// The method `name` with its defaults for a model that was trained for `trained` tokens and is to read texts of up to
+    /// `longest`.
+    ///
+    /// # Errors
+    /// Another name, a context too short to divide.
+    pub fn new(name: &str, trained: usize, longest: usize) -> Result<Self> {
+        if trained < 16 {
+            bail!("{name}: a trained context of {trained} tokens is too short to extend")
+        }
+        Ok(match name {
+            "self-extend" => Self::SelfExtend(SelfExtendConfig::for_context(trained, longest)?),
+            "rerope" => Self::ReRope(ReRopeConfig { window: trained / 2 }),
+            "leaky-rerope" => Self::LeakyReRope(LeakyReRopeConfig::for_context(trained, longest)),
+            "dual-chunk" => Self::DualChunk(DualChunkConfig { chunk: trained * 3 / 4, local: trained / 16 }),
+            "string" => Self::StringShift(StringShiftConfig { shift: trained / 3, local: trained / 8 }),
+            "lm-infinite" => Self::LmInfinite(LmInfiniteConfig { first: 4, window: trained - 4 }),
+            "streaming" => Self::Streaming(StreamingConfig { first: 4, window: trained - 4 }),
+            "window" => Self::Window(WindowConfig { window: trained }),
+            other => bail!("no method to extend a context is called {other}; there are {}", Self::NAMES.join(", ")),
+        })
+    }
+
+    /// The method's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SelfExtend(_) => "self-extend",
+            Self::ReRope(_) => "rerope",
+            Self::LeakyReRope(_) => "leaky-rerope",
+            Self::DualChunk(_) => "dual-chunk",
+            Self::StringShift(_) => "string",
+            Self::LmInfinite(_) => "lm-infinite",
+            Self::Streaming(_) => "streaming",
+            Self::Window(_) => "window",
+        }
+    }
+
+    /// The method over a rotary encoding.
+    ///
+    /// # Errors
+    /// Numbers that make no sense, in either.
+    pub fn build(&self, rope: RopeConfig) -> Result<Arc<dyn PositionEncoding>> {
+        Ok(match *self {
+            Self::SelfExtend(config) => Arc::new(SelfExtend::new(rope, config)?),
+            Self::ReRope(config) => Arc::new(ReRope::new(rope, config)?),
+            Self::LeakyReRope(config) => Arc::new(LeakyReRope::new(rope, config)?),
+            Self::DualChunk(config) => Arc::new(DualChunk::new(rope, config)?),
+            Self::StringShift(config) => Arc::new(StringShift::new(rope, config)?),
+            Self::LmInfinite(config) => Arc::new(LmInfinite::new(rope, config)?),
+            Self::Streaming(config) => Arc::new(Streaming::new(rope, config)?),
+            Self::Window(config) => Arc::new(Window::new(rope, config)?),
+        })
+    }
+}
+
+/// The keys at distances below `width`.
+fn near(width: usize) -> Mask {
+    Mask::causal().with_window(Some(width))
+}
+
+/// The keys at distances of `width` and more.
+fn far(width: usize) -> Mask {
+    Mask::causal().with_beyond(Some(width))
+}
+
+/// The positions of all tokens, row by row, each moved by `to`.
+fn moved(positions: &Positions, to: impl Fn(usize) -> f64) -> Vec<f64> {
+    positions.all().map(to).collect()
+}
+
+/// An error if a number that counts tokens is 0.
+fn counts<const N: usize>(method: &str, numbers: [(&str, usize); N]) -> Result<()> {
+    match numbers.iter().find(|(_, n)| *n == 0) {
+        Some((name, _)) => bail!("{method}: {name} must be one token or more"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
