@@ -49,8 +49,13 @@ if command -v mdbook >/dev/null; then
     step "the book"
     mdbook build docs --dest-dir "$(mktemp -d)"
 fi
-step "the layer inside a stock Candle model"
+step "the layer inside stock Candle models"
 cargo run --release -p integration --example stock_llama
+cargo run --release -p integration --example stock_models
+step "encodings of one's own, and LoRA, trained"
+cargo run --release -p integration --example kerple
+cargo run --release -p integration --example fox
+cargo run --release -p integration --example lora
 step "types with the CUDA features (nothing is built or run; about two minutes the first time)"
 scripts/check_cuda.sh
 if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then

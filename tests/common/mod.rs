@@ -1,6 +1,8 @@
 //! Golden models and their expected values, loaded as a user would load them.
 #![allow(dead_code)] // each test uses its own part
 
+pub(crate) mod llama;
+
 use attn_models::{Model, Options};
 use candle_core::{DType, Device, Tensor};
 use loader::{Checkpoint, LoadOptions};
