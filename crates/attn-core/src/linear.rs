@@ -92,7 +92,7 @@ impl Linear {
     }
 
     /// Reads `weight` and, if asked for, `bias` from `vb`. In a fresh `VarMap` they start as those of
-    /// [`candle_nn::linear`] do.
+    /// [`candle_nn::linear()`] do.
     pub fn load(in_dim: usize, out_dim: usize, bias: bool, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints((out_dim, in_dim), "weight", DEFAULT_KAIMING_NORMAL)?;
         let bound = 1.0 / (in_dim as f64).sqrt();

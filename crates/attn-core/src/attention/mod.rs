@@ -1,6 +1,6 @@
 //! Scaled dot-product attention: [`attend`] is the only place that picks a kernel.
 //!
-//! Which one takes a call, and why, is in [`backends`].
+//! Which one takes a call, and why, is in `backends`.
 //!
 //! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()`.
 //! The fused kernel runs on rayon's current pool: `RAYON_NUM_THREADS` or `ThreadPool::install` set how many threads. Up to

@@ -26,7 +26,7 @@ pub struct Learned {
 
 impl Learned {
     /// Takes the tensor `weight` of shape `(rows, hidden)` from `vb`, for example at `transformer.wpe`; in a
-    /// fresh `VarMap` it starts as [`candle_nn::embedding`] does.
+    /// fresh `VarMap` it starts as [`candle_nn::embedding()`] does.
     pub fn new(config: LearnedConfig, vb: VarBuilder) -> Result<Self> {
         let table = vb.get_with_hints((config.rows, config.hidden), "weight", TABLE_INIT)?;
         Self::from_table(config, table)

@@ -16,7 +16,7 @@ pub struct Shaw {
 
 impl Shaw {
     /// Takes the tensor `weight` of shape `(2 max_distance + 1, head_dim)` from `vb`, for distances of up to `max_distance`
-    /// either way; in a fresh `VarMap` it starts as [`candle_nn::embedding`] does.
+    /// either way; in a fresh `VarMap` it starts as [`candle_nn::embedding()`] does.
     ///
     /// # Errors
     /// The tensor is missing or of another shape.

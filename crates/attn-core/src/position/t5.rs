@@ -75,7 +75,7 @@ pub struct T5Bias {
 
 impl T5Bias {
     /// Takes the table from `vb`, usually at `encoder.block.0.layer.0.SelfAttention.relative_attention_bias`: a tensor
-    /// `weight` of shape `(buckets, heads)`, which in a fresh `VarMap` starts as [`candle_nn::embedding`] does.
+    /// `weight` of shape `(buckets, heads)`, which in a fresh `VarMap` starts as [`candle_nn::embedding()`] does.
     pub fn new(config: T5Config, vb: VarBuilder) -> Result<Self> {
         let table = vb.get_with_hints((config.buckets, config.heads), "weight", TABLE_INIT)?;
         Self::from_table(config, table)

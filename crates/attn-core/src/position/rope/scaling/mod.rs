@@ -1,6 +1,6 @@
 //! Every way to stretch RoPE past its trained context: one file per scheme, and the table of them.
 //!
-//! A new scheme is a file that implements [`Scheme`](scheme::Scheme) and its line in the table below (with the `mod`
+//! A new scheme is a file that implements `Scheme` and its line in the table below (with the `mod`
 //! that any file needs). Reading of configs, overrides, export, the modes of comparisons, help texts and lists of what
 //! is known follow from the table.
 
