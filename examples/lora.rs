@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     let rope = Arc::new(Rope::new(RopeConfig::new(config.head_dim(), 10_000.0))?);
 
     // A layer as it comes from a checkpoint: plain tensors, no gradients.
-    let random = |rows: usize| Ok::<_, candle_core::Error>((Tensor::randn(0f32, 1., (rows, hidden), &device)? * 0.1)?);
+    let random = |rows: usize| Tensor::randn(0f32, 0.1, (rows, hidden), &device);
     let rows = [("q_proj", 64), ("k_proj", 32), ("v_proj", 32), ("o_proj", 64)];
     let named = rows.map(|(name, rows)| Ok((format!("{name}.weight"), random(rows)?)));
     let weights = named.into_iter().collect::<candle_core::Result<HashMap<_, _>>>()?;

@@ -207,13 +207,13 @@ impl LatentAttention {
     }
 
     /// As [`MultiHeadAttention::forward`](crate::MultiHeadAttention::forward).
-    pub fn forward(&self, xs: &Tensor, positions: &Positions, mut cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    pub fn forward(&self, xs: &Tensor, positions: &Positions, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         let LatentConfig { layer, mask, .. } = &self.config;
         let placing = Placing::new(&*self.position, xs, positions, *layer, mask)?;
         let (q_nope, q_rope) = self.queries(xs, positions)?;
         let (latent, key) = self.latents(xs)?;
         let place = |at: &Context| Tensor::cat(&[&latent, &self.position.keys(&key, at)?], D::Minus1);
-        let held = placing.keep(place, None, cache.as_deref_mut())?;
+        let held = placing.keep(place, None, cache)?;
         let base = Base { scores: Scores::new(self.config.scale), additive: None, weights: false, whole: false };
         let attend = |call: &Call| {
             let kv = &held.copies[call.copy];

@@ -157,7 +157,7 @@ impl Rope {
 
     fn angles_at(&self, xs: &Tensor, at: &[f64], length: usize) -> Result<Angles> {
         let tokens = xs.dim(2)?;
-        let rows = if tokens == 0 { 1 } else { at.len() / tokens };
+        let rows = at.len().checked_div(tokens).unwrap_or(1);
         if rows * tokens != at.len() {
             bail!("rope: {} positions for {tokens} tokens", at.len())
         }
