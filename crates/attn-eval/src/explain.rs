@@ -107,6 +107,7 @@ fn explain_group(
     let length = match group.config {
         // A learned table has an end.
         PositionConfig::Learned(config) => length.min(config.rows.saturating_sub(config.offset)),
+        PositionConfig::RotaryTable(config) => length.min(config.rows),
         _ => length,
     };
     Ok(ExplainedGroup {

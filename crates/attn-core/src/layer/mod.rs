@@ -224,11 +224,24 @@ impl MultiHeadAttention {
 
     /// `(b, t, n * d)` to `(b, n, t, d)`.
     fn heads(&self, xs: &Tensor, d: usize) -> Result<Tensor> {
-        let xs = match self.config.qkv_clip {
-            Some(clip) => &xs.clamp(-clip, clip)?,
-            None => xs,
-        };
-        ops::split_heads(xs, xs.dim(2)? / d)
+        match self.config.qkv_clip.filter(|_| !self.clips_after_norm()) {
+            Some(clip) => ops::split_heads(&xs.clamp(-clip, clip)?, xs.dim(2)? / d),
+            None => ops::split_heads(xs, xs.dim(2)? / d),
+        }
+    }
+
+    /// True if queries, keys and values are clamped after the norm that sees all heads as one (OLMoE), rather than as
+    /// they leave the projections.
+    fn clips_after_norm(&self) -> bool {
+        self.parts.qk_norm_place == QkNormPlace::Whole && self.parts.q_norm.is_some()
+    }
+
+    /// Clamped here if [it was not before](Self::clips_after_norm).
+    fn clip_late(&self, xs: Tensor) -> Result<Tensor> {
+        match self.config.qkv_clip.filter(|_| self.clips_after_norm()) {
+            Some(clip) => xs.clamp(-clip, clip),
+            None => Ok(xs),
+        }
     }
 
     /// Queries, keys and normed values, not yet placed.
@@ -257,7 +270,7 @@ impl MultiHeadAttention {
             Some(norm) => norm_heads(norm, &v)?,
             None => v,
         };
-        Ok((q, k, v))
+        Ok((q, k, self.clip_late(v)?))
     }
 
     /// Queries alone, not yet placed.
@@ -277,7 +290,7 @@ impl MultiHeadAttention {
             (Some(norm), QkNormPlace::Heads) => norm_heads(norm, &xs),
             (Some(norm), QkNormPlace::Whole) => {
                 let flat = xs.transpose(1, 2)?.flatten_from(2)?;
-                ops::split_heads(&norm.forward(&flat)?, xs.dim(1)?)
+                ops::split_heads(&self.clip_late(norm.forward(&flat)?)?, xs.dim(1)?)
             }
         }
     }

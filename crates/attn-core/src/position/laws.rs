@@ -120,6 +120,9 @@ fn cases() -> Result<Vec<Case>> {
     cases.push(case("xpos", Arc::new(Xpos::new(XposConfig::new(RopeConfig::new(DIM, 1e4)))?), true));
     let sinusoidal = build_embedding(&PositionConfig::Sinusoidal(SinusoidalConfig::new(HIDDEN)), None)?;
     cases.push(Case { embedding: sinusoidal, ..case("sinusoidal", Arc::new(Nope::default()), false) });
+    let config = RotaryTableConfig { rows: 64, head_dim: DIM };
+    let rotary_table = RotaryTable::from_table(&config, &normal(&[64, DIM])?)?;
+    cases.push(case("rotary table", Arc::new(rotary_table), false));
     let config = LearnedConfig { rows: 64, hidden: HIDDEN, offset: 2 };
     let table = Var::from_tensor(&normal(&[64, HIDDEN])?)?;
     let learned = Arc::new(Learned::from_table(config, table.as_tensor().clone())?);

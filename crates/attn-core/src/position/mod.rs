@@ -38,7 +38,10 @@ pub use kerple::{Kerple, KerpleKernel};
 pub use learned::{Learned, LearnedConfig};
 pub use nope::{Nope, NopeConfig};
 pub use positions::{Positions, Resolution};
-pub use rope::{Layout, Rope, RopeConfig, RopeDefaults, RopeOverride, RopeReading, RopeScaling, yarn_mscale};
+pub use rope::{
+    Layout, Rope, RopeConfig, RopeDefaults, RopeOverride, RopeReading, RopeScaling, RotaryTable, RotaryTableConfig,
+    yarn_mscale,
+};
 pub use shaw::Shaw;
 pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 pub use ssmax::Ssmax;
@@ -149,6 +152,8 @@ pub enum PositionConfig {
     Learned(LearnedConfig),
     /// Rotated queries and keys.
     Rope(RopeConfig),
+    /// Rotated queries and keys, by a table of sines and cosines.
+    RotaryTable(RotaryTableConfig),
     /// A linear bias on the scores.
     Alibi(AlibiConfig),
     /// A learned bias on the scores by bucketed distance.
@@ -165,6 +170,7 @@ pub fn build(config: &PositionConfig, vb: Option<VarBuilder>) -> Result<Arc<dyn 
     Ok(match config.clone() {
         PositionConfig::Nope(config) => Arc::new(Nope::new(config)?),
         PositionConfig::Rope(config) => Arc::new(Rope::new(config)?),
+        PositionConfig::RotaryTable(config) => Arc::new(RotaryTable::new(&config, table("rotary table", vb)?)?),
         PositionConfig::Alibi(config) => {
             Arc::new(Alibi::new(config, vb.as_ref().map_or(&Device::Cpu, |vb| vb.device()))?)
         }

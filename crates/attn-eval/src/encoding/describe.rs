@@ -7,7 +7,7 @@ use std::f64::consts::TAU;
 /// The facts of one encoding; absent ones are left out of JSON.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Description {
-    /// `nope`, `sinusoidal`, `learned`, `rope`, `alibi` or `t5`.
+    /// `nope`, `sinusoidal`, `learned`, `rope`, `rotary_table`, `alibi` or `t5`.
     pub kind: &'static str,
     /// RoPE's scaling.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +101,14 @@ pub fn describe(encoding: &PositionConfig, len: usize) -> Description {
             ..Default::default()
         },
         PositionConfig::Rope(config) => rope(config, len),
+        PositionConfig::RotaryTable(config) => Description {
+            kind: "rotary_table",
+            layout: Some("interleaved"),
+            head_dim: Some(config.head_dim),
+            rotary_dim: Some(config.head_dim),
+            max_position_embeddings: Some(config.rows),
+            ..Default::default()
+        },
         PositionConfig::Alibi(config) => alibi(config),
         PositionConfig::T5(config) => t5(config),
     }

@@ -218,7 +218,7 @@ pub fn effects(
             let alike = |m: usize| discrimination(&inv_freq, m as f64) / inv_freq.len() as f64;
             out.similarity = Some(Curve::new("similarity", length, alike));
         }
-        PositionConfig::Learned(_) => {}
+        PositionConfig::Learned(_) | PositionConfig::RotaryTable(_) => {}
     }
     Ok(out)
 }

@@ -124,11 +124,6 @@ impl RopeConfig {
         self.scaling.frequencies(self.rotary(), len)
     }
 
-    /// What multiplies cos and sin; the same for every length.
-    pub fn attention_factor(&self) -> f64 {
-        self.scaling.attention_factor(self.rotary())
-    }
-
     /// What a scaling's frequencies depend on.
     pub fn rotary(&self) -> Rotary {
         let Self { rotary_dim, theta, max_position_embeddings, .. } = *self;

@@ -79,6 +79,7 @@ fn golden_checkpoints_are_read() {
             original_max_position_embeddings: 16,
             factor,
             attention_factor: None,
+            mscale: None,
         });
         assert_eq!(c.scaling, expected);
         assert!((c.frequencies(1).attention_factor - (1.5f64).sqrt()).abs() < 1e-12);

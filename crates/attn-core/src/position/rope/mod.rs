@@ -13,11 +13,13 @@ pub mod config;
 mod cuda;
 mod export;
 pub mod overrides;
+mod rotary_table;
 pub mod scaling;
 mod table;
 
 pub use config::{Layout, RopeConfig, RopeDefaults, RopeReading};
 pub use overrides::RopeOverride;
+pub use rotary_table::{RotaryTable, RotaryTableConfig};
 pub use scaling::{Ramp, RopeScaling, SchemeInfo, yarn_mscale};
 
 use super::{Context, PositionEncoding, Positions, Resolution};

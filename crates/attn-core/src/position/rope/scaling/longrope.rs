@@ -19,12 +19,15 @@ pub struct LongRope {
     pub factor: Option<f64>,
     /// Multiplies cos and sin; derived from the factor if absent.
     pub attention_factor: Option<f64>,
+    /// Multiplies cos and sin in place of the attention factor: up to the trained context, and past it (Phi 3.5 MoE's
+    /// `short_mscale` and `long_mscale`).
+    pub mscale: Option<[f64; 2]>,
 }
 
 impl Scheme for LongRope {
     const INFO: Info = Info {
         aliases: &["su"],
-        keys: &["short_factor", "long_factor", "attention_factor"],
+        keys: &["short_factor", "long_factor", "attention_factor", "short_mscale", "long_mscale"],
         takes_factor: false,
         any_checkpoint: false,
         ..Info::new("longrope", "Factors per frequency that were searched for this model.")
@@ -37,6 +40,11 @@ impl Scheme for LongRope {
             original_max_position_embeddings: source.original()?,
             factor: source.factor_opt()?,
             attention_factor: source.attention_factor()?,
+            mscale: match (source.inherited_number("short_mscale")?, source.inherited_number("long_mscale")?) {
+                (Some(short), Some(long)) => Some([short, long]),
+                (None, None) => None,
+                _ => bail!("short_mscale and long_mscale belong together"),
+            },
         })
     }
 
@@ -46,6 +54,8 @@ impl Scheme for LongRope {
             ("long_factor", Some(self.long_factor.clone().into())),
             ("factor", self.factor.map(Into::into)),
             ("attention_factor", self.attention_factor.map(Into::into)),
+            ("short_mscale", self.mscale.map(|[short, _]| short.into())),
+            ("long_mscale", self.mscale.map(|[_, long]| long.into())),
         ])
     }
 
@@ -59,6 +69,10 @@ impl Scheme for LongRope {
             bail!("original_max_position_embeddings must be above 1 for longrope")
         }
         self.attention_factor.map_or(Ok(()), |a| positive("attention_factor", a))?;
+        if let Some([short, long]) = self.mscale {
+            positive("short_mscale", short)?;
+            positive("long_mscale", long)?;
+        }
         divisors("short_factor", &self.short_factor, rotary)?;
         divisors("long_factor", &self.long_factor, rotary)
     }
@@ -75,7 +89,10 @@ impl Scheme for LongRope {
         if len > self.original_max_position_embeddings { Resolution::Long } else { Resolution::Short }
     }
 
-    fn attention_factor(&self, rotary: Rotary) -> f64 {
+    fn attention_factor(&self, rotary: Rotary, len: usize) -> f64 {
+        if let Some([short, long]) = self.mscale {
+            return if self.resolve(len) == Resolution::Long { long } else { short };
+        }
         let original = self.original_max_position_embeddings as f64;
         let factor = self.factor.unwrap_or(rotary.max_position_embeddings as f64 / original);
         let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
@@ -85,7 +102,9 @@ impl Scheme for LongRope {
     fn to_hf(&self, rotary: Rotary) -> Result<HfRope> {
         let mut keys = self.write();
         // Written out, since the exported config may declare another context.
-        keys.insert("attention_factor".into(), self.attention_factor(rotary).into());
+        if self.mscale.is_none() {
+            keys.insert("attention_factor".into(), self.attention_factor(rotary, 1).into());
+        }
         keys.insert(ORIGINAL.into(), self.original_max_position_embeddings.into());
         Ok(HfRope { rope_type: Self::INFO.name, theta: rotary.theta, keys })
     }

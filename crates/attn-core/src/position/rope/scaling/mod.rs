@@ -201,12 +201,12 @@ impl RopeScaling {
     /// [`validate`](Self::validate) accepts.
     pub fn frequencies(&self, rotary: Rotary, len: usize) -> Frequencies {
         let inv_freq = each!(self, scheme => scheme.frequencies(rotary, len));
-        Frequencies { inv_freq, attention_factor: self.attention_factor(rotary) }
+        Frequencies { inv_freq, attention_factor: self.attention_factor(rotary, len) }
     }
 
-    /// What multiplies cos and sin; does not depend on the length.
-    pub fn attention_factor(&self, rotary: Rotary) -> f64 {
-        each!(self, scheme => scheme.attention_factor(rotary))
+    /// What multiplies cos and sin in a sequence of `len` tokens: the same for every length but in Phi 3.5 MoE.
+    pub fn attention_factor(&self, rotary: Rotary, len: usize) -> f64 {
+        each!(self, scheme => scheme.attention_factor(rotary, len))
     }
 
     /// What latent attention (DeepSeek) multiplies its scores by beside the attention factor.

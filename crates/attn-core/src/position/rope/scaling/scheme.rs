@@ -171,8 +171,8 @@ pub(crate) trait Scheme: Sized {
         Resolution::Fixed
     }
 
-    /// What multiplies cos and sin; does not depend on the length.
-    fn attention_factor(&self, _rotary: Rotary) -> f64 {
+    /// What multiplies cos and sin in a sequence of `len` tokens.
+    fn attention_factor(&self, _rotary: Rotary, _len: usize) -> f64 {
         1.0
     }
 

@@ -106,7 +106,7 @@ impl Scheme for Yarn {
         Some(self.original_max_position_embeddings)
     }
 
-    fn attention_factor(&self, _rotary: Rotary) -> f64 {
+    fn attention_factor(&self, _rotary: Rotary, _len: usize) -> f64 {
         self.attention()
     }
 
