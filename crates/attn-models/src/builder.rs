@@ -218,8 +218,16 @@ impl<'a> Builder<'a> {
             .with_temperature(spec.temperature)
             .with_mask(spec.mask.clone());
         let mut parts = AttentionParts::new(self.projections(prefix, spec)?, self.linear(prefix, &spec.out)?);
+        let own_keys = spec.source.is_none();
         if let Some((q, k, place)) = &spec.qk_norm {
-            parts = parts.with_qk_norm(Some(self.norm(prefix, q)?), Some(self.norm(prefix, k)?), *place);
+            let k = if own_keys { Some(self.norm(prefix, k)?) } else { None };
+            parts = parts.with_qk_norm(Some(self.norm(prefix, q)?), k, *place);
+        }
+        if let Some(norm) = spec.v_norm.as_ref().filter(|_| own_keys) {
+            parts = parts.with_v_norm(Some(self.norm(prefix, norm)?));
+        }
+        if let Some(sinks) = &spec.sinks {
+            parts = parts.with_sinks(Some(self.tensor_as(&format!("{prefix}{sinks}"), &[spec.heads], DType::F32)?));
         }
         MultiHeadAttention::from_parts(config, parts, position)
     }
@@ -238,6 +246,7 @@ impl<'a> Builder<'a> {
                     }),
                 }
             }
+            QkvSpec::Queries(q) => Ok(Projections::Queries(self.linear(prefix, q)?)),
             QkvSpec::Fused { qkv, layout: FusedLayout::Blocks } => Ok(Projections::Fused(self.linear(prefix, qkv)?)),
             QkvSpec::Fused { qkv, layout } => {
                 let order = match layout {

@@ -13,6 +13,7 @@ pub mod memory;
 mod mlp;
 mod model;
 mod moe;
+mod per_layer;
 mod session;
 pub mod spec;
 mod stack;

@@ -8,7 +8,8 @@
 use crate::Architecture;
 use crate::TensorSource;
 use crate::spec::{
-    AttentionSpec, GateSpec, GateUpSpec, LayerSpec, MlpSpec, ModelSpec, MultiHeadSpec, PlainActivation, StackSpec,
+    AttentionSpec, GateSpec, GateUpSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, MultiHeadSpec, PlainActivation,
+    StackSpec,
 };
 use candle_core::DType;
 
@@ -108,6 +109,7 @@ fn lanes(heads: usize, width: usize) -> u64 {
 /// Numbers that one token adds to a layer's cache.
 fn cached_lanes(attention: &AttentionSpec) -> u64 {
     match attention {
+        AttentionSpec::MultiHead(a) if a.source.is_some() => 0,
         AttentionSpec::MultiHead(a) => 2 * lanes(a.kv_heads, a.head_dim),
         AttentionSpec::Latent(a) => (a.kv_lora_rank + a.qk_rope_head_dim) as u64,
     }
@@ -134,10 +136,15 @@ fn activations(spec: &ModelSpec, stack: &StackSpec, pass: u64, cached: u64, size
             }
         };
         let mlp = mlp(&layer.mlp, hidden).saturating_mul(pass);
+        let beside = layer.beside.as_ref().map_or(0, |beside| moe(&beside.moe, hidden) + 2 * hidden);
+        let mlp = mlp.saturating_add(beside.saturating_mul(pass));
         let cross = layer.cross.as_ref().map_or(0, |cross| multi_head(&cross.attention).saturating_mul(pass));
         attention.max(mlp).max(cross)
     };
     let widest = stack.layers.iter().map(block).max().unwrap_or(0);
+    // Inputs of every layer, and what they are made of.
+    let inputs = stack.per_layer.as_ref().map_or(0, |inputs| 5 * lanes(stack.layers.len(), inputs.width));
+    let widest = widest.saturating_add(inputs.saturating_mul(pass));
     // The residual, its norm, the branches that join it; norms of half-precision models run in f32.
     let residual = (6 * hidden).saturating_mul(size).saturating_add(if size < 4 { 8 * hidden } else { 0 });
     // Rotary tables: cosine and sine of every lane pair, for as many encodings as layers may differ in.
@@ -157,7 +164,7 @@ fn rotary_lanes(attention: &AttentionSpec) -> u64 {
 /// contiguous copies for the kernel, its output before and after the heads are joined.
 fn multi_head(a: &MultiHeadSpec) -> u64 {
     let (q, kv) = (lanes(a.heads, a.head_dim), 2 * lanes(a.kv_heads, a.head_dim));
-    let norms = if a.qk_norm.is_some() { 2 * q + kv } else { 0 };
+    let norms = if a.qk_norm.is_some() { 2 * q + kv } else { 0 } + if a.v_norm.is_some() { kv } else { 0 };
     5 * q + 3 * kv + norms
 }
 
@@ -174,13 +181,15 @@ fn mlp(spec: &MlpSpec, hidden: u64) -> u64 {
         MlpSpec::Plain { up, activation: PlainActivation::Fixed(_), .. } => 4 * up.out_dim as u64,
         // xIELU's parts are held side by side in f32.
         MlpSpec::Plain { up, activation: PlainActivation::Xielu { .. }, .. } => 14 * up.out_dim as u64,
-        MlpSpec::Moe(moe) => {
-            // At worst every token goes to the same expert; all of them keep their weighted outputs.
-            let expert = gated(moe.gate, moe.intermediate_size as u64) + 3 * hidden;
-            let shared = moe.shared.as_ref().map_or(0, |shared| mlp(&shared.mlp, hidden));
-            expert.max(shared) + 2 * hidden + 4 * moe.experts as u64
-        }
+        MlpSpec::Moe(experts) => moe(experts, hidden),
     }
+}
+
+/// At worst every token goes to the same expert; all of them keep their weighted outputs.
+fn moe(moe: &MoeSpec, hidden: u64) -> u64 {
+    let expert = gated(moe.gate, moe.intermediate_size as u64) + 3 * hidden;
+    let shared = moe.shared.as_ref().map_or(0, |shared| mlp(&shared.mlp, hidden));
+    expert.max(shared) + 2 * hidden + 4 * moe.experts as u64
 }
 
 /// Gate and up of this width, what is made of them, their product.

@@ -91,6 +91,9 @@ impl StackTables {
             (Some(table), Some(PositionConfig::T5(c))) => {
                 Some(weights.table(table, [c.buckets, c.heads], DType::F32)?)
             }
+            (Some(table), Some(PositionConfig::RotaryTable(c))) => {
+                Some(weights.table(table, [c.rows, c.head_dim], DType::F32)?)
+            }
             _ => None,
         };
         Ok(Self { absolute, layers })

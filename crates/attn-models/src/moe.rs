@@ -8,7 +8,7 @@ use crate::mlp::{GateUp, Mlp};
 use crate::spec::{
     ExpertWeights, GateUpSpec, GroupLimit, GroupScore, LinearSpec, MlpSpec, MoeSpec, RouterScores, Routing,
 };
-use attn_core::Linear;
+use attn_core::{Linear, Norm, NormKind};
 use candle_core::{DType, Module, Result, Tensor};
 use std::cmp::Ordering;
 
@@ -16,6 +16,7 @@ use std::cmp::Ordering;
 #[derive(Debug, Clone)]
 pub(crate) struct Moe {
     router: Linear,
+    router_norm: Option<Norm>,
     choice: Choice,
     weighs_input: bool,
     experts: Vec<Mlp>,
@@ -37,6 +38,17 @@ impl Moe {
             }
             None => None,
         };
+        let expert_scales = match &spec.routing.expert_scales {
+            Some(name) => Some(weights.tensor_as(&format!("{prefix}{name}"), &[spec.experts], DType::F32)?.to_vec1()?),
+            None => None,
+        };
+        let router_norm = match &spec.router_norm {
+            Some(norm) => {
+                let weight = weights.tensor_as(&format!("{prefix}{}", norm.weight), &[spec.hidden_size], DType::F32)?;
+                Some(Norm::new(NormKind::Rms, Some((weight * norm.factor)?), None, norm.eps))
+            }
+            None => None,
+        };
         let shared = match &spec.shared {
             Some(shared) => {
                 let gate = shared.gate.as_ref().map(|gate| weights.linear(prefix, gate)).transpose()?;
@@ -46,7 +58,8 @@ impl Moe {
         };
         Ok(Self {
             router,
-            choice: Choice { routing: spec.routing.clone(), correction, top_k: spec.top_k },
+            router_norm,
+            choice: Choice { routing: spec.routing.clone(), correction, expert_scales, top_k: spec.top_k },
             weighs_input: spec.routing.weighs_input,
             experts: experts(spec, prefix, weights)?,
             shared,
@@ -55,9 +68,16 @@ impl Moe {
 
     /// `(b, t, hidden)` to the same.
     pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.forward_routed(xs, xs)
+    }
+
+    /// [`forward`](Self::forward) with a router that sees `seen`, `(b, t, hidden)`, instead of what the experts see.
+    pub(crate) fn forward_routed(&self, xs: &Tensor, seen: &Tensor) -> Result<Tensor> {
         let (b, t, hidden) = xs.dims3()?;
         let flat = xs.reshape((b * t, hidden))?;
-        let logits = self.router.forward(&flat)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let seen = seen.reshape((b * t, hidden))?;
+        let seen = self.router_norm.as_ref().map_or(Ok(seen.clone()), |norm| norm.forward(&seen))?;
+        let logits = self.router.forward(&seen)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
         let mut chosen: Vec<Vec<Share>> = (0..self.experts.len()).map(|_| Vec::new()).collect();
         for (token, logits) in logits.iter().enumerate() {
             for (expert, weight) in self.choice.of(logits) {
@@ -145,6 +165,7 @@ fn experts(spec: &MoeSpec, prefix: &str, weights: &Builder) -> Result<Vec<Mlp>> 
 struct Choice {
     routing: Routing,
     correction: Option<Vec<f32>>,
+    expert_scales: Option<Vec<f32>>,
     top_k: usize,
 }
 
@@ -162,7 +183,9 @@ impl Choice {
             let sum = chosen.iter().map(|(_, weight)| weight).sum::<f32>().max(least as f32);
             chosen.iter_mut().for_each(|(_, weight)| *weight /= sum);
         }
-        chosen.iter_mut().for_each(|(_, weight)| *weight *= self.routing.scale as f32);
+        for (expert, weight) in &mut chosen {
+            *weight *= self.routing.scale as f32 * self.expert_scales.as_ref().map_or(1.0, |scales| scales[*expert]);
+        }
         chosen
     }
 
@@ -224,7 +247,7 @@ mod tests {
     use super::*;
 
     fn choose(routing: Routing, correction: Option<Vec<f32>>, top_k: usize, logits: &[f32]) -> Vec<(usize, f32)> {
-        Choice { routing, correction, top_k }.of(logits)
+        Choice { routing, correction, expert_scales: None, top_k }.of(logits)
     }
 
     fn near(got: &[(usize, f32)], want: &[(usize, f32)]) {

@@ -3,16 +3,20 @@
 //! A family (`families/<name>.rs`) turns a Hugging Face `config.json` into a [`ModelSpec`]; one decoder builds and runs
 //! any of them. Names are relative to the layer they belong to, as in the checkpoint.
 
+mod attention;
 mod mlp;
+mod per_layer;
 
+pub use attention::{AttentionSpec, FusedLayout, LatentSpec, MultiHeadSpec, QkvSpec};
 pub use mlp::{
-    ExpertWeights, GateSpec, GateUpSpec, GroupLimit, GroupScore, MlpSpec, MoeSpec, PlainActivation, RouterScores,
-    Routing, SharedSpec,
+    BesideSpec, ExpertWeights, GateSpec, GateUpSpec, GroupLimit, GroupScore, MlpSpec, MoeSpec, PlainActivation,
+    RouterNorm, RouterScores, Routing, SharedSpec,
 };
+pub use per_layer::{PerLayerInputsSpec, PerLayerSpec};
 
 use crate::Architecture;
-use attn_core::position::{PositionConfig, Temperature};
-use attn_core::{Mask, NormKind, QkNormPlace, RopeOverride};
+use attn_core::position::PositionConfig;
+use attn_core::{NormKind, RopeOverride};
 use candle_core::{Result, bail};
 
 /// A whole model.
@@ -51,6 +55,15 @@ pub struct StackSpec {
     pub final_norm: Option<NormSpec>,
     /// The table behind the encoding that all layers share: T5's biases, RoFormer's sines and cosines.
     pub layer_table: Option<TableSpec>,
+    /// Inputs of their own for every layer.
+    pub per_layer: Option<PerLayerInputsSpec>,
+}
+
+impl StackSpec {
+    /// Embedding, layers and norm, without anything that layers share.
+    pub fn new(embedding: EmbeddingSpec, layers: Vec<LayerSpec>, final_norm: Option<NormSpec>) -> Self {
+        Self { embedding, layers, final_norm, layer_table: None, per_layer: None }
+    }
 }
 
 /// The table of a learned position encoding.
@@ -159,6 +172,28 @@ pub struct LayerSpec {
     pub mlp: MlpSpec,
     /// How norms and residuals connect them.
     pub wiring: Wiring,
+    /// Experts beside the feed-forward.
+    pub beside: Option<BesideSpec>,
+    /// How the layer takes in its share of the stack's [`PerLayerInputsSpec`].
+    pub per_layer: Option<PerLayerSpec>,
+    /// A number that multiplies what leaves the layer, `(1,)`; 1 if the checkpoint has no such tensor (Gemma 4).
+    pub scalar: Option<String>,
+}
+
+impl LayerSpec {
+    /// Self-attention and a feed-forward network.
+    pub fn new(prefix: String, attention: impl Into<AttentionSpec>, mlp: MlpSpec, wiring: Wiring) -> Self {
+        Self {
+            prefix,
+            attention: attention.into(),
+            cross: None,
+            mlp,
+            wiring,
+            beside: None,
+            per_layer: None,
+            scalar: None,
+        }
+    }
 }
 
 /// Norms and residuals of a block.
@@ -196,161 +231,6 @@ impl Wiring {
     }
 }
 
-/// Self-attention of either kind.
-#[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant)] // one per layer: the size doesn't matter, a box in every pattern would
-pub enum AttentionSpec {
-    /// MHA, GQA, MQA.
-    MultiHead(MultiHeadSpec),
-    /// DeepSeek's MLA.
-    Latent(LatentSpec),
-}
-
-impl AttentionSpec {
-    /// The layer's position encoding.
-    pub fn position(&self) -> &PositionConfig {
-        match self {
-            Self::MultiHead(a) => &a.position,
-            Self::Latent(a) => &a.position,
-        }
-    }
-}
-
-/// Multi-head attention.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MultiHeadSpec {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Multiplies the scores.
-    pub scale: f64,
-    /// On the scores.
-    pub softcap: Option<f64>,
-    /// Clamps queries, keys and values to plus or minus this (`clip_qkv` of MPT and OLMo).
-    pub qkv_clip: Option<f64>,
-    /// Causality, window, chunk.
-    pub mask: Mask,
-    /// Projections.
-    pub qkv: QkvSpec,
-    /// Output projection.
-    pub out: LinearSpec,
-    /// Norms on queries and keys.
-    pub qk_norm: Option<(NormSpec, NormSpec, QkNormPlace)>,
-    /// What queries are multiplied by, depending on their position, whatever the encoding.
-    pub temperature: Option<Temperature>,
-    /// Position encoding.
-    pub position: PositionConfig,
-    /// Whether a rotary override from the command line applies: not to Gemma 3's local layers.
-    pub overridable: bool,
-}
-
-impl MultiHeadSpec {
-    /// Causal attention with scores scaled by `head_dim^-1/2` and nothing else.
-    pub fn new(
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        qkv: QkvSpec,
-        out: LinearSpec,
-        position: PositionConfig,
-    ) -> Self {
-        Self {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: (head_dim as f64).powf(-0.5),
-            softcap: None,
-            qkv_clip: None,
-            mask: Mask::causal(),
-            qkv,
-            out,
-            qk_norm: None,
-            temperature: None,
-            position,
-            overridable: true,
-        }
-    }
-
-    /// With another mask.
-    #[must_use]
-    pub fn with_mask(mut self, mask: Mask) -> Self {
-        self.mask = mask;
-        self
-    }
-
-    /// With biases on queries, keys and values, and on the output.
-    #[must_use]
-    pub fn with_biases(mut self, qkv: bool, out: bool) -> Self {
-        let inputs = match &mut self.qkv {
-            QkvSpec::Separate { q, k, v } => vec![q, k, v],
-            QkvSpec::Fused { qkv, .. } => vec![qkv],
-        };
-        inputs.into_iter().for_each(|linear| linear.bias = qkv);
-        self.out.bias = out;
-        self
-    }
-}
-
-/// Query, key and value projections.
-#[derive(Debug, Clone, PartialEq)]
-pub enum QkvSpec {
-    /// One tensor each.
-    Separate {
-        /// Queries.
-        q: LinearSpec,
-        /// Keys.
-        k: LinearSpec,
-        /// Values.
-        v: LinearSpec,
-    },
-    /// One tensor for all.
-    Fused {
-        /// The tensor.
-        qkv: LinearSpec,
-        /// The order of its rows.
-        layout: FusedLayout,
-    },
-}
-
-/// How the rows of a fused projection are ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FusedLayout {
-    /// All queries, all keys, all values (GPT-2, Phi 3, MPT).
-    Blocks,
-    /// Per kv head: its queries, its key, its value (BLOOM, GPT-NeoX, Falcon).
-    PerKvHead,
-    /// So many equal parts, each with its share of the queries, then of the values, then of the keys (CodeGen, which was
-    /// trained on as many devices).
-    QueryValueKey {
-        /// Number of parts.
-        parts: usize,
-    },
-}
-
-/// DeepSeek's latent attention.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LatentSpec {
-    /// Query heads.
-    pub heads: usize,
-    /// Width of the query latent; `None` projects straight from the hidden state.
-    pub q_lora_rank: Option<usize>,
-    /// Width of the key and value latent.
-    pub kv_lora_rank: usize,
-    /// Lanes without position.
-    pub qk_nope_head_dim: usize,
-    /// Lanes that rotate.
-    pub qk_rope_head_dim: usize,
-    /// Width of a value head.
-    pub v_head_dim: usize,
-    /// Biases on the `a` projections and the output.
-    pub bias: bool,
-    /// Position encoding of the rotating lanes.
-    pub position: PositionConfig,
-}
-
 /// A matrix product.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearSpec {
@@ -364,18 +244,6 @@ pub struct LinearSpec {
     pub bias: bool,
     /// Stored as `(in, out)` (GPT-2's Conv1D).
     pub transposed: bool,
-}
-
-impl LatentSpec {
-    /// The score scale: `(qk_nope_head_dim + qk_rope_head_dim)^-1/2`, times what the scaling of the position encoding asks for
-    /// (YaRN's `mscale(factor, mscale_all_dim)^2`).
-    pub fn scale(&self, position: &PositionConfig) -> f64 {
-        let scale = ((self.qk_nope_head_dim + self.qk_rope_head_dim) as f64).powf(-0.5);
-        match position {
-            PositionConfig::Rope(rope) => scale * rope.scaling.latent_score_factor(),
-            _ => scale,
-        }
-    }
 }
 
 impl ModelSpec {

@@ -2,15 +2,17 @@
 
 use crate::builder::Builder;
 use crate::mlp::Mlp;
-use crate::spec::{AttentionSpec, CrossSpec, LayerSpec, ProjectionPlace, StackSpec, Wiring};
+use crate::moe::Moe;
+use crate::per_layer::{PerLayer, PerLayerInputs};
+use crate::spec::{AttentionSpec, BesideSpec, CrossSpec, LayerSpec, ProjectionPlace, StackSpec, Wiring};
 use crate::tokens::Tokens;
 use attn_core::{
-    EmbeddingEncoding, KvCache, LatentAttention, LayerCache, Linear, Mask, MultiHeadAttention, Norm, PositionEncoding,
-    Positions, ops,
+    EmbeddingEncoding, KeyValues, KvCache, LatentAttention, LayerCache, Linear, Mask, MultiHeadAttention, Norm,
+    PositionEncoding, Positions, ops,
     position::{NopeConfig, PositionConfig},
     profile,
 };
-use candle_core::{Module, Result, Tensor};
+use candle_core::{DType, Module, Result, Tensor, bail};
 use std::{ops::Range, sync::Arc};
 
 /// Position encodings of a stack: one for the embedding and one per layer, shared where the configs are equal.
@@ -27,6 +29,7 @@ pub(crate) struct Stack {
     position: Option<Arc<dyn EmbeddingEncoding>>,
     token_type: Option<Tensor>,
     embedding_norm: Option<Norm>,
+    per_layer: Option<PerLayerInputs>,
     layers: Vec<Block>,
     final_norm: Option<Norm>,
 }
@@ -34,12 +37,28 @@ pub(crate) struct Stack {
 #[derive(Debug, Clone)]
 struct Block {
     attention: Attention,
+    /// The block whose keys and values this one reads.
+    source: Option<usize>,
+    /// Later blocks read this one's keys and values.
+    is_source: bool,
     cross: Option<Cross>,
     mlp: Mlp,
     norms: Norms,
     parallel: bool,
     residual_multiplier: Option<f64>,
     residual_after_norm: bool,
+    beside: Option<Beside>,
+    per_layer: Option<PerLayer>,
+    scalar: Option<f64>,
+}
+
+/// What one pass carries from block to block beside the residual.
+struct Pass<'a> {
+    positions: &'a Positions,
+    /// Inputs of their own for every block, `(b, t, layers, width)`.
+    inputs: Option<Tensor>,
+    /// Keys and values that later blocks read, by the block they come from.
+    kept: Vec<Option<KeyValues>>,
 }
 
 /// Attention to the encoder.
@@ -48,6 +67,15 @@ struct Cross {
     attention: MultiHeadAttention,
     norm: Norm,
     norm_after: bool,
+}
+
+/// Experts beside the feed-forward network.
+#[derive(Debug, Clone)]
+struct Beside {
+    norm: Norm,
+    moe: Moe,
+    post_norm: Norm,
+    mlp_post_norm: Norm,
 }
 
 #[derive(Debug, Clone)]
@@ -99,6 +127,23 @@ impl Cross {
     }
 }
 
+impl Beside {
+    fn load(spec: &BesideSpec, prefix: &str, weights: &Builder) -> Result<Self> {
+        Ok(Self {
+            norm: weights.norm(prefix, &spec.norm)?,
+            moe: Moe::load(&spec.moe, prefix, weights)?,
+            post_norm: weights.norm(prefix, &spec.post_norm)?,
+            mlp_post_norm: weights.norm(prefix, &spec.mlp_post_norm)?,
+        })
+    }
+
+    /// What the network gave, `fed`, with what the experts make of the residual `xs`.
+    fn join(&self, xs: &Tensor, fed: &Tensor) -> Result<Tensor> {
+        let routed = self.moe.forward_routed(&self.norm.forward(xs)?, xs)?;
+        ops::add(&self.mlp_post_norm.forward(fed)?, &self.post_norm.forward(&routed)?)
+    }
+}
+
 impl Block {
     fn load(spec: &LayerSpec, hidden: usize, position: Arc<dyn PositionEncoding>, weights: &Builder) -> Result<Self> {
         let prefix = spec.prefix.as_str();
@@ -111,9 +156,24 @@ impl Block {
             }
         };
         let cross = spec.cross.as_ref().map(|cross| Cross::load(cross, prefix, hidden, weights)).transpose()?;
+        let source = match &spec.attention {
+            AttentionSpec::MultiHead(attention) => attention.source,
+            AttentionSpec::Latent(_) => None,
+        };
+        let scalar = match &spec.scalar {
+            Some(name) if weights.contains(&format!("{prefix}{name}")) => {
+                Some(f64::from(weights.tensor_as(&format!("{prefix}{name}"), &[1], DType::F32)?.to_vec1::<f32>()?[0]))
+            }
+            _ => None,
+        };
         Ok(Self {
             attention,
+            source,
+            is_source: false,
             cross,
+            beside: spec.beside.as_ref().map(|s| Beside::load(s, prefix, weights)).transpose()?,
+            per_layer: spec.per_layer.as_ref().map(|s| PerLayer::load(s, prefix, weights)).transpose()?,
+            scalar,
             mlp: Mlp::load(&spec.mlp, prefix, weights)?,
             norms: Norms::load(&spec.wiring, prefix, weights)?,
             parallel: spec.wiring.parallel,
@@ -147,19 +207,56 @@ impl Block {
         Ok((xs, normed))
     }
 
+    /// Attention over the block's own keys and values, or over those of the block it reads them from.
+    fn attend(&self, i: usize, xs: &Tensor, pass: &mut Pass, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+        match &self.attention {
+            Attention::Latent(a) => a.forward(xs, pass.positions, cache),
+            Attention::MultiHead(a) => match self.source {
+                Some(source) => match pass.kept.get(source).and_then(Option::as_ref) {
+                    Some(keys) => a.forward_shared(xs, pass.positions, keys),
+                    None => bail!("layer {i} reads the keys of layer {source}, which keeps none"),
+                },
+                None if self.is_source => {
+                    let (out, keys) = a.forward_sharing(xs, pass.positions, cache)?;
+                    pass.kept.resize(pass.kept.len().max(i + 1), None);
+                    pass.kept[i] = Some(keys);
+                    Ok(out)
+                }
+                None => a.forward(xs, pass.positions, cache),
+            },
+        }
+    }
+
+    /// Block `i`: its branches, then its own input and scale where it has them.
     fn forward(
         &self,
+        i: usize,
         xs: &Tensor,
-        positions: &Positions,
+        pass: &mut Pass,
+        cache: Option<&mut LayerCache>,
+        memory: Option<(&(Tensor, Tensor), &Memory)>,
+    ) -> Result<Tensor> {
+        let mut xs = self.branches(i, xs, pass, cache, memory)?;
+        if let (Some(own), Some(inputs)) = (&self.per_layer, &pass.inputs) {
+            xs = own.join(&xs, &inputs.narrow(2, i, 1)?.squeeze(2)?)?;
+        }
+        match self.scalar {
+            Some(scalar) if scalar != 1.0 => xs * scalar,
+            _ => Ok(xs),
+        }
+    }
+
+    fn branches(
+        &self,
+        i: usize,
+        xs: &Tensor,
+        pass: &mut Pass,
         cache: Option<&mut LayerCache>,
         memory: Option<(&(Tensor, Tensor), &Memory)>,
     ) -> Result<Tensor> {
         let n = &self.norms;
         let normed = norm(n.attention.as_ref(), xs.clone())?;
-        let attended = match &self.attention {
-            Attention::MultiHead(a) => a.forward(&normed, positions, cache)?,
-            Attention::Latent(a) => a.forward(&normed, positions, cache)?,
-        };
+        let attended = self.attend(i, &normed, pass, cache)?;
         let attended = norm(n.attention_post.as_ref(), attended)?;
         let residual = if self.residual_after_norm { &normed } else { xs };
         if self.parallel {
@@ -183,7 +280,11 @@ impl Block {
             }
             _ => self.join_norm(residual, attended, n.attention_out.as_ref(), n.mlp.as_ref())?,
         };
-        let fed = norm(n.mlp_post.as_ref(), self.mlp.forward(&normed)?)?;
+        let mut fed = self.mlp.forward(&normed)?;
+        if let Some(beside) = &self.beside {
+            fed = beside.join(&xs, &fed)?;
+        }
+        let fed = norm(n.mlp_post.as_ref(), fed)?;
         let residual = if self.residual_after_norm { &normed } else { &xs };
         norm(n.mlp_out.as_ref(), self.join(residual, fed)?)
     }
@@ -205,6 +306,14 @@ impl Stack {
         };
         let load = |spec: &Option<_>| spec.as_ref().map(|s| weights.norm("", s)).transpose();
         let layers = spec.layers.iter().zip(encodings.layers);
+        let mut layers = layers.map(|(s, p)| Block::load(s, hidden, p, weights)).collect::<Result<Vec<_>>>()?;
+        for source in layers.iter().filter_map(|block| block.source).collect::<Vec<_>>() {
+            if let Some(block) = layers.get_mut(source) {
+                block.is_source = true;
+            }
+        }
+        let per_layer = spec.per_layer.as_ref();
+        let per_layer = per_layer.map(|s| PerLayerInputs::load(s, layers.len(), hidden, weights)).transpose()?;
         Ok(Self {
             tokens,
             scale: embedding.scale,
@@ -215,7 +324,8 @@ impl Stack {
             position: encodings.embedding,
             token_type,
             embedding_norm: load(&embedding.norm)?,
-            layers: layers.map(|(s, p)| Block::load(s, hidden, p, weights)).collect::<Result<_>>()?,
+            per_layer,
+            layers,
             final_norm: load(&spec.final_norm)?,
         })
     }
@@ -286,6 +396,7 @@ impl Stack {
         if let Some((projection, ProjectionPlace::BeforePositions)) = &self.projection {
             xs = projection.forward(&xs)?;
         }
+        let inputs = self.per_layer.as_ref().map(|per_layer| per_layer.of(ids, &xs)).transpose()?;
         if let Some(position) = &self.position {
             xs = position.embed(&xs, positions)?;
         }
@@ -294,10 +405,11 @@ impl Stack {
             xs = projection.forward(&xs)?;
         }
         drop(scope);
+        let mut pass = Pass { positions, inputs, kept: Vec::new() };
         for (i, block) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().map(|c| &mut c.layers[i]);
             let memory = memory.and_then(|m| Some((m.layers.get(i)?, m)));
-            xs = block.forward(&xs, positions, cache, memory)?;
+            xs = block.forward(i, &xs, &mut pass, cache, memory)?;
         }
         norm(self.final_norm.as_ref(), xs)
     }

@@ -131,14 +131,25 @@ fn options_that_are_not_supported() {
         ("gpt-neo", "attention_types", json!([[["global", "spiral"], 1]])),
         ("gpt-neo", "attention_types", json!([[["global"], 1]])),
         ("gpt-neo", "attention_types", json!([[["global"], 1u64 << 60]])),
+        ("gemma4", "num_kv_shared_layers", json!(3)), // leaves no layer with full attention
+        ("gemma4", "num_kv_shared_layers", json!(4)),
+        ("gemma4", "use_bidirectional_attention", json!("all")),
+        ("gpt-oss", "layer_types", json!(["chunked_attention", "full_attention", "full_attention"])),
         ("hunyuan-dense", "rope_parameters", json!({"rope_type": "dynamic", "alpha": "50", "factor": 1.0})),
         ("mixtral", "num_experts_per_tok", json!(9)),
+        (
+            "olmo3-yarn",
+            "layer_types",
+            json!(["chunked_attention", "full_attention", "full_attention", "full_attention"]),
+        ),
         (
             "modernbert",
             "layer_types",
             json!(["full_attention", "chunked_attention", "full_attention", "full_attention"]),
         ),
+        ("phimoe-longrope", "num_experts_per_tok", json!(3)),
         ("roberta", "pad_token_id", json!(40)),
+        ("roformer", "rotary_value", json!(true)),
         ("xglm", "pad_token_id", json!(5)),
     ] {
         let mut config = golden(name);

@@ -6,8 +6,8 @@ use crate::Architecture;
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{
-    AttentionSpec, CrossSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec,
-    StackSpec, TableSpec, Wiring,
+    CrossSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec, StackSpec,
+    TableSpec, Wiring,
 };
 use attn_core::Mask;
 use attn_core::position::{LearnedConfig, PositionConfig};
@@ -111,12 +111,8 @@ impl Seq2Seq {
         let table = TableSpec::new(&format!("{side}.embed_positions.weight"));
         embedding.position_table = Some(if sinusoids { table.or_sinusoids() } else { table });
         embedding.norm = post_norm.then(|| self.norm(&format!("{side}.layernorm_embedding")));
-        Ok(StackSpec {
-            embedding,
-            layers: (0..layers).map(layer).collect(),
-            final_norm: (!post_norm).then(|| self.norm(&format!("{side}.layer_norm"))),
-            layer_table: None,
-        })
+        let final_norm = (!post_norm).then(|| self.norm(&format!("{side}.layer_norm")));
+        Ok(StackSpec::new(embedding, (0..layers).map(layer).collect(), final_norm))
     }
 
     fn attention(&self, name: &str, heads: usize, mask: Mask) -> MultiHeadSpec {
@@ -134,12 +130,8 @@ impl Seq2Seq {
             norm_after: self.kind.post_norm,
         });
         let norms = ["self_attn_layer_norm", "final_layer_norm"].map(|name| self.norm(name));
-        LayerSpec {
-            prefix,
-            attention: AttentionSpec::MultiHead(self.attention("self_attn", heads, mask)),
-            cross,
-            mlp: plain(linear("fc1", self.hidden, inner), linear("fc2", inner, self.hidden), self.act),
-            wiring: if self.kind.post_norm { Wiring::post_norm(norms) } else { Wiring::pre_norm(norms) },
-        }
+        let mlp = plain(linear("fc1", self.hidden, inner), linear("fc2", inner, self.hidden), self.act);
+        let wiring = if self.kind.post_norm { Wiring::post_norm(norms) } else { Wiring::pre_norm(norms) };
+        LayerSpec { cross, ..LayerSpec::new(prefix, self.attention("self_attn", heads, mask), mlp, wiring) }
     }
 }

@@ -6,8 +6,7 @@ use super::{embedding, plain};
 use crate::Architecture;
 use crate::config::Config;
 use crate::spec::{
-    AttentionSpec, LayerSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, ProjectionPlace, QkvSpec, StackSpec,
-    TableSpec, Wiring,
+    LayerSpec, LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, ProjectionPlace, QkvSpec, StackSpec, TableSpec, Wiring,
 };
 use attn_core::Mask;
 use attn_core::position::{LearnedConfig, PositionConfig};
@@ -91,12 +90,7 @@ impl Encoder {
             vocab_size: common.vocab_size,
             hidden_size: hidden,
             trained_context: Some(rows - offset.unwrap_or(0)),
-            stack: StackSpec {
-                embedding,
-                layers: (0..common.layers).map(|i| self.layer(i)).collect(),
-                final_norm: None,
-                layer_table: None,
-            },
+            stack: StackSpec::new(embedding, (0..common.layers).map(|i| self.layer(i)).collect(), None),
             encoder: None,
             head: None,
             prefixes: vec![String::new(), format!("{}.", self.family)],
@@ -111,15 +105,10 @@ impl Encoder {
         let qkv = QkvSpec::Separate { q: project("query"), k: project("key"), v: project("value") };
         let out = linear("attention.output.dense", hidden, hidden);
         let up = linear("intermediate.dense", hidden, inner);
-        LayerSpec {
-            prefix: format!("encoder.layer.{i}."),
-            attention: AttentionSpec::MultiHead(bidirectional(&self.dense, qkv, out)),
-            cross: None,
-            mlp: plain(up, linear("output.dense", inner, hidden), self.dense.act),
-            wiring: Wiring::post_norm(
-                ["attention.output.LayerNorm", "output.LayerNorm"].map(|name| self.dense.layer_norm(name)),
-            ),
-        }
+        let mlp = plain(up, linear("output.dense", inner, hidden), self.dense.act);
+        let norms = ["attention.output.LayerNorm", "output.LayerNorm"].map(|name| self.dense.layer_norm(name));
+        let attention = bidirectional(&self.dense, qkv, out);
+        LayerSpec::new(format!("encoder.layer.{i}."), attention, mlp, Wiring::post_norm(norms))
     }
 }
 
@@ -160,13 +149,10 @@ pub(super) fn distilbert(c: &Config) -> Result<ModelSpec> {
     let layers = dense.layers(|i| {
         let project = |name: &str| linear(&format!("attention.{name}"), hidden, hidden);
         let qkv = QkvSpec::Separate { q: project("q_lin"), k: project("k_lin"), v: project("v_lin") };
-        Ok(LayerSpec {
-            prefix: format!("transformer.layer.{i}."),
-            attention: AttentionSpec::MultiHead(bidirectional(&dense, qkv, project("out_lin"))),
-            cross: None,
-            mlp: plain(linear("ffn.lin1", hidden, inner), linear("ffn.lin2", inner, hidden), dense.act),
-            wiring: Wiring::post_norm(["sa_layer_norm", "output_layer_norm"].map(|name| dense.layer_norm(name))),
-        })
+        let mlp = plain(linear("ffn.lin1", hidden, inner), linear("ffn.lin2", inner, hidden), dense.act);
+        let norms = ["sa_layer_norm", "output_layer_norm"].map(|name| dense.layer_norm(name));
+        let attention = bidirectional(&dense, qkv, project("out_lin"));
+        Ok(LayerSpec::new(format!("transformer.layer.{i}."), attention, mlp, Wiring::post_norm(norms)))
     })?;
     let mut embedding = embedding("embeddings.word_embeddings.weight", hidden);
     embedding.position = PositionConfig::Learned(LearnedConfig { rows, hidden, offset: 0 });
@@ -178,7 +164,7 @@ pub(super) fn distilbert(c: &Config) -> Result<ModelSpec> {
         vocab_size: dense.common.vocab_size,
         hidden_size: hidden,
         trained_context: Some(rows),
-        stack: StackSpec { embedding, layers, final_norm: None, layer_table: None },
+        stack: StackSpec::new(embedding, layers, None),
         encoder: None,
         head: None,
         prefixes: vec![String::new(), "distilbert.".into()],

@@ -3,9 +3,9 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::{DeepSeek, DeepSeekDefaults};
-use super::rope;
+use super::{LLAMA_NORMS, rope};
 use crate::config::Config;
-use crate::spec::{AttentionSpec, LatentSpec, LayerSpec, ModelSpec, Wiring};
+use crate::spec::{LatentSpec, LayerSpec, ModelSpec, Wiring};
 use attn_core::position::{Layout, RopeDefaults};
 use candle_core::Result;
 use serde_json::{Value, json};
@@ -85,17 +85,8 @@ fn decoder(c: &Config, family: &str, dense: &Dense, layout: Layout, mlps: &DeepS
         position: rope(c, None, &RopeDefaults { layout, ..dense.rope_defaults() })?,
     };
     let layers = dense.layers(|i| {
-        Ok(LayerSpec {
-            prefix: format!("layers.{i}."),
-            attention: AttentionSpec::Latent(attention.clone()),
-            cross: None,
-            mlp: mlps.layer(i),
-            wiring: Wiring {
-                attention_norm: Some(dense.rms("input_layernorm")),
-                mlp_norm: Some(dense.rms("post_attention_layernorm")),
-                ..Wiring::default()
-            },
-        })
+        let wiring = Wiring::pre_norm(LLAMA_NORMS.map(|name| dense.rms(name)));
+        Ok(LayerSpec::new(format!("layers.{i}."), attention.clone(), mlps.layer(i), wiring))
     })?;
     Ok(dense.decoder(family, layers))
 }

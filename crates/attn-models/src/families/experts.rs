@@ -45,6 +45,7 @@ impl Experts {
         let hidden_size = dense.common.hidden_size;
         MlpSpec::Moe(Box::new(MoeSpec {
             router: LinearSpec::new(router, hidden_size, self.count),
+            router_norm: None,
             routing,
             experts: self.count,
             top_k: self.top_k,
@@ -129,7 +130,7 @@ impl DeepSeek {
             groups: experts.groups(c, GroupScore::BestTwo, defaults.groups)?,
             normalise: normalise.then_some(1e-20),
             scale: c.number_or("routed_scaling_factor", defaults.routed_scaling_factor)?,
-            weighs_input: false,
+            ..Routing::softmax(false)
         };
         Self::read(c, dense, defaults, experts, routing)
     }

@@ -68,6 +68,7 @@ impl Mlps {
         let listed = c.list("moe_layers", 0, |v| v.as_u64().map(|n| n as usize))?;
         let moe = MoeSpec {
             router: LinearSpec::new("feed_forward.router", hidden, experts),
+            router_norm: None,
             routing: Routing { scores: RouterScores::Sigmoid, weighs_input: true, ..Routing::softmax(false) },
             experts,
             top_k,

@@ -3,10 +3,11 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::Experts;
-use super::{LLAMA_NORMS, pre_norm};
+use super::{LLAMA_NORMS, pre_norm, rope_dictionary, rope_of};
 use crate::config::Config;
 use crate::spec::{ExpertWeights, MlpSpec, ModelSpec, NormSpec, RouterScores, Routing};
 use attn_core::QkNormPlace;
+use attn_core::position::PositionConfig;
 use candle_core::{Result, bail};
 
 const MIXTRAL: Defaults = Defaults {
@@ -57,9 +58,32 @@ pub(super) fn mixtral(c: &Config) -> Result<ModelSpec> {
     Ok(dense.decoder("mixtral", layers))
 }
 
+/// LongRoPE with a factor on cosines and sines for either side of the trained context. transformers computes with the
+/// short divisors on both.
+fn phimoe_rope(c: &Config, dense: &Dense) -> Result<PositionConfig> {
+    let given = ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| rope_dictionary(c, key));
+    let kind = given.and_then(|d| d.get("rope_type").or(d.get("type"))).and_then(|kind| kind.as_str());
+    match (given, kind) {
+        (None, _) | (_, None | Some("default")) => dense.rope(c),
+        (Some(given), Some("longrope" | "su")) => {
+            let mut dictionary = given.clone();
+            if let Some(short) = given.get("short_factor") {
+                dictionary.insert("long_factor".into(), short.clone());
+            }
+            for key in ["short_mscale", "long_mscale"] {
+                if !given.get(key).is_some_and(serde_json::Value::is_number) {
+                    bail!("config.json: rope_parameters.{key} is missing, but phimoe needs it")
+                }
+            }
+            rope_of(c, None, &dense.rope_defaults(), dictionary.into())
+        }
+        (_, Some(other)) => bail!("config.json: rope type {other} is not supported here, only longrope"),
+    }
+}
+
 pub(super) fn phimoe(c: &Config) -> Result<ModelSpec> {
     let dense = Dense::read(c, &PHIMOE)?;
-    let rope = dense.rope(c)?;
+    let rope = phimoe_rope(c, &dense)?;
     let window = c.size_opt("sliding_window")?;
     let bias = c.flag("attention_bias", false)?;
     let experts = read_experts(c, 16, 2)?;

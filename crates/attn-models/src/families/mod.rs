@@ -18,17 +18,20 @@ mod exaone4;
 mod experts;
 mod falcon;
 mod gemma;
+mod gemma4;
 mod glm;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod helium;
 mod hunyuan;
 mod llama;
 mod llama4;
+mod ministral3;
 mod mixtral;
 mod modernbert;
 mod mpt;
@@ -41,6 +44,7 @@ mod phi;
 mod phi3;
 mod qwen;
 mod qwen_moe;
+mod roformer;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -52,8 +56,8 @@ use crate::Architecture;
 use crate::activation::Activation;
 use crate::config::{Config, MAX_LISTED, UnknownKeys};
 use crate::spec::{
-    AttentionSpec, EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec,
-    MultiHeadSpec, NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
+    EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
+    NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
 };
 use attn_core::position::rope::scaling::FreqFactors;
 use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults};
@@ -76,7 +80,7 @@ pub fn spec_with(json: &Value, unknown: UnknownKeys) -> Result<(ModelSpec, Vec<S
     let config = Config::new(json)?.with_unknown(unknown);
     let Some(model_type) = config.text_opt("model_type")? else { bail!("config.json: model_type is missing") };
     // Text models inside multimodal checkpoints have a config of their own.
-    if matches!(model_type, "gemma3" | "llama4")
+    if matches!(model_type, "gemma3" | "gemma4" | "llama4" | "mistral3")
         && let Some(text) = json.get("text_config")
     {
         let (spec, unknown) = spec_with(text, unknown)?;
@@ -121,6 +125,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gemma2", gemma::gemma2),
     ("gemma3", gemma::gemma3),
     ("gemma3_text", gemma::gemma3),
+    ("gemma4_text", gemma4::spec),
     ("glm", glm::glm),
     ("glm4", glm::glm4),
     ("glm4_moe", glm::moe),
@@ -128,6 +133,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gpt_bigcode", gpt_bigcode::spec),
     ("gpt_neo", gpt_neo::spec),
     ("gpt_neox", gpt_neox::spec),
+    ("gpt_oss", gpt_oss::spec),
     ("gptj", gptj::spec),
     ("granite", granite::spec),
     ("granitemoe", granite::moe),
@@ -136,6 +142,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("llama", llama::llama),
     ("llama4_text", llama4::spec),
     ("minimax_m2", mixtral::minimax_m2),
+    ("ministral3", ministral3::spec),
     ("mistral", llama::mistral),
     ("mixtral", mixtral::mixtral),
     ("modernbert", modernbert::spec),
@@ -158,6 +165,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("RefinedWeb", falcon::spec),
     ("RefinedWebModel", falcon::spec),
     ("roberta", bert::roberta),
+    ("roformer", roformer::spec),
     ("seed_oss", seed_oss::spec),
     ("smollm3", smollm3::spec),
     ("stablelm", stablelm::spec),
@@ -175,7 +183,8 @@ pub fn known() -> impl Iterator<Item = &'static str> {
 
 fn multimodal(mut spec: ModelSpec) -> Result<ModelSpec> {
     spec.prefixes = ["model.language_model.", "language_model.model.", "model."].map(String::from).to_vec();
-    spec.unused.extend(["vision_", "multi_modal_projector"].map(String::from));
+    let others = ["vision_", "multi_modal_projector", "embed_vision", "embed_audio", "audio_tower"];
+    spec.unused.extend(others.map(String::from));
     Ok(spec)
 }
 
@@ -261,12 +270,7 @@ impl Common {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             trained_context: Some(trained_context(&layers).unwrap_or(self.max_positions)),
-            stack: StackSpec {
-                embedding: embedding("embed_tokens.weight", self.hidden_size),
-                layers,
-                final_norm: Some(final_norm),
-                layer_table: None,
-            },
+            stack: StackSpec::new(embedding("embed_tokens.weight", self.hidden_size), layers, Some(final_norm)),
             encoder: None,
             head: Some(head(tied, "lm_head")),
             prefixes: vec!["model.".into(), String::new()],
@@ -334,13 +338,7 @@ fn nope() -> PositionConfig {
 
 /// A block with a norm before attention and one before the feed-forward.
 fn pre_norm(prefix: String, attention: MultiHeadSpec, mlp: MlpSpec, norms: [NormSpec; 2]) -> LayerSpec {
-    LayerSpec {
-        prefix,
-        attention: AttentionSpec::MultiHead(attention),
-        cross: None,
-        mlp,
-        wiring: Wiring::pre_norm(norms),
-    }
+    LayerSpec::new(prefix, attention, mlp, Wiring::pre_norm(norms))
 }
 
 /// The names of Llama's two norms.
@@ -435,7 +433,8 @@ fn window(kind: &str, sliding_window: Option<usize>) -> Result<Option<usize>> {
             bail!("config.json: sliding_window is missing, but layer_types has sliding layers")
         }
         ("sliding_attention", window) => Ok(window),
-        _ => Ok(None),
+        ("full_attention", _) => Ok(None),
+        (other, _) => bail!("config.json: layer_types: {other} is not supported here"),
     }
 }
 

@@ -5,8 +5,8 @@ use super::{embedding, layer_types, rope_by_type};
 use crate::Architecture;
 use crate::config::Config;
 use crate::spec::{
-    AttentionSpec, FusedLayout, GateSpec, GateUpSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
-    NormSpec, QkvSpec, StackSpec, Wiring,
+    FusedLayout, GateSpec, GateUpSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec,
+    StackSpec, Wiring,
 };
 use attn_core::Mask;
 use attn_core::position::PositionConfig;
@@ -67,22 +67,16 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
             MultiHeadSpec::new(heads, heads, hidden / heads, QkvSpec::Fused { qkv, layout }, out, position)
                 .with_mask(Mask::bidirectional().with_window(window));
         attention.overridable = kinds[i] == "full_attention";
-        Ok(LayerSpec {
-            prefix: format!("layers.{i}."),
-            attention: AttentionSpec::MultiHead(attention),
-            cross: None,
-            mlp: MlpSpec::Gated {
-                gate_up: GateUpSpec::Fused(LinearSpec::new("mlp.Wi", hidden, 2 * inner).bias(mlp_bias)),
-                down: LinearSpec::new("mlp.Wo", inner, hidden).bias(mlp_bias),
-                gate: GateSpec::Activation(act),
-            },
-            wiring: Wiring {
-                // The first layer starts from the embeddings' norm.
-                attention_norm: (i > 0).then(|| norm("attn_norm")),
-                mlp_norm: Some(norm("mlp_norm")),
-                ..Wiring::default()
-            },
-        })
+        let mlp = MlpSpec::Gated {
+            gate_up: GateUpSpec::Fused(LinearSpec::new("mlp.Wi", hidden, 2 * inner).bias(mlp_bias)),
+            down: LinearSpec::new("mlp.Wo", inner, hidden).bias(mlp_bias),
+            gate: GateSpec::Activation(act),
+        };
+        let mut wiring = Wiring::pre_norm(["attn_norm", "mlp_norm"].map(norm));
+        if i == 0 {
+            wiring.attention_norm = None; // it starts from the embeddings' norm
+        }
+        Ok(LayerSpec::new(format!("layers.{i}."), attention, mlp, wiring))
     })?;
     let mut embedding = embedding("embeddings.tok_embeddings.weight", hidden);
     embedding.norm = Some(norm("embeddings.norm"));
@@ -92,7 +86,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         vocab_size: dense.common.vocab_size,
         hidden_size: hidden,
         trained_context: Some(dense.common.max_positions),
-        stack: StackSpec { embedding, layers, final_norm: Some(norm("final_norm")), layer_table: None },
+        stack: StackSpec::new(embedding, layers, Some(norm("final_norm"))),
         encoder: None,
         head: None,
         prefixes: vec![String::new(), "model.".into()],

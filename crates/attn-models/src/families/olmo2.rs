@@ -2,7 +2,7 @@
 
 use super::{Common, activation, llama_rope};
 use crate::config::Config;
-use crate::spec::{AttentionSpec, LayerSpec, ModelSpec, NormSpec, Wiring};
+use crate::spec::{LayerSpec, ModelSpec, NormSpec, Wiring};
 use attn_core::QkNormPlace;
 use candle_core::Result;
 
@@ -19,17 +19,12 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         let whole = |name: &str, heads: usize| NormSpec::rms(name, heads * common.head_dim, eps);
         let (q, k) = (whole("self_attn.q_norm", common.heads), whole("self_attn.k_norm", common.kv_heads));
         attention.qk_norm = Some((q, k, QkNormPlace::Whole));
-        LayerSpec {
-            prefix: format!("layers.{i}."),
-            attention: AttentionSpec::MultiHead(attention),
-            cross: None,
-            mlp: common.gated_mlp(intermediate, false, act),
-            wiring: Wiring {
-                attention_post_norm: Some(norm("post_attention_layernorm")),
-                mlp_post_norm: Some(norm("post_feedforward_layernorm")),
-                ..Wiring::default()
-            },
-        }
+        let wiring = Wiring {
+            attention_post_norm: Some(norm("post_attention_layernorm")),
+            mlp_post_norm: Some(norm("post_feedforward_layernorm")),
+            ..Wiring::default()
+        };
+        LayerSpec::new(format!("layers.{i}."), attention, common.gated_mlp(intermediate, false, act), wiring)
     });
     Ok(common.decoder("olmo2", layers.collect(), norm("norm"), c.flag("tie_word_embeddings", false)?))
 }

@@ -3,7 +3,7 @@
 
 use super::{Common, activation, plain};
 use crate::config::Config;
-use crate::spec::{AttentionSpec, LayerSpec, LinearSpec, ModelSpec, NormSpec, ProjectionPlace, TableSpec, Wiring};
+use crate::spec::{LayerSpec, LinearSpec, ModelSpec, NormSpec, ProjectionPlace, TableSpec, Wiring};
 use attn_core::NormKind;
 use attn_core::position::{LearnedConfig, PositionConfig};
 use candle_core::Result;
@@ -30,13 +30,9 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         attention.out.name = "self_attn.out_proj".into();
         let linear = |name: &str, i, o| LinearSpec::new(name, i, o).bias(bias);
         let norms = ["self_attn_layer_norm", "final_layer_norm"].map(norm);
-        LayerSpec {
-            prefix: format!("layers.{i}."),
-            attention: AttentionSpec::MultiHead(attention),
-            cross: None,
-            mlp: plain(linear("fc1", hidden, inner), linear("fc2", inner, hidden), act),
-            wiring: if before { Wiring::pre_norm(norms) } else { Wiring::post_norm(norms) },
-        }
+        let mlp = plain(linear("fc1", hidden, inner), linear("fc2", inner, hidden), act);
+        let wiring = if before { Wiring::pre_norm(norms) } else { Wiring::post_norm(norms) };
+        LayerSpec::new(format!("layers.{i}."), attention, mlp, wiring)
     });
     let tied = c.flag("tie_word_embeddings", true)?;
     let mut spec = common.decoder("opt", layers.collect(), norm("final_layer_norm"), tied);

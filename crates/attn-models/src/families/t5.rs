@@ -5,8 +5,8 @@ use super::{embedding, plain};
 use crate::Architecture;
 use crate::config::Config;
 use crate::spec::{
-    AttentionSpec, CrossSpec, GateSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
-    NormSpec, QkvSpec, StackSpec, TableSpec, Wiring,
+    CrossSpec, GateSpec, GateUpSpec, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, NormSpec,
+    QkvSpec, StackSpec, TableSpec, Wiring,
 };
 use attn_core::Mask;
 use attn_core::position::{PositionConfig, T5Config};
@@ -67,12 +67,10 @@ impl T5 {
     fn stack(&self, name: &str, layers: usize) -> Result<StackSpec> {
         let layers = (0..layers).map(|i| self.layer(format!("{name}.block.{i}."), name == "decoder"));
         let table = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
-        Ok(StackSpec {
-            embedding: embedding("shared.weight", self.hidden),
-            layers: layers.collect::<Result<_>>()?,
-            final_norm: Some(NormSpec::rms(&format!("{name}.final_layer_norm"), self.hidden, self.eps)),
-            layer_table: Some(TableSpec::new(&table)),
-        })
+        let layers = layers.collect::<Result<_>>()?;
+        let norm = NormSpec::rms(&format!("{name}.final_layer_norm"), self.hidden, self.eps);
+        let stack = StackSpec::new(embedding("shared.weight", self.hidden), layers, Some(norm));
+        Ok(StackSpec { layer_table: Some(TableSpec::new(&table)), ..stack })
     }
 
     fn attention(&self, prefix: &str, mask: Mask, position: PositionConfig) -> MultiHeadSpec {
@@ -117,20 +115,9 @@ impl T5 {
             CrossSpec { attention, norm: norm("layer.1.layer_norm".into()), norm_after: false }
         });
         let last = if decoder { 2 } else { 1 };
-        Ok(LayerSpec {
-            prefix,
-            attention: AttentionSpec::MultiHead(self.attention(
-                "layer.0.SelfAttention.",
-                mask,
-                PositionConfig::T5(bias),
-            )),
-            cross,
-            mlp: self.mlp(&format!("layer.{last}.DenseReluDense."))?,
-            wiring: Wiring {
-                attention_norm: Some(norm("layer.0.layer_norm".into())),
-                mlp_norm: Some(norm(format!("layer.{last}.layer_norm"))),
-                ..Wiring::default()
-            },
-        })
+        let attention = self.attention("layer.0.SelfAttention.", mask, PositionConfig::T5(bias));
+        let mlp = self.mlp(&format!("layer.{last}.DenseReluDense."))?;
+        let norms = [norm("layer.0.layer_norm".into()), norm(format!("layer.{last}.layer_norm"))];
+        Ok(LayerSpec { cross, ..LayerSpec::new(prefix, attention, mlp, Wiring::pre_norm(norms)) })
     }
 }

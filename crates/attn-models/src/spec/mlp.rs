@@ -1,6 +1,6 @@
 //! Feed-forward networks as data: plain, gated, and mixtures of experts.
 
-use super::LinearSpec;
+use super::{LinearSpec, NormSpec};
 use crate::activation::Activation;
 
 /// A feed-forward network.
@@ -74,6 +74,8 @@ pub enum PlainActivation {
 pub struct MoeSpec {
     /// To the experts' logits, one row per expert.
     pub router: LinearSpec,
+    /// On what the router sees.
+    pub router_norm: Option<RouterNorm>,
     /// How tokens choose.
     pub routing: Routing,
     /// Number of experts.
@@ -90,6 +92,31 @@ pub struct MoeSpec {
     pub gate: GateSpec,
     /// An expert that every token passes through.
     pub shared: Option<SharedSpec>,
+}
+
+/// An RMS norm on what a router sees (Gemma 4).
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouterNorm {
+    /// The tensor of its weight, `(hidden,)`.
+    pub weight: String,
+    /// Multiplies the weight.
+    pub factor: f64,
+    /// Inside the square root.
+    pub eps: f64,
+}
+
+/// Experts beside a block's feed-forward network (Gemma 4). Both start from the residual, each with norms of its own; the
+/// router sees the residual itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BesideSpec {
+    /// On the residual, for the experts.
+    pub norm: NormSpec,
+    /// The experts.
+    pub moe: MoeSpec,
+    /// On what the experts give.
+    pub post_norm: NormSpec,
+    /// On what the network beside them gives.
+    pub mlp_post_norm: NormSpec,
 }
 
 /// An expert that every token passes through.
@@ -115,6 +142,8 @@ pub struct Routing {
     pub normalise: Option<f64>,
     /// Multiplies the weights.
     pub scale: f64,
+    /// The tensor, `(experts,)`, that multiplies the weight of each expert (Gemma 4).
+    pub expert_scales: Option<String>,
     /// The weights multiply an expert's input rather than its output (Llama 4).
     pub weighs_input: bool,
 }
@@ -129,6 +158,7 @@ impl Routing {
             groups: None,
             normalise: normalise.then_some(0.0),
             scale: 1.0,
+            expert_scales: None,
             weighs_input: false,
         }
     }
