@@ -3,9 +3,10 @@
 
     python scripts/check_export.py ATTN
 
-needs torch, transformers (5 or 4) and safetensors. ATTN is the program. Every golden Llama, Qwen2, Phi and GPT-NeoX
-checkpoint is exported under several scalings; transformers loads the folder, and its logits have to agree with those of
-`attn logits` under the same options. Prints one line per export and fails on the first that disagrees.
+needs torch, transformers (5 or 4) and safetensors. ATTN is the program. Golden checkpoints of several families are
+exported under several scalings; transformers loads the folder, and its logits have to agree with those of `attn logits`
+under the same options. What a family's configs can't express has to be refused. Prints one line per export and fails on
+the first that disagrees.
 """
 
 import argparse
@@ -21,7 +22,12 @@ from transformers import AutoModelForCausalLM
 from transformers import __version__ as version
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
-MODELS = ["llama", "llama-v4-config", "llama-longrope", "qwen2", "phi", "gpt-neox"]
+MODELS = [
+    *("llama", "llama-v4-config", "llama-longrope", "qwen2", "phi", "gpt-neox"),
+    *("phi3-longrope", "gemma3", "gptj-interleaved"),
+]
+# transformers' Phi-3 reads longrope alone, and any base; its GPT-J nothing. Their other exports have to be refused.
+ONLY = {"phi3-longrope": ["none", "ntk", "checkpoint"], "gptj-interleaved": ["none", "checkpoint"]}
 SCALINGS = {
     "none": [],
     "linear": ["--rope-factor", "2"],
@@ -42,6 +48,11 @@ def run(*args):
     return done.stdout
 
 
+def must_refuse(*args):
+    if subprocess.run([str(a) for a in args], capture_output=True).returncode != 1:
+        sys.exit(f"{' '.join(map(str, args))}: should be refused")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("attn", type=Path)
@@ -55,6 +66,10 @@ def main():
         for name in MODELS:
             for scaling, options in SCALINGS.items():
                 chosen = [] if scaling == "checkpoint" else ["--rope-scaling", scaling, *options]
+                if scaling not in ONLY.get(name, SCALINGS):
+                    must_refuse(attn, "export", GOLDEN / name, "--out", folder / "refused", *chosen)
+                    print(f"{name:16} {scaling:14} refused")
+                    continue
                 out, logits = folder / f"{name}-{scaling}", folder / "logits.safetensors"
                 run(attn, "export", GOLDEN / name, "--out", out, *chosen)
                 run(attn, "logits", GOLDEN / name, "--ids", folder / "ids.json", "--out", logits, *chosen)

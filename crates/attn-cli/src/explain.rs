@@ -2,11 +2,12 @@
 
 use crate::args::ExplainArgs;
 use crate::model;
-use crate::output::{check_writable, color, print, print_json, width, write_file};
+use crate::output::{check_writable, color, note, print, print_json, width, write_file};
 use anyhow::{Context, Result};
 use attn_eval::explain::{Explained, explain};
 use attn_eval::report::{TableStyle, explanation, html};
-use attn_models::{TensorSource, families};
+use attn_models::TensorSource;
+use attn_models::families::{self, Positions};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,9 +34,17 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
 fn explained(args: &ExplainArgs) -> Result<Explained> {
     let Source { name, config, weights } = open(args)?;
     let rope = args.model.rope.to_override();
-    let spec = families::spec(&config).and_then(|spec| spec.with_rope(&rope));
-    let spec = spec.with_context(|| format!("can't read {name}"))?;
-    explain(&name, &spec, weights.as_deref(), rope.original_context, args.length)
+    let read = families::positions(&config, model::unknown_keys(&args.model.load));
+    let Positions { spec, notes, unread } = read.with_context(|| format!("can't read {name}"))?;
+    model::warn(&name, &notes);
+    if let Some(why) = &unread {
+        note(&format!("warning: {name}: its layers are not known: {why}"));
+    }
+    let spec = spec.with_rope(&rope).with_context(|| format!("can't read {name}"))?;
+    // Which tensors hold what is known of known layers alone.
+    let weights = weights.as_deref().filter(|_| unread.is_none());
+    let explained = explain(&name, &spec, weights, rope.original_context, args.length)?;
+    Ok(Explained { layers_known: unread.is_none(), ..explained })
 }
 
 /// What is explained; a `config.json` by itself has no weights.

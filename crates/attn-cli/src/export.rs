@@ -8,8 +8,9 @@ use crate::output::{print, print_json, usage, write_file};
 use crate::serving;
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::position::{PositionConfig, RopeConfig};
+use attn_models::config::UnknownKeys;
 use attn_models::families;
-use attn_models::spec::ModelSpec;
+use attn_models::spec::{AttentionSpec, ModelSpec};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,29 +18,33 @@ use std::path::{Path, PathBuf};
 /// Runs the command.
 ///
 /// # Errors
-/// The model has no single rotary encoding, its config can't express the scaling, or the folder can't be written.
+/// The model has no rotary encoding, its config can't express the scaling, or the folder can't be written.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let (checkpoint, name) = model::checkpoint(args.model.model.as_deref(), &args.model.load)?;
     let change = args.model.rope.to_override();
-    let read = || format!("can't read {name}");
-    let own = families::spec(&checkpoint.config).with_context(read)?;
-    let wanted = own.with_rope(&change).with_context(read)?;
-    let rope = single_rope(&wanted, &name)?;
+    let own = model::spec(&checkpoint.config, &name, &args.model.load)?;
+    let wanted = own.with_rope(&change).with_context(|| format!("can't read {name}"))?;
+    let ropes = Ropes::of(&wanted, &name)?;
     let context = if change == attn_core::RopeOverride::default() {
-        rope.max_position_embeddings
+        ropes.main().max_position_embeddings
     } else {
-        rope.extended_context()
+        ropes.main().extended_context()
     };
-    let parameters = rope.to_hf()?;
-    let config = new_config(&checkpoint.config, &parameters, context)?;
-    check(&config, &rope)?;
+    let parameters = ropes.parameters(&checkpoint.config)?;
+    let config = new_config(&checkpoint.config, &ropes, &parameters, context)?;
+    check(&config, &wanted, model::unknown_keys(&args.model.load))?;
     let mut files = vec![];
     if let Some(out) = &args.out {
         files = write(args, out, &config, &checkpoint.origin)?;
     }
     let served = args.out.as_ref().map_or_else(|| served_name(args), |out| out.display().to_string());
-    let vllm = serving::vllm(&rope, &parameters, &served, args.context.unwrap_or(context));
-    let llama_cpp = serving::llama_cpp(&rope, args.context.unwrap_or(context));
+    let length = args.context.unwrap_or(context);
+    let inside = text_config(&config).is_some().then_some("text_config");
+    let vllm = serving::vllm(ropes.main(), &parameters, inside, &served, length);
+    let llama_cpp = match &ropes {
+        Ropes::Alike(rope) => serving::llama_cpp(rope, length),
+        Ropes::ByType(_) => serving::LAYERS_DIFFER.to_string(),
+    };
     if args.json {
         let folder = args.out.as_ref().map(|out| out.display().to_string());
         return print_json(&json!({
@@ -63,42 +68,97 @@ fn served_name(args: &ExportArgs) -> String {
     args.model.model.clone().unwrap_or_else(|| "MODEL".to_string())
 }
 
-/// The rotary encoding of all layers that have one; a config has room for no more.
-fn single_rope(spec: &ModelSpec, name: &str) -> Result<RopeConfig> {
-    let layers = spec.stack.layers.iter().map(|layer| layer.attention.position());
-    let mut ropes = layers.filter_map(|config| match config {
-        PositionConfig::Rope(rope) => Some(rope),
-        _ => None,
-    });
-    let Some(first) = ropes.next() else { bail!("{name} has no rotary position encoding to export") };
-    ensure!(ropes.all(|rope| rope == first), "{name} has several rotary encodings, by layer: export takes one");
-    Ok(first.clone())
+/// The rotary encodings of a model, as far as a config has room for them.
+enum Ropes {
+    /// One for all layers that have any.
+    Alike(RopeConfig),
+    /// One per type of layer, the full ones first.
+    ByType(Vec<(&'static str, RopeConfig)>),
+}
+
+impl Ropes {
+    fn of(spec: &ModelSpec, name: &str) -> Result<Self> {
+        let mut found: Vec<(&'static str, RopeConfig)> = vec![];
+        for layer in &spec.stack.layers {
+            let PositionConfig::Rope(rope) = layer.attention.position() else { continue };
+            let windowed = matches!(&layer.attention, AttentionSpec::MultiHead(a) if a.mask.window.is_some());
+            let kind = if windowed { "sliding_attention" } else { "full_attention" };
+            match found.iter().find(|(known, _)| *known == kind) {
+                Some((_, known)) => {
+                    ensure!(known == rope, "{name} has several rotary encodings on layers of type {kind}");
+                }
+                None => found.push((kind, rope.clone())),
+            }
+        }
+        found.sort_by_key(|(kind, _)| *kind);
+        let Some((_, first)) = found.first() else { bail!("{name} has no rotary position encoding to export") };
+        match found.iter().all(|(_, rope)| rope == first) {
+            true => Ok(Self::Alike(first.clone())),
+            false => Ok(Self::ByType(found)),
+        }
+    }
+
+    /// That of the layers which see everything.
+    fn main(&self) -> &RopeConfig {
+        match self {
+            Self::Alike(rope) => rope,
+            Self::ByType(ropes) => &ropes[0].1,
+        }
+    }
+
+    /// The `rope_parameters` of transformers 5: one dictionary, or one per type of layer where layers differ or the
+    /// config has them by type already.
+    fn parameters(&self, config: &Value) -> Result<Map<String, Value>> {
+        let of = |rope: &RopeConfig| -> Result<Value> { Ok(Value::Object(rope.to_hf()?)) };
+        match self {
+            Self::ByType(ropes) => ropes.iter().map(|(kind, rope)| Ok(((*kind).to_string(), of(rope)?))).collect(),
+            Self::Alike(rope) => {
+                let types = text_config(config).unwrap_or(config).get("rope_parameters").and_then(Value::as_object);
+                let types = types.filter(|dict| dict.values().any(Value::is_object));
+                match types {
+                    None => Ok(rope.to_hf()?),
+                    Some(types) => types
+                        .iter()
+                        .filter(|(_, entry)| entry.is_object() || entry.is_null())
+                        .map(|(kind, entry)| Ok((kind.clone(), if entry.is_null() { Value::Null } else { of(rope)? })))
+                        .collect(),
+                }
+            }
+        }
+    }
+}
+
+/// The config of the text model inside a multimodal one.
+fn text_config(config: &Value) -> Option<&Value> {
+    config.get("text_config").filter(|text| text.is_object())
 }
 
 /// The config with `parameters` in transformers' new spelling and its old one.
-fn new_config(config: &Value, parameters: &Map<String, Value>, context: usize) -> Result<Value> {
+fn new_config(config: &Value, ropes: &Ropes, parameters: &Map<String, Value>, context: usize) -> Result<Value> {
     let mut config = config.clone();
-    let Some(top) = config.as_object_mut() else { bail!("the config is no object") };
-    let nested = |value: &Value| value.as_object().is_some_and(|dict| dict.values().any(Value::is_object));
-    if let Some(key) = ["rope_parameters", "rope_scaling"].into_iter().find(|key| top.get(*key).is_some_and(nested)) {
-        bail!("{key} has an entry per type of layer: export takes a single one");
-    }
-    let theta = parameters["rope_theta"].clone();
+    let place = if text_config(&config).is_some() { &mut config["text_config"] } else { &mut config };
+    let Some(top) = place.as_object_mut() else { bail!("the config is no object") };
+    let main = ropes.main().to_hf()?;
+    let theta = main["rope_theta"].clone();
     let neox = top.get("model_type").is_some_and(|kind| kind == "gpt_neox");
     // With a `rope_scaling` beside it, GPT-NeoX's class takes the base from here alone, in transformers 5 too.
     if neox || top.contains_key("rotary_emb_base") {
         top.insert("rotary_emb_base".into(), theta.clone());
     }
     top.insert("rope_theta".into(), theta);
+    // Gemma 3's local layers have a base of their own in transformers 4, and no scaling.
+    if let Some(local) = parameters.get("sliding_attention").and_then(|local| local.get("rope_theta")) {
+        top.insert("rope_local_base_freq".into(), local.clone());
+    }
     // transformers 4 keeps the share beside the dictionary.
-    if let Some(share) = parameters.get("partial_rotary_factor") {
+    if let Some(share) = main.get("partial_rotary_factor") {
         top.insert(if neox { "rotary_pct" } else { "partial_rotary_factor" }.into(), share.clone());
     }
-    let mut old = parameters.clone();
+    let mut old = main.clone();
     old.remove("rope_theta");
     old.remove("partial_rotary_factor");
     // Phi-3's class in transformers 4 refuses every scaling but its own, and longrope with further keys.
-    let no_old = parameters["rope_type"] == "default" || top.get("model_type").is_some_and(|kind| kind == "phi3");
+    let no_old = main["rope_type"] == "default" || top.get("model_type").is_some_and(|kind| kind == "phi3");
     top.insert("rope_scaling".into(), if no_old { Value::Null } else { Value::Object(old) });
     top.insert("rope_parameters".into(), Value::Object(parameters.clone()));
     let length_key = ["n_positions", "max_sequence_length"].into_iter().find(|key| top.contains_key(*key));
@@ -109,7 +169,7 @@ fn new_config(config: &Value, parameters: &Map<String, Value>, context: usize) -
     );
     // At the top level it would win over the dictionary.
     if top.contains_key("original_max_position_embeddings") {
-        match parameters.get("original_max_position_embeddings") {
+        match main.get("original_max_position_embeddings") {
             Some(original) => top.insert("original_max_position_embeddings".into(), original.clone()),
             None => top.remove("original_max_position_embeddings"),
         };
@@ -117,12 +177,18 @@ fn new_config(config: &Value, parameters: &Map<String, Value>, context: usize) -
     Ok(config)
 }
 
-/// Reads the new config back: every layer has to turn as it should, or the config can't say it.
-fn check(config: &Value, wanted: &RopeConfig) -> Result<()> {
-    let spec = families::spec(config).context("the exported config can't be read back")?;
-    let read = single_rope(&spec, "the exported config")?;
-    let kind = wanted.scaling.name();
-    ensure!(read.same_frequencies(wanted), "{}'s config can't express {kind} as it is computed here", spec.family);
+/// Reads the new config back: every layer has to turn as it should, or the family's config can't say it.
+fn check(config: &Value, wanted: &ModelSpec, unknown: UnknownKeys) -> Result<()> {
+    let (read, _) = families::spec_with(config, unknown).context("the exported config can't be read back")?;
+    for (index, (read, wanted)) in read.stack.layers.iter().zip(&wanted.stack.layers).enumerate() {
+        let kind = match (read.attention.position(), wanted.attention.position()) {
+            (PositionConfig::Rope(read), PositionConfig::Rope(wanted)) if read.same_frequencies(wanted) => continue,
+            (_, PositionConfig::Rope(wanted)) => wanted.scaling.scheme().called(),
+            (PositionConfig::Rope(_), _) => "what it has",
+            _ => continue,
+        };
+        bail!("transformers' configs of this family can't express {kind} as it is computed here (layer {index})")
+    }
     Ok(())
 }
 

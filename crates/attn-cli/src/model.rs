@@ -9,9 +9,10 @@ use crate::output::{note, usage};
 use crate::parse::{DeviceName, LengthPolicy};
 use anyhow::{Context, Result};
 use attn_core::machine;
-use attn_models::config::UnknownKeys;
+use attn_models::config::{Notes, UnknownKeys};
 use attn_models::memory::weight_bytes;
-use attn_models::{Model, Options, RopeLength};
+use attn_models::spec::ModelSpec;
+use attn_models::{Model, Options, RopeLength, families};
 use candle_core::Device;
 use loader::{Checkpoint, LoadOptions};
 
@@ -52,15 +53,38 @@ fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
     if check_memory && matches!(device, Device::Cpu) {
         memory::check_weights(&name, weight_bytes(checkpoint.weights.as_ref(), dtype))?;
     }
-    let unknown_keys = if args.load.allow_unknown_config_keys { UnknownKeys::Collect } else { UnknownKeys::Refuse };
-    let options = Options { dtype, device, rope, unknown_keys };
+    let options = Options { dtype, device, rope, unknown_keys: unknown_keys(&args.load) };
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &options)
         .with_context(|| format!("can't load {name}"))?;
-    if !model.unknown_keys().is_empty() {
-        let keys = model.unknown_keys().join(", ");
+    warn(&name, model.notes());
+    Ok(Opened { model, checkpoint, name, check_memory })
+}
+
+/// What becomes of config keys that nothing reads.
+pub(crate) fn unknown_keys(args: &LoadArgs) -> UnknownKeys {
+    if args.allow_unknown_config_keys { UnknownKeys::Collect } else { UnknownKeys::Refuse }
+}
+
+/// Says what is worth knowing of the config of the model called `name`.
+pub(crate) fn warn(name: &str, notes: &Notes) {
+    if !notes.unknown.is_empty() {
+        let keys = notes.unknown.join(", ");
         note(&format!("warning: {name}: unknown config keys passed over, the result may be wrong: {keys}"));
     }
-    Ok(Opened { model, checkpoint, name, check_memory })
+    for line in &notes.ignored {
+        note(&format!("warning: {name}: {line}"));
+    }
+}
+
+/// The model as its config describes it, with a warning of what was passed over.
+///
+/// # Errors
+/// The config can't be understood.
+pub(crate) fn spec(config: &serde_json::Value, name: &str, args: &LoadArgs) -> Result<ModelSpec> {
+    let read = families::spec_with(config, unknown_keys(args));
+    let (spec, notes) = read.with_context(|| format!("can't read {name}"))?;
+    warn(name, &notes);
+    Ok(spec)
 }
 
 /// Opens MODEL without loading its weights, and names it for reports.

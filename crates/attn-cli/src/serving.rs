@@ -4,12 +4,25 @@
 use attn_core::position::RopeConfig;
 use serde_json::{Map, Value, json};
 
-/// vLLM's options. `parameters` is the `rope_parameters` of the exported config.
-pub(crate) fn vllm(rope: &RopeConfig, parameters: &Map<String, Value>, model: &str, context: usize) -> String {
+/// Why llama.cpp has no options for models like Gemma 3.
+pub(crate) const LAYERS_DIFFER: &str = "# no options come to the same: they are for all layers alike, and this model's \
+                                        layers rotate in two ways: convert the exported folder with \
+                                        convert_hf_to_gguf.py";
+
+/// vLLM's options. `parameters` is the `rope_parameters` of the exported config, which is `inside` another where that is
+/// one of several models.
+pub(crate) fn vllm(
+    rope: &RopeConfig,
+    parameters: &Map<String, Value>,
+    inside: Option<&str>,
+    model: &str,
+    context: usize,
+) -> String {
     if let Some(why) = rope.scaling.differs_in_vllm() {
         return format!("# no options come to the same: {why}");
     }
     let overrides = json!({"rope_parameters": parameters});
+    let overrides = inside.map_or(overrides.clone(), |key| json!({key: overrides}));
     format!("vllm serve {model} --hf-overrides '{overrides}' --max-model-len {context}")
 }
 
@@ -59,12 +72,12 @@ mod tests {
     #[test]
     fn vllm_overrides_are_json_a_shell_can_take() {
         let rope = rope("yarn", &[]);
-        let command = vllm(&rope, &rope.to_hf().unwrap(), "org/name", 8192);
+        let command = vllm(&rope, &rope.to_hf().unwrap(), None, "org/name", 8192);
         let quoted = command.split('\'').nth(1).unwrap();
         let value: Value = serde_json::from_str(quoted).unwrap();
         assert_eq!(value["rope_parameters"]["rope_type"], "yarn");
         assert!(command.ends_with("--max-model-len 8192"), "{command}");
-        let dynamic = super::vllm(&self::rope("dynamic", &[]), &Map::new(), "org/name", 8192);
+        let dynamic = super::vllm(&self::rope("dynamic", &[]), &Map::new(), None, "org/name", 8192);
         assert!(dynamic.starts_with("# no options") && dynamic.contains("vLLM"), "{dynamic}");
     }
 }

@@ -317,6 +317,61 @@ fn explain_needs_no_weights_and_fits_the_terminal() {
     refused(&["explain", path(&broken)], 1, &["config.json"]);
 }
 
+/// A family whose layers are unknown still has positions to explain, and says what it doesn't know.
+#[test]
+fn explain_says_what_it_can_of_a_family_it_does_not_know() {
+    let config = r#"{"model_type": "unheard_of", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+        "max_position_embeddings": 128, "own_trick": true, "vocab_size": 8,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "attn_factor": 0.9, "original_max_position_embeddings": 32}}"#;
+    let (_keep, known) = file("config.json", config.as_bytes());
+    let facts = json(&["explain", path(&known), "--json"]);
+    assert_eq!((&facts["family"], &facts["layers_known"]), (&"unheard_of".into(), &false.into()));
+    let encoding = &facts["position"][0]["encoding"];
+    assert_eq!((&encoding["rope_type"], &encoding["rotary_dim"]), (&"yarn".into(), &16.into()));
+    let output = run(&["explain", path(&known)]);
+    assert!(stdout(&output).contains("layers are not known"), "{}", stdout(&output));
+    let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(warned.contains("attn_factor does nothing"), "{warned}");
+    let (_keep, strange) = file("config.json", config.replace("yarn", "spiral").as_bytes());
+    refused(&["explain", path(&strange)], 1, &["spiral"]);
+    // A model that can be explained is not one that can be run.
+    let folder = checkpoint("llama");
+    fs::write(folder.path().join("config.json"), config).expect("the config is written");
+    refused(&["inspect", path(folder.path())], 1, &["unheard_of"]);
+}
+
+/// Inside a rope dictionary as anywhere else, in commands with weights and without.
+#[test]
+fn unknown_keys_are_refused_or_passed_over_in_every_command() {
+    let folder = checkpoint("llama");
+    let file = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).expect("a config")).expect("JSON");
+    config["rope_parameters"] = serde_json::json!({"rope_type": "linear", "factor": 2.0, "zeta": 1});
+    fs::write(&file, config.to_string()).expect("the config is written");
+    let model = path(folder.path());
+    for command in [&["inspect", model][..], &["explain", model], &["export", model], &["bench", "model", model]] {
+        refused(command, 1, &["zeta", "--allow-unknown-config-keys"]);
+        let allowed = [command, &["--allow-unknown-config-keys"]].concat();
+        if command[0] == "bench" {
+            continue; // takes long; it loads the model as inspect does
+        }
+        let output = run(&allowed);
+        let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && warned.contains("zeta"), "{command:?}: {warned}");
+    }
+}
+
+#[test]
+fn quantised_weights_are_explained_and_not_loaded() {
+    let folder = checkpoint("llama");
+    let file = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).expect("a config")).expect("JSON");
+    config["quantization_config"] = serde_json::json!({"quant_method": "awq", "bits": 4});
+    fs::write(&file, config.to_string()).expect("the config is written");
+    assert_eq!(json(&["explain", path(&file), "--json"])["family"], "llama");
+    refused(&["inspect", path(folder.path())], 1, &["quantization_config", "awq"]);
+}
+
 #[test]
 fn bench_attention_checks_before_it_times() {
     for options in [&["--bias", "alibi"][..], &["--decode", "--bias", "relative"], &["--backward", "--bias", "dense"]] {

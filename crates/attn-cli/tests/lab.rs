@@ -296,8 +296,12 @@ fn an_export_computes_bit_for_bit_what_the_options_do() {
         &["--rope-scaling", "llama3", "--rope-factor", "2", "--rope-theta", "20000"],
         &[],
     ];
-    for model in ["llama", "llama-v4-config", "qwen2", "phi", "gpt-neox", "phi3-longrope"] {
+    for model in ["llama", "llama-v4-config", "qwen2", "phi", "gpt-neox", "phi3-longrope", "gemma3"] {
         for (index, scaling) in scalings.iter().enumerate() {
+            // transformers' Phi-3 knows longrope and bases alone.
+            if model == "phi3-longrope" && ![0, 2, 7].contains(&index) {
+                continue;
+            }
             let source = golden.join(model);
             let out = folder.path().join(format!("{model}-{index}"));
             let report = json(&[&["export", path(&source), "--out", path(&out), "--json"], *scaling].concat());
@@ -322,12 +326,30 @@ fn an_export_is_refused_where_a_config_cannot_say_it() {
     let out = folder.path().join("out");
     let model = |name: &str| golden.join(name).display().to_string();
     let yarn = ["--rope-scaling", "yarn", "--rope-factor", "2"];
-    refused(&[&["export", &model("gemma3"), "--out", path(&out)], &yarn[..]].concat(), &["several rotary encodings"]);
+    let words = ["not supported for phi3, only longrope"];
+    refused(&[&["export", &model("phi3-longrope"), "--out", path(&out)], &yarn[..]].concat(), &words);
+    for scaling in ["yarn", "ntk"] {
+        let options = ["--rope-scaling", scaling, "--rope-factor", "2"];
+        let words = ["can't express", scaling];
+        refused(&[&["export", &model("gptj-interleaved"), "--out", path(&out)], &options[..]].concat(), &words);
+    }
     refused(&["export", &model("bloom"), "--out", path(&out)], &["no rotary"]);
     assert!(!out.exists(), "nothing is written");
     fs::create_dir(&out).unwrap();
     fs::write(out.join("x"), "x").unwrap();
     refused(&["export", &model("llama"), "--out", path(&out)], &["not an empty folder"]);
+    // What serves a model otherwise than it is computed here is said instead of options.
+    let dynamic = ["export", "--rope-scaling", "dynamic", "--rope-factor", "2"];
+    let text = String::from_utf8(run(&dynamic).stdout).unwrap();
+    assert!(text.matches("# no options come to the same").count() == 2 && !text.contains("vllm serve"), "{text}");
+    // Gemma 3: the scaling is for the layers that see everything, the others keep theirs.
+    let gemma = json(&[&["export", &model("gemma3"), "--json"], &yarn[..]].concat());
+    let types = &gemma["rope_parameters"];
+    assert_eq!(
+        (&types["full_attention"]["rope_type"], &types["sliding_attention"]["rope_type"]),
+        (&"yarn".into(), &"default".into())
+    );
+    assert!(gemma["llama_cpp"].as_str().unwrap().starts_with("# no options"), "{gemma}");
     // Without a folder the options alone are printed, and the embedded model can be exported too.
     let text = String::from_utf8(run(&[&["export"], &yarn[..]].concat()).stdout).unwrap();
     assert!(text.contains("--hf-overrides") && text.contains("--yarn-orig-ctx 256"), "{text}");

@@ -28,12 +28,30 @@ pub struct Explained {
     pub model: String,
     /// Its family.
     pub family: String,
+    /// Whether the layers are known. Otherwise all that is said follows from keys that most families share.
+    pub layers_known: bool,
     /// The context it was trained for, if that is known.
     pub trained_context: Option<usize>,
     /// The length that everything is explained for.
     pub length: usize,
     /// The encodings, each once.
     pub position: Vec<ExplainedGroup>,
+}
+
+impl Explained {
+    /// What to keep in mind about all of it, if anything.
+    pub fn caveat(&self) -> Option<&'static str> {
+        match (self.layers_known, self.position.is_empty()) {
+            (true, _) => None,
+            (false, false) => Some(
+                "The layers are not known: the keys that most families share say this, and layers that differ from one \
+                 another without saying so are not told apart.",
+            ),
+            (false, true) => {
+                Some("The layers are not known, and configs of this family say nothing of a rotary encoding.")
+            }
+        }
+    }
 }
 
 /// One encoding and the layers that use it.
@@ -91,6 +109,7 @@ pub fn explain(
         format: FORMAT,
         model: name.into(),
         family: spec.family.clone(),
+        layers_known: true,
         trained_context: trained,
         length,
         position,
@@ -162,7 +181,7 @@ mod tests {
             assert!(layers > 0, "{}", explained.family);
             kinds.extend(explained.position.iter().map(|group| group.encoding.kind));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["alibi", "learned", "nope", "rope", "t5"]);
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["alibi", "learned", "nope", "rope", "sinusoidal", "t5"]);
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! Reading `config.json`: typed access that names the key in every error and refuses what it does not understand.
 //!
 //! A key that nobody reads may well change the result, and a result that is wrong but looks fine is the worst outcome.
-//! So [`Config::finish`] refuses every key that was neither read nor is known to be harmless, unless whoever runs the
+//! So [`Config::finish`] refuses every key that was neither read nor is known to change nothing, unless whoever runs the
 //! model has said that unknown keys may be passed over ([`UnknownKeys::Collect`]).
+//!
+//! A key that is absent has the value that transformers' configuration class of the family gives it, and one that is null
+//! has none: `sliding_window: null` is no window, no `sliding_window` is Mistral's 4096.
 
+use crate::families::classes::Class;
 use candle_core::{Result, bail};
 use serde_json::{Map, Value};
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
-/// Keys that never change what a forward pass computes.
+/// Keys that never change what a forward pass computes, beside those that say so by their endings.
 const HARMLESS: &[&str] = &[
     "model_type",
     "architectures",
@@ -31,35 +35,15 @@ const HARMLESS: &[&str] = &[
     "output_scores",
     "chunk_size_feed_forward",
     "is_encoder_decoder",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "sep_token_id",
-    "cls_token_id",
-    "mask_token_id",
-    "unk_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
     "tokenizer_class",
     "task_specific_params",
     "finetuning_task",
     "pretraining_tp",
-    "attention_dropout",
-    "hidden_dropout",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-    "dropout",
     "dropout_rate",
-    "attention_probs_dropout_prob",
-    "hidden_dropout_prob",
-    "classifier_dropout",
     "summary_type",
     "summary_use_proj",
     "summary_activation",
     "summary_proj_to_labels",
-    "summary_first_dropout",
     "gradient_checkpointing",
     "prefix",
     "license",
@@ -91,7 +75,7 @@ const HARMLESS: &[&str] = &[
     "num_nextn_predict_layers",
     "max_window_layers",
     "is_llama_config",
-    "rope_interleaved_docs",
+    "rope_interleaved",
     "use_bfloat16",
     "torchscript",
     "tf_legacy_loss",
@@ -106,8 +90,55 @@ const HARMLESS: &[&str] = &[
     "num_return_sequences",
     "encoder_no_repeat_ngram_size",
     "typical_p",
-    "seq_length",
     "attn_implementation",
+    "experts_implementation",
+    // Weights are read as they are stored; what that means is for whoever loads them.
+    "quantization_config",
+    "compression_config",
+    // The cache, generation and tokenization.
+    "cache_implementation",
+    "model_max_length",
+    "tokenizer_model_max_length",
+    "max_sequence_length",
+    "max_new_tokens",
+    "renormalize_logits",
+    "use_flash_attention",
+    "use_flash_attention_2",
+    "use_flash_attn",
+    "use_sdpa",
+    // Training, conversion, and notes of those who published a file.
+    "neftune_noise_alpha",
+    "layerdrop",
+    "init_std",
+    "name_or_path",
+    "base_model",
+    "full_attn_mod",
+    "interpolate_factor",
+    "ff_factor",
+    "use_mrope",
+    "use_cache_kernel",
+    "rotary",
+    "for_llm_compressor",
+    "seq_length",
+    "tie_encoder_decoder",
+    "cross_attention_hidden_size",
+    "position_embedding_type",
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+    "initial_context_length",
+    "experts_per_token",
+    "kv_channels",
+    "mlp_type",
+    "order_of_interleaved_layers",
+    "layer_switch",
+    "use_embedding_sharding",
+    "use_gated_activation",
+    "use_parallel_block",
+    "use_parallel_embedding",
 ];
 
 /// More layers, heads, lanes of a head or experts than any model has.
@@ -123,15 +154,25 @@ pub enum UnknownKeys {
     Collect,
 }
 
+/// What whoever runs a model should know of its config.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Unknown keys that were passed over, with their paths: the result may be wrong.
+    pub unknown: Vec<String>,
+    /// A line about each key that does nothing, as in transformers, though its author may have meant it to.
+    pub ignored: Vec<String>,
+}
+
 /// A `config.json` and a record of what was read.
 #[derive(Debug)]
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
     root: &'a Value,
+    class: Option<Class>,
     path: String,
     used: RefCell<BTreeSet<String>>,
     unknown: UnknownKeys,
-    collected: Rc<RefCell<Vec<String>>>,
+    notes: Rc<RefCell<Notes>>,
 }
 
 impl<'a> Config<'a> {
@@ -144,10 +185,11 @@ impl<'a> Config<'a> {
             Some(map) => Ok(Self {
                 map,
                 root,
+                class: None,
                 path: String::new(),
                 used: RefCell::default(),
                 unknown: UnknownKeys::default(),
-                collected: Rc::default(),
+                notes: Rc::default(),
             }),
             None => bail!("config.json: not a JSON object"),
         }
@@ -160,9 +202,39 @@ impl<'a> Config<'a> {
         self
     }
 
-    /// The unknown keys that were passed over so far, with their paths.
-    pub fn unknown_keys(&self) -> Vec<String> {
-        self.collected.borrow().clone()
+    /// With the defaults of transformers' configuration class of this model type, if it has one.
+    #[must_use]
+    pub fn with_class(mut self, model_type: &str) -> Self {
+        self.class = Class::of(model_type);
+        self
+    }
+
+    /// What is worth knowing of the keys read so far.
+    pub fn notes(&self) -> Notes {
+        self.notes.borrow().clone()
+    }
+
+    /// Refuses an unknown key or notes that it was passed over, as the rule says.
+    pub(crate) fn unknown_key(&self, key: &str) -> Result<()> {
+        let key = format!("{}{key}", self.path);
+        match self.unknown {
+            UnknownKeys::Refuse => bail!(
+                "config.json: unknown key {key} may change the result; if it does not, remove it from the file or \
+                 pass --allow-unknown-config-keys"
+            ),
+            UnknownKeys::Collect => push_new(&mut self.notes.borrow_mut().unknown, &key),
+        }
+        Ok(())
+    }
+
+    /// Notes a key that does nothing.
+    pub(crate) fn ignored_key(&self, what: &str) {
+        push_new(&mut self.notes.borrow_mut().ignored, what);
+    }
+
+    /// The class's value of a key, whatever the config says.
+    pub(crate) fn class_default(&self, key: &str) -> Option<&'static Value> {
+        self.class.as_ref()?.default(key)
     }
 
     /// The whole document, for parsers with keys of their own.
@@ -176,8 +248,8 @@ impl<'a> Config<'a> {
             None => Ok(None),
             Some(value @ Value::Object(map)) => {
                 let path = format!("{}{key}.", self.path);
-                let (unknown, collected) = (self.unknown, self.collected.clone());
-                Ok(Some(Config { map, root: value, path, used: RefCell::default(), unknown, collected }))
+                let (unknown, notes) = (self.unknown, self.notes.clone());
+                Ok(Some(Config { map, root: value, class: None, path, used: RefCell::default(), unknown, notes }))
             }
             Some(other) => bail!("config.json: {}{key} must be an object, not {other}", self.path),
         }
@@ -188,10 +260,15 @@ impl<'a> Config<'a> {
         self.used.borrow_mut().extend(keys.iter().map(|k| (*k).to_string()));
     }
 
-    /// The value of `key`; null counts as absent.
+    /// The value of `key`: the class's if it is absent, none if it is null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.mark(&[key]);
-        self.map.get(key).filter(|v| !v.is_null())
+        self.map.get(key).or(self.class_default(key)).filter(|v| !v.is_null())
+    }
+
+    /// Whether the config itself has a value for the key.
+    pub fn says(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(|v| !v.is_null())
     }
 
     /// True if `key` is there and null, which in some families asks for something else than an absent key.
@@ -244,10 +321,12 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A positive integer under the first of `keys` that is there.
+    /// A positive integer under the first of `keys` that is there. The class has it under one of them.
     pub fn size(&self, keys: &[&str]) -> Result<usize> {
+        self.mark(keys);
         let mut found = None;
-        for key in keys {
+        let said = keys.iter().any(|key| self.says(key));
+        for key in keys.iter().filter(|key| !said || self.says(key)) {
             if let Some(n) = self.size_opt(key)?
                 && *found.get_or_insert(n) != n
             {
@@ -339,31 +418,35 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Refuses or collects every key that was not read and is not known to be harmless.
+    /// Refuses or notes every key that was not read, unless it is known to change nothing: it is harmless in any model,
+    /// says what its absence says, or is one that transformers' class of the family doesn't look at.
     pub fn finish(&self) -> Result<()> {
         let used = self.used.borrow();
         for (key, value) in self.map {
-            let empty = match value {
-                Value::Null | Value::Bool(false) => true,
-                Value::Array(a) => a.is_empty(),
-                Value::Object(o) => o.is_empty(),
-                Value::String(s) => s.is_empty(),
-                _ => false,
-            };
             let private = key.starts_with('_') && key != "_sliding_window_pattern";
-            if empty || private || used.contains(key) || HARMLESS.contains(&key.as_str()) {
+            let passes = match &self.class {
+                Some(class) => class.passes(key, value),
+                None => value.is_null(),
+            };
+            if passes || private || used.contains(key) || is_harmless(key) {
                 continue;
             }
-            let key = format!("{}{key}", self.path);
-            match self.unknown {
-                UnknownKeys::Collect => self.collected.borrow_mut().push(key),
-                UnknownKeys::Refuse => bail!(
-                    "config.json: unknown key {key} may change the result; if it does not, remove it from the file or \
-                     pass --allow-unknown-config-keys"
-                ),
-            }
+            self.unknown_key(key)?;
         }
         Ok(())
+    }
+}
+
+/// Whether a key never changes what a forward pass computes.
+fn is_harmless(key: &str) -> bool {
+    let of_training = ["dropout", "dropout_prob", "_pdrop"].iter().any(|end| key.ends_with(end));
+    let of_tokens = key.ends_with("_token_id") || key.ends_with("_token_index");
+    of_training || of_tokens || HARMLESS.contains(&key)
+}
+
+fn push_new(lines: &mut Vec<String>, line: &str) {
+    if !lines.iter().any(|known| known == line) {
+        lines.push(line.to_string());
     }
 }
 
@@ -392,12 +475,44 @@ mod tests {
 
     #[test]
     fn refuses_what_was_not_read() {
-        let json = json!({"vocab_size": 3, "clever_trick": 2, "off": false, "none": null, "use_cache": true, "_x": 1});
+        let json = json!({"vocab_size": 3, "clever_trick": 2, "none": null, "use_cache": true, "_x": 1});
         let config = Config::new(&json).unwrap();
         config.size(&["vocab_size"]).unwrap();
         assert!(error(config.finish()).contains("unknown key clever_trick"));
         config.mark(&["clever_trick"]);
         config.finish().unwrap();
+        // Nothing and no are answers too.
+        for empty in [json!(false), json!([]), json!({}), json!("")] {
+            let json = json!({"clever_trick": empty});
+            assert!(error(Config::new(&json).unwrap().finish()).contains("clever_trick"), "{empty}");
+        }
+    }
+
+    #[test]
+    fn what_a_class_says_counts_where_the_config_says_nothing() {
+        let json = json!({"hidden_size": 64, "sliding_window": null});
+        let config = Config::new(&json).unwrap().with_class("mistral");
+        assert_eq!(config.size(&["hidden_size", "n_embd"]).unwrap(), 64);
+        assert_eq!((config.size(&["vocab_size"]).unwrap(), config.size_opt("sliding_window").unwrap()), (32000, None));
+        assert_eq!(config.size_opt("num_key_value_heads").unwrap(), Some(8));
+        // An alias says it as well as the class's own name.
+        let json = json!({"hidden_size": 64});
+        let config = Config::new(&json).unwrap().with_class("gptj");
+        assert_eq!(config.size(&["hidden_size", "n_embd"]).unwrap(), 64);
+        assert_eq!(config.size(&["num_hidden_layers", "n_layer"]).unwrap(), 28);
+        assert_eq!(Config::new(&json).unwrap().with_class("mistral").size_opt("sliding_window").unwrap(), Some(4096));
+    }
+
+    #[test]
+    fn keys_that_a_class_does_not_look_at_pass() {
+        let finish = |json: serde_json::Value| error(Config::new(&json).unwrap().with_class("llama").finish());
+        for key in ["activation", "alibi", "n_layer", "rotary_pct", "cache_implementation", "quantization_config"] {
+            assert_eq!(finish(json!({key: "anything"})), "", "{key}");
+        }
+        assert_eq!(finish(json!({"attention_bias": false, "layer_types": null})), "");
+        for (key, value) in [("is_causal", json!(false)), ("layer_types", json!([])), ("per_layer_config", json!({}))] {
+            assert!(finish(json!({key: value})).contains(&format!("unknown key {key} ")), "{key}");
+        }
     }
 
     #[test]
@@ -409,7 +524,7 @@ mod tests {
         inner.size(&["read"]).unwrap();
         inner.finish().unwrap();
         config.finish().unwrap();
-        assert_eq!(config.unknown_keys(), ["inner.other_trick", "clever_trick"]);
+        assert_eq!(config.notes().unknown, ["inner.other_trick", "clever_trick"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::TensorSource;
 use crate::builder::Builder;
-use crate::config::UnknownKeys;
+use crate::config::{Notes, UnknownKeys};
 use crate::families;
 use crate::spec::{ModelSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
@@ -63,7 +63,7 @@ pub struct Model {
     tables: Arc<Tables>,
     parameters: usize,
     dtype: DType,
-    unknown_keys: Arc<[String]>,
+    notes: Arc<Notes>,
 }
 
 /// Learned tables of position encodings, by stack.
@@ -130,7 +130,14 @@ impl Model {
     /// An unknown family, a key that is missing, wrong or not understood, a tensor that is missing or of another shape,
     /// a tensor in the checkpoint that the model does not use; each names the key or the tensor.
     pub fn load(config: &serde_json::Value, weights: Arc<dyn TensorSource>, options: &Options) -> Result<Self> {
-        let (spec, unknown_keys) = families::spec_with(config, options.unknown_keys)?;
+        let (spec, notes) = families::spec_with(config, options.unknown_keys)?;
+        if let Some(quantization) = families::quantization(config) {
+            let method = quantization.get("quant_method").and_then(|m| m.as_str()).unwrap_or("an unknown method");
+            bail!(
+                "config.json: quantization_config: weights quantised by {method} can't be read: take a checkpoint \
+                 without quantization, or a GGUF file"
+            )
+        }
         let spec = spec.with_rope(&options.rope)?;
         let builder = Builder::new(weights.as_ref(), &spec, options.dtype, &options.device)?;
         let hidden = spec.hidden_size;
@@ -152,8 +159,8 @@ impl Model {
         builder.finish(&spec)?;
         let parameters = builder.parameters();
         let tables = Arc::new(Tables { stack: stack_tables, encoder: encoder_tables });
-        let (spec, unknown_keys, dtype) = (Arc::new(spec), unknown_keys.into(), options.dtype);
-        Ok(Self { spec, stack, encoder, head_projection, head, tables, parameters, dtype, unknown_keys })
+        let (spec, notes, dtype) = (Arc::new(spec), Arc::new(notes), options.dtype);
+        Ok(Self { spec, stack, encoder, head_projection, head, tables, parameters, dtype, notes })
     }
 
     /// The same weights under another rotary setting.
@@ -177,9 +184,10 @@ impl Model {
         &self.spec
     }
 
-    /// Keys of the config that were passed over, which [`UnknownKeys::Collect`] allows.
-    pub fn unknown_keys(&self) -> &[String] {
-        &self.unknown_keys
+    /// What is worth knowing of the config: keys that were passed over, which [`UnknownKeys::Collect`] allows, and such
+    /// as do nothing.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// Decoder, encoder or both.

@@ -59,7 +59,6 @@ fn values_that_no_model_has() {
         // Contradictory.
         ("num_key_value_heads", json!(3)),
         ("num_attention_heads", json!(5)),
-        ("rope_scaling", json!({"rope_type": "yarn", "type": "linear", "factor": 2.0})),
         // Scalings that can't be.
         ("rope_scaling", json!({"rope_type": "linear"})),
         ("rope_scaling", json!({"rope_type": "linear", "factor": "2"})),
@@ -82,10 +81,15 @@ fn values_that_no_model_has() {
 
 #[test]
 fn keys_that_are_missing_are_named() {
-    for key in
-        ["model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
-    {
+    let mut config = llama();
+    config.as_object_mut().unwrap().remove("model_type");
+    refused(&config, "model_type");
+    // A family without a class in transformers has no defaults for its sizes.
+    for key in ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"] {
         let mut config = llama();
+        config["model_type"] = json!("attn_decoder");
+        config["position_encoding"] = json!("rope");
+        families::spec(&config).unwrap();
         config.as_object_mut().unwrap().remove(key);
         refused(&config, key);
     }
@@ -203,5 +207,33 @@ fn other_counts_that_are_lists() {
         assert!(config[key].is_u64() || key == "num_decoder_layers" || key == "d_kv", "{name} has no {key}");
         config[key] = json!(1 << 30);
         refused(&config, key);
+    }
+}
+
+/// What changes a result is refused by name whatever its value; what says the same as its absence passes.
+#[test]
+fn answers_of_no_and_nothing_are_answers() {
+    for (model_type, key, value) in [
+        ("bloom", "is_causal", json!(false)),
+        ("mistral", "is_causal", json!(false)),
+        ("t5", "is_causal", json!(false)),
+        ("llama", "per_layer_config", json!({})),
+        ("llama", "layer_types", json!([])),
+        ("llama", "attention_chunk_size", json!(8)),
+        ("gemma2", "use_bidirectional_attention", json!(true)),
+        ("llama", "clever_trick", json!(false)),
+    ] {
+        refused(&json!({"model_type": model_type, key: value}), key);
+    }
+    for (model_type, key, value) in [
+        ("llama", "is_causal", json!(true)),
+        ("qwen2", "is_causal", json!(false)),
+        ("llama", "layer_types", Value::Null),
+        ("llama", "attention_bias", json!(false)),
+        ("llama", "quantization_config", json!({"quant_method": "awq"})),
+        ("phi3", "full_attn_mod", json!(1)),
+        ("gemma2", "cache_implementation", json!("hybrid")),
+    ] {
+        families::spec(&json!({"model_type": model_type, key: value})).expect(key);
     }
 }

@@ -4,6 +4,7 @@ use crate::adamw::{AdamW, Moments};
 use crate::schedule::learning_rate;
 use anyhow::{Context, Result, ensure};
 use attn_eval::rng::Rng;
+use attn_models::config::UnknownKeys;
 use attn_models::{Model, Options};
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
@@ -41,6 +42,9 @@ pub struct Settings {
     pub data: String,
     /// The config that is trained, position settings included.
     pub config: Value,
+    /// Keys of the config that nothing reads are passed over instead of refused.
+    #[serde(default)]
+    pub allow_unknown_config_keys: bool,
 }
 
 impl Settings {
@@ -113,7 +117,9 @@ impl Trainer {
         );
         ensure!(settings.steps > 0 && settings.batch > 0 && settings.accumulate > 0, "nothing to train on");
         settings.data = digest(&tokens);
-        let options = Options { dtype: settings.compute_dtype()?, ..Options::default() };
+        let unknown_keys =
+            if settings.allow_unknown_config_keys { UnknownKeys::Collect } else { UnknownKeys::default() };
+        let options = Options { dtype: settings.compute_dtype()?, unknown_keys, ..Options::default() };
         let parameter = |(name, tensor): (String, Tensor)| -> Result<(String, Parameter)> {
             let var = Var::from_tensor(&tensor.to_dtype(DType::F32)?.contiguous()?)?;
             let moments = Moments::new(var.elem_count());

@@ -27,6 +27,7 @@ fn settings(shape: &Shape, dtype: &str) -> Settings {
         dtype: dtype.into(),
         data: String::new(),
         config: shape.config().unwrap(),
+        allow_unknown_config_keys: false,
     }
 }
 

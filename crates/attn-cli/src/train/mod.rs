@@ -117,6 +117,7 @@ fn settings(args: &TrainArgs, config: Value) -> Settings {
         dtype: args.load.dtype.dtype().as_str().to_string(),
         data: String::new(),
         config,
+        allow_unknown_config_keys: args.load.allow_unknown_config_keys,
     }
 }
 
@@ -151,7 +152,8 @@ fn tuned(args: &TrainArgs, texts: &[String]) -> Result<Start> {
     if s.position.is_some() || s.tokenizer.is_some() {
         return usage(format!("--position and --tokenizer are for a new model; {name} has its own"));
     }
-    let (checkpoint, _) = model::checkpoint(args.model.as_deref(), &args.load)?;
+    let (checkpoint, name) = model::checkpoint(args.model.as_deref(), &args.load)?;
+    model::spec(&checkpoint.config, &name, &args.load)?;
     let tokenizer = checkpoint.require_tokenizer()?;
     let source = checkpoint.weights.clone();
     let weights = source.names().into_iter().map(|name| {

@@ -23,6 +23,9 @@ pub fn explanation(explained: &Explained, style: TableStyle) -> String {
     let times = explained.trained_context.map(|n| explained.length as f64 / n as f64);
     let times = times.map_or(String::new(), |times| format!(", {} times the trained context", factor(times)));
     page.text(&format!("length {} tokens{times}", explained.length));
+    if let Some(caveat) = explained.caveat() {
+        page.text(caveat);
+    }
     for group in &explained.position {
         page.group(group);
     }

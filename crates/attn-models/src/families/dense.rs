@@ -88,7 +88,10 @@ impl Dense {
                 let unless_null = |key: &str, default: Option<usize>| default.filter(|_| !c.is_null(key));
                 let kv_heads = unless_null("num_key_value_heads", defaults.num_key_value_heads).unwrap_or(heads);
                 let head_dim = unless_null("head_dim", defaults.head_dim).unwrap_or(hidden_size / heads);
-                (count("num_key_value_heads", kv_heads)?, count("head_dim", head_dim)?)
+                let kv_heads = count("num_key_value_heads", kv_heads)?;
+                // The class's number is for its own number of heads.
+                let fits = c.says("num_key_value_heads") || heads.is_multiple_of(kv_heads);
+                (if fits { kv_heads } else { heads }, count("head_dim", head_dim)?)
             }
         };
         let given = c.get("head_dim").is_some() || defaults.head_dim.is_some();
@@ -106,6 +109,7 @@ impl Dense {
             kv_heads,
             head_dim,
             max_positions: size("max_position_embeddings", defaults.max_position_embeddings)?,
+            causal: c.flag("is_causal", true)?,
         };
         Ok(Self {
             common,

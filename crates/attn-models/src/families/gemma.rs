@@ -1,21 +1,18 @@
 //! Gemma 1, 2 and 3: norm weights stored minus one, scaled embeddings; later ones add norms after each branch, softcaps,
 //! windows on most layers, and in Gemma 3 a second rotary base for those.
 
-use super::{Common, LLAMA_NORMS, layer_types, llama_rope, pre_norm, rope, window};
+use super::{Common, LLAMA_NORMS, layer_types, llama_rope, pre_norm, rope_by_type, window};
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{LayerSpec, ModelSpec, MultiHeadSpec, NormSpec, Wiring};
 use attn_core::QkNormPlace;
-use attn_core::position::{PositionConfig, RopeConfig, RopeDefaults, RopeScaling};
-use candle_core::{Result, bail};
+use attn_core::position::{PositionConfig, RopeDefaults};
+use candle_core::Result;
 use serde_json::Value;
 
 fn read(c: &Config) -> Result<(Common, f64, Activation)> {
     c.only("use_bidirectional_attention", &Value::Bool(false))?;
-    let mut common = Common::read(c)?;
-    if c.get("head_dim").is_none() {
-        common.head_dim = 256;
-    }
+    let common = Common::read(c)?;
     // Configs of the first release say `gelu` and mean the tanh approximation; `hidden_activation` wins.
     let legacy = c.text_opt("hidden_act")?.filter(|name| *name != "gelu");
     let name = c.text_opt("hidden_activation")?.or(legacy).unwrap_or("gelu_pytorch_tanh");
@@ -58,26 +55,21 @@ fn sandwich(common: &Common, i: usize, attention: MultiHeadSpec, mlp: (usize, Ac
 }
 
 /// The score scale and softcaps that Gemma 2 and 3 share.
-fn scores(c: &Config, default_caps: [Option<f64>; 2]) -> Result<(f64, [Option<f64>; 2])> {
+fn scores(c: &Config) -> Result<(f64, [Option<f64>; 2])> {
     let scalar = c.positive_opt("query_pre_attn_scalar")?.unwrap_or(256.0);
-    let cap = |key: &str, default| match c.root().get(key) {
-        None => Ok(default),
-        Some(_) => c.positive_opt(key),
-    };
-    let caps = [cap("attn_logit_softcapping", default_caps[0])?, cap("final_logit_softcapping", default_caps[1])?];
-    c.mark(&["attn_logit_softcapping", "final_logit_softcapping"]);
+    let caps = [c.positive_opt("attn_logit_softcapping")?, c.positive_opt("final_logit_softcapping")?];
     Ok((scalar.powf(-0.5), caps))
 }
 
 pub(super) fn gemma2(c: &Config) -> Result<ModelSpec> {
     let rope = |c: &Config, d: usize, _: &str| llama_rope(c, d);
-    windowed(c, "gemma2", 2, [Some(50.0), Some(30.0)], rope, |_| {})
+    windowed(c, "gemma2", 2, rope, |_| {})
 }
 
 /// Gemma 2 without the norms after the branches.
 pub(super) fn vaultgemma(c: &Config) -> Result<ModelSpec> {
     let rope = |c: &Config, d: usize, _: &str| llama_rope(c, d);
-    let mut spec = windowed(c, "vaultgemma", 2, [Some(50.0), Some(30.0)], rope, |_| {})?;
+    let mut spec = windowed(c, "vaultgemma", 2, rope, |_| {})?;
     for wiring in spec.stack.layers.iter_mut().map(|layer| &mut layer.wiring) {
         (wiring.attention_post_norm, wiring.mlp_post_norm) = (None, None);
     }
@@ -91,39 +83,29 @@ pub(super) fn gemma3(c: &Config) -> Result<ModelSpec> {
         let norm = |name| NormSpec::rms(name, attention.head_dim, eps).unit_offset();
         attention.qk_norm = Some((norm("self_attn.q_norm"), norm("self_attn.k_norm"), QkNormPlace::Heads));
     };
-    windowed(c, "gemma3", pattern, [None, None], gemma3_rope, qk_norms)
+    windowed(c, "gemma3", pattern, gemma3_rope, qk_norms)
 }
 
 /// Gemma 3's two rotary encodings: scaled with a large base on global layers, plain with a small one on local layers.
 fn gemma3_rope(c: &Config, head_dim: usize, kind: &str) -> Result<PositionConfig> {
-    let local_theta = c.positive_opt("rope_local_base_freq")?;
-    let nested = c.root().get("rope_parameters").is_some_and(|p| p.get("full_attention").is_some());
-    let local = kind == "sliding_attention";
-    let theta = if local { local_theta.unwrap_or(10_000.0) } else { 1_000_000.0 };
-    let defaults = RopeDefaults { theta, ..RopeDefaults::new(head_dim) };
-    if nested || !local {
-        return rope(c, Some(kind), &defaults);
-    }
-    // The older spelling has one scaling and two bases; the scaling is the global layers'.
-    let PositionConfig::Rope(global) = rope(c, Some(kind), &defaults)? else {
-        bail!("config.json: rope_parameters is null for {kind}")
-    };
-    Ok(PositionConfig::Rope(RopeConfig { theta, scaling: RopeScaling::default(), ..global }))
+    let (global, local) = (c.positive_opt("rope_theta")?, c.positive_opt("rope_local_base_freq")?);
+    let is_local = kind == "sliding_attention";
+    let theta = if is_local { local.unwrap_or(10_000.0) } else { global.unwrap_or(1_000_000.0) };
+    rope_by_type(c, kind, theta, !is_local, &RopeDefaults::new(head_dim))
 }
 
 fn windowed(
     c: &Config,
     family: &str,
     pattern: usize,
-    default_caps: [Option<f64>; 2],
     rope_of: impl Fn(&Config, usize, &str) -> Result<PositionConfig>,
     adapt: impl Fn(&mut MultiHeadSpec),
 ) -> Result<ModelSpec> {
     let (common, eps, act) = read(c)?;
     let intermediate = c.size(&["intermediate_size"])?;
     let bias = c.flag("attention_bias", false)?;
-    let (scale, [attention_cap, final_cap]) = scores(c, default_caps)?;
-    let sliding = c.size_opt("sliding_window")?.or(Some(4096));
+    let (scale, [attention_cap, final_cap]) = scores(c)?;
+    let sliding = c.size_opt("sliding_window")?;
     let default = |i: usize| if (i + 1).is_multiple_of(pattern) { "full_attention" } else { "sliding_attention" };
     let kinds = layer_types(c, common.layers, default)?;
     let layer = |i: usize| {

@@ -1,9 +1,9 @@
 //! GPT-J: interleaved rotation of the first lanes, parallel branches, a bias on the logits.
 
-use super::{Common, activation, plain, pre_norm, rope};
+use super::{Common, activation, plain, pre_norm};
 use crate::config::Config;
 use crate::spec::{LinearSpec, ModelSpec, NormSpec, QkvSpec};
-use attn_core::position::{Layout, RopeDefaults};
+use attn_core::position::{Layout, PositionConfig, RopeConfig};
 use candle_core::Result;
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
@@ -13,13 +13,21 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let eps = c.eps("layer_norm_epsilon", 1e-5)?;
     let act = activation(c, "activation_function", "gelu_new")?;
     let rotary_dim = c.size_opt("rotary_dim")?.unwrap_or(d);
-    let defaults = RopeDefaults {
-        partial_rotary_factor: rotary_dim as f64 / d as f64,
+    // A base or a scaling in a config does nothing in transformers' GPT-J.
+    let rope = RopeConfig {
+        rotary_dim,
         layout: Layout::Interleaved,
-        max_position_embeddings: Some(common.max_positions),
-        ..RopeDefaults::new(d)
+        max_position_embeddings: common.max_positions,
+        ..RopeConfig::new(d, 10_000.0)
     };
-    let rope = rope(c, None, &defaults)?;
+    rope.validate()?;
+    for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
+        if c.says(key) {
+            c.ignored_key(&format!("{key} does nothing in GPT-J"));
+        }
+    }
+    c.mark(&["rope_theta", "rope_scaling", "rope_parameters", "rotary", "rotary_pct", "partial_rotary_factor"]);
+    let rope = PositionConfig::Rope(rope);
     let layers = (0..common.layers).map(|i| {
         let mut attention = common.attention(false, rope.clone());
         let linear = |name: &str| LinearSpec::new(&format!("attn.{name}"), hidden, hidden);

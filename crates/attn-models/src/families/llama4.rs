@@ -12,10 +12,7 @@ use attn_core::{NormKind, QkNormPlace};
 use candle_core::{Result, bail};
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let mut common = Common::read(c)?;
-    if c.get("head_dim").is_none() {
-        common.head_dim = 128;
-    }
+    let common = Common::read(c)?;
     let hidden = common.hidden_size;
     let eps = c.eps("rms_norm_eps", 1e-5)?;
     let bias = c.flag("attention_bias", false)?;
@@ -23,7 +20,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let rotates = rope_layers(c, common.layers)?;
     let default = |i: usize| if rotates[i] { "chunked_attention" } else { "full_attention" };
     let kinds = layer_types(c, common.layers, default)?;
-    let chunk = c.size_opt("attention_chunk_size")?.or(c.root().get("attention_chunk_size").is_none().then_some(8192));
+    let chunk = c.size_opt("attention_chunk_size")?;
     let rope = rope(c, None, &RopeDefaults { layout: Layout::Interleaved, ..RopeDefaults::new(common.head_dim) })?;
     let tempered = c.flag("attn_temperature_tuning", true)?;
     let temperature =

@@ -6,6 +6,7 @@ mod arcee;
 mod bart;
 mod bert;
 mod bloom;
+pub(crate) mod classes;
 mod codegen;
 mod cohere;
 mod cohere2;
@@ -46,19 +47,23 @@ mod qwen;
 mod qwen_moe;
 mod roformer;
 mod seed_oss;
+mod sketch;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod t5;
 mod xglm;
 
+pub use sketch::{Positions, positions};
+
 use crate::Architecture;
 use crate::activation::Activation;
-use crate::config::{Config, MAX_LISTED, UnknownKeys};
+use crate::config::{Config, MAX_LISTED, Notes, UnknownKeys};
 use crate::spec::{
     EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
     NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
 };
+use attn_core::Mask;
 use attn_core::position::rope::scaling::FreqFactors;
 use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults};
 use candle_core::{Result, bail};
@@ -72,20 +77,28 @@ pub fn spec(json: &Value) -> Result<ModelSpec> {
     Ok(spec_with(json, UnknownKeys::Refuse)?.0)
 }
 
-/// [`spec`] under a rule for unknown keys; those that were passed over come with the spec.
+/// [`spec`] under a rule for unknown keys; what is worth knowing of the config comes with the spec.
 ///
 /// # Errors
 /// As [`spec`].
-pub fn spec_with(json: &Value, unknown: UnknownKeys) -> Result<(ModelSpec, Vec<String>)> {
+pub fn spec_with(json: &Value, unknown: UnknownKeys) -> Result<(ModelSpec, Notes)> {
     let config = Config::new(json)?.with_unknown(unknown);
     let Some(model_type) = config.text_opt("model_type")? else { bail!("config.json: model_type is missing") };
     // Text models inside multimodal checkpoints have a config of their own.
     if matches!(model_type, "gemma3" | "gemma4" | "llama4" | "mistral3")
         && let Some(text) = json.get("text_config")
     {
-        let (spec, unknown) = spec_with(text, unknown)?;
-        return Ok((multimodal(spec)?, unknown.iter().map(|key| format!("text_config.{key}")).collect()));
+        let (spec, notes) = spec_with(text, unknown)?;
+        let inside = |lines: Vec<String>| lines.into_iter().map(|line| format!("text_config.{line}")).collect();
+        let notes = Notes { unknown: inside(notes.unknown), ignored: inside(notes.ignored) };
+        return Ok((multimodal(spec)?, notes));
     }
+    let config = config.with_class(match model_type {
+        "gemma3" => "gemma3_text",
+        "RefinedWeb" | "RefinedWebModel" => "falcon",
+        "camembert" | "xlm-roberta" => "roberta",
+        other => other,
+    });
     let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
         bail!(
             "config.json: model_type {model_type} is not supported; known: {}",
@@ -93,8 +106,41 @@ pub fn spec_with(json: &Value, unknown: UnknownKeys) -> Result<(ModelSpec, Vec<S
         )
     };
     let spec = read(&config)?;
+    check_bidirectional(&config, &spec)?;
     config.finish()?;
-    Ok((spec, config.unknown_keys()))
+    Ok((spec, config.notes()))
+}
+
+/// Refuses `is_causal: false` where it means more than a mask without a future.
+fn check_bidirectional(c: &Config, spec: &ModelSpec) -> Result<()> {
+    if c.flag("is_causal", true)? {
+        return Ok(());
+    }
+    if spec.head.is_some() {
+        bail!("config.json: is_causal = false is not supported for {}", spec.family)
+    }
+    for layer in &spec.stack.layers {
+        let plain = match &layer.attention {
+            AttentionSpec::MultiHead(a) => {
+                !a.mask.causal
+                    && (a.mask.window, a.mask.chunk) == (None, None)
+                    && !matches!(a.position, PositionConfig::Alibi(_) | PositionConfig::T5(_))
+            }
+            AttentionSpec::Latent(_) => false,
+        };
+        if !plain {
+            bail!("config.json: is_causal = false is not supported for {} with these layers", spec.family)
+        }
+    }
+    Ok(())
+}
+
+/// How the weights of a checkpoint are quantised, if its config says that they are.
+pub fn quantization(json: &Value) -> Option<&Value> {
+    let keys = ["quantization_config", "compression_config"];
+    let places = [Some(json), json.get("text_config")];
+    let found = places.into_iter().flatten().flat_map(|place| keys.iter().filter_map(|key| place.get(*key)));
+    found.into_iter().find(|value| !value.is_null())
 }
 
 /// Turns a config into a spec.
@@ -197,6 +243,8 @@ struct Common {
     kv_heads: usize,
     head_dim: usize,
     max_positions: usize,
+    /// False for a decoder turned into an encoder (`is_causal: false`): every token sees all others.
+    causal: bool,
 }
 
 impl Common {
@@ -204,6 +252,10 @@ impl Common {
     fn read(c: &Config) -> Result<Self> {
         let mut common = Self::read_mha(c)?;
         common.kv_heads = c.size_opt("num_key_value_heads")?.unwrap_or(common.heads);
+        if !c.says("num_key_value_heads") && !common.heads.is_multiple_of(common.kv_heads) {
+            // The class's number is for its own number of heads.
+            common.kv_heads = common.heads;
+        }
         if c.size_opt("head_dim")?.is_some() {
             common.head_dim = c.listed(&["head_dim"])?;
         } else if !common.hidden_size.is_multiple_of(common.heads) {
@@ -233,6 +285,7 @@ impl Common {
             kv_heads: heads,
             head_dim: hidden_size / heads,
             max_positions: c.size(&["max_position_embeddings", "n_positions", "max_seq_len"]).unwrap_or(2048),
+            causal: c.flag("is_causal", true)?,
         })
     }
 
@@ -254,7 +307,8 @@ impl Common {
             v: linear("v_proj", self.kv_heads),
         };
         let out = LinearSpec::new("self_attn.o_proj", self.heads * d, hidden).bias(bias);
-        MultiHeadSpec::new(self.heads, self.kv_heads, d, qkv, out, position)
+        let mask = if self.causal { Mask::causal() } else { Mask::bidirectional() };
+        MultiHeadSpec { mask, ..MultiHeadSpec::new(self.heads, self.kv_heads, d, qkv, out, position) }
     }
 
     /// `mlp.gate_proj`, `mlp.up_proj`, `mlp.down_proj`.
@@ -264,17 +318,23 @@ impl Common {
 
     /// `model.embed_tokens`, `model.layers.N.`, `model.norm`, `lm_head`.
     fn decoder(&self, family: &str, layers: Vec<LayerSpec>, final_norm: NormSpec, tied: bool) -> ModelSpec {
+        // Without a future to predict there are hidden states to use, and no logits.
+        let (architecture, head) = match self.causal {
+            true => (Architecture::Decoder, Some(head(tied, "lm_head"))),
+            false => (Architecture::Encoder, None),
+        };
+        let unused = tied || !self.causal;
         ModelSpec {
             family: family.into(),
-            architecture: Architecture::Decoder,
+            architecture,
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             trained_context: Some(trained_context(&layers).unwrap_or(self.max_positions)),
             stack: StackSpec::new(embedding("embed_tokens.weight", self.hidden_size), layers, Some(final_norm)),
             encoder: None,
-            head: Some(head(tied, "lm_head")),
+            head,
             prefixes: vec!["model.".into(), String::new()],
-            unused: if tied { vec!["lm_head.weight".into()] } else { Vec::new() },
+            unused: if unused { vec!["lm_head.weight".into()] } else { Vec::new() },
         }
     }
 }
@@ -380,12 +440,12 @@ fn rope_of(c: &Config, layer_type: Option<&str>, defaults: &RopeDefaults, dictio
 }
 
 /// The rotary encoding of layers of the type `kind` in families whose types have a dictionary each: that under
-/// `rope_parameters`, else the older `rope_scaling` if it is theirs, else none. As in transformers, what lies beside the
-/// dictionaries has no effect.
+/// `rope_parameters`, with the keys of the older `rope_scaling` put over it if that is theirs. As in transformers, what
+/// lies beside the dictionaries has no effect.
 fn rope_by_type(c: &Config, kind: &str, theta: f64, scaled: bool, defaults: &RopeDefaults) -> Result<PositionConfig> {
     let own = rope_dictionary(c, "rope_parameters").and_then(|d| d.get(kind)?.as_object());
-    let older = if scaled { rope_dictionary(c, "rope_scaling") } else { None };
-    let mut dictionary = own.or(older).cloned().unwrap_or_default();
+    let mut dictionary = own.cloned().unwrap_or_default();
+    dictionary.extend(rope_dictionary(c, "rope_scaling").filter(|_| scaled).cloned().unwrap_or_default());
     dictionary.entry("rope_theta").or_insert_with(|| theta.into());
     rope_of(c, None, defaults, dictionary.into())
 }
@@ -396,9 +456,11 @@ fn rope_dictionary<'a>(c: &Config<'a>, key: &str) -> Option<&'a serde_json::Map<
 }
 
 fn rope_in(c: &Config, root: &Value, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<PositionConfig> {
-    let found = RopeConfig::from_hf(root, layer_type, defaults)
+    let reading = RopeConfig::read_hf(root, layer_type, &of_class(c, defaults))
         .map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))?;
-    let Some(mut config) = found else { return Ok(nope()) };
+    reading.unknown.iter().try_for_each(|key| c.unknown_key(key))?;
+    reading.ignored.iter().for_each(|line| c.ignored_key(line));
+    let Some(mut config) = reading.config else { return Ok(nope()) };
     if let Some(factors) = c.list("rope_freq_factors", 0, serde_json::Value::as_f64)? {
         // A GGUF file's rope_freqs.weight: Llama 3's and LongRoPE's scaling, worked out beforehand.
         if !config.scaling.is_none() {
@@ -408,6 +470,24 @@ fn rope_in(c: &Config, root: &Value, layer_type: Option<&str>, defaults: &RopeDe
         config.validate()?;
     }
     Ok(PositionConfig::Rope(config))
+}
+
+/// What the family's class says of its rotary encoding, where `defaults` are those that nearly all families share.
+fn of_class(c: &Config, defaults: &RopeDefaults) -> RopeDefaults {
+    let mut defaults = defaults.clone();
+    let usual = RopeDefaults::new(defaults.head_dim);
+    let number = |key: &str| c.class_default(key).and_then(Value::as_f64);
+    if let Some(theta) = number("rope_theta").filter(|_| defaults.theta == usual.theta) {
+        defaults.theta = theta;
+    }
+    if let Some(share) = number("partial_rotary_factor").filter(|_| defaults.partial_rotary_factor == 1.0) {
+        defaults.partial_rotary_factor = share;
+    }
+    let size = |key: &str| number(key).map(|n| n as usize);
+    defaults.max_position_embeddings = defaults.max_position_embeddings.or(size("max_position_embeddings"));
+    defaults.original_max_position_embeddings = size("original_max_position_embeddings");
+    defaults.parameters = c.class_default("rope_parameters").and_then(Value::as_object).cloned();
+    defaults
 }
 
 /// Full-width, half-split rotation.
@@ -469,6 +549,59 @@ mod tests {
     }
 
     #[test]
+    fn absent_keys_have_the_values_of_the_family() {
+        let of = |model_type: &str| spec(&json!({"model_type": model_type})).expect(model_type);
+        let rope = |model: &ModelSpec| match model.stack.layers[0].attention.position() {
+            PositionConfig::Rope(rope) => rope.clone(),
+            other => panic!("{other:?}"),
+        };
+        let (llama, mistral) = (of("llama"), of("mistral"));
+        assert_eq!((llama.vocab_size, llama.stack.layers.len(), llama.trained_context), (32000, 32, Some(2048)));
+        let AttentionSpec::MultiHead(attention) = &mistral.stack.layers[0].attention else { panic!("latent") };
+        assert_eq!((attention.heads, attention.kv_heads, attention.mask.window), (32, 8, Some(4096)));
+        assert_eq!(mistral.trained_context, Some(131_072));
+        for (model_type, theta, context) in
+            [("cohere", 5e5, 8192), ("smollm3", 2e6, 32768), ("llama4_text", 5e5, 131_072), ("gemma", 1e4, 8192)]
+        {
+            let model = of(model_type);
+            assert_eq!((rope(&model).theta, model.trained_context), (theta, Some(context)), "{model_type}");
+        }
+        assert_eq!((rope(&of("phi")).rotary_dim, rope(&of("stablelm")).rotary_dim), (32, 20));
+        assert_eq!((rope(&of("gpt_neox")).rotary_dim, rope(&of("gptj")).rotary_dim), (24, 64));
+        // Null is no window where an absent key is one.
+        let none = spec(&json!({"model_type": "mistral", "sliding_window": null})).unwrap();
+        let AttentionSpec::MultiHead(attention) = &none.stack.layers[0].attention else { panic!("latent") };
+        assert_eq!(attention.mask.window, None);
+        // Our own family has no class: what is missing is missing.
+        let ours = spec(&json!({"model_type": "attn_decoder", "hidden_size": 8})).unwrap_err().to_string();
+        assert!(ours.contains("is missing"), "{ours}");
+    }
+
+    #[test]
+    fn a_decoder_without_causality_is_an_encoder() {
+        let encoder = llama(&[("is_causal", json!(false))]).unwrap();
+        assert_eq!((encoder.architecture, encoder.head.is_none()), (Architecture::Encoder, true));
+        let AttentionSpec::MultiHead(attention) = &encoder.stack.layers[0].attention else { panic!("latent") };
+        assert!(!attention.mask.causal);
+        for value in [json!(true), Value::Null] {
+            assert_eq!(llama(&[("is_causal", value)]).unwrap().architecture, Architecture::Decoder);
+        }
+    }
+
+    #[test]
+    fn keys_of_a_rope_dictionary_are_refused_or_noted() {
+        let read = |dict: Value, unknown| {
+            let json = json!({"model_type": "llama", "rope_scaling": dict});
+            spec_with(&json, unknown).map(|(_, notes)| notes)
+        };
+        let yarn = read(json!({"type": "yarn", "factor": 4.0, "attn_factor": 0.9}), UnknownKeys::Refuse).unwrap();
+        assert!(yarn.unknown.is_empty() && yarn.ignored[0].contains("attn_factor"), "{yarn:?}");
+        let zeta = json!({"type": "yarn", "factor": 4.0, "zeta": 0.9});
+        assert!(read(zeta.clone(), UnknownKeys::Refuse).unwrap_err().to_string().contains("--allow-unknown"));
+        assert!(read(zeta, UnknownKeys::Collect).unwrap().unknown[0].contains("zeta"));
+    }
+
+    #[test]
     fn refuses_by_name() {
         let error = |extra: &[(&str, Value)]| llama(extra).unwrap_err().to_string();
         assert!(error(&[("model_type", json!("mamba"))]).contains("model_type mamba is not supported"));
@@ -476,6 +609,8 @@ mod tests {
         assert!(error(&[("hidden_act", json!("maxout"))]).contains("unknown activation `maxout`"));
         assert!(error(&[("num_hidden_layers", json!(0))]).contains("num_hidden_layers"));
         assert!(error(&[("rope_scaling", json!({"type": "magic", "factor": 2.0}))]).contains("magic"));
-        assert!(error(&[("quantization_config", json!({"bits": 4}))]).contains("quantization_config"));
+        assert!(error(&[("is_causal", json!(false)), ("model_type", json!("bloom"))]).contains("is_causal"));
+        assert!(error(&[("sliding_window", json!(8))]).contains("sliding_window"));
+        assert!(error(&[("rope_scaling", json!({"type": "linear", "factor": 2.0, "zeta": 1}))]).contains("zeta"));
     }
 }

@@ -54,6 +54,8 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         "emb_pdrop",
         "verbose",
         "tokenizer_name",
+        "ffn_config",
+        "fc_type",
     ]);
     let read = attention(c)?;
     let alibi = PositionConfig::Alibi(AlibiConfig { bias_max: read.bias_max, ..AlibiConfig::new(common.heads) });

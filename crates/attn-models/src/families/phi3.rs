@@ -3,7 +3,8 @@
 use super::{Common, LLAMA_NORMS, activation, llama_rope, pre_norm};
 use crate::config::Config;
 use crate::spec::{FusedLayout, GateSpec, GateUpSpec, LinearSpec, MlpSpec, ModelSpec, NormSpec, QkvSpec};
-use candle_core::Result;
+use attn_core::position::{PositionConfig, RopeScaling};
+use candle_core::{Result, bail};
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let common = Common::read(c)?;
@@ -13,6 +14,11 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let activation = activation(c, "hidden_act", "silu")?;
     let window = c.size_opt("sliding_window")?;
     let rope = llama_rope(c, d)?;
+    if let PositionConfig::Rope(rope) = &rope
+        && !matches!(rope.scaling, RopeScaling::Unscaled(_) | RopeScaling::LongRope(_) | RopeScaling::FreqFactors(_))
+    {
+        bail!("config.json: rope type {} is not supported for phi3, only longrope", rope.scaling.name())
+    }
     let norm = |name: &str| NormSpec::rms(name, hidden, eps);
     let layers = (0..common.layers).map(|i| {
         let mut attention = common.attention(false, rope.clone());

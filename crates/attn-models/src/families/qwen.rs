@@ -13,7 +13,7 @@ pub(super) fn qwen2(c: &Config) -> Result<ModelSpec> {
             (*q, *k, *v) = (with_bias(q), with_bias(k), with_bias(v));
         }
     };
-    qwen(c, "qwen2", None, set_bias)
+    qwen(c, "qwen2", set_bias)
 }
 
 pub(super) fn qwen3(c: &Config) -> Result<ModelSpec> {
@@ -22,15 +22,11 @@ pub(super) fn qwen3(c: &Config) -> Result<ModelSpec> {
         let norm = |name| NormSpec::rms(name, attention.head_dim, eps);
         attention.qk_norm = Some((norm("self_attn.q_norm"), norm("self_attn.k_norm"), QkNormPlace::Heads));
     };
-    // transformers' Qwen3Config defaults head_dim to 128, whatever the hidden size.
-    qwen(c, "qwen3", Some(128), add_norms)
+    qwen(c, "qwen3", add_norms)
 }
 
-fn qwen(c: &Config, family: &str, head_dim: Option<usize>, adapt: impl Fn(&mut MultiHeadSpec)) -> Result<ModelSpec> {
-    let mut common = Common::read(c)?;
-    if let (Some(default), None) = (head_dim, c.get("head_dim")) {
-        common.head_dim = default;
-    }
+fn qwen(c: &Config, family: &str, adapt: impl Fn(&mut MultiHeadSpec)) -> Result<ModelSpec> {
+    let common = Common::read(c)?;
     let eps = c.eps("rms_norm_eps", 1e-6)?;
     let intermediate = c.size(&["intermediate_size"])?;
     let act = activation(c, "hidden_act", "silu")?;

@@ -51,6 +51,10 @@ pub struct RopeDefaults {
     pub layout: Layout,
     /// `max_position_embeddings` if the config spells it otherwise (`n_positions`) or not at all.
     pub max_position_embeddings: Option<usize>,
+    /// `original_max_position_embeddings` if the config has none beside its rope dictionary. It wins over the one inside.
+    pub original_max_position_embeddings: Option<usize>,
+    /// The rope dictionary if the config has none.
+    pub parameters: Option<Dict>,
 }
 
 impl RopeDefaults {
@@ -62,6 +66,8 @@ impl RopeDefaults {
             partial_rotary_factor: 1.0,
             layout: Layout::Half,
             max_position_embeddings: None,
+            original_max_position_embeddings: None,
+            parameters: None,
         }
     }
 }
@@ -91,7 +97,7 @@ impl RopeConfig {
     pub fn from_hf(config: &Value, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<Option<Self>> {
         let reading = Self::read_hf(config, layer_type, defaults)?;
         match reading.unknown.first() {
-            Some(unknown) => bail!("{unknown}"),
+            Some(key) => bail!("unknown key {key} may change the result"),
             None => Ok(reading.config),
         }
     }
@@ -108,11 +114,11 @@ impl RopeConfig {
             Some(Value::Object(dict)) => Ok(Some(dict).filter(|dict| !dict.is_empty())),
             Some(other) => bail!("{key}: expected an object or null, got {other}"),
         };
-        let empty = Dict::new();
+        let absent = defaults.parameters.clone().unwrap_or_default();
         // With both, transformers reads the older one alone.
         let (at, dict) = match (find("rope_scaling")?, find("rope_parameters")?) {
             (Some(dict), _) => ("rope_scaling", dict),
-            (None, dict) => ("rope_parameters", dict.unwrap_or(&empty)),
+            (None, dict) => ("rope_parameters", dict.unwrap_or(&absent)),
         };
         let mut reader = Reader { at, top, dict, defaults, unknown: vec![], ignored: vec![] };
         let config = reader.read(layer_type)?;
@@ -162,7 +168,7 @@ impl RopeConfig {
 pub struct RopeReading {
     /// The encoding; `None` for a layer type that has none.
     pub config: Option<RopeConfig>,
-    /// A line about each key of the rope dictionary that is not known and may change the result.
+    /// The path of each key of the rope dictionary that is not known and may change the result.
     pub unknown: Vec<String>,
     /// A line about each key that does nothing here, as in transformers, though its author may have meant it to.
     pub ignored: Vec<String>,
@@ -189,7 +195,7 @@ impl Reader<'_> {
             if entry.is_object() || entry.is_null() {
                 types.push(name.as_str());
             } else {
-                self.unknown.push(format!("{}.{name}: unknown key beside entries per layer type", self.at));
+                self.unknown.push(format!("{}.{name}", self.at));
             }
         }
         let found = match layer_type {
@@ -222,7 +228,10 @@ impl Reader<'_> {
         let head_dim = self.defaults.head_dim;
         let rotary_dim = if scheme.whole_head { head_dim } else { self.rotary_dim(partial)? };
         // At the top level it wins over the dictionary, as in Phi-3, unless the dictionary is nested.
-        let original = if nested { None } else { count(ORIGINAL, self.top.get(ORIGINAL))? };
+        let above = || -> Result<Option<usize>> {
+            Ok(count(ORIGINAL, self.top.get(ORIGINAL))?.or(self.defaults.original_max_position_embeddings))
+        };
+        let original = if nested { None } else { above()? };
         let mut source = Source::config(ConfigKeys { at, dict, top: self.top, declared, original });
         let config = RopeConfig {
             head_dim,
@@ -247,7 +256,7 @@ impl Reader<'_> {
             if scheme.ignored.contains(&key.as_str()) || scaling::is_known_key(key) {
                 self.ignored.push(format!("{at}: {key} does nothing under rope type {kind}"));
             } else {
-                self.unknown.push(format!("{at}: rope type {kind} has no key {key} (= {value})"));
+                self.unknown.push(format!("{at}.{key}"));
             }
         }
     }

@@ -22,6 +22,9 @@ pub fn explanation(explained: &Explained) -> Result<String> {
         explained.length,
         times.map_or(String::new(), |times| format!(", {} times the trained context", factor(times)))
     ));
+    if let Some(caveat) = explained.caveat() {
+        page.text(caveat);
+    }
     for (index, group) in explained.position.iter().enumerate() {
         page.heading(&title(group));
         if let Some(rope) = &group.effects.rope {
