@@ -60,8 +60,8 @@ use crate::Architecture;
 use crate::activation::Activation;
 use crate::config::{Config, MAX_LISTED, Notes, UnknownKeys};
 use crate::spec::{
-    EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec,
-    NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
+    AttentionSpec, EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec,
+    MultiHeadSpec, NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
 };
 use attn_core::Mask;
 use attn_core::position::rope::scaling::FreqFactors;
