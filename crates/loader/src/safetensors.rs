@@ -69,25 +69,27 @@ impl SafetensorsSource {
     pub fn open_sharded(index: &Path, mmap: bool) -> Result<Self> {
         let map = read_index(index)?;
         let folder = index.parent().unwrap_or(Path::new("."));
-        let shards: Vec<&String> = map.values().collect::<HashSet<_>>().into_iter().collect();
+        let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, shard) in &map {
+            shards.entry(shard).or_default().push(name);
+        }
         let mut files = Vec::with_capacity(shards.len());
         let mut tensors = BTreeMap::new();
         // What the index does not list is a tensor of the checkpoint all the same: left out, it might be missed.
         let mut unlisted: BTreeMap<String, Place> = BTreeMap::new();
-        for shard in shards {
+        for (shard, names) in shards {
             let path = folder.join(shard);
             if !path.exists() {
-                let (name, _) = map.iter().find(|(_, s)| *s == shard).unwrap_or((shard, shard));
-                let hint = format!("{} needs it, for {name} among others", file_name(index));
-                return Err(LoadError::MissingFile { folder: folder.to_path_buf(), file: shard.clone(), hint });
+                let hint = format!("{} needs it, for {} among others", file_name(index), names[0]);
+                return Err(LoadError::MissingFile { folder: folder.to_path_buf(), file: shard.to_string(), hint });
             }
             let blob = Blob::open(&path, mmap)?;
             let mut held: BTreeMap<_, _> = read_header(&blob, files.len())?.into_iter().collect();
-            for (name, _) in map.iter().filter(|(_, s)| *s == shard) {
+            for name in names {
                 let entry = held.remove(name).ok_or_else(|| {
                     LoadError::tensor(&path, name, format!("missing, though {} says it is here", file_name(index)))
                 })?;
-                tensors.insert(name.clone(), entry);
+                tensors.insert(name.to_string(), entry);
             }
             for (name, entry) in held.into_iter().filter(|(name, _)| !map.contains_key(name)) {
                 if unlisted.contains_key(&name) {
@@ -100,6 +102,24 @@ impl SafetensorsSource {
         }
         tensors.extend(unlisted);
         Ok(Self { files, tensors })
+    }
+
+    /// The file that holds a tensor, for messages.
+    pub(crate) fn file_of(&self, name: &str) -> &Path {
+        self.get(name).map_or(Path::new("checkpoint"), |(_, blob)| blob.path())
+    }
+
+    /// Whether a tensor is stored in eight-bit floats, which mean nothing without a scale.
+    pub(crate) fn is_fp8(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|entry| entry.dtype == Dtype::F8_E4M3)
+    }
+
+    /// The bytes of a tensor as they are.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let (entry, blob) = self.get(name)?;
+        let mut bytes = vec![0; (entry.bytes.end - entry.bytes.start) as usize];
+        blob.read_at(entry.bytes.start, &mut bytes)?;
+        Ok(bytes)
     }
 
     fn get(&self, name: &str) -> Result<(&Place, &Blob)> {
