@@ -2,56 +2,11 @@
 
 mod common;
 
-use attn_models::{Architecture, Model, RopeLength, Session};
-use candle_core::{DType, Device, IndexOp, Tensor};
-use common::{Golden, difference, ids_of, load, root};
-
-fn start(golden: &Golden, length: RopeLength) -> Session {
-    let mut session = Session::new(&golden.model, length, None).unwrap();
-    if golden.model.architecture() == Architecture::EncoderDecoder {
-        session.encode(&ids_of(golden, "input_ids"), None).unwrap();
-    }
-    session
-}
-
-/// Feeds the tokens in blocks of `n` under the declared length.
-fn in_blocks(golden: &Golden, n: usize) -> Tensor {
-    let ids = match golden.model.architecture() {
-        Architecture::EncoderDecoder => ids_of(golden, "decoder_input_ids"),
-        _ => ids_of(golden, "input_ids"),
-    };
-    let t = ids.dim(1).unwrap();
-    let mut session = start(golden, RopeLength::Declared(t));
-    let blocks = (0..t).step_by(n).map(|at| session.feed_all(&ids.narrow(1, at, n.min(t - at)).unwrap()).unwrap());
-    Tensor::cat(&blocks.collect::<Vec<_>>(), 1).unwrap()
-}
+use candle_core::Device;
+use common::{Golden, checks, difference, load, root};
 
 fn check(name: &str) {
-    let golden = load(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-    if golden.model.architecture() == Architecture::Encoder {
-        let ids = ids_of(&golden, "input_ids");
-        let hidden = golden.model.hidden(&ids, ids.dim(1).unwrap(), None).unwrap();
-        let diff = difference(&hidden, &golden.expected["hidden"]);
-        assert!(diff < 1e-3, "{name}: hidden states differ by {diff}");
-        return;
-    }
-    let logits = &golden.expected["logits"];
-    for n in [usize::MAX >> 1, 1, 5, 11] {
-        let diff = difference(&in_blocks(&golden, n), logits);
-        assert!(diff < 1e-3, "{name}: logits differ by {diff} in blocks of {n}");
-    }
-    if let Some(greedy) = golden.expected.get("greedy") {
-        let greedy = greedy.to_dtype(DType::U32).unwrap();
-        let prompt = greedy.dim(1).unwrap() - 16;
-        let mut session = start(&golden, RopeLength::Exact);
-        let mut logits = session.feed(&greedy.narrow(1, 0, prompt).unwrap()).unwrap();
-        for at in prompt..prompt + 16 {
-            let next = Model::greedy(&logits).unwrap();
-            let want = greedy.i((.., at)).unwrap().to_vec1::<u32>().unwrap();
-            assert_eq!(next.flatten_all().unwrap().to_vec1::<u32>().unwrap(), want, "{name}: greedy token {at}");
-            logits = session.feed(&next).unwrap();
-        }
-    }
+    checks::check(name, &load(name).unwrap_or_else(|e| panic!("{name}: {e}")));
 }
 
 macro_rules! golden {
@@ -91,7 +46,7 @@ fn shards_equal_one_file() {
         std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
         std::fs::copy(root().join(name).join("config.json"), dir.path().join("config.json")).unwrap();
         let sharded = Golden { model: common::open(dir.path()).unwrap(), expected: golden.expected.clone() };
-        assert_eq!(difference(&in_blocks(&sharded, 100), &in_blocks(&golden, 100)), 0.0, "{name}");
+        assert_eq!(difference(&checks::in_blocks(&sharded, 100), &checks::in_blocks(&golden, 100)), 0.0, "{name}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Golden models and their expected values, loaded as a user would load them.
 #![allow(dead_code)] // each test uses its own part
 
+pub(crate) mod checks;
 pub(crate) mod llama;
 
 use attn_models::{Model, Options};

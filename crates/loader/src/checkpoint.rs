@@ -9,7 +9,7 @@ use crate::{
     source::ModelRef,
     tokenizer::Tokenizer,
 };
-use attn_models::TensorSource;
+use attn_models::{TensorSource, config::UnknownKeys};
 use sha2::{Digest, Sha256};
 use std::{
     borrow::Cow,
@@ -30,6 +30,10 @@ pub struct Checkpoint {
     pub chat_template: Option<ChatTemplate>,
     /// The ids that begin and end a text.
     pub generation: GenerationDefaults,
+    /// What the weights are quantised as, such as `Q4_K_M (Q4_K, Q6_K, F32)`, if that is known beside their dtypes.
+    pub quantization: Option<String>,
+    /// What whoever uses the checkpoint should be told: guesses that were made, and what was passed over.
+    pub warnings: Vec<String>,
     /// Where all of this came from.
     pub origin: Origin,
 }
@@ -149,6 +153,8 @@ pub struct LoadOptions {
     /// Memory-map weights (the default) rather than reading them. A mapped file that another process truncates kills
     /// the program with SIGBUS; with plain reads the same is an error.
     pub mmap: bool,
+    /// What becomes of metadata and tensors of a GGUF file that nothing reads: an error (the default), or a warning.
+    pub unknown_keys: UnknownKeys,
     /// Never draw progress bars; they are only drawn on a terminal anyway.
     pub quiet: bool,
     /// Where the hub and its cache are.
@@ -158,7 +164,13 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// Mapped, dequantised, with the hub as the environment describes it.
     fn default() -> Self {
-        Self { keep_quantized: false, mmap: true, quiet: false, hub: HubConfig::from_env() }
+        Self {
+            keep_quantized: false,
+            mmap: true,
+            unknown_keys: UnknownKeys::default(),
+            quiet: false,
+            hub: HubConfig::from_env(),
+        }
     }
 }
 

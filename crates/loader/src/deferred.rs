@@ -37,12 +37,21 @@ impl Deferred {
         Self { file: PathBuf::new(), value: Arc::new(LazyLock::new(Box::new(|| Ok(tokenizer)))) }
     }
 
+    /// A tokenizer that can't be had; who asks for it is told why.
+    pub(crate) fn failed(reason: LoadError) -> Self {
+        let reason = reason.to_string();
+        Self { file: PathBuf::new(), value: Arc::new(LazyLock::new(Box::new(|| Err(reason)))) }
+    }
+
     /// The tokenizer, once it is there.
     ///
     /// # Errors
     /// The file holds none.
     pub(crate) fn get(&self) -> Result<&Tokenizer> {
         let value = LazyLock::force(&self.value).as_ref();
-        value.map_err(|reason| LoadError::Tokenizer { file: self.file.clone(), reason: reason.clone() })
+        value.map_err(|reason| match self.file.as_os_str().is_empty() {
+            true => LoadError::NoUsableTokenizer { reason: reason.clone() },
+            false => LoadError::Tokenizer { file: self.file.clone(), reason: reason.clone() },
+        })
     }
 }

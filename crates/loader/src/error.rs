@@ -156,6 +156,13 @@ pub enum LoadError {
         reason: String,
     },
 
+    /// A GGUF file's tokenizer can't be built, which its other contents do not need.
+    #[error("{reason}")]
+    NoUsableTokenizer {
+        /// What is wrong, with the file.
+        reason: String,
+    },
+
     /// A GGUF file asks for a pre-tokenizer that is not known, so that its tokens would come out wrong.
     #[error("{}: tokenizer.ggml.pre {pre:?} is not supported; use the safetensors version of the model, which has a tokenizer.json", .file.display())]
     PreTokenizer {

@@ -6,6 +6,7 @@ use crate::{
     deferred::Deferred,
     error::{LoadError, Result},
     safetensors::{self, SafetensorsSource},
+    scaled,
     tokenizer::Tokenizer,
 };
 use serde_json::Value;
@@ -63,8 +64,9 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
     if !config_path.exists() {
         return Err(missing_config(folder));
     }
-    let config = read_object(&config_path)?;
+    let mut config = read_object(&config_path)?;
     let (weights, mut files) = open_weights(folder, options)?;
+    let (weights, quantization) = scaled::fold(&mut config, &config_path, weights)?;
     files.extend(SMALL_FILES.iter().map(|f| folder.join(f)).filter(|p| p.exists()));
     let tokenizer_config = optional_object(folder, "tokenizer_config.json")?;
     let generation_config = optional_object(folder, "generation_config.json")?;
@@ -88,7 +90,16 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
     let chat_template = find_template(folder, tokenizer_config.as_ref())?;
     let files = files.into_iter().map(|p| OriginFile::on_disk(folder, p)).collect::<Result<_>>()?;
     let origin = Origin { model: model.to_string(), commit, files };
-    Ok(Checkpoint { config, weights: Arc::new(weights), tokenizer, chat_template, generation, origin })
+    Ok(Checkpoint {
+        config,
+        weights: Arc::from(weights),
+        tokenizer,
+        chat_template,
+        generation,
+        quantization,
+        warnings: Vec::new(),
+        origin,
+    })
 }
 
 /// The checkpoint whose files are given as bytes.
@@ -112,8 +123,16 @@ pub(crate) fn from_bytes(config: &[u8], weights: Cow<'static, [u8]>, tokenizer: 
     };
     let weights = SafetensorsSource::from_bytes("embedded model.safetensors", weights)?;
     let origin = Origin { model: "embedded".to_string(), commit: None, files };
-    let weights = Arc::new(weights);
-    Ok(Checkpoint { config: config_value, weights, tokenizer, chat_template: None, generation, origin })
+    Ok(Checkpoint {
+        config: config_value,
+        weights: Arc::new(weights),
+        tokenizer,
+        chat_template: None,
+        generation,
+        quantization: None,
+        warnings: Vec::new(),
+        origin,
+    })
 }
 
 fn optional_object(folder: &Path, name: &str) -> Result<Option<Value>> {

@@ -1,6 +1,11 @@
 //! Parsers of files as functions of bytes, for the targets in `fuzz/`; compiled for them alone.
 
-use crate::{blob::Blob, checkpoint::Origin, gguf, safetensors};
+use crate::{
+    blob::Blob,
+    checkpoint::{LoadOptions, Origin},
+    gguf, safetensors,
+};
+use attn_models::config::UnknownKeys;
 use candle_core::{DType, Device};
 use std::path::Path;
 
@@ -8,7 +13,8 @@ use std::path::Path;
 pub fn gguf(bytes: &[u8]) {
     let blob = Blob::memory("fuzz.gguf", bytes.to_vec().into());
     let origin = Origin { model: "fuzz".into(), commit: None, files: Vec::new() };
-    let Ok(checkpoint) = gguf::read(blob, origin, true) else { return };
+    let options = LoadOptions { keep_quantized: true, unknown_keys: UnknownKeys::Collect, ..LoadOptions::default() };
+    let Ok(checkpoint) = gguf::read(vec![blob], origin, &options) else { return };
     for name in checkpoint.weights.names() {
         let _ = checkpoint.weights.load(&name, DType::F32, &Device::Cpu);
         let _ = checkpoint.weights.quantized(&name, &Device::Cpu);

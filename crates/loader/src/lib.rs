@@ -27,6 +27,7 @@ mod gguf;
 mod guard;
 mod hub;
 mod safetensors;
+mod scaled;
 mod source;
 mod tokenizer;
 

@@ -66,11 +66,22 @@ impl Tokenizer {
     /// # Errors
     /// The text can't be tokenised, or has a token that the model has no embedding for.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = guard(|| self.inner.encode_fast(text, add_special).map_err(|e| e.to_string()));
-        let encoding = encoding.flatten().map_err(|e| failed(format!("can't tokenise the text: {e}")))?;
-        let mut ids = encoding.get_ids().to_vec();
+        self.encode_as(text, add_special, self.add_bos)
+    }
+
+    /// [`encode`](Self::encode) with special tokens, beginning with BOS or not whatever the tokenizer does by itself.
+    /// A BOS that is written out in the text stays, and is not doubled.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_with_bos(&self, text: &str, bos: bool) -> Result<Vec<u32>> {
+        self.encode_as(text, true, Some(bos))
+    }
+
+    fn encode_as(&self, text: &str, add_special: bool, add_bos: Option<bool>) -> Result<Vec<u32>> {
+        let mut ids = self.raw(text, add_special)?;
         if add_special {
-            self.set_ends(&mut ids);
+            self.set_ends(&mut ids, text, add_bos)?;
         }
         if let Some(limit) = self.vocab_limit
             && let Some(&id) = ids.iter().find(|&&id| id as usize >= limit)
@@ -81,12 +92,38 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// What tokenizer.json alone makes of a text.
+    fn raw(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = guard(|| self.inner.encode_fast(text, add_special).map_err(|e| e.to_string()));
+        let encoding = encoding.flatten().map_err(|e| failed(format!("can't tokenise the text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token that a text begins with by the tokenizer's own rule: the explicit one (`add_bos_token`), else what
+    /// tokenizer.json puts in front of any text.
+    ///
+    /// # Errors
+    /// The tokenizer fails on a text of one letter.
+    pub fn begins_with(&self) -> Result<Option<u32>> {
+        match self.add_bos {
+            Some(true) => Ok(self.bos_id),
+            Some(false) => Ok(None),
+            None => {
+                let (with, without) = (self.raw("a", true)?, self.raw("a", false)?);
+                Ok(with.first().copied().filter(|first| without.first() != Some(first)))
+            }
+        }
+    }
+
     /// An explicit choice wins over what tokenizer.json does, in both directions, as in transformers.
-    fn set_ends(&self, ids: &mut Vec<u32>) {
+    fn set_ends(&self, ids: &mut Vec<u32>, text: &str, add_bos: Option<bool>) -> Result<()> {
         if let Some(bos) = self.bos_id {
-            match self.add_bos {
+            match add_bos {
                 Some(true) if ids.first() != Some(&bos) => ids.insert(0, bos),
-                Some(false) if ids.first() == Some(&bos) => _ = ids.remove(0),
+                // Only what was put in front of the text goes, not what is written in it.
+                Some(false) if ids.first() == Some(&bos) && ids[1..].starts_with(&self.raw(text, false)?) => {
+                    ids.remove(0);
+                }
                 _ => {}
             }
         }
@@ -96,6 +133,7 @@ impl Tokenizer {
         {
             ids.push(eos);
         }
+        Ok(())
     }
 
     /// The text of `ids`; with `skip_special` without tokens such as `<|im_end|>`. Bytes that are not UTF-8 come out

@@ -420,3 +420,71 @@ fn links_are_followed_as_in_the_cache() {
     std::fs::remove_file(dir.path().join("blob")).unwrap();
     assert!(open(dir.path()).is_err());
 }
+
+/// A name, a dtype, a shape and bytes.
+type Stored<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
+
+/// A folder with a config and tensors of these dtypes and shapes, whose bytes follow each other.
+fn scaled(config: &serde_json::Value, tensors: &[Stored]) -> tempfile::TempDir {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        header.insert((*name).to_string(), json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+        data.extend_from_slice(bytes);
+    }
+    let dir = folder(&[("model.safetensors", &safetensors(&header.into(), &data))]);
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// DeepSeek's FP8: 3 x 5 numbers under scales of blocks of 2 x 2.
+#[test]
+fn eight_bit_weights_are_read_with_their_scales() {
+    let config = json!({"model_type": "llama", "quantization_config":
+        {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [2, 2], "activation_scheme": "dynamic"}});
+    // 0x38 is 1, 0xc0 is -2.
+    let codes: Vec<u8> = (0..15).map(|i| if i % 2 == 0 { 0x38 } else { 0xc0 }).collect();
+    let scales: Vec<u8> = (1..=6u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+    let good: [Stored; 3] = [
+        ("w.weight", "F8_E4M3", &[3, 5], codes.clone()),
+        ("w.weight_scale_inv", "F32", &[2, 3], scales.clone()),
+        ("norm.weight", "F32", &[1], 1f32.to_le_bytes().to_vec()),
+    ];
+    let c = open(scaled(&config, &good).path()).unwrap();
+    assert_eq!(c.weights.names(), ["norm.weight", "w.weight"]);
+    assert_eq!(c.config.get("quantization_config"), None);
+    assert!(c.quantization.as_deref().is_some_and(|q| q.contains("FP8") && q.contains("2 x 2")));
+    let want: Vec<f32> =
+        (0..15).map(|i| (if i % 2 == 0 { 1.0 } else { -2.0 }) * (1 + i / 5 / 2 * 3 + i % 5 / 2) as f32).collect();
+    assert_eq!(values(&c.weights.load("w.weight", DType::F32, &Device::Cpu).unwrap()), want);
+    let error = |tensors: &[Stored]| open(scaled(&config, tensors).path()).unwrap_err().to_string();
+    assert!(error(&good[..1]).contains("w.weight_scale_inv is missing"));
+    let short: [Stored; 2] = [good[0].clone(), ("w.weight_scale_inv", "F32", &[2, 2], scales[..16].to_vec())];
+    assert!(error(&short).contains("asks for [2, 3]"), "{}", error(&short));
+    // Without the config's word for it they are refused, by name.
+    let c = open(scaled(&json!({"model_type": "llama"}), &good).path()).unwrap();
+    let err = c.weights.load("w.weight", DType::F32, &Device::Cpu).unwrap_err().to_string();
+    assert!(err.contains("w.weight") && err.contains("F8_E4M3"), "{err}");
+}
+
+/// gpt-oss's experts: two of 2 rows and 32 columns, the low four bits first.
+#[test]
+fn four_bit_experts_are_read_with_their_exponents() {
+    let config = json!({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}});
+    // Codes 2 and 13: 1 and -3.
+    let blocks = vec![0xd2; 2 * 2 * 16];
+    let good: [Stored; 2] = [
+        ("e.down_proj_blocks", "U8", &[2, 2, 1, 16], blocks),
+        ("e.down_proj_scales", "U8", &[2, 2, 1], vec![127, 128, 126, 127]),
+    ];
+    let c = open(scaled(&config, &good).path()).unwrap();
+    assert_eq!(c.weights.names(), ["e.down_proj"]);
+    let got = c.weights.load("e.down_proj", DType::F32, &Device::Cpu).unwrap();
+    assert_eq!((got.dims(), c.weights.shape("e.down_proj").unwrap().dims()), (&[2, 32, 2][..], &[2, 32, 2][..]));
+    let want = [[1.0, 2.0], [-3.0, -6.0]].concat().repeat(16);
+    let second = [[0.5, 1.0], [-1.5, -3.0]].concat().repeat(16);
+    assert_eq!(values(&got), [want, second].concat());
+    let bad: [Stored; 2] = [good[0].clone(), ("e.down_proj_scales", "U8", &[2, 1, 2], vec![127; 4])];
+    let err = open(scaled(&config, &bad).path()).unwrap_err().to_string();
+    assert!(err.contains("e.down_proj_blocks") && err.contains("fit together"), "{err}");
+}

@@ -93,7 +93,9 @@ fn metadata(g: &mut Gguf, arch: &str, config: &Value) {
     int("attention.head_count_kv", kv);
     int("attention.key_length", get(&["head_dim"]));
     int("attention.value_length", get(&["head_dim"]));
-    int("attention.sliding_window", get(&["sliding_window"]));
+    if ["gemma3", "phi3"].contains(&arch) {
+        int("attention.sliding_window", get(&["sliding_window"]));
+    }
     let eps = if ["gpt2", "bloom"].contains(&arch) { "epsilon" } else { "rms_epsilon" };
     g.set(&format!("{arch}.attention.layer_norm_{eps}"), Meta::F32(1e-6));
     let rope = &config["rope_parameters"];
@@ -299,7 +301,7 @@ fn rope_scaling_is_translated() {
         open(&g.write(dir.path())).map(|c| c.config)
     };
     let c = config(&|_| {}).unwrap();
-    assert_eq!((&c["rope_theta"], c.get("rope_scaling")), (&Value::from(10000.0), None));
+    assert_eq!(c["rope_parameters"], serde_json::json!({"rope_type": "default", "rope_theta": 10000.0}));
     assert_eq!((&c["rms_norm_eps"], &c["tie_word_embeddings"]), (&Value::from(1e-5), &Value::from(true)));
     let c = config(&|g| {
         g.set("llama.rope.scaling.type", "yarn").set("llama.rope.scaling.factor", Meta::F32(4.0));
@@ -308,20 +310,65 @@ fn rope_scaling_is_translated() {
         g.set("llama.rope.scaling.yarn_attn_factor", Meta::F32(1.5));
     });
     let want = serde_json::json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8,
-        "beta_fast": 24.0, "attention_factor": 1.5});
-    assert_eq!(c.unwrap()["rope_scaling"], want);
-    let c = config(&|g| _ = g.set("llama.rope.scale_linear", Meta::F32(2.0))).unwrap();
-    assert_eq!(c["rope_scaling"], serde_json::json!({"rope_type": "linear", "factor": 2.0}));
+        "beta_fast": 24.0, "attention_factor": 1.5, "rope_theta": 10000.0});
+    assert_eq!(c.unwrap()["rope_parameters"], want);
+    // A factor without a type is linear, under the old name of the key too.
+    for key in ["llama.rope.scale_linear", "llama.rope.scaling.factor"] {
+        let c = config(&|g| _ = g.set(key, Meta::F32(2.0))).unwrap();
+        let want = serde_json::json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0});
+        assert_eq!(c["rope_parameters"], want, "{key}");
+    }
+    // attn_factor multiplies what the type has, and what has none.
+    let yarn = |g: &mut Gguf| {
+        g.set("llama.rope.scaling.type", "yarn").set("llama.rope.scaling.factor", Meta::F32(4.0));
+        g.set("llama.rope.scaling.attn_factor", Meta::F32(2.0));
+    };
+    let c = config(&|g| yarn(g)).unwrap();
+    let factor = c["rope_parameters"]["attention_factor"].as_f64().unwrap();
+    assert!((factor - 2.0 * (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12, "{factor}");
+    let c = config(&|g| _ = g.set("llama.rope.scaling.attn_factor", Meta::F32(1.5))).unwrap();
+    let rope = &c["rope_parameters"];
+    assert_eq!((&rope["attention_factor"], &rope["long_factor"]), (&1.5.into(), &serde_json::json!([1.0, 1.0])));
+    // A multiplier of the logarithm is DeepSeek's mscale_all_dim.
+    let c = config(&|g| {
+        yarn(g);
+        g.set("llama.rope.scaling.attn_factor", Meta::F32(1.0));
+        g.set("llama.rope.scaling.yarn_log_multiplier", Meta::F32(0.5));
+    });
+    let rope = c.unwrap()["rope_parameters"].clone();
+    assert_eq!((&rope["mscale"], &rope["mscale_all_dim"]), (&1.0.into(), &0.5.into()));
+    assert_eq!(rope.get("attention_factor"), None);
+    // Without extrapolation YaRN is linear.
+    let extrapolation = |x: f32| {
+        config(&|g| {
+            g.set("llama.rope.scaling.type", "yarn").set("llama.rope.scaling.factor", Meta::F32(4.0));
+            g.set("llama.rope.scaling.yarn_ext_factor", Meta::F32(x));
+        })
+    };
+    assert_eq!(extrapolation(0.0).unwrap()["rope_parameters"]["rope_type"], "linear");
+    assert_eq!(extrapolation(-1.0).unwrap()["rope_parameters"]["rope_type"], "yarn");
+    assert!(extrapolation(0.5).unwrap_err().to_string().contains("yarn_ext_factor"));
+    let c = config(&|g| _ = g.set("llama.rope.scaling.type", "none").set("llama.rope.scaling.factor", Meta::F32(4.0)));
+    assert_eq!(c.unwrap()["rope_parameters"]["rope_type"], "default");
     let c = config(&|g| {
         g.set("llama.rope.scaling.original_context_length", Meta::U32(8));
         g.tensor("rope_factors_long.weight", Data::f32(&[2], &[4.0, 5.0]));
         g.tensor("rope_factors_short.weight", Data::f32(&[2], &[1.0, 1.5]));
     });
-    let want = serde_json::json!({"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 8,
-        "long_factor": [4.0, 5.0], "short_factor": [1.0, 1.5]});
-    assert_eq!(c.unwrap()["rope_scaling"], want);
-    let c = config(&|g| _ = g.tensor("rope_freqs.weight", Data::f32(&[2], &[1.0, 8.0]))).unwrap();
-    assert_eq!(c["rope_freq_factors"], serde_json::json!([1.0, 8.0]));
+    let want = serde_json::json!({"rope_type": "longrope", "original_max_position_embeddings": 8, "rope_theta": 10000.0,
+        "attention_factor": 1.0, "long_factor": [4.0, 5.0], "short_factor": [1.0, 1.5]});
+    assert_eq!(c.unwrap()["rope_parameters"], want);
+    // Divisors that no scaling of Llama 3 gives, times the factor beside them, with the context stated.
+    let c = config(&|g| {
+        g.set("llama.rope.scaling.original_context_length", Meta::U32(16));
+        g.set("llama.rope.scaling.factor", Meta::F32(2.0));
+        g.tensor("rope_freqs.weight", Data::f32(&[2], &[3.0, 2.0]));
+    });
+    let rope = &c.unwrap()["rope_parameters"];
+    assert_eq!((&rope["short_factor"], &rope["long_factor"]), (&serde_json::json!([6.0, 4.0]), &rope["short_factor"]));
+    assert_eq!(rope["original_max_position_embeddings"], 16);
+    let err = config(&|g| _ = g.tensor("rope_freqs.weight", Data::f32(&[2], &[1.0, 0.0]))).unwrap_err().to_string();
+    assert!(err.contains("rope_freqs.weight"), "{err}");
     let err = config(&|g| _ = g.set("llama.rope.scaling.type", "magic")).unwrap_err().to_string();
     assert!(err.contains("llama.rope.scaling.type") && err.contains("magic"), "{err}");
     let err = config(&|g| _ = g.tensor("rope_freqs.weight", Data::f32(&[3], &[1.0; 3]))).unwrap_err().to_string();
@@ -391,7 +438,7 @@ fn metadata_that_lies() {
         ("general.alignment", Meta::U32(0), "power of two"),
         ("general.alignment", Meta::U32(33), "power of two"),
         ("general.alignment", Meta::U32(1 << 31), "power of two"),
-        ("split.count", Meta::U32(4), "gguf-split"),
+        ("split.count", Meta::U32(4), "several files"),
         ("x", Meta::Raw(99, vec![]), "unknown type 99"),
         ("x", Meta::Raw(7, vec![2]), "not a boolean"),
         ("x", Meta::Raw(9, array(4, u64::MAX)), "elements"),
@@ -410,9 +457,10 @@ fn metadata_that_lies() {
         ("llama.rope.dimension_count", Meta::U32(5), "dimensions"),
         ("llama.rope.freq_base", Meta::F32(f32::NAN), "finite"),
         ("llama.attention.layer_norm_rms_epsilon", Meta::F32(f32::INFINITY), "finite"),
-        ("llama.expert_count", Meta::U32(8), "experts"),
-        ("tokenizer.ggml.model", Meta::from("bert"), "bert"),
-        ("tokenizer.ggml.model", Meta::from("gpt2"), "tokenizer.ggml.tokens"),
+        ("llama.expert_count", Meta::U32(8), "read by nothing"),
+        ("llama.attention.clamp_kqv", Meta::F32(8.0), "llama.attention.clamp_kqv"),
+        ("llama.attn_logit_softcapping", Meta::F32(30.0), "read by nothing"),
+        ("clever.trick", Meta::U32(1), "clever.trick"),
         ("tokenizer.chat_template", Meta::from("{% if %}"), "model.gguf"),
     ] {
         let mut g = tiny_llama();
@@ -441,7 +489,11 @@ fn tables_that_lie() {
         (tensor(&[4], 0, 16, Some(u64::MAX - 31)), "truncated"),
         (tensor(&[4], 0, 16, Some(1)), "alignment"),
         (tensor(&[4], 0, 16, Some(0)), "overlaps"),
-        (tensor(&[256], 23, 136, None), "IQ4_XS"),
+        (tensor(&[256], 21, 110, None), "IQ3_S"),
+        (tensor(&[1 << 62, 0], 0, 0, None), "no numbers"),
+        (tensor(&[1 << 34, 0, 4], 0, 0, None), "no numbers"),
+        (tensor(&[1 << 34, 4], 0, 16, None), "truncated"),
+        (tensor(&[4], 0, 16, None), "no llama model"),
         (tensor(&[256], 4, 136, None), "type 4"),
     ] {
         assert!(err.contains("weight") && err.contains(want), "{want}: {err}");
@@ -494,9 +546,101 @@ fn byte_level_tokenizer_equals_tokenizer_json() {
     ] {
         let mut g = g.clone();
         g.set(key, value);
-        let err = refused(&g.bytes());
+        let err = no_tokenizer(&g.bytes());
         assert!(err.contains(want), "{key}: {err}");
     }
+    g.remove("tokenizer.ggml.pre");
+    let c = open_bytes(&g.bytes()).unwrap();
+    assert!(c.warnings[0].contains("tokenizer.ggml.pre"), "{:?}", c.warnings);
+}
+
+/// A file whose tokenizer is no use opens, since not everything needs one; who asks for it is told why.
+fn no_tokenizer(bytes: &[u8]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let c = open(&path).unwrap();
+    assert!(c.weights.load("model.embed_tokens.weight", DType::F32, &Device::Cpu).is_ok());
+    let err = c.require_tokenizer().unwrap_err().to_string();
+    assert!(err.contains("model.gguf") && !err.contains('\n'), "{err}");
+    err
+}
+
+#[test]
+fn a_tokenizer_of_another_kind_is_missed_only_by_those_who_need_it() {
+    for (model, want) in [("bert", "bert"), ("gpt2", "tokenizer.ggml.tokens")] {
+        let mut g = tiny_llama();
+        g.set("tokenizer.ggml.model", model);
+        assert!(no_tokenizer(&g.bytes()).contains(want), "{model}");
+    }
+}
+
+#[test]
+fn what_nothing_reads_is_passed_over_only_when_told_to() {
+    let mut g = tiny_llama();
+    g.set("llama.final_logit_softcapping", Meta::F32(30.0)).set("general.name", "x").set("llama.pooling_type", "y");
+    g.set("llama.expert_count", Meta::U32(0));
+    g.tensor("blk.0.attn_sinks.weight", Data::f32(&[2], &[0.0; 2]));
+    let dir = tempfile::tempdir().unwrap();
+    let path = g.write(dir.path());
+    assert!(open(&path).unwrap_err().to_string().contains("llama.final_logit_softcapping"));
+    let mut options = offline();
+    options.unknown_keys = attn_models::config::UnknownKeys::Collect;
+    let c = Checkpoint::open(path.to_str().unwrap(), &options).unwrap();
+    let [keys, tensors] = c.warnings.as_slice() else { panic!("{:?}", c.warnings) };
+    assert!(keys.ends_with(": llama.final_logit_softcapping") && tensors.ends_with(": blk.0.attn_sinks.weight"));
+}
+
+/// A golden file cut into parts as llama.cpp's gguf-split does: the metadata in the first, tensors in each.
+#[test]
+fn parts_are_read_together_whichever_is_given() {
+    let whole = as_gguf("llama", "llama");
+    let dir = tempfile::tempdir().unwrap();
+    let names = [1, 2, 3].map(|i| format!("m-{i:05}-of-00003.gguf"));
+    let chunks: Vec<_> = whole.tensors.chunks(whole.tensors.len().div_ceil(3)).collect();
+    let write = |i: usize, no: u32, count: u32| {
+        let mut part = Gguf { meta: if i == 0 { whole.meta.clone() } else { vec![] }, tensors: chunks[i].to_vec() };
+        part.set("split.no", Meta::Raw(2, (no as u16).to_le_bytes().to_vec()));
+        part.set("split.count", Meta::Raw(2, (count as u16).to_le_bytes().to_vec()));
+        part.set("split.tensors.count", Meta::U32(whole.tensors.len() as u32));
+        std::fs::write(dir.path().join(&names[i]), part.bytes()).unwrap();
+    };
+    (0..3).for_each(|i| write(i, i as u32, 3));
+    let want = golden_tensors("llama");
+    for name in &names {
+        let c = open(&dir.path().join(name)).unwrap();
+        assert_eq!(c.weights.names(), want.keys().cloned().collect::<Vec<_>>());
+        assert_eq!(c.origin.files.len(), 3);
+        for (tensor, t) in &want {
+            let got = c.weights.load(tensor, DType::F32, &Device::Cpu).unwrap();
+            assert_eq!(values(&got), values(t), "{tensor}");
+        }
+    }
+    let refused = || open(&dir.path().join(&names[0])).unwrap_err().to_string();
+    write(1, 2, 3);
+    assert!(refused().contains("split.no"), "{}", refused());
+    write(1, 1, 4);
+    assert!(refused().contains("split.count"), "{}", refused());
+    std::fs::remove_file(dir.path().join(&names[1])).unwrap();
+    assert!(refused().contains(&names[1]), "{}", refused());
+}
+
+#[test]
+fn formats_that_candle_does_not_know_are_widened() {
+    // 32 codes of 1 under an exponent of 128: 0.5 * 2.
+    let mut g = tiny_llama();
+    g.set("llama.embedding_length", Meta::U32(32));
+    g.tensors.clear();
+    let bytes = [[128u8].as_slice(), &[0x11; 16]].concat().repeat(8);
+    g.tensor("token_embd.weight", Data { dims: vec![8, 32], tag: 39, bytes, offset: None });
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = offline();
+    options.keep_quantized = true;
+    let c = Checkpoint::open(g.write(dir.path()).to_str().unwrap(), &options).unwrap();
+    let name = "model.embed_tokens.weight";
+    assert!(c.weights.quantized(name, &Device::Cpu).unwrap().is_none());
+    assert_eq!(values(&c.weights.load(name, DType::F32, &Device::Cpu).unwrap()), [1.0; 256]);
+    assert_eq!(c.quantization.as_deref(), Some("MXFP4"));
 }
 
 #[test]
@@ -523,5 +667,5 @@ fn sentencepiece_falls_back_to_bytes() {
     let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
     assert_eq!(pieces.concat() + &stream.finish().unwrap(), "hello é");
     g.set("tokenizer.ggml.scores", Meta::F32s(vec![0.0]));
-    assert!(refused(&g.bytes()).contains("tokenizer.ggml.scores"));
+    assert!(no_tokenizer(&g.bytes()).contains("tokenizer.ggml.scores"));
 }

@@ -113,6 +113,24 @@ fn shards_and_gguf_files() {
     let err = fails_for("org/name/q/y.gguf", &hub.options(dir.path()), dir.path());
     assert!(matches!(err, LoadError::NotOnHub { .. }), "{err}");
 
+    // Of a model in parts any may be asked for, and all are fetched.
+    let mut parts = [common::Gguf::default(), common::Gguf::default()];
+    parts[0].meta = common::tiny_llama().meta;
+    parts[1].tensors = common::tiny_llama().tensors;
+    for (no, part) in parts.iter_mut().enumerate() {
+        part.set("split.no", common::Meta::U32(no as u32)).set("split.count", common::Meta::U32(2));
+    }
+    let names = ["q/m-00001-of-00002.gguf", "q/m-00002-of-00002.gguf"];
+    let hub = Hub::new(&[(names[0], &parts[0].bytes()), (names[1], &parts[1].bytes())]);
+    for name in names {
+        let dir = cache();
+        let c = Checkpoint::open(&format!("org/name/{name}"), &hub.options(dir.path())).unwrap();
+        assert_eq!(c.weights.names(), ["model.embed_tokens.weight"]);
+        let mut offline = hub.options(dir.path());
+        offline.hub.offline = true;
+        assert!(Checkpoint::open(&format!("org/name/{name}"), &offline).is_ok());
+    }
+
     let (hub, dir) = (Hub::new(&[("config.json", config), ("pytorch_model.bin", b"x")]), cache());
     let err = fails(&hub, dir.path());
     assert!(matches!(err, LoadError::PickledWeights { .. }), "{err}");

@@ -2,18 +2,71 @@
 
 use super::parse::{Header, Value};
 use crate::error::{LoadError, Result};
-use std::path::Path;
+use std::{cell::RefCell, collections::BTreeSet, path::Path};
 
-/// The metadata of one architecture: keys are looked up behind its prefix.
+/// Namespaces whose keys never change what a forward pass computes: what the file is called, how it was made, how it is
+/// split, and what its tokenizer is, which is read apart.
+const HARMLESS_SPACES: [&str; 8] =
+    ["general.", "tokenizer.", "quantize.", "split.", "imatrix.", "mradermacher.", "unsloth.", "lmstudio."];
+
+/// Keys of an architecture that never change it either: sizes told elsewhere too, what a classifier or an embedding model
+/// does with hidden states, how axes of an image share rotary lanes, and the order that weights had before.
+const HARMLESS: [&str; 8] = [
+    "vocab_size",
+    "pooling_type",
+    "classifier.pooling_type",
+    "classifier.output_labels",
+    "rope.scaling.finetuned",
+    "rope.dimension_sections",
+    "tensor_data_layout",
+    "decoder_start_token_id",
+];
+
+/// Keys for which 0 says that there is no such thing.
+const NONE_IF_ZERO: [&str; 13] = [
+    "expert_count",
+    "expert_used_count",
+    "expert_shared_count",
+    "expert_group_count",
+    "expert_group_used_count",
+    "expert_feed_forward_length",
+    "nextn_predict_layers",
+    "n_deepstack_layers",
+    "attention.sliding_window",
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+];
+
+/// The metadata of one architecture: keys are looked up behind its prefix, and remembered.
 pub(crate) struct Meta<'a> {
     header: &'a Header,
     file: &'a Path,
     prefix: &'a str,
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Meta<'a> {
     pub(crate) fn new(header: &'a Header, file: &'a Path, prefix: &'a str) -> Self {
-        Self { header, file, prefix }
+        Self { header, file, prefix, read: RefCell::default() }
+    }
+
+    /// The keys that nothing read and that are not known to be harmless, sorted.
+    pub(crate) fn unread(&self) -> Vec<String> {
+        let read = self.read.borrow();
+        let harmless = |key: &str, value: &Value| {
+            let own = key.strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('.'));
+            let zero = matches!(value, Value::Int(0)) || matches!(value, Value::Float(x) if *x == 0.0);
+            match own {
+                Some(own) => HARMLESS.contains(&own) || (zero && NONE_IF_ZERO.contains(&own)),
+                None => HARMLESS_SPACES.iter().any(|space| key.starts_with(space)),
+            }
+        };
+        let keys = self.header.metadata.iter().filter(|(key, value)| !read.contains(*key) && !harmless(key, value));
+        let mut keys: Vec<String> = keys.map(|(key, _)| key.clone()).collect();
+        keys.sort();
+        keys
     }
 
     pub(crate) fn file(&self) -> &'a Path {
@@ -35,10 +88,12 @@ impl<'a> Meta<'a> {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.header.metadata.get(&self.full(key))
+        self.global(&self.full(key))
     }
 
+    /// A key with its full name.
     pub(crate) fn global(&self, key: &str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(key.to_string());
         self.header.metadata.get(key)
     }
 
@@ -66,6 +121,10 @@ impl<'a> Meta<'a> {
             Some(Value::Str(v)) => Ok(Some(v)),
             Some(_) => Err(self.global_error(key, "expected a string")),
         }
+    }
+
+    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.global_bool(&self.full(key))
     }
 
     pub(crate) fn str(&self, key: &str) -> Result<Option<&'a str>> {

@@ -1,15 +1,19 @@
-//! GGUF files: one file with metadata, tokenizer and weights, as llama.cpp writes it.
+//! GGUF files: metadata, tokenizer and weights in one file, or several, as llama.cpp writes them.
 //!
 //! llama.cpp's converter renames tensors, reorders the rows of Llama's q and k for its own rotary layout, adds one to
-//! Gemma's norms and spells the config its own way. Here all of that is undone, so that a model sees the checkpoint it
-//! would have seen in safetensors.
+//! Gemma's norms, stacks experts and spells the config its own way. Here all of that is undone, so that a model sees the
+//! checkpoint it would have seen in safetensors. What nothing reads is refused by name, as an unknown key of a
+//! config.json is: it may well change the result.
 
 mod arch;
+mod blocks;
 mod meta;
 mod names;
 mod parse;
 mod pre;
+mod rope;
 mod source;
+mod split;
 mod tokenizer;
 
 use crate::{
@@ -20,11 +24,17 @@ use crate::{
     deferred::Deferred,
     error::{LoadError, Result},
 };
-use arch::{Arch, RopeTensors};
+use arch::{Arch, Dims, RopeTensors};
+use attn_models::config::UnknownKeys;
+use blocks::Format;
 use candle_core::{DType, Device, quantized::GgmlDType};
 use meta::Meta;
 use parse::Header;
-use std::{io::Read, path::Path, sync::Arc};
+pub(crate) use split::part_names;
+use std::{collections::BTreeMap, io::Read, path::Path, sync::Arc};
+
+/// Tensors that are read into the config rather than handed out.
+const ROPE_TENSORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// Whether `path` should be read as GGUF: by its name or by its first bytes.
 pub(crate) fn is_gguf(path: &Path) -> bool {
@@ -35,63 +45,125 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
     std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
 }
 
-/// Opens the GGUF file at `path`; `model` and `commit` are for its origin.
+/// Opens the GGUF file at `path`, and the other parts if it is one of several; `model` and `commit` are for its origin.
 pub(crate) fn open(path: &Path, model: &str, commit: Option<String>, options: &LoadOptions) -> Result<Checkpoint> {
+    let paths = split::parts(path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    let files = vec![OriginFile::on_disk(folder, path.to_path_buf())?];
+    let files = paths.iter().map(|p| OriginFile::on_disk(folder, p.clone())).collect::<Result<_>>()?;
     let origin = Origin { model: model.to_string(), commit, files };
-    read(Blob::open(path, options.mmap)?, origin, options.keep_quantized)
+    let blobs = paths.iter().map(|p| Blob::open(p, options.mmap)).collect::<Result<_>>()?;
+    read(blobs, origin, options)
 }
 
-/// Reads the checkpoint in `blob`.
-pub(crate) fn read(blob: Blob, origin: Origin, keep_quantized: bool) -> Result<Checkpoint> {
+/// Reads the checkpoint in `blobs`, the parts of one model in order.
+pub(crate) fn read(blobs: Vec<Blob>, origin: Origin, options: &LoadOptions) -> Result<Checkpoint> {
+    let header = split::read_headers(&blobs)?;
+    let blob = &blobs[0];
     let path = &blob.path().to_path_buf();
-    let header = parse::read_header(&blob)?;
     let name = Meta::new(&header, path, "general").str("architecture")?;
-    let name = name.ok_or_else(|| parse::key_error(&blob, "general.architecture", "is missing"))?;
-    let arch = Arch::parse(name).ok_or_else(|| LoadError::Architecture {
+    let name = name.ok_or_else(|| parse::key_error(blob, "general.architecture", "is missing"))?;
+    let arch = Arch::find(name, &header).ok_or_else(|| LoadError::Architecture {
         file: path.to_path_buf(),
         architecture: name.to_string(),
         supported: Arch::supported(),
     })?;
-    let meta = Meta::new(&header, path, arch.name());
-    if meta.global_u64("split.count")?.is_some_and(|n| n > 1) {
-        let reason = "the model is split over several files; join them with llama.cpp's `llama-gguf-split --merge`";
-        return Err(parse::key_error(&blob, "split.count", reason));
-    }
-    let dims = arch::dims(&meta)?;
-    let rope = rope_tensors(&blob, &header, dims.rotary)?;
-    let config = arch::config(&meta, arch, dims, &header, rope)?;
-    let tokenizer = tokenizer::build(&meta, config["vocab_size"].as_u64().unwrap_or(0) as usize)?;
+    let meta = Meta::new(&header, path, arch.name);
+    let dims = arch::dims(&meta, arch, &header)?;
+    let rope = rope_tensors(&blobs, &header, dims.rotary)?;
+    let arch::Translated { config, tensors: numbers, mut warnings } = arch::config(&meta, arch, dims, &header, &rope)?;
+    let mut tensors = translate(arch, &dims, &header, &meta, options.unknown_keys, &mut warnings)?;
+    tensors.extend(numbers);
+    let vocab_size = config["vocab_size"].as_u64().unwrap_or(0) as usize;
+    let tokenizer = tokenizer::build(&meta, vocab_size, &mut warnings);
     let chat_template = match meta.global_str("tokenizer.chat_template")? {
         Some(source) => Some(ChatTemplate::new(source).map_err(|e| e.in_file(path))?),
         None => None,
     };
     let generation = match &tokenizer {
-        Some(t) => GenerationDefaults { bos_id: t.bos_id, eos_ids: t.eos_ids.clone() },
-        None => GenerationDefaults::default(),
+        Ok(Some(t)) => GenerationDefaults { bos_id: t.bos_id, eos_ids: t.eos_ids.clone() },
+        _ => GenerationDefaults::default(),
     };
-    let heads = (dims.heads as usize, dims.kv_heads as usize);
-    let tokenizer = tokenizer.map(Deferred::ready);
-    let weights = source::GgufSource::new(blob, header, arch, heads, keep_quantized)?;
-    Ok(Checkpoint { config, weights: Arc::new(weights), tokenizer, chat_template, generation, origin })
+    let tokenizer = match tokenizer {
+        Ok(tokenizer) => tokenizer.map(Deferred::ready),
+        Err(reason) => Some(Deferred::failed(reason)),
+    };
+    let quantization = quantization(&meta, &header)?;
+    let weights = Arc::new(source::GgufSource::new(blobs, tensors, options.keep_quantized));
+    Ok(Checkpoint { config, weights, tokenizer, chat_template, generation, quantization, warnings, origin })
+}
+
+/// The tensors under Hugging Face names; metadata and tensors that nothing reads are an error or a warning.
+fn translate(
+    arch: &Arch,
+    dims: &Dims,
+    header: &Header,
+    meta: &Meta,
+    unknown: UnknownKeys,
+    warnings: &mut Vec<String>,
+) -> Result<BTreeMap<String, source::Held>> {
+    let names::Translated { tensors, unread } = names::translate(arch, dims, header, meta.file())?;
+    let keys = meta.unread();
+    const WAY_OUT: &str = "if it does not, pass --allow-unknown-config-keys";
+    match unknown {
+        UnknownKeys::Refuse => {
+            if let Some(key) = keys.first() {
+                let reason = format!("is read by nothing here and may change the result; {WAY_OUT}");
+                return Err(meta.global_error(key, reason));
+            }
+            if let Some(tensor) = unread.first() {
+                let reason =
+                    format!("no {} model is known to have it, so that the result may be wrong; {WAY_OUT}", arch.name);
+                return Err(LoadError::tensor(meta.file(), tensor, reason));
+            }
+        }
+        UnknownKeys::Collect => {
+            for (what, names) in [("metadata keys", keys), ("tensors", unread)] {
+                if !names.is_empty() {
+                    let names = names.join(", ");
+                    warnings.push(format!("unknown {what} passed over, the result may be wrong: {names}"));
+                }
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// What llama.cpp calls the mix of formats, and the formats found: `Q4_K_M (Q4_K, Q6_K, F32)`, the most bytes first.
+fn quantization(meta: &Meta, header: &Header) -> Result<Option<String>> {
+    let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();
+    for info in header.tensors.values() {
+        *bytes.entry(info.format.name()).or_default() += info.bytes.end - info.bytes.start;
+    }
+    let mut formats: Vec<(&str, u64)> = bytes.into_iter().collect();
+    formats.sort_by_key(|&(name, bytes)| (std::cmp::Reverse(bytes), name));
+    let formats: Vec<&str> = formats.into_iter().map(|(name, _)| name).collect();
+    // Bit 10 says that the type was guessed.
+    let kind = meta.global_u64("general.file_type")?.and_then(|n| blocks::file_type(n & !1024));
+    Ok(match (kind, formats.as_slice()) {
+        (Some(kind), [only]) if *only == kind => Some(kind.to_string()),
+        (Some(kind), _) => Some(format!("{kind} ({})", formats.join(", "))),
+        (None, []) => None,
+        (None, _) => Some(formats.join(", ")),
+    })
 }
 
 /// Reads the small tensors that hold rotary factors.
-fn rope_tensors(blob: &Blob, header: &Header, rotary: u64) -> Result<RopeTensors> {
+fn rope_tensors(blobs: &[Blob], header: &Header, rotary: u64) -> Result<RopeTensors> {
     let read = |name: &str| -> Result<Option<Vec<f32>>> {
         let Some(info) = header.tensors.get(name) else { return Ok(None) };
+        let blob = &blobs[info.file];
         let err = |reason: String| LoadError::tensor(blob.path(), name, reason);
-        if info.dtype != GgmlDType::F32 || info.dims != [(rotary / 2) as usize] {
+        if info.format != Format::Candle(GgmlDType::F32) || info.dims != [(rotary / 2) as usize] {
             return Err(err(format!("expected {} numbers in F32, found {:?}", rotary / 2, info.dims)));
         }
         let piece = [(blob, info.bytes.clone())];
         let tensor = convert::read_tensor(&piece, DType::F32, &info.dims, DType::F32, &Device::Cpu)?;
-        tensor.and_then(|t| t.to_vec1()).map(Some).map_err(|e| err(e.to_string()))
+        let values = tensor.and_then(|t| t.to_vec1::<f32>()).map_err(|e| err(e.to_string()))?;
+        match values.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
+            Some(x) => Err(err(format!("{x} divides no frequency"))),
+            None => Ok(Some(values)),
+        }
     };
-    Ok(RopeTensors {
-        freqs: read("rope_freqs.weight")?,
-        long: read("rope_factors_long.weight")?,
-        short: read("rope_factors_short.weight")?,
-    })
+    let [freqs, long, short] = ROPE_TENSORS;
+    Ok(RopeTensors { freqs: read(freqs)?, long: read(long)?, short: read(short)? })
 }

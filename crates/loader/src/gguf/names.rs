@@ -1,167 +1,360 @@
 //! Tensor names: from the ones llama.cpp gives to the ones Hugging Face checkpoints have, and what was done to the
 //! values on the way, to be undone.
+//!
+//! An architecture lists its names ([`Name`]); nothing here knows one. A pattern's `*` stands for the number of a layer,
+//! its `#` for that of an expert or a head.
 
-use super::arch::Arch;
+use super::{
+    arch::{Arch, Dims},
+    parse::{Header, Info},
+    source::Held,
+};
+use crate::error::{LoadError, Result};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
-/// What llama.cpp's converter did to a tensor, as the way back.
+/// More experts or heads than any model has.
+const MAX_STACK: usize = 1 << 16;
+
+/// Where a tensor of the file goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Name {
+    gguf: &'static str,
+    hf: &'static str,
+    how: How,
+    in_layer: bool,
+    exact: bool,
+}
+
+/// What llama.cpp's converter did to a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// Nothing.
+    Same,
+    /// Rows of every query head interleaved for rotary pairs.
+    RotaryQ,
+    /// The same of every key head.
+    RotaryK,
+    /// Fused q, k, v put in order by part rather than by kv head (BLOOM, GPT-NeoX, Falcon).
+    Parts,
+    /// One was added to a norm's weights (Gemma, Nemotron).
+    PlusOne,
+    /// Stored as `(out, in)` where the original has `(in, out)` (GPT-2).
+    Transposed,
+    /// Experts, or the norms of heads, stacked: `#` is the index into the first dimension.
+    Stacked,
+    /// Of every expert the `0`-th of `1` equal parts of its rows.
+    StackedPart(usize, usize),
+    /// The queries', keys' or values' rows of one fused tensor.
+    Fused(Part),
+    /// One tensor made of this one and the one named, or of this one alone.
+    Joined(Join, &'static str),
+}
+
+/// A part of a fused projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+}
+
+/// How one tensor is made of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Join {
+    /// `(e, a, c)` over `(e, b, c)`: the rows of every expert under each other (Granite).
+    Rows,
+    /// The same, transposed: `(e, c, a + b)` (Llama 4).
+    Columns,
+    /// Columns in turn, transposed: `(e, c, 2 a)` (gpt-oss).
+    ColumnsInTurn,
+    /// `(e, a)` and `(e, a)` in turn: `(e, 2 a)` (gpt-oss's biases).
+    BiasesInTurn,
+    /// `(e, a, b)` as `(e, b, a)`.
+    Turned,
+    /// DeepSeek's `k_b` `(h, r, n)` and `v_b` `(h, v, r)` as `kv_b_proj` `(h (n + v), r)`.
+    LatentKv,
+    /// `(n)` as `(1, n)`.
+    AsRow,
+}
+
+/// A tensor outside the layers.
+pub(crate) const fn top(gguf: &'static str, hf: &'static str) -> Name {
+    Name { gguf, hf, how: How::Same, in_layer: false, exact: false }
+}
+
+/// A tensor of every layer: both names are relative to it.
+pub(crate) const fn layer(gguf: &'static str, hf: &'static str) -> Name {
+    Name { gguf, hf, how: How::Same, in_layer: true, exact: false }
+}
+
+impl Name {
+    /// Undoing what was done.
+    pub(crate) const fn how(mut self, how: How) -> Self {
+        self.how = how;
+        self
+    }
+
+    /// Both names are whole: no `.weight` or `.bias` is carried over.
+    pub(crate) const fn exact(mut self) -> Self {
+        self.exact = true;
+        self
+    }
+
+    /// Whether `name` is the output projection, which tells models with a head of their own.
+    pub(crate) fn is_output(&self) -> bool {
+        self.gguf == "output"
+    }
+
+    /// The numbers in `name` if it fits, and what follows the pattern.
+    fn matches<'n>(&self, name: &'n str) -> Option<(Vec<usize>, &'n str)> {
+        let (stem, suffix) = if self.exact { (name, "") } else { name.rsplit_once('.')? };
+        if !self.exact && !["weight", "bias"].contains(&suffix) {
+            return None;
+        }
+        let prefix = if self.in_layer { "blk.*." } else { "" };
+        let mut found = Vec::new();
+        let mut parts = stem.split('.');
+        for want in prefix.split_terminator('.').chain(self.gguf.split('.')) {
+            let part = parts.next()?;
+            match want {
+                "*" | "#" => found.push(part.parse().ok()?),
+                _ if want == part => {}
+                _ => return None,
+            }
+        }
+        parts.next().is_none().then_some((found, suffix))
+    }
+
+    /// The full pattern, or name for a layer, of the other tensor that this one is joined with.
+    fn other(&self, with: &str, numbers: &[usize], suffix: &str) -> String {
+        let stem = if self.in_layer { format!("blk.*.{with}") } else { with.to_string() };
+        fill(&stem, numbers, if self.exact { "" } else { suffix })
+    }
+
+    fn hf(&self, layers: &str, numbers: &[usize], suffix: &str) -> String {
+        let stem = if self.in_layer { format!("{layers}{}", self.hf) } else { self.hf.to_string() };
+        fill(&stem, numbers, suffix)
+    }
+}
+
+/// Puts numbers where a pattern has `*` and `#`, in order, and the suffix behind it.
+fn fill(pattern: &str, numbers: &[usize], suffix: &str) -> String {
+    let mut numbers = numbers.iter();
+    let parts = pattern.split('.').map(|part| match part {
+        "*" | "#" => numbers.next().map_or_else(|| part.to_string(), ToString::to_string),
+        _ => part.to_string(),
+    });
+    let mut out = parts.collect::<Vec<_>>().join(".");
+    if !suffix.is_empty() {
+        out.push('.');
+        out.push_str(suffix);
+    }
+    out
+}
+
+/// The way back of what changed the order or the values of a tensor's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Undo {
     /// Nothing.
     None,
-    /// Rows of every head interleaved for rotary pairs (Llama): row `2i + h` of a head goes to row `h * d/2 + i`.
+    /// Row `2i + h` of a head goes to row `h * d/2 + i`.
     Interleaved {
         /// The number of heads the rows belong to.
         heads: usize,
     },
-    /// Fused q, k, v split by part rather than by head (BLOOM).
-    SplitQkv {
-        /// The number of heads.
+    /// From all queries, all keys, all values to those of one kv head after the other.
+    Parts {
+        /// Query heads.
         heads: usize,
+        /// Key and value heads.
+        kv_heads: usize,
     },
-    /// One was added to a norm's weights (Gemma).
+    /// Minus one.
     PlusOne,
-    /// Stored as `(out, in)` where the original has `(in, out)` (GPT-2).
+    /// Transposed.
     Transposed,
 }
 
-/// The Hugging Face name of the tensor that `name` holds, and how to undo what was done to it; `None` for a tensor
-/// that no Hugging Face checkpoint has, such as precomputed frequencies.
-pub(crate) fn translate(arch: Arch, name: &str, heads: usize, kv_heads: usize) -> Option<(String, Undo)> {
-    let (prefix, layers) = arch.prefixes();
-    let Some(rest) = name.strip_prefix("blk.") else {
-        let (hf, undo) = top_level(arch, name)?;
-        return Some((if hf.starts_with("lm_head") { hf.to_string() } else { format!("{prefix}{hf}") }, undo));
-    };
-    let (layer, rest) = rest.split_once('.')?;
-    let layer: usize = layer.parse().ok()?;
-    let (stem, suffix) = rest.rsplit_once('.')?;
-    let (hf, undo) = in_layer(arch, stem, suffix, heads, kv_heads)?;
-    Some((format!("{prefix}{layers}.{layer}.{hf}.{suffix}"), undo))
-}
-
-fn top_level(arch: Arch, name: &str) -> Option<(&'static str, Undo)> {
-    let plus = if arch == Arch::Gemma3 { Undo::PlusOne } else { Undo::None };
-    Some(match (arch, name) {
-        (Arch::Gpt2, "token_embd.weight") => ("wte.weight", Undo::None),
-        (Arch::Gpt2, "position_embd.weight") => ("wpe.weight", Undo::None),
-        (Arch::Bloom, "token_embd.weight") => ("word_embeddings.weight", Undo::None),
-        (Arch::Bloom, "token_embd_norm.weight") => ("word_embeddings_layernorm.weight", Undo::None),
-        (Arch::Bloom, "token_embd_norm.bias") => ("word_embeddings_layernorm.bias", Undo::None),
-        (Arch::Gpt2 | Arch::Bloom, "output_norm.weight") => ("ln_f.weight", Undo::None),
-        (Arch::Gpt2 | Arch::Bloom, "output_norm.bias") => ("ln_f.bias", Undo::None),
-        (_, "token_embd.weight") => ("embed_tokens.weight", Undo::None),
-        (_, "output_norm.weight") => ("norm.weight", plus),
-        (_, "output.weight") => ("lm_head.weight", Undo::None),
-        _ => return None,
-    })
-}
-
-fn in_layer(arch: Arch, stem: &str, suffix: &str, heads: usize, kv_heads: usize) -> Option<(&'static str, Undo)> {
-    match arch {
-        Arch::Gpt2 => gpt2(stem, suffix),
-        Arch::Bloom => bloom(stem, heads),
-        Arch::Gemma3 => gemma3(stem),
-        Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::Phi3 => {
-            let (q, k) = match arch {
-                Arch::Llama => (Undo::Interleaved { heads }, Undo::Interleaved { heads: kv_heads }),
-                _ => (Undo::None, Undo::None),
-            };
-            Some(match stem {
-                "attn_q" => ("self_attn.q_proj", q),
-                "attn_k" => ("self_attn.k_proj", k),
-                "ffn_norm" => ("post_attention_layernorm", Undo::None),
-                "ffn_up" if arch == Arch::Phi3 => ("mlp.gate_up_proj", Undo::None),
-                _ => (common(stem)?, Undo::None),
-            })
+impl Undo {
+    /// Whether `n` rows divide as they have to.
+    pub(crate) fn check(self, n: usize) -> Result<(), String> {
+        let parts = match self {
+            Self::Interleaved { heads } => heads.saturating_mul(2),
+            Self::Parts { heads, kv_heads } => heads.saturating_add(kv_heads.saturating_mul(2)),
+            Self::None | Self::PlusOne | Self::Transposed => return Ok(()),
+        };
+        match parts == 0 || n == 0 || !n.is_multiple_of(parts) {
+            true => Err(format!("{n} rows do not divide among heads ({parts} parts)")),
+            false => Ok(()),
         }
     }
-}
 
-/// Names that all relatives of Llama share.
-fn common(stem: &str) -> Option<&'static str> {
-    Some(match stem {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_qkv" => "self_attn.qkv_proj",
-        "attn_output" => "self_attn.o_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    })
-}
-
-fn gemma3(stem: &str) -> Option<(&'static str, Undo)> {
-    Some(match stem {
-        "attn_norm" => ("input_layernorm", Undo::PlusOne),
-        "post_attention_norm" => ("post_attention_layernorm", Undo::PlusOne),
-        "ffn_norm" => ("pre_feedforward_layernorm", Undo::PlusOne),
-        "post_ffw_norm" => ("post_feedforward_layernorm", Undo::PlusOne),
-        "attn_q_norm" => ("self_attn.q_norm", Undo::PlusOne),
-        "attn_k_norm" => ("self_attn.k_norm", Undo::PlusOne),
-        _ => (common(stem)?, Undo::None),
-    })
-}
-
-fn gpt2(stem: &str, suffix: &str) -> Option<(&'static str, Undo)> {
-    let turned = if suffix == "weight" { Undo::Transposed } else { Undo::None };
-    Some(match stem {
-        "attn_norm" => ("ln_1", Undo::None),
-        "ffn_norm" => ("ln_2", Undo::None),
-        "attn_qkv" => ("attn.c_attn", turned),
-        "attn_output" => ("attn.c_proj", turned),
-        "ffn_up" => ("mlp.c_fc", turned),
-        "ffn_down" => ("mlp.c_proj", turned),
-        _ => return None,
-    })
-}
-
-fn bloom(stem: &str, heads: usize) -> Option<(&'static str, Undo)> {
-    Some(match stem {
-        "attn_norm" => ("input_layernorm", Undo::None),
-        "ffn_norm" => ("post_attention_layernorm", Undo::None),
-        "attn_qkv" => ("self_attention.query_key_value", Undo::SplitQkv { heads }),
-        "attn_output" => ("self_attention.dense", Undo::None),
-        "ffn_up" => ("mlp.dense_h_to_4h", Undo::None),
-        "ffn_down" => ("mlp.dense_4h_to_h", Undo::None),
-        _ => return None,
-    })
-}
-
-impl Undo {
     /// For every row of the Hugging Face tensor, the row of the file it is; `None` if rows keep their places.
     ///
     /// # Errors
     /// The rows do not divide among the heads.
     pub(crate) fn rows(self, n: usize) -> Result<Option<Vec<usize>>, String> {
-        let divide = |parts: usize| -> Result<usize, String> {
-            if parts == 0 || !n.is_multiple_of(parts) {
-                return Err(format!("{n} rows do not divide among heads ({parts} parts)"));
-            }
-            Ok(n / parts)
-        };
-        match self {
+        self.check(n)?;
+        Ok(match self {
             Self::Interleaved { heads } => {
-                let half = divide(heads.saturating_mul(2))?;
+                let half = n / heads / 2;
                 let row = |r: usize| {
                     let (head, r) = (r / (2 * half), r % (2 * half));
                     head * 2 * half + 2 * (r % half) + r / half
                 };
-                Ok(Some((0..n).map(row).collect()))
+                Some((0..n).map(row).collect())
             }
-            Self::SplitQkv { heads } => {
-                let d = divide(heads.saturating_mul(3))?;
+            Self::Parts { heads, kv_heads } => {
+                let (d, per) = (n / (heads + 2 * kv_heads), heads / kv_heads);
                 let row = |r: usize| {
-                    let (head, part, i) = (r / (3 * d), r / d % 3, r % d);
-                    (part * heads + head) * d + i
+                    let (kv, in_group, lane) = (r / ((per + 2) * d), r / d % (per + 2), r % d);
+                    let head = match in_group.checked_sub(per) {
+                        None => kv * per + in_group,
+                        Some(part) => heads + part * kv_heads + kv,
+                    };
+                    head * d + lane
                 };
-                Ok(Some((0..n).map(row).collect()))
+                Some((0..n).map(row).collect())
             }
-            Self::None | Self::PlusOne | Self::Transposed => Ok(None),
+            Self::None | Self::PlusOne | Self::Transposed => None,
+        })
+    }
+}
+
+/// The file's tensors under Hugging Face names, and the names of those that nothing asks for.
+pub(crate) struct Translated {
+    pub(crate) tensors: BTreeMap<String, Held>,
+    pub(crate) unread: Vec<String>,
+}
+
+/// Translates every tensor of `header`.
+///
+/// # Errors
+/// A tensor whose shape can't be what its name says.
+pub(crate) fn translate(arch: &Arch, dims: &Dims, header: &Header, file: &Path) -> Result<Translated> {
+    let rules: Vec<&Name> = arch.names.iter().flat_map(|names| names.iter()).collect();
+    let mut tensors = BTreeMap::new();
+    let mut read: BTreeSet<&str> = super::ROPE_TENSORS.into_iter().collect();
+    for (name, info) in &header.tensors {
+        let at = |reason: String| LoadError::tensor(file, name, reason);
+        for rule in &rules {
+            if let Some((numbers, suffix)) = rule.matches(name) {
+                // Layers past the last predict further tokens in training.
+                let extra = name.starts_with("blk.") && numbers.first().is_some_and(|&n| n as u64 >= dims.layers);
+                let held = if extra { Ok(Vec::new()) } else { hold(rule, dims, header, info, &numbers, suffix) };
+                let mut other = None;
+                if let How::Joined(_, with) = rule.how
+                    && !with.is_empty()
+                {
+                    other = header.tensors.get_key_value(&rule.other(with, &numbers, suffix)).map(|(name, _)| name);
+                }
+                read.insert(name);
+                read.extend(other.map(String::as_str));
+                for (expert, held) in held.map_err(at)? {
+                    let numbers = [numbers.as_slice(), expert.as_slice()].concat();
+                    tensors.insert(rule.hf(arch.layers, &numbers, if rule.exact { "" } else { suffix }), held);
+                }
+            }
         }
+    }
+    let extra = |name: &str| {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
+        layer.is_some_and(|n| n >= dims.layers && n < dims.layers + dims.extra_layers)
+    };
+    let unread = header.tensors.keys().filter(|name| !read.contains(name.as_str()) && !extra(name));
+    Ok(Translated { unread: unread.cloned().collect(), tensors })
+}
+
+/// What a rule makes of a tensor: one or more, each with the number that it adds to the name.
+fn hold(
+    rule: &Name,
+    dims: &Dims,
+    header: &Header,
+    info: &Info,
+    numbers: &[usize],
+    suffix: &str,
+) -> Result<Vec<(Vec<usize>, Held)>, String> {
+    let (heads, kv_heads, d) = (dims.heads as usize, dims.kv_heads as usize, dims.head_dim as usize);
+    let one = |undo: Undo| {
+        undo.check(info.dims[0])?;
+        Ok(vec![(Vec::new(), Held::Rows(info.clone(), undo))])
+    };
+    match rule.how {
+        How::Same => one(Undo::None),
+        How::RotaryQ => one(Undo::Interleaved { heads }),
+        How::RotaryK => one(Undo::Interleaved { heads: kv_heads }),
+        How::Parts => one(Undo::Parts { heads, kv_heads }),
+        How::PlusOne => one(if suffix == "weight" { Undo::PlusOne } else { Undo::None }),
+        How::Transposed if info.dims.len() == 2 => one(Undo::Transposed),
+        How::Transposed => one(Undo::None),
+        How::Stacked | How::StackedPart(..) => {
+            let (part, parts) = if let How::StackedPart(i, n) = rule.how { (i, n) } else { (0, 1) };
+            if info.dims.len() < 2 || info.dims[0] > MAX_STACK || !info.dims[1].is_multiple_of(parts) {
+                return Err(format!("shape {:?} is not a stack", info.dims));
+            }
+            let rows = info.dims[1] / parts;
+            let held = |i: usize| {
+                let start = i * info.dims[1] + part * rows;
+                let mut slice = info.rows_of(start..start + rows, info.dims[2..].iter().product())?;
+                if info.dims.len() > 2 {
+                    slice.dims = [&[rows], &info.dims[2..]].concat();
+                } else {
+                    slice.dims = vec![rows];
+                }
+                Ok((vec![i], Held::Rows(slice, Undo::None)))
+            };
+            (0..info.dims[0]).map(held).collect()
+        }
+        How::Fused(part) => {
+            let (q, kv) = (heads * d, kv_heads * d);
+            let rows = match part {
+                Part::Q => 0..q,
+                Part::K => q..q + kv,
+                Part::V => q + kv..q + 2 * kv,
+            };
+            if info.dims[0] != q + 2 * kv {
+                return Err(format!(
+                    "{} rows, but {heads} and {kv_heads} heads of {d} have {}",
+                    info.dims[0],
+                    q + 2 * kv
+                ));
+            }
+            let mut slice = info.rows_of(rows.clone(), info.dims[1..].iter().product())?;
+            slice.dims[0] = rows.len();
+            Ok(vec![(Vec::new(), Held::Rows(slice, Undo::None))])
+        }
+        How::Joined(join, with) => {
+            let mut pieces = vec![info.clone()];
+            if !with.is_empty() {
+                let other = rule.other(with, numbers, suffix);
+                pieces.push(header.tensors.get(&other).ok_or_else(|| format!("{other} is missing beside it"))?.clone());
+            }
+            let shape = join.shape(&pieces)?;
+            Ok(vec![(Vec::new(), Held::Joined { pieces, join, shape })])
+        }
+    }
+}
+
+impl Join {
+    /// The shape of what the pieces make.
+    fn shape(self, pieces: &[Info]) -> Result<Vec<usize>, String> {
+        let dims: Vec<&[usize]> = pieces.iter().map(|p| p.dims.as_slice()).collect();
+        let shape = match (self, dims.as_slice()) {
+            (Self::Rows, &[&[e, a, c], &[e2, b, c2]]) if (e, c) == (e2, c2) => vec![e, a + b, c],
+            (Self::Columns, &[&[e, a, c], &[e2, b, c2]]) if (e, c) == (e2, c2) => vec![e, c, a + b],
+            (Self::ColumnsInTurn, &[&[e, a, c], &[e2, b, c2]]) if (e, a, c) == (e2, b, c2) => vec![e, c, 2 * a],
+            (Self::BiasesInTurn, &[&[e, a], &[e2, b]]) if (e, a) == (e2, b) => vec![e, 2 * a],
+            (Self::Turned, &[&[e, a, b]]) => vec![e, b, a],
+            (Self::LatentKv, &[&[h, r, n], &[h2, v, r2]]) if (h, r) == (h2, r2) => vec![h * (n + v), r],
+            (Self::AsRow, &[&[n]]) | (Self::AsRow, &[&[1, n]]) => vec![1, n],
+            _ => return Err(format!("shapes {dims:?} do not fit together")),
+        };
+        Ok(shape)
     }
 }

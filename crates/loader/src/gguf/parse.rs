@@ -4,11 +4,11 @@
 //! 32 bytes on every element of an array and does not name what is wrong. Files come from strangers, so here each
 //! claim is bounded by the file's own length, by a cap, or both, and an error names the key or the tensor.
 
+use super::blocks::{Format, unknown_name};
 use crate::{
     blob::Blob,
     error::{LoadError, Result},
 };
-use candle_core::quantized::GgmlDType;
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
@@ -31,20 +31,41 @@ pub(crate) enum Value {
     Float(f64),
     Bool(bool),
     Str(String),
+    /// Bytes, of either sign: large ones are opaque data.
+    Bytes(Vec<u8>),
     Ints(Vec<i64>),
     Floats(Vec<f32>),
     Bools(Vec<bool>),
     Strs(Vec<String>),
 }
 
-/// One entry of the table of tensors.
+/// One entry of the table of tensors, or some rows of one.
 #[derive(Debug, Clone)]
 pub(crate) struct Info {
-    pub(crate) dtype: GgmlDType,
+    pub(crate) format: Format,
+    /// Which of a checkpoint's files holds it.
+    pub(crate) file: usize,
     /// Slowest dimension first, as Candle and PyTorch have it (the file has it the other way round).
     pub(crate) dims: Vec<usize>,
     /// Where its data lies in the file.
     pub(crate) bytes: Range<u64>,
+}
+
+impl Info {
+    /// The rows of this range, each of `unit` numbers, with the dimensions still to be set.
+    ///
+    /// # Errors
+    /// They do not begin and end with blocks.
+    pub(crate) fn rows_of(&self, rows: Range<usize>, unit: usize) -> Result<Self, String> {
+        let (block, size) = (self.format.block_size(), self.format.type_size());
+        let at = |row: usize| match row * unit {
+            n if n.is_multiple_of(block) => Ok(self.bytes.start + (n / block * size) as u64),
+            n => Err(format!("number {n} is not at the start of a {} block of {block}", self.format.name())),
+        };
+        let bytes = at(rows.start)?..at(rows.end)?;
+        debug_assert!(bytes.end <= self.bytes.end);
+        Ok(Self { bytes, ..self.clone() })
+    }
 }
 
 /// A parsed header.
@@ -237,6 +258,7 @@ fn read_array(c: &mut Cursor, key: &str) -> Result<Value> {
         STRING => Value::Strs((0..n).map(|_| c.string(key)).collect::<Result<_>>()?),
         6 => Value::Floats((0..n).map(|_| Ok(f32::from_le_bytes(c.array()?))).collect::<Result<_>>()?),
         12 => Value::Floats((0..n).map(|_| Ok(f64::from_le_bytes(c.array()?) as f32)).collect::<Result<_>>()?),
+        0 | 1 => Value::Bytes(c.bytes(len)?.to_vec()),
         7 => Value::Bools((0..n).map(|_| read_bool(c, key)).collect::<Result<_>>()?),
         _ => Value::Ints((0..n).map(|_| read_int(c, tag, key)).collect::<Result<_>>()?),
     })
@@ -271,30 +293,34 @@ fn place(blob: &Blob, raw: Vec<RawInfo>, start: u64, align: u64) -> Result<BTree
     let mut extents = Vec::with_capacity(raw.len());
     for RawInfo { name, dims, dtype, offset } in raw {
         let err = |reason: String| LoadError::tensor(blob.path(), &name, reason);
-        let dtype = ggml_dtype(dtype).ok_or_else(|| LoadError::UnsupportedDtype {
+        let format = Format::of_tag(dtype).ok_or_else(|| LoadError::UnsupportedDtype {
             file: blob.path().to_path_buf(),
             tensor: name.clone(),
-            dtype: type_name(dtype),
+            dtype: unknown_name(dtype),
             instead: "F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K or Q4_0",
         })?;
         let count = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).filter(|&n| n <= i64::MAX as u64 / 8);
         let count = count.ok_or_else(|| err(format!("shape {dims:?} overflows")))?;
+        // A tensor without numbers may claim any number of rows, and nothing in the file contradicts it.
+        if count == 0 {
+            return Err(err(format!("shape {dims:?} holds no numbers")));
+        }
         let row = dims.last().copied().unwrap_or(1);
-        let block = dtype.block_size() as u64;
+        let block = format.block_size() as u64;
         if !row.is_multiple_of(block) {
-            return Err(err(format!("rows of {row} elements do not divide into {dtype:?} blocks of {block}")));
+            return Err(err(format!("rows of {row} elements do not divide into {} blocks of {block}", format.name())));
         }
         if !offset.is_multiple_of(align) {
             return Err(err(format!("its offset {offset} is not a multiple of the alignment {align}")));
         }
-        let size = count / block * dtype.type_size() as u64;
+        let size = count / block * format.type_size() as u64;
         let range = start.checked_add(offset).and_then(|a| Some(a..a.checked_add(size)?));
         let range = range.filter(|r| r.end <= blob.len()).ok_or_else(|| {
             err(format!("{size} bytes at offset {offset} do not fit in the file of {} bytes: truncated?", blob.len()))
         })?;
         extents.push((range.clone(), name.clone()));
         let dims = dims.into_iter().map(|d| d as usize).collect();
-        if out.insert(name.clone(), Info { dtype, dims, bytes: range }).is_some() {
+        if out.insert(name.clone(), Info { format, file: 0, dims, bytes: range }).is_some() {
             return Err(LoadError::tensor(blob.path(), &name, "appears twice in the table of tensors"));
         }
     }
@@ -303,51 +329,4 @@ fn place(blob: &Blob, raw: Vec<RawInfo>, start: u64, align: u64) -> Result<BTree
         Some(w) => Err(LoadError::tensor(blob.path(), &w[1].1, format!("its data overlaps that of {}", w[0].1))),
         None => Ok(out),
     }
-}
-
-fn ggml_dtype(tag: u32) -> Option<GgmlDType> {
-    Some(match tag {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        9 => GgmlDType::Q8_1,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        15 => GgmlDType::Q8K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
-}
-
-/// The names of the types that Candle can't compute with.
-fn type_name(tag: u32) -> String {
-    let name = match tag {
-        16 => "IQ2_XXS",
-        17 => "IQ2_XS",
-        18 => "IQ3_XXS",
-        19 => "IQ1_S",
-        20 => "IQ4_NL",
-        21 => "IQ3_S",
-        22 => "IQ2_S",
-        23 => "IQ4_XS",
-        24 => "I8",
-        25 => "I16",
-        26 => "I32",
-        27 => "I64",
-        28 => "F64",
-        29 => "IQ1_M",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
-        39 => "MXFP4",
-        40 => "NVFP4",
-        _ => return format!("type {tag}"),
-    };
-    name.to_string()
 }

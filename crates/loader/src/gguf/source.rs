@@ -1,9 +1,8 @@
 //! The tensors of a GGUF file under Hugging Face names, dequantised or as they are.
 
 use super::{
-    arch::Arch,
-    names::{self, Undo},
-    parse::{Header, Info},
+    names::{Join, Undo},
+    parse::Info,
 };
 use crate::{
     blob::Blob,
@@ -12,68 +11,78 @@ use crate::{
 };
 use attn_models::TensorSource;
 use candle_core::{
-    CpuStorage, DType, Device, Shape, Tensor,
+    DType, Device, Shape, Tensor,
     quantized::{GgmlDType, QStorage, QTensor},
 };
-use rayon::prelude::*;
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-/// The tensors of one GGUF file.
+/// The tensors of one checkpoint, in one file or several.
 pub(crate) struct GgufSource {
-    blob: Blob,
+    blobs: Vec<Blob>,
     tensors: BTreeMap<String, Held>,
     keep_quantized: bool,
 }
 
-struct Held {
-    info: Info,
-    undo: Undo,
+/// A tensor of the checkpoint, as the files hold it.
+#[derive(Debug, Clone)]
+pub(crate) enum Held {
+    /// Rows of one tensor.
+    Rows(Info, Undo),
+    /// Several tensors that were one.
+    Joined {
+        /// The tensors.
+        pieces: Vec<Info>,
+        /// How they make one.
+        join: Join,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Numbers that the file has in its metadata.
+    Numbers(Vec<f32>, Vec<usize>),
+}
+
+impl Held {
+    fn dims(&self) -> Vec<usize> {
+        match self {
+            Self::Rows(info, Undo::Transposed) => info.dims.iter().rev().copied().collect(),
+            Self::Rows(info, _) => info.dims.clone(),
+            Self::Joined { shape, .. } | Self::Numbers(_, shape) => shape.clone(),
+        }
+    }
 }
 
 impl GgufSource {
-    /// Translates the names in `header`; tensors without a Hugging Face counterpart are left out.
-    pub(crate) fn new(
-        blob: Blob,
-        header: Header,
-        arch: Arch,
-        (heads, kv_heads): (usize, usize),
-        keep_quantized: bool,
-    ) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
-        for (name, info) in header.tensors {
-            if let Some((hf, undo)) = names::translate(arch, &name, heads, kv_heads) {
-                let rows = if info.dims.len() > 2 { 0 } else { info.dims[0] };
-                if undo != Undo::None && rows == 0 {
-                    return Err(LoadError::tensor(blob.path(), &name, format!("has shape {:?}", info.dims)));
-                }
-                undo.rows(rows).map_err(|reason| LoadError::tensor(blob.path(), &name, reason))?;
-                tensors.insert(hf, Held { info, undo });
-            }
-        }
-        Ok(Self { blob, tensors, keep_quantized })
+    pub(crate) fn new(blobs: Vec<Blob>, tensors: BTreeMap<String, Held>, keep_quantized: bool) -> Self {
+        Self { blobs, tensors, keep_quantized }
     }
 
     fn get(&self, name: &str) -> Result<&Held> {
-        let missing = || LoadError::tensor(self.blob.path(), name, "missing: the file has no tensor that maps to it");
+        let missing = || {
+            let file = self.blobs.first().map_or(std::path::Path::new("checkpoint"), Blob::path);
+            LoadError::tensor(file, name, "missing: the file has no tensor that maps to it")
+        };
         self.tensors.get(name).ok_or_else(missing)
     }
 
-    /// Whether a tensor is handed out in its blocks: those that undo more than an order of rows can't be.
-    fn keeps(&self, held: &Held) -> bool {
-        let movable = !matches!(held.undo, Undo::PlusOne | Undo::Transposed);
-        self.keep_quantized && plain_dtype(held.info.dtype).is_none() && movable
+    /// The blocks' format of a tensor that is handed out in them: those that undo more than an order of rows can't be.
+    fn kept(&self, held: &Held) -> Option<GgmlDType> {
+        match held {
+            Held::Rows(_, Undo::PlusOne | Undo::Transposed) => None,
+            Held::Rows(info, _) if self.keep_quantized && info.dims.len() == 2 => info.format.blocks(),
+            _ => None,
+        }
     }
 
     /// The raw bytes of a tensor, its rows back in their original order.
-    fn raw(&self, held: &Held) -> Result<Aligned> {
-        let range = held.info.bytes.clone();
+    fn raw(&self, info: &Info, undo: Undo) -> Result<Aligned> {
+        let (blob, range) = (&self.blobs[info.file], info.bytes.clone());
         let mut raw = Aligned::new((range.end - range.start) as usize);
         let buf = raw.bytes_mut();
-        let rows = held.info.dims[0];
-        // Checked when the source was made.
-        let Ok(Some(order)) = held.undo.rows(rows) else {
+        let rows = info.dims.first().copied().unwrap_or(1);
+        // Checked when the names were translated.
+        let Ok(Some(order)) = undo.rows(rows) else {
             let mut done = 0;
-            self.blob.for_each_chunk(range, 1, |bytes| {
+            blob.for_each_chunk(range, 1, |bytes| {
                 buf[done..done + bytes.len()].copy_from_slice(bytes);
                 done += bytes.len();
             })?;
@@ -85,7 +94,7 @@ impl GgufSource {
             target[file] = hf;
         }
         let mut at = 0;
-        self.blob.for_each_chunk(range, row.max(1), |bytes| {
+        blob.for_each_chunk(range, row.max(1), |bytes| {
             for bytes in bytes.chunks_exact(row) {
                 buf[target[at] * row..][..row].copy_from_slice(bytes);
                 at += 1;
@@ -94,88 +103,105 @@ impl GgufSource {
         Ok(raw)
     }
 
-    fn dequantize(&self, name: &str, held: &Held, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        let info = &held.info;
-        let plain = plain_dtype(info.dtype);
-        let cpu = match plain {
-            Some(stored) if held.undo == Undo::None => {
-                convert::read_tensor(&[(&self.blob, info.bytes.clone())], stored, &info.dims, dtype, device)?
-            }
-            _ => {
-                let raw = self.raw(held)?;
-                let wide = Tensor::from_vec(widen(info, raw.bytes())?, info.dims.as_slice(), &Device::Cpu);
-                wide.and_then(|t| match held.undo {
-                    Undo::PlusOne => t - 1.0,
-                    Undo::Transposed => t.t()?.contiguous(),
-                    _ => Ok(t),
-                })
-                .and_then(|t| t.to_dtype(dtype)?.to_device(device))
-            }
-        };
-        cpu.map_err(|e| LoadError::tensor(self.blob.path(), name, e.to_string()).into())
-    }
-}
-
-/// The dtype of blocks that are plain numbers.
-fn plain_dtype(dtype: GgmlDType) -> Option<DType> {
-    match dtype {
-        GgmlDType::F32 => Some(DType::F32),
-        GgmlDType::F16 => Some(DType::F16),
-        GgmlDType::BF16 => Some(DType::BF16),
-        _ => None,
-    }
-}
-
-/// Dequantises in parallel, a group of blocks at a time.
-fn widen(info: &Info, raw: &[u8]) -> candle_core::Result<Vec<f32>> {
-    // A multiple of every block's size and of eight bytes, so that every group stays aligned for Candle.
-    const GROUP: usize = 1 << 15;
-    let bytes = GROUP / info.dtype.block_size() * info.dtype.type_size();
-    let mut out = vec![0f32; info.dims.iter().product()];
-    out.par_chunks_mut(GROUP).zip(raw.par_chunks(bytes)).try_for_each(|(out, raw)| {
-        match info.dtype.from_data(Cow::Borrowed(raw)).dequantize(out.len())? {
-            CpuStorage::F32(values) => out.copy_from_slice(&values),
-            other => candle_core::bail!("dequantised to {:?}", candle_core::backend::BackendStorage::dtype(&other)),
+    /// A tensor in f32 on the CPU, its rows in order.
+    fn wide(&self, info: &Info, undo: Undo) -> candle_core::Result<Tensor> {
+        let raw = self.raw(info, undo)?;
+        let values = info.format.widen(raw.bytes(), info.dims.iter().product())?;
+        let wide = Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu)?;
+        match undo {
+            Undo::PlusOne => wide - 1.0,
+            Undo::Transposed => wide.t()?.contiguous(),
+            _ => Ok(wide),
         }
-        Ok(())
-    })?;
-    Ok(out)
+    }
+
+    fn read(&self, held: &Held, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let wide = match held {
+            Held::Rows(info, Undo::None) if info.format.plain().is_some() => {
+                let stored = info.format.plain().unwrap_or(DType::F32);
+                let piece = [(&self.blobs[info.file], info.bytes.clone())];
+                return convert::read_tensor(&piece, stored, &info.dims, dtype, device)?;
+            }
+            Held::Rows(info, undo) => self.wide(info, *undo)?,
+            Held::Joined { pieces, join, shape } => {
+                let pieces =
+                    pieces.iter().map(|info| self.wide(info, Undo::None)).collect::<candle_core::Result<Vec<_>>>();
+                join.apply(&pieces?)?.reshape(shape.as_slice())?
+            }
+            Held::Numbers(values, shape) => Tensor::from_vec(values.clone(), shape.as_slice(), &Device::Cpu)?,
+        };
+        wide.to_dtype(dtype)?.to_device(device)
+    }
+}
+
+impl Join {
+    /// The tensor that the pieces were, up to its shape.
+    fn apply(self, pieces: &[Tensor]) -> candle_core::Result<Tensor> {
+        let pair = || match pieces {
+            [a, b] => Ok((a, b)),
+            _ => candle_core::bail!("two tensors are joined, not {}", pieces.len()),
+        };
+        match self {
+            Self::Rows => Tensor::cat(pieces, 1),
+            Self::Columns => Tensor::cat(pieces, 1)?.transpose(1, 2)?.contiguous(),
+            Self::ColumnsInTurn => {
+                let (a, b) = pair()?;
+                let (e, rows, columns) = a.dims3()?;
+                Tensor::stack(&[a, b], 2)?.reshape((e, 2 * rows, columns))?.transpose(1, 2)?.contiguous()
+            }
+            Self::BiasesInTurn => {
+                let (a, b) = pair()?;
+                Tensor::stack(&[a, b], 2)?.contiguous()
+            }
+            Self::Turned => pieces[0].transpose(1, 2)?.contiguous(),
+            Self::LatentKv => {
+                let (k, v) = pair()?;
+                Tensor::cat(&[&k.transpose(1, 2)?, v], 1)?.contiguous()
+            }
+            Self::AsRow => Ok(pieces[0].clone()),
+        }
+    }
 }
 
 impl TensorSource for GgufSource {
     fn shape(&self, name: &str) -> Option<Shape> {
-        let held = self.tensors.get(name)?;
-        let mut dims = held.info.dims.clone();
-        if held.undo == Undo::Transposed {
-            dims.reverse();
-        }
-        Some(Shape::from(dims))
+        self.tensors.get(name).map(|held| Shape::from(held.dims()))
     }
 
     fn dtype(&self, name: &str) -> Option<DType> {
-        plain_dtype(self.tensors.get(name)?.info.dtype)
+        match self.tensors.get(name)? {
+            Held::Rows(info, _) => info.format.plain(),
+            Held::Joined { pieces, .. } => pieces.first()?.format.plain(),
+            Held::Numbers(..) => Some(DType::F32),
+        }
     }
 
     fn load(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        self.dequantize(name, self.get(name)?, dtype, device)
+        let held = self.get(name)?;
+        self.read(held, dtype, device).map_err(|e| {
+            let file = match held {
+                Held::Rows(info, _) => info.file,
+                Held::Joined { pieces, .. } => pieces.first().map_or(0, |info| info.file),
+                Held::Numbers(..) => 0,
+            };
+            LoadError::tensor(self.blobs[file].path(), name, e.to_string()).into()
+        })
     }
 
     fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<Arc<QTensor>>> {
         let held = self.get(name)?;
-        if !self.keeps(held) {
-            return Ok(None);
-        }
-        let raw = self.raw(held)?;
-        let tensor = QStorage::from_data(Cow::Borrowed(raw.bytes()), device, held.info.dtype)
-            .and_then(|storage| QTensor::new(storage, held.info.dims.as_slice()));
+        let (Some(dtype), Held::Rows(info, undo)) = (self.kept(held), held) else { return Ok(None) };
+        let raw = self.raw(info, *undo)?;
+        let tensor = QStorage::from_data(Cow::Borrowed(raw.bytes()), device, dtype)
+            .and_then(|storage| QTensor::new(storage, info.dims.as_slice()));
         match tensor {
             Ok(tensor) => Ok(Some(Arc::new(tensor))),
-            Err(e) => Err(LoadError::tensor(self.blob.path(), name, e.to_string()).into()),
+            Err(e) => Err(LoadError::tensor(self.blobs[info.file].path(), name, e.to_string()).into()),
         }
     }
 
     fn quantized_dtype(&self, name: &str) -> Option<GgmlDType> {
-        self.tensors.get(name).filter(|held| self.keeps(held)).map(|held| held.info.dtype)
+        self.kept(self.tensors.get(name)?)
     }
 
     fn names(&self) -> Vec<String> {

@@ -52,7 +52,7 @@ struct Vocab<'a> {
 }
 
 /// Builds the tokenizer, or `None` if the file has none.
-pub(super) fn build(meta: &Meta, vocab_size: usize) -> Result<Option<Tokenizer>> {
+pub(super) fn build(meta: &Meta, vocab_size: usize, warnings: &mut Vec<String>) -> Result<Option<Tokenizer>> {
     let model = match meta.global_str("tokenizer.ggml.model")? {
         None | Some("none" | "no_vocab") => return Ok(None),
         Some(model) => model,
@@ -63,7 +63,7 @@ pub(super) fn build(meta: &Meta, vocab_size: usize) -> Result<Option<Tokenizer>>
     }
     let vocab = read_vocab(meta)?;
     let (inner, bos_by_default) = match model {
-        "gpt2" => byte_level(meta, &vocab)?,
+        "gpt2" => byte_level(meta, &vocab, warnings)?,
         _ => (sentence_piece(meta, &vocab)?, true),
     };
     let mut tok = Tokenizer::new(inner);
@@ -138,19 +138,33 @@ fn failed(meta: &Meta, reason: impl ToString) -> LoadError {
     LoadError::Tokenizer { file: meta.file().to_path_buf(), reason: reason.to_string() }
 }
 
+/// More tokens matched whole than any vocabulary has; adding them takes time with the square of their number.
+const MAX_ADDED: usize = 1 << 15;
+
 /// Adds the tokens that are matched whole.
 fn finish(meta: &Meta, vocab: &Vocab, bpe: BPE) -> Result<tokenizers::Tokenizer> {
     let mut tok = tokenizers::Tokenizer::new(bpe);
     let (special, plain) = vocab.added();
+    if special.len() + plain.len() > MAX_ADDED {
+        let reason = format!("{} tokens are special; at most {MAX_ADDED} are supported", special.len() + plain.len());
+        return Err(meta.global_error("tokenizer.ggml.token_type", reason));
+    }
     tok.add_special_tokens(special).map_err(|e| failed(meta, e))?;
     tok.add_tokens(plain).map_err(|e| failed(meta, e))?;
     Ok(tok)
 }
 
 /// Byte-level BPE; also whether a text begins with BOS unless the file says otherwise.
-fn byte_level(meta: &Meta, vocab: &Vocab) -> Result<(tokenizers::Tokenizer, bool)> {
+fn byte_level(meta: &Meta, vocab: &Vocab, warnings: &mut Vec<String>) -> Result<(tokenizers::Tokenizer, bool)> {
     const MERGES: &str = "tokenizer.ggml.merges";
-    let pre = meta.global_str("tokenizer.ggml.pre")?.unwrap_or("default");
+    let pre = meta.global_str("tokenizer.ggml.pre")?.unwrap_or_else(|| {
+        warnings.push(
+            "the file does not say how its tokenizer splits words (tokenizer.ggml.pre is missing): llama.cpp's default is \
+             taken, which is a guess; tokens may be wrong"
+                .to_string(),
+        );
+        "default"
+    });
     let Split { regexes, ignore_merges, add_bos } =
         splits(pre).ok_or_else(|| LoadError::PreTokenizer { file: meta.file().to_path_buf(), pre: pre.to_string() })?;
     let Some(Value::Strs(lines)) = meta.global(MERGES) else {

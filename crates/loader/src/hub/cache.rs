@@ -99,7 +99,7 @@ impl RepoCache {
         let folder = self.snapshot(commit);
         let present = |name: &str| Some(folder.join(name)).filter(|p| p.exists());
         if let Some(file) = &id.file {
-            return Some(vec![present(file)?]);
+            return crate::gguf::part_names(file).iter().map(|part| present(part)).collect();
         }
         let mut files: Vec<PathBuf> = crate::folder::SMALL_FILES.iter().filter_map(|f| present(f)).collect();
         present("config.json")?;

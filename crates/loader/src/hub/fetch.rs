@@ -9,7 +9,7 @@ use super::{
 use crate::{
     error::{LoadError, Result},
     folder::{self, INDEX, SINGLE, SMALL_FILES},
-    safetensors,
+    gguf, safetensors,
     source::HubRef,
 };
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn run(&self) -> Result<Vec<PathBuf>> {
         if let Some(file) = &self.id.file {
-            return Ok(vec![self.file(file)?]);
+            return gguf::part_names(file).iter().map(|part| self.file(part)).collect();
         }
         let has = |name: &str| self.info.siblings.iter().any(|s| s.name == name);
         // Before anything is fetched: a repository without usable weights is no use.

@@ -140,7 +140,7 @@ impl Hub {
         hub.token = Some(TOKEN.to_string());
         hub.retries = 3;
         hub.backoff = Duration::from_millis(2);
-        LoadOptions { keep_quantized: false, mmap: true, quiet: true, hub }
+        LoadOptions { quiet: true, hub, ..LoadOptions::default() }
     }
 }
 

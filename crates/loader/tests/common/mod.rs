@@ -24,7 +24,7 @@ pub fn offline() -> LoadOptions {
     let mut hub = HubConfig::from_lookup(|_| None);
     hub.offline = true;
     hub.backoff = Duration::from_millis(1);
-    LoadOptions { keep_quantized: false, mmap: true, quiet: true, hub }
+    LoadOptions { quiet: true, hub, ..LoadOptions::default() }
 }
 
 /// A safetensors file from a header and data.
