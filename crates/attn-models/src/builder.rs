@@ -23,7 +23,12 @@ pub(crate) struct Builder<'a> {
     pub(crate) dtype: DType,
     pub(crate) device: Device,
     used: RefCell<HashMap<String, usize>>,
+    /// What whoever loads the model should be told.
+    warnings: RefCell<Vec<String>>,
 }
+
+/// The name of the output projection in nearly every family.
+const HEAD: &str = "lm_head";
 
 impl<'a> Builder<'a> {
     /// Picks the first of the spec's prefixes under which the token embedding is found.
@@ -32,7 +37,7 @@ impl<'a> Builder<'a> {
         let found = spec.prefixes.iter().find(|p| source.shape(&format!("{p}{embedding}")).is_some());
         let Some(prefix) = found.or(spec.prefixes.first()) else { bail!("{}: no tensor prefix", spec.family) };
         let (prefix, device) = (prefix.clone(), device.clone());
-        Ok(Self { source, prefix, dtype, device, used: RefCell::default() })
+        Ok(Self { source, prefix, dtype, device, used: RefCell::default(), warnings: RefCell::default() })
     }
 
     /// The checkpoint's name of a tensor: heads live outside the prefix of the bare model.
@@ -301,8 +306,30 @@ impl<'a> Builder<'a> {
         };
         match spec.name.as_ref().filter(|name| !spec.or_tied || self.contains(&format!("{name}.weight"))) {
             Some(name) => self.linear_with("", &LinearSpec::new(name, width, vocab), bias),
+            None if spec.name.is_none() && self.has_another_head(embedding)? => {
+                self.warnings.borrow_mut().push(format!(
+                    "the config ties the head to the embedding, but the checkpoint has another {HEAD}.weight, which is used"
+                ));
+                self.linear_with("", &LinearSpec::new(HEAD, width, vocab), bias)
+            }
             None => embedding.tied_head(bias),
         }
+    }
+
+    /// Whether the checkpoint of a tied model has a head of its own that is not the embedding: transformers 5 keeps it.
+    fn has_another_head(&self, embedding: &Tokens) -> Result<bool> {
+        let full = self.full(&format!("{HEAD}.weight"));
+        if self.source.shape(&full).is_none() {
+            return Ok(false);
+        }
+        let Tokens::Dense(table) = embedding else { return Ok(true) };
+        let head = self.source.load(&full, self.dtype, &self.device)?;
+        Ok(head.dims() != table.dims() || head.ne(table)?.max_all()?.to_scalar::<u8>()? != 0)
+    }
+
+    /// What whoever loads the model should be told.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.warnings.borrow().clone()
     }
 
     /// Numbers in all tensors read so far; shared ones count once.

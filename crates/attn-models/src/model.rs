@@ -64,6 +64,7 @@ pub struct Model {
     parameters: usize,
     dtype: DType,
     notes: Arc<Notes>,
+    warnings: Arc<[String]>,
 }
 
 /// Learned tables of position encodings, by stack.
@@ -160,7 +161,8 @@ impl Model {
         let parameters = builder.parameters();
         let tables = Arc::new(Tables { stack: stack_tables, encoder: encoder_tables });
         let (spec, notes, dtype) = (Arc::new(spec), Arc::new(notes), options.dtype);
-        Ok(Self { spec, stack, encoder, head_projection, head, tables, parameters, dtype, notes })
+        let warnings = builder.warnings().into();
+        Ok(Self { spec, stack, encoder, head_projection, head, tables, parameters, dtype, notes, warnings })
     }
 
     /// The same weights under another rotary setting.
@@ -188,6 +190,11 @@ impl Model {
     /// as do nothing.
     pub fn notes(&self) -> &Notes {
         &self.notes
+    }
+
+    /// What whoever loaded the model should be told: where its checkpoint contradicts its config and has its way.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Decoder, encoder or both.
