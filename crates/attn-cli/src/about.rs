@@ -3,7 +3,7 @@
 use crate::args::ModelArgs;
 use crate::inspect;
 use crate::model::Opened;
-use crate::parse::DeviceName;
+use crate::parse::{BosChoice, DeviceName};
 use anyhow::Result;
 use attn_eval::compare::{Factor, Plan};
 use attn_eval::report::{About, CheckpointInfo, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
@@ -17,14 +17,20 @@ const LOCK: &str = include_str!("../../../Cargo.lock");
 ///
 /// # Errors
 /// One of the files can't be read.
-pub(crate) fn about(opened: &Opened, args: &ModelArgs, plan: &Plan, texts: Vec<TextInfo>) -> Result<About> {
+pub(crate) fn about(
+    opened: &Opened,
+    args: &ModelArgs,
+    bos: BosChoice,
+    plan: &Plan,
+    texts: Vec<TextInfo>,
+) -> Result<About> {
     Ok(About {
         command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         versions: versions(),
         checkpoint: checkpoint(opened)?,
         texts,
-        settings: settings(opened, args, plan),
+        settings: settings(opened, args, bos, plan),
         machines: vec![machine()],
     })
 }
@@ -64,7 +70,7 @@ fn checkpoint(opened: &Opened) -> Result<CheckpointInfo> {
     })
 }
 
-fn settings(opened: &Opened, args: &ModelArgs, plan: &Plan) -> Settings {
+fn settings(opened: &Opened, args: &ModelArgs, bos: BosChoice, plan: &Plan) -> Settings {
     Settings {
         modes: plan.modes.iter().map(ToString::to_string).collect(),
         contexts: plan.contexts.clone(),
@@ -74,6 +80,7 @@ fn settings(opened: &Opened, args: &ModelArgs, plan: &Plan) -> Settings {
         },
         stride: plan.stride,
         bos: plan.bos,
+        bos_choice: Some(bos.name().to_string()),
         length: plan.length,
         seed: plan.seed,
         rope: RopeSettings {

@@ -7,9 +7,9 @@ use crate::bench::args::BenchArgs;
 use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
 use crate::output::check_writable;
 use crate::parse::{
-    DeviceName, LengthPolicy, Precision, parse_auto_factor, parse_count, parse_device, parse_factor, parse_length,
-    parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling, parse_temperature,
-    scaling_names,
+    BosChoice, DeviceName, LengthPolicy, Precision, parse_auto_factor, parse_count, parse_device, parse_factor,
+    parse_length, parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling,
+    parse_temperature, scaling_names,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
@@ -251,9 +251,9 @@ pub(crate) struct TextArgs {
     /// Use only the first M tokens of the text
     #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) max_tokens: Option<usize>,
-    /// Begin every window with the BOS token
-    #[arg(long)]
-    pub(crate) bos: bool,
+    /// Begin every window with the BOS token; auto: if the tokenizer begins a text with it
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
+    pub(crate) bos: BosChoice,
 }
 
 /// `attn generate`
@@ -273,6 +273,9 @@ pub(crate) struct GenerateArgs {
     /// Take the prompt as a user's message and answer it, by the checkpoint's chat template
     #[arg(long)]
     pub(crate) chat: bool,
+    /// Begin the prompt with the BOS token; auto: if the tokenizer does. A chat template decides by itself
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
+    pub(crate) bos: BosChoice,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }

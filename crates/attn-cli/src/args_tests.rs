@@ -16,7 +16,7 @@ fn every_command_of_the_documentation_parses() {
         "attn generate -p x",
         "attn generate org/name -p x -n 5 --temperature 0.8 --top-p 0.9 --top-k 0 --repeat-penalty 1.1 --seed 7 --chat",
         "attn generate -f prompt.txt --temp 0.5",
-        "attn perplexity m --text f --context 512 --stride 256 --max-tokens 9 --json --bos",
+        "attn perplexity m --text f --context 512 --stride 256 --max-tokens 9 --json --bos on",
         "attn compare m --text f --contexts 256,512 --modes none,ntk-by-parts --factor auto --csv c --plot p.svg --json",
         "attn compare --factor 2.5",
         "attn logits m --ids a.json --out b.safetensors --decode --greedy 4 --decoder-ids c.json",

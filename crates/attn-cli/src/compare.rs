@@ -59,17 +59,24 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     for &context in &plan.contexts {
         memory::check(&opened, context, |context| work(&opened.model, context))?;
     }
-    let about = about::about(&opened, &args.model, &plan, infos)?;
+    let about = about::about(&opened, &args.model, args.cut.bos, &plan, infos)?;
     let Some(scores) = measure(args, &comparison, &about)? else { return Ok(()) };
     let mut results = summarise(comparison.specs(), &scores, plan.seed)?;
     if let Some((name, text)) = first {
-        results.encodings = other_encodings(&opened, &plan, name, &text, most)?;
+        results.encodings = other_encodings(args, &opened, &plan, name, &text, most)?;
     }
     present(&args.output, &about, &results, None)
 }
 
 /// The embedded models of every encoding on the first tokens of a text.
-fn other_encodings(opened: &Opened, plan: &Plan, name: String, text: &str, most: usize) -> Result<Vec<Cell>> {
+fn other_encodings(
+    args: &CompareArgs,
+    opened: &Opened,
+    plan: &Plan,
+    name: String,
+    text: &str,
+    most: usize,
+) -> Result<Vec<Cell>> {
     let options = Options { dtype: opened.model.dtype(), device: opened.model.device().clone(), ..Options::default() };
     let (checkpoint, models) = embedded::encodings(&options)?;
     let mut tokens = checkpoint.require_tokenizer()?.encode(text, false)?;
@@ -77,7 +84,8 @@ fn other_encodings(opened: &Opened, plan: &Plan, name: String, text: &str, most:
     let contexts: Vec<usize> = plan.contexts.iter().copied().filter(|&context| context <= tokens.len()).collect();
     let mut progress = Progress::new();
     let mut report = |share: f64| progress.set((share * 100.0) as usize, 100, "other encodings");
-    encodings(&models, &Text { name, tokens }, &contexts, plan.seed, &mut report)
+    let bos = model::bos_of(&checkpoint, args.cut.bos, "the models of other encodings")?;
+    encodings(&models, &Text { name, tokens }, &contexts, bos, plan.seed, &mut report)
 }
 
 /// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
@@ -98,7 +106,7 @@ fn find(args: &CompareArgs, opened: &Opened, texts: &[Text], plan: &Plan, infos:
         progress.set(done, total, "searching");
     })?;
     drop(progress);
-    let about = about::about(opened, &args.model, plan, infos)?;
+    let about = about::about(opened, &args.model, args.cut.bos, plan, infos)?;
     let results = Results::of(vec![found.stock.clone(), found.winner.cell.clone()], plan.seed);
     present(&args.output, &about, &results, Some(&found))
 }

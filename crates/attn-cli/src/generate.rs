@@ -4,7 +4,7 @@ use crate::args::GenerateArgs;
 use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{note, print, usage};
-use crate::parse::LengthPolicy;
+use crate::parse::{BosChoice, LengthPolicy};
 use crate::{template, text};
 use anyhow::Result;
 use attn_eval::generate::{GenerateOptions, Generated, generate};
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         (None, None) => return usage("there is no prompt: give one with -p or -f"),
     };
     let opened = model::open(&args.model)?;
-    let ids = encode(&opened, &prompt, args.chat)?;
+    let ids = encode(&opened, &prompt, args)?;
     let declared = ids.len().saturating_add(args.n_predict);
     let length = length(args, &opened, ids.len(), declared)?;
     memory::check(&opened, declared, |total| work(args, &opened, ids.len(), total))?;
@@ -43,14 +43,26 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         if text.is_empty() { Ok(()) } else { print(&text) }
     })?;
     print(&format!("{}\n", decoder.finish()?))?;
-    note(&speed(&result));
+    let bos = opened.checkpoint.require_tokenizer()?.bos_id;
+    let begins = bos.filter(|bos| ids.first() == Some(bos));
+    note(&speed(&result, begins));
     Ok(())
 }
 
-fn encode(opened: &Opened, prompt: &str, chat: bool) -> Result<Vec<u32>> {
+fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>> {
     let tokenizer = opened.checkpoint.require_tokenizer()?;
-    if !chat {
-        return Ok(tokenizer.encode(prompt, true)?);
+    if !args.chat {
+        return Ok(match args.bos {
+            BosChoice::Auto => tokenizer.encode(prompt, true)?,
+            BosChoice::On => {
+                opened.bos(args.bos)?;
+                tokenizer.encode_with_bos(prompt, true)?
+            }
+            BosChoice::Off => tokenizer.encode_with_bos(prompt, false)?,
+        });
+    }
+    if args.bos != BosChoice::Auto {
+        return usage("--bos is for plain prompts: with --chat the checkpoint's template decides");
     }
     Ok(tokenizer.encode(&template::render(&opened.checkpoint, prompt)?, false)?)
 }
@@ -100,12 +112,13 @@ fn sampling(args: &GenerateArgs) -> SampleOptions {
     }
 }
 
-fn speed(result: &Generated) -> String {
+fn speed(result: &Generated, bos: Option<u32>) -> String {
     let per_second = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
     let decoded = result.new_tokens.saturating_sub(1);
     let mut line = format!(
-        "[prompt: {} tokens, {:.1} tokens/s",
+        "[prompt: {} tokens{}, {:.1} tokens/s",
         result.prompt_tokens,
+        bos.map_or(String::new(), |id| format!(" from BOS ({id}) on")),
         per_second(result.prompt_tokens, result.prompt_seconds)
     );
     if decoded > 0 {

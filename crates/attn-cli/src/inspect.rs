@@ -57,6 +57,7 @@ fn facts(opened: &Opened, length: Option<usize>) -> Result<Value> {
         "parameters": model.parameters(),
         "dtype": format!("{:?}", model.dtype()).to_lowercase(),
         "stored_dtypes": stored_dtypes(opened),
+        "quantization": opened.checkpoint.quantization,
         "layers": spec.stack.layers.len(),
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
@@ -142,6 +143,9 @@ fn summary(facts: &Value) -> String {
     row("architecture", format!("{} {}", text("family"), text("architecture")));
     row("parameters", grouped(facts["parameters"].as_u64().unwrap_or(0)));
     row("dtype", format!("{}, stored as {}", text("dtype"), text("stored_dtypes")));
+    if !facts["quantization"].is_null() {
+        row("quantised", text("quantization"));
+    }
     row("layers", format!("{} of width {}", text("layers"), text("hidden_size")));
     match facts.get("kv_heads") {
         Some(kv) => row("heads", format!("{}, {kv} for keys and values, width {}", text("heads"), text("head_dim"))),

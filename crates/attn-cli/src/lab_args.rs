@@ -1,7 +1,7 @@
 //! The options of `attn passkey`, `attn merge` and `attn export`, and those of long runs.
 
 use crate::args::{ModelArgs, OutputArgs, ReportArgs, modes_help};
-use crate::parse::{parse_auto_factor, parse_mode, parse_positive, parse_probability_or_zero};
+use crate::parse::{BosChoice, parse_auto_factor, parse_mode, parse_positive, parse_probability_or_zero};
 use attn_eval::compare::{Factor, Mode};
 use attn_eval::run::Shard;
 use clap::Args;
@@ -47,9 +47,9 @@ pub(crate) struct PasskeyArgs {
     /// Seed of the keys and passages
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Begin every prompt with the BOS token
-    #[arg(long)]
-    pub(crate) bos: bool,
+    /// Begin every prompt with the BOS token; auto: if the tokenizer begins a text with it
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
+    pub(crate) bos: BosChoice,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
     #[command(flatten)]

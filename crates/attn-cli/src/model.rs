@@ -6,7 +6,7 @@ use crate::args::{LoadArgs, ModelArgs};
 use crate::embedded::Embedded;
 use crate::memory;
 use crate::output::{note, usage};
-use crate::parse::{DeviceName, LengthPolicy};
+use crate::parse::{BosChoice, DeviceName, LengthPolicy};
 use anyhow::{Context, Result};
 use attn_core::machine;
 use attn_models::config::{Notes, UnknownKeys};
@@ -56,6 +56,9 @@ fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
     let options = Options { dtype, device, rope, unknown_keys: unknown_keys(&args.load) };
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &options)
         .with_context(|| format!("can't load {name}"))?;
+    for warning in model.warnings() {
+        note(&format!("warning: {name}: {warning}"));
+    }
     warn(&name, model.notes());
     Ok(Opened { model, checkpoint, name, check_memory })
 }
@@ -101,12 +104,20 @@ pub(crate) fn checkpoint(model: Option<&str>, args: &LoadArgs) -> Result<(Checkp
         Some(commit) => format!("{}@{commit}", model.split('@').next().unwrap_or(model)),
         None => model.to_string(),
     };
+    for warning in &checkpoint.warnings {
+        note(&format!("warning: {name}: {warning}"));
+    }
     Ok((checkpoint, name))
 }
 
 /// The loader's options for these flags.
 fn load_options(args: &LoadArgs) -> LoadOptions {
-    let mut options = LoadOptions { keep_quantized: args.keep_quantized, mmap: !args.no_mmap, ..Default::default() };
+    let mut options = LoadOptions {
+        keep_quantized: args.keep_quantized,
+        mmap: !args.no_mmap,
+        unknown_keys: unknown_keys(args),
+        ..Default::default()
+    };
     options.hub.offline |= args.offline;
     options
 }
@@ -159,21 +170,36 @@ impl Opened {
         Ok(self.checkpoint.require_tokenizer()?.encode(text, false)?)
     }
 
-    /// The BOS token, if it is asked for.
+    /// The token to put before every window or prompt, if there is one.
     ///
     /// # Errors
-    /// The checkpoint names none.
-    pub(crate) fn bos(&self, wanted: bool) -> Result<Option<u32>> {
-        match (wanted, self.checkpoint.generation.bos_id) {
-            (false, _) => Ok(None),
-            (true, Some(bos)) => Ok(Some(bos)),
-            (true, None) => usage(format!("--bos: {} has no BOS token", self.name)),
-        }
+    /// As [`bos_of`].
+    pub(crate) fn bos(&self, choice: BosChoice) -> Result<Option<u32>> {
+        bos_of(&self.checkpoint, choice, &self.name)
     }
 
     /// A number of the config, such as `decoder_start_token_id`.
     pub(crate) fn config_id(&self, key: &str) -> Option<u32> {
         self.checkpoint.config.get(key)?.as_u64()?.try_into().ok()
+    }
+}
+
+/// The token that begins a text under this choice: the tokenizer's own, or the checkpoint's BOS.
+///
+/// # Errors
+/// It is asked for, and the checkpoint names none.
+pub(crate) fn bos_of(checkpoint: &Checkpoint, choice: BosChoice, name: &str) -> Result<Option<u32>> {
+    let named = || match checkpoint.tokenizer()?.and_then(|tokenizer| tokenizer.bos_id) {
+        Some(bos) => anyhow::Ok(Some(bos)),
+        None => Ok(checkpoint.generation.bos_id),
+    };
+    match choice {
+        BosChoice::Off => Ok(None),
+        BosChoice::Auto => Ok(checkpoint.require_tokenizer()?.begins_with()?),
+        BosChoice::On => match named()? {
+            Some(bos) => Ok(Some(bos)),
+            None => usage(format!("--bos on: {name} has no BOS token")),
+        },
     }
 }
 

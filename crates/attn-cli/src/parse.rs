@@ -23,6 +23,25 @@ impl Precision {
     }
 }
 
+/// `--bos`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BosChoice {
+    /// As the tokenizer does.
+    Auto,
+    On,
+    Off,
+}
+
+impl BosChoice {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// `--device`, not yet opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeviceName {

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
         }
     };
     let plan = plan(args, &opened)?;
-    let mut about = about::about(&opened, &args.model, &plan, infos)?;
+    let mut about = about::about(&opened, &args.model, args.bos, &plan, infos)?;
     let depths = compare::unique(args.depths.clone());
     about.settings.passkey = Some(PasskeySettings { depths: depths.clone(), trials: args.trials });
     let plan = PasskeyPlan { plan, depths, trials: args.trials, haystack, tokenizer };
@@ -100,6 +100,7 @@ pub(crate) fn show(report: &ReportArgs, about: &About, passkey: &Passkey) -> Res
     push_line(&mut out, &format!("model    {}{trained}", about.checkpoint.name), style.width);
     let hidden = if about.texts.is_empty() { "the paper's sentences" } else { &passkey.haystack };
     push_line(&mut out, &format!("haystack {hidden}"), style.width);
+    push_line(&mut out, &format!("BOS      {}", about.settings.bos_line()), style.width);
     out.push('\n');
     out.push_str(&heat(passkey, style));
     out.push('\n');

@@ -7,9 +7,11 @@ use crate::progress::Progress;
 use crate::{inspect, memory, text};
 use anyhow::Result;
 use attn_eval::perplexity::{Cell, Label, ScoreOptions, check_room, rows, score};
+use attn_eval::report::bos_line;
 use attn_eval::windows::{WindowOptions, Windows};
 use attn_models::memory::Workload;
 use attn_models::{Architecture, Model};
+use serde::Serialize;
 
 /// The window if none is asked for: no longer than this, so that it doesn't surprise on a slow machine.
 const LONGEST_DEFAULT: usize = 2048;
@@ -26,8 +28,9 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     let trained = opened.model.trained_context().unwrap_or(512).min(LONGEST_DEFAULT);
     let context = args.context.unwrap_or(trained.min(tokens.len()));
     let (mode, factor) = inspect::scaling(&opened.model);
+    let bos = opened.bos(args.cut.bos)?;
     let options = ScoreOptions {
-        windows: WindowOptions { context, stride: args.cut.stride, bos: opened.bos(args.cut.bos)? },
+        windows: WindowOptions { context, stride: args.cut.stride, bos },
         length: model::window_length(args.model.rope.rope_length),
     };
     check_room(&opened.model, context)?;
@@ -42,7 +45,17 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     })?;
     drop(progress);
     let cell = scores.cell(&Label { mode, factor, context, stride: windows.stride(), seed: 0 });
-    if args.json { print_json(&cell) } else { print(&summary(&cell)) }
+    let report = Report { cell, bos, bos_choice: args.cut.bos.name() };
+    if args.json { print_json(&report) } else { print(&summary(&report)) }
+}
+
+/// A cell, and what was put before its windows.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    cell: Cell,
+    bos: Option<u32>,
+    bos_choice: &'static str,
 }
 
 /// What scoring windows of `context` tokens asks of a model.
@@ -63,7 +76,8 @@ pub(crate) fn tokens(opened: &Opened, text: &str) -> Result<Vec<u32>> {
     opened.encode(text)
 }
 
-fn summary(cell: &Cell) -> String {
+fn summary(report: &Report) -> String {
+    let cell = &report.cell;
     let mut out = format!("perplexity  {:.4} ± {:.4}", cell.perplexity, cell.stderr);
     out.push_str("  (standard error, tokens taken as independent)\n");
     if let Some(error) = cell.stderr_windows {
@@ -76,6 +90,7 @@ fn summary(cell: &Cell) -> String {
         "tokens      {} scored in {} windows of {}, one every {}\n",
         cell.tokens, cell.windows, cell.context, cell.stride
     ));
+    out.push_str(&format!("BOS         {}\n", bos_line(report.bos, report.bos_choice)));
     let speed = (cell.windows * cell.context) as f64 / cell.seconds.max(1e-9);
     out.push_str(&format!("seconds     {:.1}  ({speed:.0} tokens a second)\n", cell.seconds));
     out

@@ -71,6 +71,7 @@ fn report(about: &About, results: &Results) -> String {
     let line = |out: &mut String, text: &str| push_line(out, text, style.width);
     let trained = about.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
     line(&mut out, &format!("model {}{trained}", about.checkpoint.name));
+    line(&mut out, &format!("BOS   {}", about.settings.bos_line()));
     for part in &results.by_text {
         let text = &about.texts[part.text];
         line(&mut out, &format!("text  {}, first {} tokens", text.name, text.used));
@@ -109,6 +110,7 @@ fn found(about: &About, results: &Results, search: &Search) -> String {
     let (tried, context) = (search.candidates.len(), search.context);
     let (chosen, confirmed) = (search.choosing_windows.len(), search.confirming_windows.len());
     line(&mut out, &format!("model {}", about.checkpoint.name));
+    line(&mut out, &format!("BOS   {}", about.settings.bos_line()));
     let split =
         format!("{tried} scalings tried on {chosen} windows of {context}; what follows is of {confirmed} others");
     line(&mut out, &split);

@@ -51,6 +51,9 @@ fn validate(value: &Value, schema: &Value, root: &Value, at: &str) {
     };
     let fits = kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number"));
     assert!(fits, "{at} is {kind}, not {kinds:?}");
+    if let Some(values) = schema["enum"].as_array() {
+        assert!(values.contains(value), "{at} is {value}, not one of {values:?}");
+    }
     if let Value::Object(object) = value {
         for (key, value) in object {
             let at = format!("{at}.{key}");

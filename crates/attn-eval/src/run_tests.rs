@@ -27,6 +27,7 @@ fn about() -> About {
             factor: None,
             stride: None,
             bos: None,
+            bos_choice: None,
             length: None,
             seed: 0,
             rope: RopeSettings::default(),

@@ -120,6 +120,10 @@ impl Tokenizer {
         if let Some(bos) = self.bos_id {
             match add_bos {
                 Some(true) if ids.first() != Some(&bos) => ids.insert(0, bos),
+                // One that is written out is not doubled.
+                Some(true) if ids.starts_with(&[bos, bos]) && self.raw(text, false)?.first() == Some(&bos) => {
+                    ids.remove(0);
+                }
                 // Only what was put in front of the text goes, not what is written in it.
                 Some(false) if ids.first() == Some(&bos) && ids[1..].starts_with(&self.raw(text, false)?) => {
                     ids.remove(0);

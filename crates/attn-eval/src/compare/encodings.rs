@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use attn_models::Model;
 
 /// Scores every model at every context that its positions reach, context by context; a cell's mode is the model's name.
-/// `progress` is told the share that is done.
+/// `bos` begins every window; `progress` is told the share that is done.
 ///
 /// # Errors
 /// The text is too short for a context, or a model fails.
@@ -16,6 +16,7 @@ pub fn encodings(
     models: &[(&str, Model)],
     text: &Text,
     contexts: &[usize],
+    bos: Option<u32>,
     seed: u64,
     progress: &mut dyn FnMut(f64),
 ) -> Result<Vec<Cell>> {
@@ -27,11 +28,12 @@ pub fn encodings(
             if model.max_context().is_some_and(|end| context > end) {
                 continue;
             }
-            let windows = WindowOptions { context, stride: None, bos: None };
+            let windows = WindowOptions { context, stride: None, bos };
+            let stride = context - usize::from(bos.is_some());
             let scores = score(model, &text.tokens, &ScoreOptions { windows, length: None }, &mut |_| ())
                 .with_context(|| format!("{name} on {}", text.name))?;
             let (mode, same_as) = (name.to_string(), None);
-            cells.push(cell(&CellSpec { text: 0, context, stride: context, mode, factor: 1.0, same_as }, scores, seed));
+            cells.push(cell(&CellSpec { text: 0, context, stride, mode, factor: 1.0, same_as }, scores, seed));
         }
     }
     compare_with_best(&mut cells, seed);

@@ -168,6 +168,10 @@ pub struct Settings {
     pub stride: Option<usize>,
     /// The token before every window.
     pub bos: Option<u32>,
+    /// How that was chosen: `auto` (as the tokenizer does), `on` or `off`; absent in documents from before there was a
+    /// choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos_choice: Option<String>,
     /// The length that length-dependent scalings resolve for; absent: the window's.
     pub length: Option<usize>,
     /// Seed of the bootstrap.
@@ -183,6 +187,23 @@ pub struct Settings {
     /// What holds for retrieval alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passkey: Option<PasskeySettings>,
+}
+
+/// What was put before every window, and why, for a person.
+pub fn bos_line(bos: Option<u32>, choice: &str) -> String {
+    let what = bos.map_or("none".to_string(), |id| format!("id {id} before each"));
+    match choice {
+        "auto" => format!("{what}, as the tokenizer has it"),
+        choice => format!("{what} (--bos {choice})"),
+    }
+}
+
+impl Settings {
+    /// [`bos_line`] of these settings.
+    pub fn bos_line(&self) -> String {
+        let given = if self.bos.is_some() { "on" } else { "off" };
+        bos_line(self.bos, self.bos_choice.as_deref().unwrap_or(given))
+    }
 }
 
 /// Rotary settings that hold for every mode.
@@ -246,6 +267,7 @@ impl About {
             factor,
             stride,
             bos,
+            bos_choice: _,
             length,
             seed,
             rope,

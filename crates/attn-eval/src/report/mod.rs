@@ -17,7 +17,7 @@ mod verdict;
 pub use csv::csv;
 pub use document::{
     About, CheckpointInfo, Document, FileInfo, Machine, PasskeyDocument, PasskeySettings, RopeSettings, Settings,
-    TextInfo, Versions, read_document,
+    TextInfo, Versions, bos_line, read_document,
 };
 pub use explain::{explanation, ranges};
 pub use heat::heat;

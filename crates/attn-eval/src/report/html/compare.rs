@@ -349,6 +349,7 @@ pub(crate) mod tests {
                 factor: None,
                 stride: None,
                 bos: None,
+                bos_choice: None,
                 length: None,
                 seed: 0,
                 rope: RopeSettings::default(),

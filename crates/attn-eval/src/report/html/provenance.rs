@@ -19,7 +19,7 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
         ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
         ("windows", if settings.passkey.is_some() { String::new() } else { windows }),
         ("trials", settings.passkey.as_ref().map_or(String::new(), |p| format!("{} per cell", p.trials))),
-        ("BOS before each", settings.bos.map_or("no".into(), |id| format!("yes, id {id}"))),
+        ("BOS before each", settings.bos_line()),
         ("computed in", format!("{} on {}", settings.dtype, settings.device)),
         (seed_of, settings.seed.to_string()),
         ("programs", format!("attn {}, candle {}", about.versions.attn, about.versions.candle)),
