@@ -2,20 +2,14 @@
 //! that transformers 5.24 computes from them.
 #![allow(missing_docs)]
 
-use attn_eval::encoding::Description;
-use attn_eval::explain::{Explained, explain};
+use attn_eval::encoding::{Description, describe};
 use attn_models::config::UnknownKeys;
-use attn_models::families;
+use attn_models::families::{self, Positions};
 use serde_json::Value;
 
 fn published() -> serde_json::Map<String, Value> {
     let path = format!("{}/../../tests/data/published_configs.json", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).expect("a JSON object")
-}
-
-fn explained(config: &Value, length: usize) -> Result<Explained, String> {
-    let read = families::positions(config, UnknownKeys::Refuse).map_err(|e| e.to_string())?;
-    explain("m", &read.spec, None, None, Some(length)).map_err(|e| e.to_string())
 }
 
 /// Whether an encoding is the one that transformers has for some type of layer.
@@ -38,17 +32,18 @@ fn published_configs_are_read_as_transformers_reads_them() {
     let published = published();
     assert!(published.len() > 60);
     for (name, facts) in &published {
+        let Positions { spec, .. } = match families::positions(&facts["config"], UnknownKeys::Refuse) {
+            Ok(read) => read,
+            Err(error) => {
+                wrong.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
         for (length, key) in [(1024, "at_1024"), (200_000, "at_200000")] {
-            let got = match explained(&facts["config"], length) {
-                Ok(got) => got,
-                Err(error) => {
-                    wrong.push(format!("{name}: {error}"));
-                    break;
-                }
-            };
             let wanted = facts[key].as_array().or(facts["at_1024"].as_array());
-            let ropes: Vec<&Description> =
-                got.position.iter().map(|group| &group.encoding).filter(|encoding| encoding.kind == "rope").collect();
+            let groups = spec.stack.encodings();
+            let described = groups.iter().map(|group| describe(group.config, length));
+            let ropes: Vec<Description> = described.filter(|encoding| encoding.kind == "rope").collect();
             let Some(wanted) = wanted else { continue };
             if ropes.is_empty() || !ropes.iter().all(|rope| wanted.iter().any(|wanted| agrees(rope, wanted))) {
                 let said: Vec<_> = ropes.iter().map(|r| (r.rope_type, r.inv_freq.len(), r.attention_factor)).collect();
@@ -56,8 +51,8 @@ fn published_configs_are_read_as_transformers_reads_them() {
             }
             // Under a scaling ours is the context before it.
             let plain = wanted.iter().all(|wanted| wanted["rope_type"] == "default");
-            if plain && facts["trained_context"] != serde_json::json!(got.trained_context) {
-                wrong.push(format!("{name}: trained to {:?}, not {}", got.trained_context, facts["trained_context"]));
+            if plain && facts["trained_context"] != serde_json::json!(spec.trained_context) {
+                wrong.push(format!("{name}: trained to {:?}, not {}", spec.trained_context, facts["trained_context"]));
             }
         }
     }
