@@ -7,13 +7,14 @@ use crate::bench::args::BenchArgs;
 use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
 use crate::output::check_writable;
 use crate::parse::{
-    BosChoice, DeviceName, LengthPolicy, Precision, parse_auto_factor, parse_count, parse_device, parse_factor,
-    parse_length, parse_mode, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling,
-    parse_temperature, scaling_names,
+    BosChoice, DeviceName, LengthPolicy, Modes, Precision, parse_auto_factor, parse_count, parse_device, parse_factor,
+    parse_length, parse_modes, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling,
+    parse_temperature, scaling_help,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
-use attn_core::RopeOverride;
+use attn_core::position::extend::Setting;
+use attn_core::{PositionOverride, RopeOverride};
 use attn_eval::compare::{Factor, Mode};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -38,14 +39,18 @@ MODEL is a hub id (org/name or org/name@revision), a folder with config.json and
 
 /// The help of `--modes`.
 pub(crate) fn modes_help(shown: &str) -> String {
-    let defaults: Vec<&str> = Mode::defaults().into_iter().map(Mode::name).collect();
-    format!("Scalings, {shown} [default: {}]", defaults.join(","))
+    let defaults: Vec<String> = Mode::defaults().iter().map(Mode::to_string).collect();
+    format!(
+        "Scalings and methods, {shown}; joined by +, as in yarn+log-n; a method's numbers after colons, as in \
+         rerope:window=128; all, frequencies or positions for several [default: {}]",
+        defaults.join(",")
+    )
 }
 
 /// What follows the options of `attn compare`: examples and what the modes are.
 fn compare_help(examples: &str) -> String {
-    let width = Mode::all().map(|mode| mode.name().len()).max().unwrap_or(0);
-    let modes: Vec<String> = Mode::all().map(|mode| format!("  {:width$}  {}", mode.name(), mode.summary())).collect();
+    let width = Mode::all().map(|mode| mode.to_string().len()).max().unwrap_or(0);
+    let modes: Vec<String> = Mode::all().map(|mode| format!("  {mode:width$}  {}", mode.summary())).collect();
     format!("{examples}\n\nModes:\n{}\n\nIn the result, * marks the lowest perplexity of a context.", modes.join("\n"))
 }
 
@@ -205,8 +210,8 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Position scaling")]
 pub(crate) struct RopeArgs {
-    #[arg(long, value_name = "TYPE", value_parser = parse_scaling, help = format!("One of {}", scaling_names().join(", ")))]
-    pub(crate) rope_scaling: Option<String>,
+    #[arg(long, value_name = "TYPE", value_parser = parse_scaling, help = scaling_help())]
+    pub(crate) rope_scaling: Option<Setting>,
     /// Context wanted over context trained
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_factor)]
     pub(crate) rope_factor: Option<f64>,
@@ -227,14 +232,23 @@ pub(crate) struct RopeArgs {
 
 impl RopeArgs {
     /// The override these flags spell.
-    pub(crate) fn to_override(&self) -> RopeOverride {
-        RopeOverride {
-            scaling: self.rope_scaling.clone(),
+    ///
+    /// # Errors
+    /// A number that the method doesn't take.
+    pub(crate) fn to_override(&self) -> Result<PositionOverride> {
+        let setting = self.rope_scaling.unwrap_or_default();
+        let mut extend = setting.extend;
+        for (key, value) in self.rope_param.iter().filter(|(key, _)| setting.extend.takes(key)) {
+            extend = extend.with_param(key, value)?;
+        }
+        let rope = RopeOverride {
+            scaling: setting.scheme.map(|scheme| scheme.called().to_string()),
             factor: self.rope_factor,
             theta: self.rope_theta,
             original_context: self.rope_original_context,
-            params: self.rope_param.clone(),
-        }
+            params: self.rope_param.iter().filter(|(key, _)| !setting.extend.takes(key)).cloned().collect(),
+        };
+        Ok(PositionOverride { rope, extend })
     }
 }
 
@@ -336,8 +350,8 @@ pub(crate) struct CompareArgs {
     /// --max-tokens and the text reach]
     #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
-    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_mode, help = modes_help("one row each"))]
-    pub(crate) modes: Vec<Mode>,
+    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one row each"))]
+    pub(crate) modes: Vec<Modes>,
     /// The scalings' factor; auto: the context over the trained context
     #[arg(long, value_name = "F", default_value = "auto", allow_negative_numbers = true, value_parser = parse_auto_factor)]
     pub(crate) factor: Factor,

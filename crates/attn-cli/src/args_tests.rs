@@ -76,8 +76,25 @@ fn what_cannot_be_meant_is_refused_by_name() {
 fn rope_flags_become_one_override() {
     let line = "attn inspect --rope-scaling ntk_by_parts --rope-factor 2 --rope-param beta_fast=16";
     let Command::Inspect(args) = parse(line).unwrap().command else { panic!("another command") };
-    let rope = args.model.rope.to_override();
+    let change = args.model.rope.to_override().unwrap();
+    assert!(change.extend.is_none());
+    let rope = change.rope;
     assert_eq!(rope.scaling.as_deref(), Some("ntk-by-parts"));
     assert_eq!((rope.factor, rope.theta, rope.original_context), (Some(2.0), None, None));
     assert_eq!(rope.params, [("beta_fast".to_string(), "16".to_string())]);
+}
+
+#[test]
+fn a_methods_numbers_come_with_its_name_or_as_parameters() {
+    let line = "attn inspect --rope-scaling yarn+rerope+log-n --rope-factor 2 --rope-param window=64 --rope-param beta_fast=16";
+    let Command::Inspect(args) = parse(line).unwrap().command else { panic!("another command") };
+    let change = args.model.rope.to_override().unwrap();
+    assert_eq!(change.rope.scaling.as_deref(), Some("yarn"));
+    assert_eq!(change.rope.params, [("beta_fast".to_string(), "16".to_string())]);
+    assert_eq!(change.extend.method.map(|method| method.name), Some("rerope"));
+    assert_eq!((change.extend.params[0], change.extend.log_n), (Some(("window", 64.0)), true));
+    let Command::Compare(args) = parse("attn compare --modes positions,yarn+window:window=32").unwrap().command else {
+        panic!("another command")
+    };
+    assert_eq!(args.modes.iter().map(|modes| modes.0.len()).collect::<Vec<_>>(), [10, 1]);
 }

@@ -4,11 +4,13 @@ use crate::about;
 use crate::args::CompareArgs;
 use crate::model::{self, Opened};
 use crate::output::{note, usage};
+use crate::parse::Modes;
 use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
 use crate::{embedded, inspect, long_run, memory, text};
 use anyhow::Result;
+use attn_core::PositionOverride;
 use attn_eval::compare::{Comparison, Factor, Mode, Plan, Results, Text, encodings, summarise};
 use attn_eval::perplexity::{Cell, Scores};
 use attn_eval::report::{About, TextInfo};
@@ -152,7 +154,7 @@ fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
 }
 
 fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
-    let rope = args.model.rope.to_override();
+    let rope = args.model.rope.to_override()?.rope;
     let trained = rope.original_context.or(opened.model.trained_context());
     let bos = opened.bos(args.cut.bos)?;
     Ok(Plan {
@@ -161,7 +163,7 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
         } else {
             args.contexts.clone()
         }),
-        modes: unique(if args.modes.is_empty() { default_modes(opened) } else { args.modes.clone() }),
+        modes: modes(&args.modes, opened),
         factor: args.factor,
         stride: args.cut.stride,
         bos,
@@ -171,9 +173,24 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
     })
 }
 
-/// All that apply to any RoPE model; others can only be had as they are.
-pub(crate) fn default_modes(opened: &Opened) -> Vec<Mode> {
-    if inspect::has_rope(&opened.model) { Mode::defaults() } else { vec![Mode::Checkpoint] }
+/// Those asked for, else those that can be compared.
+pub(crate) fn modes(asked: &[Modes], opened: &Opened) -> Vec<Mode> {
+    match asked {
+        [] => default_modes(opened),
+        asked => unique(asked.iter().flat_map(|modes| modes.0.iter().copied()).collect()),
+    }
+}
+
+/// All that apply to any RoPE model, methods as far as its layers take them; others can only be had as they are.
+fn default_modes(opened: &Opened) -> Vec<Mode> {
+    if !inspect::has_rope(&opened.model) {
+        return vec![Mode::Checkpoint];
+    }
+    let takes = |mode: &Mode| {
+        let change = PositionOverride { extend: mode.extend(), ..PositionOverride::default() };
+        change.extend.is_none() || opened.model.spec().with_positions(&change).is_ok()
+    };
+    Mode::defaults().into_iter().filter(takes).collect()
 }
 
 /// The trained context and its next three doublings, as far as the text reaches.

@@ -33,17 +33,17 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
 
 fn explained(args: &ExplainArgs) -> Result<Explained> {
     let Source { name, config, weights } = open(args)?;
-    let rope = args.model.rope.to_override();
+    let change = args.model.rope.to_override()?;
     let read = families::positions(&config, model::unknown_keys(&args.model.load));
     let Positions { spec, notes, unread } = read.with_context(|| format!("can't read {name}"))?;
     model::warn(&name, &notes);
     if let Some(why) = &unread {
         note(&format!("warning: {name}: its layers are not known: {why}"));
     }
-    let spec = spec.with_rope(&rope).with_context(|| format!("can't read {name}"))?;
+    let spec = spec.with_positions(&change).with_context(|| format!("can't read {name}"))?;
     // Which tensors hold what is known of known layers alone.
     let weights = weights.as_deref().filter(|_| unread.is_none());
-    let explained = explain(&name, &spec, weights, rope.original_context, args.length)?;
+    let explained = explain(&name, &spec, weights, change.rope.original_context, args.length)?;
     Ok(Explained { layers_known: unread.is_none(), ..explained })
 }
 

@@ -7,7 +7,8 @@ use crate::model;
 use crate::output::{print, print_json, usage, write_file};
 use crate::serving;
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::position::{PositionConfig, RopeConfig};
+use attn_core::position::extend::LOG_N;
+use attn_core::position::{PositionConfig, PositionOverride, RopeConfig};
 use attn_models::config::UnknownKeys;
 use attn_models::families;
 use attn_models::spec::{AttentionSpec, ModelSpec};
@@ -21,15 +22,12 @@ use std::path::{Path, PathBuf};
 /// The model has no rotary encoding, its config can't express the scaling, or the folder can't be written.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let (checkpoint, name) = model::checkpoint(args.model.model.as_deref(), &args.model.load)?;
-    let change = args.model.rope.to_override();
+    let change = args.model.rope.to_override()?;
+    refuse(&change)?;
     let own = model::spec(&checkpoint.config, &name, &args.model.load)?;
-    let wanted = own.with_rope(&change).with_context(|| format!("can't read {name}"))?;
+    let wanted = own.with_positions(&change).with_context(|| format!("can't read {name}"))?;
     let ropes = Ropes::of(&wanted, &name)?;
-    let context = if change == attn_core::RopeOverride::default() {
-        ropes.main().max_position_embeddings
-    } else {
-        ropes.main().extended_context()
-    };
+    let context = if change.is_none() { ropes.main().max_position_embeddings } else { ropes.main().extended_context() };
     let parameters = ropes.parameters(&checkpoint.config)?;
     let config = new_config(&checkpoint.config, &ropes, &parameters, context)?;
     check(&config, &wanted, model::unknown_keys(&args.model.load))?;
@@ -64,6 +62,17 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     print(&text[..text.len() - 1])
 }
 
+/// What no config can say.
+fn refuse(change: &PositionOverride) -> Result<()> {
+    let log_n = change.extend.log_n.then_some(LOG_N);
+    let Some(name) = change.extend.method.map(|method| method.name).or(log_n) else { return Ok(()) };
+    let elsewhere = match name {
+        "self-extend" => "; llama.cpp has it as --grp-attn-n and --grp-attn-w, where its version knows them",
+        _ => "",
+    };
+    bail!("no config.json can say {name}: it is for this program and its library{elsewhere}")
+}
+
 fn served_name(args: &ExportArgs) -> String {
     args.model.model.clone().unwrap_or_else(|| "MODEL".to_string())
 }
@@ -80,7 +89,7 @@ impl Ropes {
     fn of(spec: &ModelSpec, name: &str) -> Result<Self> {
         let mut found: Vec<(&'static str, RopeConfig)> = vec![];
         for layer in &spec.stack.layers {
-            let PositionConfig::Rope(rope) = layer.attention.position() else { continue };
+            let Some(rope) = layer.attention.position().rope() else { continue };
             let windowed = matches!(&layer.attention, AttentionSpec::MultiHead(a) if a.mask.window.is_some());
             let kind = if windowed { "sliding_attention" } else { "full_attention" };
             match found.iter().find(|(known, _)| *known == kind) {

@@ -5,6 +5,7 @@ use crate::model::{self, Opened};
 use crate::output::{print, print_json};
 use anyhow::Result;
 use attn_core::PositionConfig;
+use attn_core::position::extend::LOG_N;
 use attn_eval::encoding::describe;
 use attn_eval::report::ranges;
 use attn_models::encodings::{EncodingGroup, Place};
@@ -26,9 +27,16 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
 /// encodings.
 pub(crate) fn scaling(model: &Model) -> (String, f64) {
     let spec = model.spec();
-    match positions(&spec.stack).find(|config| matches!(config, PositionConfig::Rope(_))) {
-        Some(PositionConfig::Rope(rope)) => {
-            (rope.scaling.scheme().called().to_string(), rope.scaling.factor().unwrap_or(1.0))
+    let extended = |config: &PositionConfig| match config {
+        PositionConfig::Extended(config) => {
+            let method = config.method.map(|method| method.name());
+            method.into_iter().chain(config.log_n.map(|_| LOG_N)).map(|word| format!("+{word}")).collect()
+        }
+        _ => String::new(),
+    };
+    match positions(&spec.stack).find_map(|config| Some((config.rope()?, extended(config)))) {
+        Some((rope, extended)) => {
+            (format!("{}{extended}", rope.scaling.scheme().called()), rope.scaling.factor().unwrap_or(1.0))
         }
         _ => (positions(&spec.stack).next().map_or("nope", |config| describe(config, 1).kind).to_string(), 1.0),
     }
@@ -36,7 +44,7 @@ pub(crate) fn scaling(model: &Model) -> (String, f64) {
 
 /// Whether any layer's encoding is RoPE.
 pub(crate) fn has_rope(model: &Model) -> bool {
-    positions(&model.spec().stack).any(|config| matches!(config, PositionConfig::Rope(_)))
+    positions(&model.spec().stack).any(|config| config.rope().is_some())
 }
 
 /// The encodings of a stack: that on the embeddings if there is one, then those of the layers.

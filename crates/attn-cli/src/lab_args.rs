@@ -1,8 +1,8 @@
 //! The options of `attn passkey`, `attn merge` and `attn export`, and those of long runs.
 
 use crate::args::{ModelArgs, OutputArgs, ReportArgs, modes_help};
-use crate::parse::{BosChoice, parse_auto_factor, parse_mode, parse_positive, parse_probability_or_zero};
-use attn_eval::compare::{Factor, Mode};
+use crate::parse::{BosChoice, Modes, parse_auto_factor, parse_modes, parse_positive, parse_probability_or_zero};
+use attn_eval::compare::Factor;
 use attn_eval::run::Shard;
 use clap::Args;
 use std::path::PathBuf;
@@ -36,8 +36,8 @@ pub(crate) struct PasskeyArgs {
     /// Where the key stands, from 0, the beginning, to 1, the end; one row each
     #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1", allow_negative_numbers = true, value_parser = parse_probability_or_zero)]
     pub(crate) depths: Vec<f64>,
-    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_mode, help = modes_help("one grid each"))]
-    pub(crate) modes: Vec<Mode>,
+    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one grid each"))]
+    pub(crate) modes: Vec<Modes>,
     /// The scalings' factor; auto: the context over the trained context
     #[arg(long, value_name = "F", default_value = "auto", allow_negative_numbers = true, value_parser = parse_auto_factor)]
     pub(crate) factor: Factor,

@@ -33,7 +33,7 @@ pub(crate) struct Opened {
 /// # Errors
 /// Anything the loader or the model refuses, and a device that isn't there.
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
-    open_as(args, args.rope.to_override())
+    open_as(args, args.rope.to_override()?)
 }
 
 /// [`open`] as the checkpoint itself is, for commands that apply the scaling themselves.
@@ -41,10 +41,10 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
 /// # Errors
 /// As [`open`].
 pub(crate) fn open_plain(args: &ModelArgs) -> Result<Opened> {
-    open_as(args, attn_core::RopeOverride::default())
+    open_as(args, attn_core::PositionOverride::default())
 }
 
-fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
+fn open_as(args: &ModelArgs, positions: attn_core::PositionOverride) -> Result<Opened> {
     set_threads(args.load.threads)?;
     let device = device(args.load.device)?;
     let (checkpoint, name) = checkpoint(args.model.as_deref(), &args.load)?;
@@ -53,7 +53,7 @@ fn open_as(args: &ModelArgs, rope: attn_core::RopeOverride) -> Result<Opened> {
     if check_memory && matches!(device, Device::Cpu) {
         memory::check_weights(&name, weight_bytes(checkpoint.weights.as_ref(), dtype))?;
     }
-    let options = Options { dtype, device, rope, unknown_keys: unknown_keys(&args.load) };
+    let options = Options { dtype, device, positions, unknown_keys: unknown_keys(&args.load) };
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &options)
         .with_context(|| format!("can't load {name}"))?;
     for warning in model.warnings() {

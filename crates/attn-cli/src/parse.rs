@@ -1,5 +1,6 @@
 //! The values of options: what they may be, and what is said if they are not.
 
+use attn_core::position::extend::{LOG_N, METHODS, Setting};
 use attn_core::position::rope::scaling;
 use attn_eval::compare::{Factor, Mode};
 use candle_core::DType;
@@ -69,19 +70,26 @@ pub(crate) fn parse_device(text: &str) -> Result<DeviceName, String> {
 }
 
 /// What `--rope-scaling` takes.
-pub(crate) fn scaling_names() -> Vec<&'static str> {
-    scaling::named().map(|scheme| scheme.called()).collect()
+pub(crate) fn scaling_help() -> String {
+    let schemes = scaling::named().map(|scheme| scheme.called());
+    let methods: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+    format!(
+        "One of {}, or a method ({}), or {LOG_N}; joined by +, as in yarn+log-n",
+        schemes.collect::<Vec<_>>().join(", "),
+        methods.join(", ")
+    )
 }
 
-pub(crate) fn parse_scaling(text: &str) -> Result<String, String> {
-    match scaling::scheme(text) {
-        Some(scheme) => Ok(scheme.called().to_string()),
-        None => Err(format!("unknown scaling; known: {}", scaling_names().join(", "))),
-    }
-}
-
-pub(crate) fn parse_mode(text: &str) -> Result<Mode, String> {
+pub(crate) fn parse_scaling(text: &str) -> Result<Setting, String> {
     text.parse()
+}
+
+/// The modes that one name stands for.
+#[derive(Debug, Clone)]
+pub(crate) struct Modes(pub(crate) Vec<Mode>);
+
+pub(crate) fn parse_modes(text: &str) -> Result<Modes, String> {
+    Mode::named(text).map(Modes)
 }
 
 pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {

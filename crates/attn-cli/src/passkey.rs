@@ -59,7 +59,7 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
 }
 
 fn plan(args: &PasskeyArgs, opened: &Opened) -> Result<Plan> {
-    let rope = args.model.rope.to_override();
+    let rope = args.model.rope.to_override()?.rope;
     let trained = rope.original_context.or(opened.model.trained_context());
     let contexts = if args.contexts.is_empty() {
         let trained = trained.context("the checkpoint doesn't say what context it was trained for: give --contexts")?;
@@ -69,7 +69,7 @@ fn plan(args: &PasskeyArgs, opened: &Opened) -> Result<Plan> {
     };
     Ok(Plan {
         contexts,
-        modes: if args.modes.is_empty() { compare::default_modes(opened) } else { compare::unique(args.modes.clone()) },
+        modes: compare::modes(&args.modes, opened),
         factor: args.factor,
         stride: None,
         bos: opened.bos(args.bos)?,

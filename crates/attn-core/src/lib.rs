@@ -42,6 +42,7 @@ pub use mask::{Chunk, Chunks, Mask};
 pub use norm::Norm;
 pub use ops::NormKind;
 pub use position::{
-    EmbeddingEncoding, PositionConfig, PositionEncoding, Positions, Resolution, RopeConfig, RopeOverride,
+    EmbeddingEncoding, PositionConfig, PositionEncoding, PositionOverride, Positions, Resolution, RopeConfig,
+    RopeOverride,
 };
 pub use {candle_core, candle_nn};

@@ -145,12 +145,9 @@ fn explain_group(
 
 fn default_length(spec: &ModelSpec, trained: Option<usize>) -> usize {
     let configured = |stack: &StackSpec| {
-        let declared = stack.encodings().into_iter().filter_map(|group| match group.config {
-            PositionConfig::Rope(rope) if rope.max_position_embeddings > rope.original_context() => {
-                Some(rope.max_position_embeddings)
-            }
-            _ => None,
-        });
+        let ropes = stack.encodings().into_iter().filter_map(|group| group.config.rope());
+        let stretched = ropes.filter(|rope| rope.max_position_embeddings > rope.original_context());
+        let declared = stretched.map(|rope| rope.max_position_embeddings);
         declared.max()
     };
     configured(&spec.stack).or(trained.map(|n| n * DEFAULT_TIMES)).unwrap_or(DEFAULT_LENGTH)

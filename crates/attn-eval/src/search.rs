@@ -10,15 +10,16 @@
 //! and the winner is judged on the odd ones, which no choice has seen, against the stock mode that was best on the even
 //! ones. Windows lie side by side, so that no token is in both halves.
 
-use crate::compare::{Mode, Pair, Plan, Text, check_params, variants, window_options};
+use crate::compare::{Mode, Pair, Plan, Text, change, check_params, variants, window_options};
 use crate::perplexity::{Cell, Label, Scores, score_windows, scorer};
 use crate::rng::Rng;
 use crate::stats::{MIN_WINDOWS, WindowNll, mean};
 use crate::windows::{Window, Windows};
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::RopeOverride;
 use attn_core::position::RopeConfig;
+use attn_core::position::extend::Setting;
 use attn_core::position::frequencies::plain_frequencies;
+use attn_core::{PositionOverride, RopeOverride};
 use attn_models::Model;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -174,7 +175,7 @@ fn short(value: f64) -> f64 {
 }
 
 /// How a search measures: a scaling on windows of these indices, in that order.
-type Measure<'a> = dyn FnMut(&RopeOverride, &[usize]) -> Result<Vec<WindowNll>> + 'a;
+type Measure<'a> = dyn FnMut(&PositionOverride, &[usize]) -> Result<Vec<WindowNll>> + 'a;
 
 /// The part of a search that chooses.
 struct Chooser<'a, 'b> {
@@ -190,7 +191,7 @@ struct Chooser<'a, 'b> {
 
 impl Chooser<'_, '_> {
     /// Measures on every choosing window.
-    fn full(&mut self, rope: &RopeOverride) -> Result<Vec<WindowNll>> {
+    fn full(&mut self, rope: &PositionOverride) -> Result<Vec<WindowNll>> {
         let found = (self.measure)(rope, &self.windows)?;
         self.note(rope, &found);
         Ok(found)
@@ -198,7 +199,7 @@ impl Chooser<'_, '_> {
 
     /// Measures a candidate, and only the first rung if it is worse than the best there.
     fn challenge(&mut self, point: Point, best: &[WindowNll]) -> Result<Option<Vec<WindowNll>>> {
-        let rope = point.to_override(self.original);
+        let rope = point.to_override(self.original).into();
         self.points.push(point);
         let mut found = (self.measure)(&rope, &self.windows[..self.rung])?;
         let stays = mean(&found) < mean(&best[..self.rung]);
@@ -209,9 +210,10 @@ impl Chooser<'_, '_> {
         Ok((stays && mean(&found) < mean(best)).then_some(found))
     }
 
-    fn note(&mut self, rope: &RopeOverride, found: &[WindowNll]) {
+    fn note(&mut self, change: &PositionOverride, found: &[WindowNll]) {
+        let rope = &change.rope;
         self.tried.push(Tried {
-            mode: rope.scaling.clone().unwrap_or_default(),
+            mode: name_of(change),
             factor: rope.factor,
             theta: rope.theta,
             params: rope.params.iter().cloned().collect(),
@@ -277,7 +279,7 @@ pub fn search(
     let cut = cut(texts, plan, context)?;
     let stock = stock(model, plan, context)?;
     let (mut done, most) = (0, (budget + stock.len()) * cut.windows.len().div_ceil(2));
-    let mut measure = |rope: &RopeOverride, windows: &[usize]| {
+    let mut measure = |rope: &PositionOverride, windows: &[usize]| {
         progress(done, most);
         done += windows.len();
         Ok(cut.measure(model, rope, windows, plan.length)?.windows)
@@ -287,12 +289,12 @@ pub fn search(
     let confirming: Vec<usize> = all.iter().copied().filter(|index| index % 2 == 1).collect();
     let label =
         |mode: &str, factor: f64| Label { mode: mode.to_string(), factor, context, stride: context, seed: plan.seed };
-    let judge = |rope: &RopeOverride, name: &str| -> Result<Cell> {
+    let judge = |rope: &PositionOverride, name: &str| -> Result<Cell> {
         let scores = cut.measure(model, rope, &confirming, plan.length)?;
-        Ok(scores.cell(&label(name, rope.factor.unwrap_or(1.0))))
+        Ok(scores.cell(&label(name, rope.rope.factor.unwrap_or(1.0))))
     };
     let best = &stock[chosen.stock];
-    let (winner, stock) = (judge(&chosen.winner, "searched")?, judge(&best.rope, best.mode.name())?);
+    let (winner, stock) = (judge(&chosen.winner, "searched")?, judge(&best.rope, &best.mode.to_string())?);
     let results = crate::compare::differences(&[winner.clone(), stock.clone()], plan.seed);
     let difference = results.into_iter().next().context("two modes have a difference")?;
     Ok(Search {
@@ -302,10 +304,10 @@ pub fn search(
         confirming_windows: cut.spans(|index| index % 2 == 1),
         candidates: chosen.tried,
         winner: Winner {
-            mode: chosen.winner.scaling.clone().unwrap_or_default(),
-            factor: chosen.winner.factor,
-            theta: chosen.winner.theta,
-            params: chosen.winner.params.iter().cloned().collect(),
+            mode: name_of(&chosen.winner),
+            factor: chosen.winner.rope.factor,
+            theta: chosen.winner.rope.theta,
+            params: chosen.winner.rope.params.iter().cloned().collect(),
             flags: flags(&chosen.winner),
             cell: winner,
         },
@@ -316,7 +318,7 @@ pub fn search(
 
 /// What choosing came to.
 struct Chosen {
-    winner: RopeOverride,
+    winner: PositionOverride,
     /// Index of the best stock mode.
     stock: usize,
     tried: Vec<Tried>,
@@ -350,7 +352,7 @@ fn choose(
     // A mode outside the space may be better than anything in it, and the start itself is best left as it is.
     let moved = Some(point) != stock[start].point;
     let winner = if moved && mean(&nll) < mean(&measured[best]) {
-        point.to_override(original)
+        point.to_override(original).into()
     } else {
         stock[best].rope.clone()
     };
@@ -360,7 +362,7 @@ fn choose(
 /// A stock mode, and where it lies in the space if it does.
 struct Stock {
     mode: Mode,
-    rope: RopeOverride,
+    rope: PositionOverride,
     point: Option<Point>,
 }
 
@@ -368,14 +370,11 @@ fn stock(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Stock>> {
     let variants = variants(model, plan, context)?;
     let own = variants.into_iter().filter(|variant| variant.same_as.is_none());
     let each = own.map(|variant| {
-        let rope = RopeOverride {
-            scaling: (variant.mode != Mode::Checkpoint).then(|| variant.mode.to_string()),
-            factor: variant.mode.takes_factor().then_some(variant.factor),
-            ..plan.rope.clone()
-        };
-        let point = match variant.mode {
-            Mode::Checkpoint => None,
-            Mode::Scaling(_) => Point::of(&rope_of(&variant.model)?, plan.length.unwrap_or(context)),
+        let rope = change(plan, variant.mode, variant.factor)?;
+        let plain = variant.mode != Mode::Checkpoint && rope.extend.is_none();
+        let point = match plain {
+            true => Point::of(&rope_of(&variant.model)?, plan.length.unwrap_or(context)),
+            false => None,
         };
         Ok(Stock { mode: variant.mode, rope, point })
     });
@@ -385,10 +384,7 @@ fn stock(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Stock>> {
 /// The rotary encoding of the first layer that has one.
 fn rope_of(model: &Model) -> Result<RopeConfig> {
     let layers = &model.spec().stack.layers;
-    let rope = layers.iter().find_map(|layer| match layer.attention.position() {
-        attn_core::position::PositionConfig::Rope(rope) => Some(rope.clone()),
-        _ => None,
-    });
+    let rope = layers.iter().find_map(|layer| layer.attention.position().rope().cloned());
     rope.with_context(|| format!("{} has no rotary position encoding to search for", model.spec().family))
 }
 
@@ -419,8 +415,14 @@ fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
 }
 
 impl Cut<'_> {
-    fn measure(&self, model: &Model, rope: &RopeOverride, indices: &[usize], length: Option<usize>) -> Result<Scores> {
-        let model = model.with_rope(rope)?;
+    fn measure(
+        &self,
+        model: &Model,
+        rope: &PositionOverride,
+        indices: &[usize],
+        length: Option<usize>,
+    ) -> Result<Scores> {
+        let model = model.with_positions(rope)?;
         let mut parts = vec![];
         for &index in indices {
             let (text, window) = &self.windows[index];
@@ -438,12 +440,21 @@ impl Cut<'_> {
     }
 }
 
+/// What `--rope-scaling` takes for an override; empty if it replaces no scaling and no positions.
+fn name_of(change: &PositionOverride) -> String {
+    let extend = Setting { extend: change.extend, ..Setting::default() }.to_string();
+    let words = change.rope.scaling.iter().chain(Some(&extend).filter(|words| !words.is_empty()));
+    words.map(String::as_str).collect::<Vec<_>>().join("+")
+}
+
 /// The command line's options for an override.
-fn flags(rope: &RopeOverride) -> Vec<String> {
+fn flags(change: &PositionOverride) -> Vec<String> {
+    let rope = &change.rope;
     let mut flags = vec![];
     let mut add = |flag: &str, value: String| flags.extend([flag.to_string(), value]);
-    if let Some(scaling) = &rope.scaling {
-        add("--rope-scaling", scaling.clone());
+    let name = name_of(change);
+    if !name.is_empty() {
+        add("--rope-scaling", name);
     }
     if let Some(factor) = rope.factor {
         add("--rope-factor", factor.to_string());

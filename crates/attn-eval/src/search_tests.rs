@@ -5,10 +5,12 @@ fn stock() -> Vec<Stock> {
     let plain = Point { theta: 10_000.0, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 };
     let named = |mode: Mode, point: Option<Point>| Stock {
         mode,
-        rope: point.map_or_else(
-            || RopeOverride { scaling: Some(mode.to_string()), factor: Some(2.0), ..RopeOverride::default() },
-            |point| point.to_override(None),
-        ),
+        rope: point
+            .map_or_else(
+                || RopeOverride { scaling: Some(mode.to_string()), factor: Some(2.0), ..RopeOverride::default() },
+                |point| point.to_override(None),
+            )
+            .into(),
         point,
     };
     vec![
@@ -18,19 +20,19 @@ fn stock() -> Vec<Stock> {
     ]
 }
 
-fn number(rope: &RopeOverride, key: &str, default: f64) -> f64 {
-    rope.params.iter().find(|(k, _)| k == key).map_or(default, |(_, value)| value.parse().unwrap())
+fn number(rope: &PositionOverride, key: &str, default: f64) -> f64 {
+    rope.rope.params.iter().find(|(k, _)| k == key).map_or(default, |(_, value)| value.parse().unwrap())
 }
 
 /// A bowl in the logarithms of theta, factor and attention factor, with its lowest point at 30000, 3 and 1.1; windows
 /// differ in what they add, and a seed adds noise to each.
-fn bowl(rope: &RopeOverride, windows: &[usize]) -> Vec<WindowNll> {
+fn bowl(rope: &PositionOverride, windows: &[usize]) -> Vec<WindowNll> {
     let off = |value: f64, lowest: f64| (value / lowest).ln().powi(2);
-    let nll = if rope.scaling.as_deref() == Some("linear") {
+    let nll = if rope.rope.scaling.as_deref() == Some("linear") {
         5.0
     } else {
-        2.0 + off(rope.theta.unwrap_or(10_000.0), 30_000.0)
-            + off(rope.factor.unwrap_or(1.0), 3.0)
+        2.0 + off(rope.rope.theta.unwrap_or(10_000.0), 30_000.0)
+            + off(rope.rope.factor.unwrap_or(1.0), 3.0)
             + 10.0 * off(number(rope, "attention_factor", 1.0), 1.1)
     };
     let window =
@@ -41,7 +43,7 @@ fn bowl(rope: &RopeOverride, windows: &[usize]) -> Vec<WindowNll> {
 #[test]
 fn the_search_finds_the_bottom_of_a_bowl_and_never_sees_the_windows_it_is_judged_on() {
     let mut seen = BTreeSet::new();
-    let mut measure = |rope: &RopeOverride, windows: &[usize]| {
+    let mut measure = |rope: &PositionOverride, windows: &[usize]| {
         seen.extend(windows.iter().copied());
         Ok(bowl(rope, windows))
     };
@@ -49,7 +51,7 @@ fn the_search_finds_the_bottom_of_a_bowl_and_never_sees_the_windows_it_is_judged
     let chosen = choose(&mut measure, &stock(), &all, None, 200, 1).unwrap();
     let close = |value: f64, lowest: f64, by: f64| (value / lowest).ln().abs() < by;
     let rope = &chosen.winner;
-    assert!(close(rope.theta.unwrap(), 30_000.0, 0.1) && close(rope.factor.unwrap(), 3.0, 0.1), "{rope:?}");
+    assert!(close(rope.rope.theta.unwrap(), 30_000.0, 0.1) && close(rope.rope.factor.unwrap(), 3.0, 0.1), "{rope:?}");
     assert!(close(number(rope, "attention_factor", 1.0), 1.1, 0.01), "{rope:?}");
     assert_eq!(chosen.stock, 2, "yarn is the best of the stock modes in this bowl");
     assert!(seen.iter().all(|index| index % 2 == 0), "{seen:?}");
@@ -61,7 +63,7 @@ fn the_search_finds_the_bottom_of_a_bowl_and_never_sees_the_windows_it_is_judged
 #[test]
 fn the_budget_holds_and_a_seed_repeats() {
     let run = |budget: usize, seed: u64| {
-        let mut measure = |rope: &RopeOverride, windows: &[usize]| Ok(bowl(rope, windows));
+        let mut measure = |rope: &PositionOverride, windows: &[usize]| Ok(bowl(rope, windows));
         choose(&mut measure, &stock(), &(0..8).collect::<Vec<_>>(), None, budget, seed).unwrap()
     };
     assert_eq!(run(10, 1).tried, run(10, 1).tried);

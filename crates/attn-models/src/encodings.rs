@@ -76,7 +76,17 @@ impl StackSpec {
 /// The same encoding, or two rotary ones that come to the same angles for `len` tokens, up to the rounding of f64: a blend
 /// of a frequency with itself may be off by that.
 fn alike(a: &PositionConfig, b: &PositionConfig, len: usize) -> bool {
-    let (PositionConfig::Rope(a), PositionConfig::Rope(b)) = (a, b) else { return a == b };
+    if a == b {
+        return true;
+    }
+    // A method within whose window a text stays is none.
+    let plain = |config: &PositionConfig| match config {
+        PositionConfig::Extended(config) if config.is_plain(len) => Some(config.rope.clone()),
+        PositionConfig::Rope(rope) => Some(rope.clone()),
+        _ => None,
+    };
+    let (Some(a), Some(b)) = (plain(a), plain(b)) else { return false };
+    let (a, b) = (&a, &b);
     let lanes = |rope: &RopeConfig| (rope.head_dim, rope.rotary_dim, rope.layout);
     let near = |a: f64, b: f64| (a - b).abs() <= 8.0 * f64::EPSILON * a.abs().max(b.abs());
     let (x, y) = (a.frequencies(len), b.frequencies(len));

@@ -2,7 +2,7 @@
 //!
 //! A family reads a Hugging Face `config.json` into a [`spec::ModelSpec`]; one [`Model`] builds and runs any of them;
 //! a [`Session`] carries a sequence through it token by token. Position encodings can be exchanged on a loaded model
-//! ([`Model::with_rope`]) without touching its weights.
+//! ([`Model::with_positions`]) without touching its weights.
 
 pub mod activation;
 mod builder;

@@ -11,6 +11,7 @@ use crate::spec::{
     AttentionSpec, GateSpec, GateUpSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, MultiHeadSpec, PlainActivation,
     StackSpec,
 };
+use attn_core::PositionConfig;
 use candle_core::DType;
 
 /// What a run asks of a model, as far as memory goes.
@@ -110,7 +111,13 @@ fn lanes(heads: usize, width: usize) -> u64 {
 fn cached_lanes(attention: &AttentionSpec) -> u64 {
     match attention {
         AttentionSpec::MultiHead(a) if a.source.is_some() => 0,
-        AttentionSpec::MultiHead(a) => 2 * lanes(a.kv_heads, a.head_dim),
+        AttentionSpec::MultiHead(a) => {
+            let copies = match &a.position {
+                PositionConfig::Extended(config) => config.method.map_or(1, |method| method.copies()),
+                _ => 1,
+            };
+            (copies as u64 + 1) * lanes(a.kv_heads, a.head_dim)
+        }
         AttentionSpec::Latent(a) => (a.kv_lora_rank + a.qk_rope_head_dim) as u64,
     }
 }

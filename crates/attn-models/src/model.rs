@@ -7,7 +7,7 @@ use crate::families;
 use crate::spec::{ModelSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
 use attn_core::position::{self, PositionConfig};
-use attn_core::{Linear, PositionEncoding, Positions, Resolution, RopeOverride, ops, profile};
+use attn_core::{Linear, PositionEncoding, PositionOverride, Positions, Resolution, ops, profile};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub struct Options {
     /// Where the weights live.
     pub device: Device,
     /// Overrides the checkpoint's rotary settings.
-    pub rope: RopeOverride,
+    pub positions: PositionOverride,
     /// Whether keys of the config that nothing here reads are refused or passed over.
     pub unknown_keys: UnknownKeys,
 }
@@ -30,7 +30,7 @@ impl Default for Options {
         Self {
             dtype: DType::F32,
             device: Device::Cpu,
-            rope: RopeOverride::default(),
+            positions: PositionOverride::default(),
             unknown_keys: UnknownKeys::default(),
         }
     }
@@ -139,7 +139,7 @@ impl Model {
                  without quantization, or a GGUF file"
             )
         }
-        let spec = spec.with_rope(&options.rope)?;
+        let spec = spec.with_positions(&options.positions)?;
         let builder = Builder::new(weights.as_ref(), &spec, options.dtype, &options.device)?;
         let hidden = spec.hidden_size;
         let load = |stack: &StackSpec| -> Result<(Stack, StackTables)> {
@@ -169,8 +169,8 @@ impl Model {
     ///
     /// # Errors
     /// A model without rotary layers, by name; parameters that don't fit.
-    pub fn with_rope(&self, rope: &RopeOverride) -> Result<Self> {
-        let spec = self.spec.with_rope(rope)?;
+    pub fn with_positions(&self, change: &PositionOverride) -> Result<Self> {
+        let spec = self.spec.with_positions(change)?;
         let stack = self.stack.with_encodings(&spec.stack, self.tables.stack.encodings(&spec.stack, self.device())?);
         let encoder = match (&self.encoder, &spec.encoder) {
             (Some(stack), Some(spec)) => {

@@ -16,7 +16,7 @@ pub use per_layer::{PerLayerInputsSpec, PerLayerSpec};
 
 use crate::Architecture;
 use attn_core::position::PositionConfig;
-use attn_core::{NormKind, RopeOverride};
+use attn_core::{Mask, NormKind, PositionOverride};
 use candle_core::{Result, bail};
 
 /// A whole model.
@@ -251,27 +251,46 @@ impl ModelSpec {
     /// keep theirs.
     ///
     /// # Errors
-    /// No rotary layer, by the name of the family; parameters that don't fit.
-    pub fn with_rope(&self, rope: &RopeOverride) -> Result<Self> {
+    /// No rotary layer, by the name of the family; parameters that don't fit; a method that places near and far keys
+    /// differently on a model that has layers without rotation which see everything, or on layers whose blocks it can't share.
+    pub fn with_positions(&self, change: &PositionOverride) -> Result<Self> {
         let mut spec = self.clone();
-        if *rope == RopeOverride::default() {
+        if change.is_none() {
             return Ok(spec);
         }
-        let mut changed = false;
+        let (mut changed, mut unlimited) = (false, None);
         let stacks = std::iter::once(&mut spec.stack).chain(spec.encoder.as_mut());
-        for attention in stacks.flat_map(|s| &mut s.layers).map(|l| &mut l.attention) {
-            let position = match attention {
-                AttentionSpec::MultiHead(a) if a.overridable => &mut a.position,
-                AttentionSpec::Latent(a) => &mut a.position,
-                AttentionSpec::MultiHead(_) => continue,
+        for (i, attention) in stacks.flat_map(|s| &mut s.layers).map(|l| &mut l.attention).enumerate() {
+            let (position, mask) = match attention {
+                AttentionSpec::MultiHead(a) if a.overridable => (&mut a.position, a.mask.clone()),
+                AttentionSpec::Latent(a) => (&mut a.position, Mask::causal()),
+                AttentionSpec::MultiHead(a) => {
+                    unlimited = unlimited.or(a.mask.reach().is_none().then_some(i));
+                    continue;
+                }
             };
-            if let PositionConfig::Rope(config) = position {
-                *config = config.with_override(rope)?;
-                changed = true;
+            let Some(rope) = position.rope() else {
+                unlimited = unlimited.or(mask.reach().is_none().then_some(i));
+                continue;
+            };
+            let over = change.over(rope)?;
+            if let PositionConfig::Extended(config) = &over {
+                for part in config.build()?.parts() {
+                    mask.intersect(&part.region)?;
+                }
             }
+            *position = over;
+            changed = true;
         }
         if !changed {
             bail!("{} has no rotary position encoding: rope options do not apply to it", self.family)
+        }
+        if let (Some(method), Some(layer)) = (change.extend.method, unlimited) {
+            bail!(
+                "{}: {} is for layers that rotate, and layer {layer} of this model sees everything without rotation",
+                self.family,
+                method.name
+            )
         }
         Ok(spec)
     }

@@ -1,9 +1,9 @@
 //! What families make of configs that leave keys out, or hold some that change nothing.
 #![allow(missing_docs)]
 
-use attn_core::RopeOverride;
 use attn_core::position::rope::scaling::{Linear, Llama3};
 use attn_core::position::{PositionConfig, RopeConfig, RopeScaling};
+use attn_core::{PositionOverride, RopeOverride};
 use attn_models::families;
 use attn_models::spec::{AttentionSpec, ModelSpec, MultiHeadSpec};
 use serde_json::{Value, json};
@@ -118,14 +118,15 @@ fn keys_that_transformers_does_not_read() {
 #[test]
 fn an_override_leaves_local_rotations_alone() {
     let linear = RopeOverride { scaling: Some("linear".into()), factor: Some(2.0), ..RopeOverride::default() };
+    let linear = PositionOverride::from(linear);
     for (name, local, global) in [("olmo3-yarn", 0, 3), ("modernbert", 1, 0)] {
         let before = spec(&golden(name));
-        let after = before.with_rope(&linear).unwrap();
+        let after = before.with_positions(&linear).unwrap();
         assert_eq!(rope(&after, local), rope(&before, local), "{name}");
         assert_ne!(rope(&after, global), rope(&before, global), "{name}");
     }
     // Where only windowed layers rotate, theirs is the model's.
     let before = spec(&golden("exaone4"));
-    assert_ne!(rope(&before.with_rope(&linear).unwrap(), 0), rope(&before, 0));
-    assert!(spec(&golden("opt")).with_rope(&linear).unwrap_err().to_string().contains("opt"));
+    assert_ne!(rope(&before.with_positions(&linear).unwrap(), 0), rope(&before, 0));
+    assert!(spec(&golden("opt")).with_positions(&linear).unwrap_err().to_string().contains("opt"));
 }

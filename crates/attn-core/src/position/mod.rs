@@ -30,7 +30,7 @@ mod xpos;
 pub use alibi::{Alibi, AlibiConfig};
 pub use context::{BiasContext, Context, Part};
 pub use cope::Cope;
-pub use extend::ExtendConfig;
+pub use extend::{ExtendConfig, ExtendOverride, ExtendedConfig, PositionOverride};
 pub use fire::{Fire, FireParts};
 pub use fox::Fox;
 pub use frequencies::Frequencies;
@@ -154,10 +154,22 @@ pub enum PositionConfig {
     Rope(RopeConfig),
     /// Rotated queries and keys, by a table of sines and cosines.
     RotaryTable(RotaryTableConfig),
+    /// Rotated queries and keys, near and far ones at different positions, or queries that grow with theirs.
+    Extended(ExtendedConfig),
     /// A linear bias on the scores.
     Alibi(AlibiConfig),
     /// A learned bias on the scores by bucketed distance.
     T5(T5Config),
+}
+
+impl PositionConfig {
+    /// The rotation, if there is one.
+    pub fn rope(&self) -> Option<&RopeConfig> {
+        match self {
+            Self::Rope(rope) | Self::Extended(ExtendedConfig { rope, .. }) => Some(rope),
+            _ => None,
+        }
+    }
 }
 
 /// Builds the encoding of an attention layer. `vb` stands at the encoding's own table for those that learn one
@@ -171,6 +183,7 @@ pub fn build(config: &PositionConfig, vb: Option<VarBuilder>) -> Result<Arc<dyn 
         PositionConfig::Nope(config) => Arc::new(Nope::new(config)?),
         PositionConfig::Rope(config) => Arc::new(Rope::new(config)?),
         PositionConfig::RotaryTable(config) => Arc::new(RotaryTable::new(&config, table("rotary table", vb)?)?),
+        PositionConfig::Extended(config) => config.build()?,
         PositionConfig::Alibi(config) => {
             Arc::new(Alibi::new(config, vb.as_ref().map_or(&Device::Cpu, |vb| vb.device()))?)
         }

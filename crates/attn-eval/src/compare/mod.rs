@@ -1,7 +1,7 @@
 //! Position scalings side by side: one loaded model, the same windows of the same texts, one cell per mode, context and
 //! text.
 //!
-//! Only the rotary frequencies change between modes, so a difference between two cells of one context is a difference
+//! Only where keys and queries are placed changes between modes, so a difference between two cells of one context is a difference
 //! between the modes and not between texts, windows or loads. That also makes the comparison *paired*: what makes a
 //! passage hard makes it hard for every mode, and the interval around a difference is far narrower than those around
 //! the two perplexities.
@@ -25,7 +25,8 @@ use crate::report::About;
 use crate::run::{Measurable, to_measure};
 use crate::windows::{WindowOptions, Windows};
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::RopeOverride;
+use attn_core::position::ExtendOverride;
+use attn_core::{PositionOverride, RopeOverride};
 use attn_models::Model;
 use attn_models::spec::AttentionSpec;
 use serde::{Deserialize, Serialize};
@@ -304,17 +305,28 @@ fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
 
 /// The model under `mode`; a model without rotary layers can only be had as it is.
 fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> {
-    let rope = &plan.rope;
-    if mode == Mode::Checkpoint && *rope == RopeOverride::default() {
+    let change = change(plan, mode, factor)?;
+    if mode == Mode::Checkpoint && change.is_none() {
         return Ok(model.clone());
     }
-    Ok(model.with_rope(&RopeOverride {
-        scaling: (mode != Mode::Checkpoint).then(|| mode.to_string()),
+    Ok(model.with_positions(&change)?)
+}
+
+/// What a mode of the plan asks of the model. Methods are made for the plan's longest context.
+pub(crate) fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> {
+    let rope = &plan.rope;
+    let mut extend = ExtendOverride { longest: plan.contexts.iter().copied().max(), ..mode.extend() };
+    for (key, value) in rope.params.iter().filter(|(key, _)| mode.extend().takes(key)) {
+        extend = extend.with_param(key, value)?;
+    }
+    let rope = RopeOverride {
+        scaling: mode.scaling(),
         factor: mode.takes_factor().then_some(factor),
         theta: rope.theta,
         original_context: rope.original_context,
-        params: rope.params.iter().filter(|(key, _)| mode.takes(key)).cloned().collect(),
-    })?)
+        params: rope.params.iter().filter(|(key, _)| mode.scaling_takes(key)).cloned().collect(),
+    };
+    Ok(PositionOverride { rope, extend })
 }
 
 /// A parameter that no mode of the plan reads would otherwise change nothing without a word.

@@ -63,6 +63,12 @@ pub struct Description {
     /// T5: keys after the query have buckets of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bidirectional: Option<bool>,
+    /// How near and far keys are placed, if they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<&'static str>,
+    /// Whether queries grow with the logarithm of their position.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_n: Option<bool>,
     /// Llama 4's positions per step of the query temperature.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub floor_scale: Option<f64>,
@@ -109,6 +115,10 @@ pub fn describe(encoding: &PositionConfig, len: usize) -> Description {
             max_position_embeddings: Some(config.rows),
             ..Default::default()
         },
+        PositionConfig::Extended(config) => {
+            let method = config.method.map(|method| method.name());
+            Description { method, log_n: config.log_n.map(|_| true), ..rope(&config.rope, len) }
+        }
         PositionConfig::Alibi(config) => alibi(config),
         PositionConfig::T5(config) => t5(config),
     }

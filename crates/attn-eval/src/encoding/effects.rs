@@ -7,7 +7,7 @@
 
 use super::analysis::{decay, discrimination, discrimination_horizon, smallest_base};
 use attn_core::position::rope::scaling;
-use attn_core::position::{AlibiConfig, PositionConfig, RopeConfig, T5Config, build};
+use attn_core::position::{AlibiConfig, ExtendedConfig, PositionConfig, RopeConfig, T5Config, build};
 use attn_core::position::{BiasContext, Context};
 use attn_core::{PositionEncoding, Positions};
 use candle_core::{Device, Result};
@@ -197,7 +197,9 @@ pub fn effects(
 ) -> Result<Effects> {
     let mut out = Effects { length, trained, ..Default::default() };
     match encoding {
-        PositionConfig::Rope(config) => out.rope = Some(RopeEffects::new(config, trained, length)?),
+        PositionConfig::Rope(config) | PositionConfig::Extended(ExtendedConfig { rope: config, .. }) => {
+            out.rope = Some(RopeEffects::new(config, trained, length)?);
+        }
         PositionConfig::Alibi(config) => {
             out.heads = alibi(config);
             out.bias = Some(BiasMap::new(&*build(encoding, None)?, length, false)?);

@@ -1,13 +1,41 @@
 //! What a comparison says, in a sentence per context: the best mode, by how much, and how sure that is.
 
 use super::short;
-use crate::compare::{best, contexts, modes};
+use crate::compare::{Mode, best, contexts, modes};
 use crate::perplexity::Cell;
 use crate::stats::{Difference, MIN_WINDOWS};
 
 /// One line per context, each saying which mode is best there and how sure that is.
 pub fn verdict(cells: &[Cell]) -> Vec<String> {
-    contexts(cells).into_iter().filter_map(|context| line(cells, context)).collect()
+    let lines = contexts(cells).into_iter().filter_map(|context| line(cells, context));
+    lines.chain(far_text(cells)).collect()
+}
+
+/// Whether what lies further back than a window helped at the longest context, where a mode that drops it was measured.
+fn far_text(cells: &[Cell]) -> Option<String> {
+    let longest = contexts(cells).into_iter().max()?;
+    let drops = |cell: &&Cell| cell.mode.parse::<Mode>().is_ok_and(Mode::drops_keys);
+    let there: Vec<&Cell> = cells.iter().filter(|cell| cell.context == longest).collect();
+    let winner = best(cells, longest)?;
+    let short = there.iter().copied().filter(drops).min_by(|a, b| a.nll.total_cmp(&b.nll))?;
+    if short.same_as.is_some() || there.iter().all(|cell| drops(cell) || same(cell, short)) {
+        return None;
+    }
+    let (mode, name) = (&winner.mode, &short.mode);
+    Some(if drops(&winner) {
+        format!("Nothing beats {name} at {longest} tokens: what lies further back did not help on this text")
+    } else {
+        match short.versus_best.as_ref().and_then(Difference::is_real) {
+            Some(true) => {
+                format!("What lies further back helps on this text: {mode} beats {name}, which drops it, at {longest}")
+            }
+            Some(false) => format!(
+                "This text can't tell {mode} from {name} at {longest} tokens: what lies further back helped too little to \
+                 measure"
+            ),
+            None => return None,
+        }
+    })
 }
 
 /// The comparison in a sentence or two: which mode to use past the trained context, what that costs, how sure it is.

@@ -190,6 +190,7 @@ impl LatentSpec {
         let scale = ((self.qk_nope_head_dim + self.qk_rope_head_dim) as f64).powf(-0.5);
         match position {
             PositionConfig::Rope(rope) => scale * rope.scaling.latent_score_factor(),
+            PositionConfig::Extended(config) => scale * config.rope.scaling.latent_score_factor(),
             _ => scale,
         }
     }

@@ -21,6 +21,7 @@ mod leaky_rerope;
 mod lm_infinite;
 mod rerope;
 mod self_extend;
+mod setting;
 mod streaming;
 mod string;
 mod window;
@@ -30,6 +31,7 @@ pub use leaky_rerope::{LeakyReRope, LeakyReRopeConfig};
 pub use lm_infinite::{LmInfinite, LmInfiniteConfig};
 pub use rerope::{ReRope, ReRopeConfig};
 pub use self_extend::{SelfExtend, SelfExtendConfig};
+pub use setting::{ExtendOverride, ExtendedConfig, LOG_N, METHODS, MethodInfo, PositionOverride, Setting, method};
 pub use streaming::{Streaming, StreamingConfig};
 pub use string::{StringShift, StringShiftConfig};
 pub use window::{Window, WindowConfig};
@@ -99,6 +101,63 @@ impl ExtendConfig {
             Self::LmInfinite(_) => "lm-infinite",
             Self::Streaming(_) => "streaming",
             Self::Window(_) => "window",
+        }
+    }
+
+    /// Gives one of the method's numbers another value.
+    ///
+    /// # Errors
+    /// A name that the method doesn't have, a number of tokens that isn't whole.
+    pub fn set(&mut self, name: &str, value: f64) -> Result<()> {
+        let method = self.name();
+        let tokens = |to: &mut usize| match value {
+            n if n >= 1.0 && n.fract() == 0.0 && n < 2f64.powi(40) => {
+                *to = n as usize;
+                Ok(())
+            }
+            n => bail!("{method}: {name} counts tokens, {n} is no such number"),
+        };
+        match (self, name) {
+            (Self::SelfExtend(c), "group") => tokens(&mut c.group),
+            (Self::SelfExtend(c), "window") => tokens(&mut c.window),
+            (Self::ReRope(c), "window") => tokens(&mut c.window),
+            (Self::LeakyReRope(c), "window") => tokens(&mut c.window),
+            (Self::LeakyReRope(c), "factor") => {
+                c.factor = value;
+                Ok(())
+            }
+            (Self::DualChunk(c), "chunk") => tokens(&mut c.chunk),
+            (Self::DualChunk(c), "local") => tokens(&mut c.local),
+            (Self::StringShift(c), "shift") => tokens(&mut c.shift),
+            (Self::StringShift(c), "local") => tokens(&mut c.local),
+            (Self::LmInfinite(c), "sinks") => tokens(&mut c.first),
+            (Self::LmInfinite(c), "window") => tokens(&mut c.window),
+            (Self::Streaming(c), "sinks") => tokens(&mut c.first),
+            (Self::Streaming(c), "window") => tokens(&mut c.window),
+            (Self::Window(c), "window") => tokens(&mut c.window),
+            (_, name) => bail!("{method} has no number {name:?}"),
+        }
+    }
+
+    /// True if texts of `len` tokens are placed as without the method.
+    pub fn is_plain(&self, len: usize) -> bool {
+        match self {
+            Self::SelfExtend(c) => c.group == 1 || len <= c.window,
+            Self::ReRope(c) => len <= c.window,
+            Self::LeakyReRope(c) => c.factor == 1.0 || len <= c.window,
+            Self::DualChunk(c) => len <= c.chunk.saturating_sub(c.local),
+            Self::StringShift(c) => len <= c.shift,
+            Self::LmInfinite(c) => len <= c.window,
+            Self::Streaming(c) => len <= c.window,
+            Self::Window(c) => len <= c.window,
+        }
+    }
+
+    /// Copies of the keys that a cache keeps, each placed in its own way.
+    pub fn copies(&self) -> usize {
+        match self {
+            Self::SelfExtend(_) | Self::ReRope(_) | Self::LeakyReRope(_) | Self::LmInfinite(_) => 2,
+            Self::DualChunk(_) | Self::StringShift(_) | Self::Streaming(_) | Self::Window(_) => 1,
         }
     }
 
