@@ -72,6 +72,7 @@ fn main() -> Result<()> {
         dtype: "f32".into(),
         data: String::new(),
         config,
+        allow_unknown_config_keys: false,
     };
     let mut trainer = Trainer::new(settings, weights, train.into())?;
     println!("{context} tokens, YaRN:                 perplexity {:.2}", perplexity(&trainer.model()?)?);

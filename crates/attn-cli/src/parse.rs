@@ -81,7 +81,7 @@ pub(crate) fn scaling_help() -> String {
 }
 
 pub(crate) fn parse_scaling(text: &str) -> Result<Setting, String> {
-    text.parse()
+    text.parse().map_err(|e: String| e.replacen("unknown", "unknown scaling or method", 1))
 }
 
 /// The modes that one name stands for.

@@ -178,7 +178,8 @@ mod tests {
             assert!(layers > 0, "{}", explained.family);
             kinds.extend(explained.position.iter().map(|group| group.encoding.kind));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["alibi", "learned", "nope", "rope", "sinusoidal", "t5"]);
+        let all = ["alibi", "learned", "nope", "rope", "rotary_table", "sinusoidal", "t5"];
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), all);
     }
 
     #[test]

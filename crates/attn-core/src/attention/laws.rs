@@ -530,13 +530,16 @@ fn parts_join_into_the_whole() {
     }
 }
 
+/// A way to compute attention and its log-sum-exp.
+type WithSums = fn(&Tensor, &Tensor, &Tensor, &AttendArgs) -> Result<(Tensor, Tensor)>;
+
 /// A log-sum-exp that is used for something else than joining has its own gradient.
 #[test]
 fn the_gradient_of_the_sums_agrees_with_the_reference() {
     for (bias, sinks) in [(BiasKind::None, false), (BiasKind::Keys, true), (BiasKind::Relative, true)] {
         let case = Case { bias, sinks, ..Case::plain(2, 2, 40, 16) };
         let weight = &noise(5, 1.0, &[1, 4, 40]).unwrap();
-        let with = |call: fn(&Tensor, &Tensor, &Tensor, &AttendArgs) -> Result<(Tensor, Tensor)>, with_out: bool| {
+        let with = |call: WithSums, with_out: bool| {
             let kernel = move |q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs| {
                 let (out, lse) = call(q, k, v, args)?;
                 let sums = (lse * weight)?.unsqueeze(3)?;

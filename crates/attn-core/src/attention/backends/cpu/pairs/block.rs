@@ -206,7 +206,6 @@ impl<'a, P: Product> Work<'a, '_, P> {
                 }
             }
             self.add_values(first, from, to);
-            drop(biases);
             self.computed = computed;
         }
     }

@@ -15,6 +15,7 @@ const EXP2: [f32; 5] = [1.000_002_6, 0.693_003_83, 0.241_442_76, 0.052_011_46, 0
 const LIMIT: f32 = (1u64 << 40) as f32;
 
 /// What is added to the scores of sixteen queries.
+#[allow(clippy::large_enum_variant)] // two at a time, on the stack: a box would be an allocation per tile
 pub(super) enum LaneBias<'a> {
     /// `slope * (key - origin)`, keys counted from the block's first.
     Ramp { slopes: [f32; LANES], origins: [f32; LANES] },
