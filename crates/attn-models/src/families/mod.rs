@@ -1,5 +1,5 @@
 //! One file per family: how its `config.json` reads and what its tensors are called. Adding one touches its own file
-//! and one line of [`FAMILIES`].
+//! and one line of `FAMILIES`.
 
 mod apertus;
 mod arcee;
