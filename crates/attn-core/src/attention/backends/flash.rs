@@ -8,7 +8,7 @@ use crate::attention::view::with_contiguous_rows;
 use crate::attention::{bias::ScoreBias, scores::AttendArgs};
 use candle_core::DType;
 #[cfg(feature = "flash-attn")]
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 /// Calls that the kernel computes right and likely in less time than ours.
 #[cfg(feature = "flash-attn")]

@@ -93,7 +93,7 @@ impl CustomOp1 for Rotate<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::position::{Layout, PositionEncoding, Positions, Rope, RopeConfig};
+    use crate::position::{Layout, Positions, Rope, RopeConfig};
     use candle_core::{DType, Device, Result, Tensor};
 
     /// Both layouts, part of the lanes, padded rows, views: as the CPU in f32, one rounding apart in the others.

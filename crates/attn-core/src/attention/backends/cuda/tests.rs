@@ -1,6 +1,6 @@
 //! Against the reference on the CPU, wherever there is a CUDA device.
 
-use super::super::{Facts, Request, cuda_rule, plan};
+use super::{Facts, Request, cuda_rule, plan};
 use crate::ScoreBias;
 use crate::attention::{AttendArgs, KernelOptions, attend, laws, reference};
 use candle_core::{DType, Device, Result, Tensor};
