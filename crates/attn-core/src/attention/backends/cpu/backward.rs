@@ -30,6 +30,10 @@ const KEY_ROWS: usize = KEYS.next_multiple_of(ROW_PAD);
 const UNITS: usize = 16;
 const MOST_PARTS: usize = 4;
 
+/// Weights below this power of two change no gradient: 2^24 of them, at distances of up to 2^24, are below the rounding of
+/// the row's others.
+const NEGLIGIBLE: f32 = -80.0;
+
 /// Numbers of packed queries of the heads that go over the keys together: with their gradients they stay in the
 /// second-level cache.
 const TOGETHER: usize = 1 << 17;
@@ -116,6 +120,8 @@ struct Unit<'s> {
     /// Tiles: scores, then weights; products of gradient and value, then gradients of the scores.
     weights: &'s mut [f32],
     scores: &'s mut [f32],
+    /// How much each score changes with its product, if there is a softcap.
+    slopes: &'s mut [f32],
     /// Sums: for all queries, and for the current block's keys and values.
     dq: &'s mut [f32],
     dk: &'s mut [f32],
@@ -147,11 +153,12 @@ impl Worker<'_> {
             ROWS * s.dv,
             tile,
             tile,
+            if self.p.softcap.is_some() { tile } else { 0 },
             most * rows * s.d,
             KEY_ROWS * s.d,
             KEY_ROWS * s.dv,
         ];
-        let [q, grad, k, v, k_rows, q_rows, grad_rows, weights, scores, dq, dk, dv] = scratch.split(needs);
+        let [q, grad, k, v, k_rows, q_rows, grad_rows, weights, scores, slopes, dq, dk, dv] = scratch.split(needs);
         let mut unit = Unit {
             b,
             kv_head,
@@ -167,6 +174,7 @@ impl Worker<'_> {
             grad_rows,
             weights,
             scores,
+            slopes,
             dq,
             dk,
             dv,
@@ -267,20 +275,20 @@ impl Worker<'_> {
         let s = self.p.sizes;
         let (head, first_row) = (u.heads.start + i, i * u.rows);
         let (from, to) = ((keys.start - k0) / S::NR * S::NR, (keys.end - k0).next_multiple_of(S::NR));
+        let tile = Tile { head, first_row, queries: queries.clone(), k0, keys: keys.clone() };
         // SAFETY: panels from..to are packed; groups of MR rows are in the packed rows, padded, and in the tiles.
         unsafe {
-            for col in (from..to).step_by(S::NR) {
-                let cols = (keys.end - k0 - col).min(S::NR);
-                for row in queries.clone().step_by(S::MR) {
-                    let at = (row - queries.start) * TILE_STRIDE + col;
-                    let packed = first_row + row;
-                    let (q, grad) = (u.q.as_ptr().add(packed * s.d), u.grad.as_ptr().add(packed * s.dv));
-                    S::scores(cols, s.d, q, u.k.as_ptr().add(col * s.d), u.weights.as_mut_ptr().add(at));
-                    S::scores(cols, s.dv, grad, u.v.as_ptr().add(col * s.dv), u.scores.as_mut_ptr().add(at));
-                }
-            }
+            let mut matters = false;
+            products::<S>(&tile, (from, to), s.d, (u.q, u.k), u.weights);
             for q in queries.clone() {
-                self.row::<S>(u, head, q, queries.start, k0, keys.clone());
+                matters |= self.scores::<S>(u, &tile, q);
+            }
+            if !matters {
+                return;
+            }
+            products::<S>(&tile, (from, to), s.dv, (u.grad, u.v), u.scores);
+            for q in queries.clone() {
+                self.gradients::<S>(u, &tile, q);
             }
             let (weights, scores) = (u.weights.as_ptr(), u.scores.as_ptr());
             // dq += ds k
@@ -302,44 +310,62 @@ impl Worker<'_> {
         }
     }
 
+    /// The columns that query `q` sees of a tile, and what its scores are relative to.
+    fn seen(&self, u: &Unit, tile: &Tile, q: usize) -> (Range<usize>, f32) {
+        let (seen, keys) = (self.p.seen(u.b, q), &tile.keys);
+        let seen = seen.start.clamp(keys.start, keys.end) - tile.k0..seen.end.clamp(keys.start, keys.end) - tile.k0;
+        let log_sum = self.saved.log_sums[(u.b * self.p.sizes.h + tile.head) * self.p.sizes.tq + q];
+        // A row without any weight gets none here either.
+        (seen, if log_sum == f32::NEG_INFINITY { f32::INFINITY } else { log_sum })
+    }
+
+    /// One row of a tile: products become scores. Returns whether any of them has a weight that can matter.
+    #[inline(always)]
+    unsafe fn scores<S: Simd>(&self, u: &mut Unit, tile: &Tile, q: usize) -> bool {
+        let (seen, log_sum) = self.seen(u, tile, q);
+        if seen.is_empty() {
+            return false;
+        }
+        let cols = seen.start / S::LANES * S::LANES..seen.end;
+        let line = tile.line(q);
+        let mut computed = [0f32; KEYS];
+        let bias = self.p.row_bias(u.b, tile.head, q);
+        let bias = bias.on(tile.k0 + cols.start..tile.k0 + cols.end, &mut computed);
+        let weights = &mut u.weights[line.clone()];
+        // SAFETY: columns rounded up to whole vectors are within the line.
+        unsafe {
+            if let Some(cap) = self.p.softcap {
+                cap_scores::<S>(weights.as_mut_ptr(), cols.clone(), cap);
+                for (slope, score) in u.slopes[line].iter_mut().zip(&*weights) {
+                    *slope = 1.0 - (score / (cap * LOG2E)).powi(2);
+                }
+            }
+            let max = add_bias::<S>(weights.as_mut_ptr(), cols, tile.k0, bias);
+            // What is NaN matters.
+            let below = S::largest(max) - log_sum < NEGLIGIBLE;
+            !below
+        }
+    }
+
     /// One row of a tile: scores become weights, products become gradients of the scores.
     #[inline(always)]
-    unsafe fn row<S: Simd>(&self, u: &mut Unit, head: usize, q: usize, first: usize, k0: usize, keys: Range<usize>) {
-        let s = self.p.sizes;
-        let seen = self.p.seen(u.b, q);
-        let seen = seen.start.clamp(keys.start, keys.end) - k0..seen.end.clamp(keys.start, keys.end) - k0;
-        let line = (q - first) * TILE_STRIDE;
-        let (weights, scores) = (&mut u.weights[line..line + KEY_ROWS], &mut u.scores[line..line + KEY_ROWS]);
+    unsafe fn gradients<S: Simd>(&self, u: &mut Unit, tile: &Tile, q: usize) {
+        let (seen, log_sum) = self.seen(u, tile, q);
+        let line = tile.line(q);
+        let (weights, scores) = (&mut u.weights[line.clone()], &mut u.scores[line.clone()]);
         if !seen.is_empty() {
             let cols = seen.start / S::LANES * S::LANES..seen.end;
-            let at = (u.b * s.h + head) * s.tq + q;
-            // A row without any weight gets none here either.
-            let log_sum = Some(self.saved.log_sums[at]).filter(|x| *x != f32::NEG_INFINITY).unwrap_or(f32::INFINITY);
-            let delta = self.saved.deltas[at];
-            let mut computed = [0f32; KEYS];
-            let bias = self.p.row_bias(u.b, head, q).on(k0 + cols.start..k0 + cols.end, &mut computed);
-            let mut slopes = None;
+            let delta = self.saved.deltas[(u.b * self.p.sizes.h + tile.head) * self.p.sizes.tq + q];
             // SAFETY: columns rounded up to whole vectors are within the lines.
             unsafe {
-                let w = weights.as_mut_ptr();
-                if let Some(cap) = self.p.softcap {
-                    cap_scores::<S>(w, cols.clone(), cap);
-                    let slope = |c: usize| 1.0 - (weights[c] / (cap * LOG2E)).powi(2);
-                    slopes = Some(std::array::from_fn::<f32, KEY_ROWS, _>(slope));
-                }
-                let w = weights.as_mut_ptr();
-                add_bias::<S>(w, cols.clone(), k0, bias);
-                exp_and_gradient::<S>(w, scores.as_mut_ptr(), cols, (log_sum, delta));
-            }
-            if !u.sums.is_empty() {
-                // SAFETY: the instruction set is there by the caller's word.
-                unsafe {
-                    let place = (u.b, head, q);
-                    self.p.add_score_gradients::<S>(u.sums, place, k0 + seen.start, &scores[seen.clone()]);
+                exp_and_gradient::<S>(weights.as_mut_ptr(), scores.as_mut_ptr(), cols, (log_sum, delta));
+                if !u.sums.is_empty() {
+                    let place = (u.b, tile.head, q);
+                    self.p.add_score_gradients::<S>(u.sums, place, tile.k0 + seen.start, &scores[seen.clone()]);
                 }
             }
-            if let Some(slopes) = &slopes {
-                for (gradient, slope) in scores.iter_mut().zip(slopes) {
+            if self.p.softcap.is_some() {
+                for (gradient, slope) in scores.iter_mut().zip(&u.slopes[line]) {
                     *gradient *= slope;
                 }
             }
@@ -347,6 +373,49 @@ impl Worker<'_> {
         for line in [weights, scores] {
             line[..seen.start].fill(0.0);
             line[seen.end..].fill(0.0);
+        }
+    }
+}
+
+/// Some queries of one head, and some keys of the block that starts at `k0`.
+struct Tile {
+    head: usize,
+    /// The head's first row among the unit's packed rows.
+    first_row: usize,
+    queries: Range<usize>,
+    k0: usize,
+    keys: Range<usize>,
+}
+
+impl Tile {
+    /// Where the row of query `q` is in a tile of numbers.
+    fn line(&self, q: usize) -> Range<usize> {
+        let start = (q - self.queries.start) * TILE_STRIDE;
+        start..start + KEY_ROWS
+    }
+}
+
+/// Products of a tile's packed rows with the panels of the columns `from..to`, `depth` numbers each.
+///
+/// # Safety
+/// The machine has the instruction set of `S`; panels and groups of `MR` rows are packed, and the tile has room for them.
+#[inline(always)]
+unsafe fn products<S: Simd>(
+    tile: &Tile,
+    (from, to): (usize, usize),
+    depth: usize,
+    (rows, panels): (&[f32], &[f32]),
+    out: &mut [f32],
+) {
+    for col in (from..to).step_by(S::NR) {
+        let cols = (tile.keys.end - tile.k0 - col).min(S::NR);
+        for row in tile.queries.clone().step_by(S::MR) {
+            let at = (row - tile.queries.start) * TILE_STRIDE + col;
+            // SAFETY: by the caller's word.
+            unsafe {
+                let packed = rows.as_ptr().add((tile.first_row + row) * depth);
+                S::scores(cols, depth, packed, panels.as_ptr().add(col * depth), out.as_mut_ptr().add(at));
+            }
         }
     }
 }

@@ -134,7 +134,7 @@ impl<T: Element> Work<'_, '_, T> {
                 self.packed_tile::<S>(range.clone(), k0, panels, keys.end);
             }
         }
-        let mut computed = [0f32; KEYS];
+        let (mut computed, mut matters) = ([0f32; KEYS], false);
         for (line, i) in range.clone().enumerate() {
             let row = &self.rows[i];
             let seen = row.seen.start.clamp(keys.start, keys.end) - k0..row.seen.end.clamp(keys.start, keys.end) - k0;
@@ -143,11 +143,15 @@ impl<T: Element> Work<'_, '_, T> {
                 let s = self.s.as_mut_ptr().add(line * TILE_STRIDE + from);
                 let cols = (k0 + from, seen.start - from..seen.end - from, to - from);
                 let bias = self.p.row_bias(self.unit.b, row.head, row.q).on(k0 + from..keys.end, &mut computed);
-                let factor = softmax_step::<S>(s, cols, self.p.softcap, bias, &mut self.states[i]);
+                let (factor, some) = softmax_step::<S>(s, cols, self.p.softcap, bias, &mut self.states[i]);
+                matters |= some;
                 if factor != 1.0 {
                     rescale::<S>(self.acc.as_mut_ptr().add(i * self.wide), self.wide, factor);
                 }
             }
+        }
+        if !matters {
+            return;
         }
         // SAFETY: the keys exist; padding rows exist in tile and accumulators.
         unsafe {

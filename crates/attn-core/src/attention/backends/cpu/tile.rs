@@ -12,6 +12,9 @@ pub(super) const ROW_PAD: usize = 12;
 /// most of the rescaling of accumulators; weights stay below 2^8 and sums far below f32's limit.
 const SLACK: f32 = 8.0;
 
+/// Weights this many factors of two below a row's largest change nothing: 2^24 of them are below the rounding of its sum.
+const NEGLIGIBLE: f32 = 60.0;
+
 /// The running softmax of one query row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowState {
@@ -265,7 +268,8 @@ unsafe fn biased<S: Simd>(s: *mut f32, a: S::V, b: S::V) -> S::V {
 }
 
 /// One step of a row's softmax: products in columns `seen` become scores and then weights, every other column up to
-/// `width` becomes zero. Column 0 is key `k0`. Returns what the row's accumulators have to be multiplied by.
+/// `width` becomes zero. Column 0 is key `k0`. Returns what the row's accumulators have to be multiplied by, and whether any
+/// of the weights can matter.
 ///
 /// # Safety
 /// `s` has room for `width`, a multiple of `LANES`; `seen` lies within.
@@ -276,11 +280,11 @@ pub(super) unsafe fn softmax_step<S: Simd>(
     softcap: Option<f32>,
     bias: RowBias<'_>,
     row: &mut RowState,
-) -> f32 {
+) -> (f32, bool) {
     if seen.is_empty() {
         // SAFETY: by the caller's word.
         unsafe { std::slice::from_raw_parts_mut(s, width) }.fill(0.0);
-        return 1.0;
+        return (1.0, false);
     }
     let cols = seen.start / S::LANES * S::LANES..seen.end.next_multiple_of(S::LANES);
     // SAFETY: `s` holds `width` numbers, of which `cols` are whole vectors; sums have room for a vector.
@@ -305,12 +309,12 @@ pub(super) unsafe fn softmax_step<S: Simd>(
         let reference = S::splat(if row.max == f32::NEG_INFINITY { 0.0 } else { row.max });
         let mut sum = S::load(sums);
         for c in cols.step_by(S::LANES) {
-            let weight = S::exp2(S::sub(S::load(s.add(c)), reference));
+            let weight = weights::<S>(S::sub(S::load(s.add(c)), reference));
             S::store(s.add(c), weight);
             sum = S::add(sum, weight);
         }
         S::store(sums, sum);
-        factor
+        (factor, S::any_above(max, S::splat(row.max - NEGLIGIBLE)))
     }
 }
 
@@ -320,6 +324,21 @@ fn hide(line: &mut [f32], seen: &Range<usize>, cols: &Range<usize>) {
     line[cols.start..seen.start].fill(f32::NEG_INFINITY);
     line[seen.end..cols.end].fill(f32::NEG_INFINITY);
     line[cols.end..].fill(0.0);
+}
+
+/// Powers of two, where those below 2^-100 become zero: products of numbers too small for f32's normal form take a hundred
+/// times as long.
+///
+/// # Safety
+/// The machine has the instruction set of `S`.
+#[inline(always)]
+unsafe fn weights<S: Simd>(exponents: S::V) -> S::V {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let least = S::splat(-100.0);
+        // As it is computed, so that what is hidden is zero to the last bit.
+        S::sub(S::exp2(S::max(least, exponents)), S::exp2(least))
+    }
 }
 
 /// For the backward pass: turns scores `s` into weights and `g`, products of the output's gradient with values, into
@@ -337,7 +356,7 @@ pub(super) unsafe fn exp_and_gradient<S: Simd>(
     for c in cols.step_by(S::LANES) {
         // SAFETY: by the caller's word.
         unsafe {
-            let weight = S::exp2(S::sub(S::load(s.add(c)), S::splat(log_sum)));
+            let weight = weights::<S>(S::sub(S::load(s.add(c)), S::splat(log_sum)));
             let gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
             S::store(s.add(c), weight);
             S::store(g.add(c), gradient);
