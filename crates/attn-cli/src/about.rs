@@ -5,7 +5,7 @@ use crate::inspect;
 use crate::model::Opened;
 use crate::parse::{BosChoice, DeviceName};
 use anyhow::Result;
-use attn_eval::compare::{Factor, Plan};
+use attn_eval::compare::{Factor, Plan, factor_at};
 use attn_eval::report::{About, CheckpointInfo, FileInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
 use loader::sha256;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -74,9 +74,10 @@ fn settings(opened: &Opened, args: &ModelArgs, bos: BosChoice, plan: &Plan) -> S
     Settings {
         modes: plan.modes.iter().map(ToString::to_string).collect(),
         contexts: plan.contexts.clone(),
-        factor: match plan.factor {
-            Factor::Auto => None,
-            Factor::Fixed(factor) => Some(factor),
+        // The same for all lengths, if it is.
+        factor: match (plan.factor, plan.contexts.iter().max()) {
+            (Factor::Auto, _) | (_, None) => None,
+            (_, Some(&longest)) => factor_at(&opened.model, plan, longest).ok(),
         },
         stride: plan.stride,
         bos: plan.bos,

@@ -7,9 +7,9 @@ use crate::bench::args::BenchArgs;
 use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
 use crate::output::check_writable;
 use crate::parse::{
-    BosChoice, DeviceName, LengthPolicy, Modes, Precision, parse_auto_factor, parse_count, parse_device, parse_factor,
-    parse_length, parse_modes, parse_pair, parse_positive, parse_positive_number, parse_probability, parse_scaling,
-    parse_temperature, scaling_help,
+    BosChoice, DeviceName, LengthPolicy, Modes, Precision, parse_count, parse_device, parse_factor, parse_length,
+    parse_mode_factor, parse_modes, parse_pair, parse_positive, parse_positive_number, parse_probability,
+    parse_scaling, parse_temperature, scaling_help,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
@@ -346,15 +346,22 @@ pub(crate) struct CompareArgs {
     pub(crate) text: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) cut: TextArgs,
-    /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as
-    /// --max-tokens and the text reach]
+    /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as --max-tokens and the
+    /// text have four windows]
     #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
     #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one row each"))]
     pub(crate) modes: Vec<Modes>,
-    /// The scalings' factor; auto: the context over the trained context
-    #[arg(long, value_name = "F", default_value = "auto", allow_negative_numbers = true, value_parser = parse_auto_factor)]
+    /// The scalings' factor. longest: the longest context over the trained one, the same for every context, as a model is
+    /// served; auto: each context over the trained one
+    #[arg(long, value_name = "F", default_value = "longest", allow_negative_numbers = true, value_parser = parse_mode_factor)]
     pub(crate) factor: Factor,
+    /// Compare few modes at the trained context and at twice it, for a first look
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Say what would be measured and about how long it takes, and end
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,

@@ -8,17 +8,21 @@ use crate::parse::Modes;
 use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
-use crate::{embedded, inspect, long_run, memory, text};
+use crate::{apply, embedded, estimate, inspect, long_run, memory, text};
 use anyhow::Result;
 use attn_core::PositionOverride;
 use attn_eval::compare::{Comparison, Factor, Mode, Plan, Results, Text, encodings, summarise};
 use attn_eval::perplexity::{Cell, Scores};
 use attn_eval::report::{About, TextInfo};
 use attn_eval::search::search;
+use attn_eval::stats::MIN_WINDOWS;
 use attn_models::Options;
 
-/// Tokens of each text that are used unless more are asked for, so that a first look takes seconds.
+/// Tokens of each text that are used at least, unless others are asked for.
 const DEFAULT_TOKENS: usize = 8192;
+
+/// What `--quick` compares beside the model as it is.
+const QUICK: [&str; 3] = ["dynamic", "yarn", "streaming"];
 
 /// Runs the command.
 ///
@@ -61,9 +65,17 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     for &context in &plan.contexts {
         memory::check(&opened, context, |context| work(&opened.model, context))?;
     }
+    if args.dry_run {
+        return estimate::show(&opened, &comparison, &plan, args.output.report.json);
+    }
     let about = about::about(&opened, &args.model, args.cut.bos, &plan, infos)?;
+    estimate::announce(&opened, &comparison, &plan)?;
     let Some(scores) = measure(args, &comparison, &about)? else { return Ok(()) };
     let mut results = summarise(comparison.specs(), &scores, plan.seed)?;
+    results.recommend(&about);
+    if let Some(found) = &mut results.recommendation {
+        found.applied = apply::applied(&opened, args.model.model.as_deref(), &plan, found)?;
+    }
     if let Some((name, text)) = first {
         results.encodings = other_encodings(args, &opened, &plan, name, &text, most)?;
     }
@@ -130,19 +142,21 @@ fn check(args: &CompareArgs) -> Result<()> {
     present::check(&args.output)
 }
 
-/// Enough for the longest context, and for one past the trained one if none is named.
+/// As many windows as it takes to say anything, of the longest context, or of twice the trained one if none is named.
 fn default_tokens(args: &CompareArgs, opened: &Opened) -> usize {
-    let wanted = match args.contexts.iter().max() {
+    let longest = match args.contexts.iter().max() {
         Some(&longest) => longest,
-        None => opened.model.trained_context().map_or(0, |trained| trained * 2),
+        None => opened.model.trained_context().map_or(0, |trained| trained.saturating_mul(2)),
     };
-    wanted.max(DEFAULT_TOKENS)
+    // A BOS takes a token of every window, so that these are a little more than are used.
+    longest.saturating_mul(MIN_WINDOWS).max(DEFAULT_TOKENS)
 }
 
 /// Says so if the comparison can't show anything.
 fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
     let trained = plan.rope.original_context.or(opened.model.trained_context());
-    if let (Some(trained), Factor::Auto, true) = (trained, plan.factor, inspect::has_rope(&opened.model))
+    if let (Some(trained), true, true) =
+        (trained, matches!(plan.factor, Factor::Auto | Factor::Longest), inspect::has_rope(&opened.model))
         && plan.contexts.iter().all(|&context| context <= trained)
         && !args.output.report.json
     {
@@ -157,13 +171,14 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
     let rope = args.model.rope.to_override()?.rope;
     let trained = rope.original_context.or(opened.model.trained_context());
     let bos = opened.bos(args.cut.bos)?;
+    let contexts = match args.contexts.as_slice() {
+        [] if args.quick => default_contexts(trained, tokens).into_iter().take(2).collect(),
+        [] => default_contexts(trained, tokens),
+        named => with_trained(named, trained.filter(|_| args.factor == Factor::Longest && !args.search), tokens),
+    };
     Ok(Plan {
-        contexts: unique(if args.contexts.is_empty() {
-            default_contexts(trained, tokens)
-        } else {
-            args.contexts.clone()
-        }),
-        modes: modes(&args.modes, opened),
+        contexts: unique(contexts),
+        modes: if args.quick && args.modes.is_empty() { quick_modes(opened) } else { modes(&args.modes, opened) },
         factor: args.factor,
         stride: args.cut.stride,
         bos,
@@ -181,7 +196,8 @@ pub(crate) fn modes(asked: &[Modes], opened: &Opened) -> Vec<Mode> {
     }
 }
 
-/// All that apply to any RoPE model, methods as far as its layers take them; others can only be had as they are.
+/// All that apply to any RoPE model, methods as far as its layers take them, and the checkpoint's own scaling if it has
+/// one; models without rotary layers can only be had as they are.
 fn default_modes(opened: &Opened) -> Vec<Mode> {
     if !inspect::has_rope(&opened.model) {
         return vec![Mode::Checkpoint];
@@ -190,14 +206,32 @@ fn default_modes(opened: &Opened) -> Vec<Mode> {
         let change = PositionOverride { extend: mode.extend(), ..PositionOverride::default() };
         change.extend.is_none() || opened.model.spec().with_positions(&change).is_ok()
     };
-    Mode::defaults().into_iter().filter(takes).collect()
+    let own = (inspect::scaling(&opened.model).0 != Mode::none().to_string()).then_some(Mode::Checkpoint);
+    own.into_iter().chain(Mode::defaults().into_iter().filter(takes)).collect()
 }
 
-/// The trained context and its next three doublings, as far as the text reaches.
+/// Few modes of the default ones, for a first look.
+fn quick_modes(opened: &Opened) -> Vec<Mode> {
+    let mut modes = default_modes(opened);
+    let first = [Mode::Checkpoint, Mode::none()];
+    modes.retain(|mode| first.contains(mode) || QUICK.contains(&mode.to_string().as_str()));
+    modes
+}
+
+/// The trained context and its next three doublings, as far as the text has windows enough to say something; one past the
+/// trained context even so.
 fn default_contexts(trained: Option<usize>, tokens: usize) -> Vec<usize> {
     let first = trained.unwrap_or(512).min(tokens);
-    let doublings = [1, 2, 4, 8].into_iter().map(|times| first * times);
-    doublings.filter(|&context| context <= tokens).collect()
+    let enough = |context: usize| context.saturating_mul(MIN_WINDOWS) <= tokens;
+    let doublings = [1, 2, 4, 8].into_iter().map(|times| first.saturating_mul(times));
+    doublings.filter(|&context| context <= tokens && (context <= first * 2 || enough(context))).collect()
+}
+
+/// The contexts named, and before them the trained one if all of them are past it: what a setting costs there belongs to its
+/// judgement.
+fn with_trained(named: &[usize], trained: Option<usize>, tokens: usize) -> Vec<usize> {
+    let before = trained.filter(|&n| n <= tokens && named.iter().all(|&context| context > n));
+    before.into_iter().chain(named.iter().copied()).collect()
 }
 
 pub(crate) fn unique<T: PartialEq>(items: Vec<T>) -> Vec<T> {
@@ -215,10 +249,18 @@ mod tests {
 
     #[test]
     fn default_contexts_double_from_the_trained_one_while_the_text_lasts() {
-        assert_eq!(default_contexts(Some(256), 16384), [256, 512, 1024, 2048]);
+        assert_eq!(default_contexts(Some(256), 8192), [256, 512, 1024, 2048]);
         assert_eq!(default_contexts(Some(8192), 16384), [8192, 16384]);
+        assert_eq!(default_contexts(Some(8192), 65536), [8192, 16384]);
         assert_eq!(default_contexts(Some(8192), 100), [100]);
         assert_eq!(default_contexts(None, 1024), [512, 1024]);
+    }
+
+    #[test]
+    fn what_a_setting_costs_at_the_trained_length_is_measured_too() {
+        assert_eq!(with_trained(&[512, 1024], Some(256), 4096), [256, 512, 1024]);
+        assert_eq!(with_trained(&[128, 1024], Some(256), 4096), [128, 1024]);
+        assert_eq!(with_trained(&[512], None, 4096), [512]);
     }
 
     #[test]

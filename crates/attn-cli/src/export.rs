@@ -5,13 +5,13 @@ use crate::embedded::Embedded;
 use crate::lab_args::ExportArgs;
 use crate::model;
 use crate::output::{print, print_json, usage, write_file};
-use crate::serving;
-use anyhow::{Context, Result, bail, ensure};
+use crate::ropes::{Ropes, text_config};
+use anyhow::{Context, Result, bail};
 use attn_core::position::extend::LOG_N;
-use attn_core::position::{PositionConfig, PositionOverride, RopeConfig};
+use attn_core::position::{PositionConfig, PositionOverride};
 use attn_models::config::UnknownKeys;
 use attn_models::families;
-use attn_models::spec::{AttentionSpec, ModelSpec};
+use attn_models::spec::ModelSpec;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,12 +37,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     }
     let served = args.out.as_ref().map_or_else(|| served_name(args), |out| out.display().to_string());
     let length = args.context.unwrap_or(context);
-    let inside = text_config(&config).is_some().then_some("text_config");
-    let vllm = serving::vllm(ropes.main(), &parameters, inside, &served, length);
-    let llama_cpp = match &ropes {
-        Ropes::Alike(rope) => serving::llama_cpp(rope, length),
-        Ropes::ByType(_) => serving::LAYERS_DIFFER.to_string(),
-    };
+    let vllm = ropes.vllm(&config, &parameters, &served, length);
+    let llama_cpp = ropes.llama_cpp(length);
     if args.json {
         let folder = args.out.as_ref().map(|out| out.display().to_string());
         return print_json(&json!({
@@ -75,71 +71,6 @@ fn refuse(change: &PositionOverride) -> Result<()> {
 
 fn served_name(args: &ExportArgs) -> String {
     args.model.model.clone().unwrap_or_else(|| "MODEL".to_string())
-}
-
-/// The rotary encodings of a model, as far as a config has room for them.
-enum Ropes {
-    /// One for all layers that have any.
-    Alike(RopeConfig),
-    /// One per type of layer, the full ones first.
-    ByType(Vec<(&'static str, RopeConfig)>),
-}
-
-impl Ropes {
-    fn of(spec: &ModelSpec, name: &str) -> Result<Self> {
-        let mut found: Vec<(&'static str, RopeConfig)> = vec![];
-        for layer in &spec.stack.layers {
-            let Some(rope) = layer.attention.position().rope() else { continue };
-            let windowed = matches!(&layer.attention, AttentionSpec::MultiHead(a) if a.mask.window.is_some());
-            let kind = if windowed { "sliding_attention" } else { "full_attention" };
-            match found.iter().find(|(known, _)| *known == kind) {
-                Some((_, known)) => {
-                    ensure!(known == rope, "{name} has several rotary encodings on layers of type {kind}");
-                }
-                None => found.push((kind, rope.clone())),
-            }
-        }
-        found.sort_by_key(|(kind, _)| *kind);
-        let Some((_, first)) = found.first() else { bail!("{name} has no rotary position encoding to export") };
-        match found.iter().all(|(_, rope)| rope == first) {
-            true => Ok(Self::Alike(first.clone())),
-            false => Ok(Self::ByType(found)),
-        }
-    }
-
-    /// That of the layers which see everything.
-    fn main(&self) -> &RopeConfig {
-        match self {
-            Self::Alike(rope) => rope,
-            Self::ByType(ropes) => &ropes[0].1,
-        }
-    }
-
-    /// The `rope_parameters` of transformers 5: one dictionary, or one per type of layer where layers differ or the
-    /// config has them by type already.
-    fn parameters(&self, config: &Value) -> Result<Map<String, Value>> {
-        let of = |rope: &RopeConfig| -> Result<Value> { Ok(Value::Object(rope.to_hf()?)) };
-        match self {
-            Self::ByType(ropes) => ropes.iter().map(|(kind, rope)| Ok(((*kind).to_string(), of(rope)?))).collect(),
-            Self::Alike(rope) => {
-                let types = text_config(config).unwrap_or(config).get("rope_parameters").and_then(Value::as_object);
-                let types = types.filter(|dict| dict.values().any(Value::is_object));
-                match types {
-                    None => Ok(rope.to_hf()?),
-                    Some(types) => types
-                        .iter()
-                        .filter(|(_, entry)| entry.is_object() || entry.is_null())
-                        .map(|(kind, entry)| Ok((kind.clone(), if entry.is_null() { Value::Null } else { of(rope)? })))
-                        .collect(),
-                }
-            }
-        }
-    }
-}
-
-/// The config of the text model inside a multimodal one.
-fn text_config(config: &Value) -> Option<&Value> {
-    config.get("text_config").filter(|text| text.is_object())
 }
 
 /// The config with `parameters` in transformers' new spelling and its old one.

@@ -1,7 +1,7 @@
 //! The options of `attn passkey`, `attn merge` and `attn export`, and those of long runs.
 
 use crate::args::{ModelArgs, OutputArgs, ReportArgs, modes_help};
-use crate::parse::{BosChoice, Modes, parse_auto_factor, parse_modes, parse_positive, parse_probability_or_zero};
+use crate::parse::{BosChoice, Modes, parse_mode_factor, parse_modes, parse_positive, parse_probability_or_zero};
 use attn_eval::compare::Factor;
 use attn_eval::run::Shard;
 use clap::Args;
@@ -38,8 +38,9 @@ pub(crate) struct PasskeyArgs {
     pub(crate) depths: Vec<f64>,
     #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one grid each"))]
     pub(crate) modes: Vec<Modes>,
-    /// The scalings' factor; auto: the context over the trained context
-    #[arg(long, value_name = "F", default_value = "auto", allow_negative_numbers = true, value_parser = parse_auto_factor)]
+    /// The scalings' factor. longest: the longest context over the trained one, the same for every context, as a model is
+    /// served; auto: each context over the trained one
+    #[arg(long, value_name = "F", default_value = "longest", allow_negative_numbers = true, value_parser = parse_mode_factor)]
     pub(crate) factor: Factor,
     /// Trials per cell
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = parse_positive)]

@@ -5,11 +5,13 @@
 //! ended it. A reader that goes away (`attn generate | head -1`) is no failure.
 
 mod about;
+mod apply;
 mod args;
 mod bench;
 mod compare;
 mod download;
 mod embedded;
+mod estimate;
 mod explain;
 mod export;
 mod generate;
@@ -27,6 +29,7 @@ mod passkey;
 mod perplexity;
 mod present;
 mod progress;
+mod ropes;
 mod serving;
 mod template;
 mod text;

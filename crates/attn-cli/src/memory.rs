@@ -44,6 +44,11 @@ pub(crate) fn check_weights(name: &str, bytes: u64) -> Result<()> {
     }
 }
 
+/// Bytes that the work takes beside the weights.
+pub(crate) fn needed(opened: &Opened, work: &Workload) -> u64 {
+    total(&opened.model, work)
+}
+
 fn total(model: &Model, work: &Workload) -> u64 {
     model.spec().memory(work, model.dtype()).total()
 }

@@ -32,7 +32,9 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     }
     let Run { header, scores, .. } = merged::<CellSpec>(args)?;
     let about = &header.about;
-    present(&args.output, about, &summarise(&header.cells, &scores, about.settings.seed)?, None)
+    let mut results = summarise(&header.cells, &scores, about.settings.seed)?;
+    results.recommend(about);
+    present(&args.output, about, &results, None)
 }
 
 /// The runs as one that lacks nothing.

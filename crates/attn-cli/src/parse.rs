@@ -127,8 +127,12 @@ pub(crate) fn parse_factor(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x >= 1.0, "at least 1")
 }
 
-pub(crate) fn parse_auto_factor(text: &str) -> Result<Factor, String> {
-    if text == "auto" { Ok(Factor::Auto) } else { parse_factor(text).map(Factor::Fixed) }
+pub(crate) fn parse_mode_factor(text: &str) -> Result<Factor, String> {
+    match text {
+        "longest" => Ok(Factor::Longest),
+        "auto" => Ok(Factor::Auto),
+        number => parse_factor(number).map(Factor::Fixed).map_err(|e| format!("longest, auto or a number; {e}")),
+    }
 }
 
 pub(crate) fn parse_temperature(text: &str) -> Result<f64, String> {

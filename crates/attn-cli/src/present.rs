@@ -5,7 +5,7 @@ use crate::output::{check_writable, color, print, print_json, push_line, usage, 
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
 use attn_eval::report::{
-    About, Document, ENCODINGS, TableStyle, csv, headline, html, read_document, svg, table, verdict,
+    About, Document, ENCODINGS, TableStyle, Verdict, csv, html, read_document, svg, table, verdict,
 };
 use attn_eval::search::Search;
 use std::path::Path;
@@ -60,7 +60,8 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, searc
 pub(crate) fn present_from(args: &OutputArgs, path: &Path) -> Result<()> {
     let name = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
-    let (about, results) = read_document(&text).with_context(|| format!("can't show {name}"))?;
+    let (about, mut results) = read_document(&text).with_context(|| format!("can't show {name}"))?;
+    results.recommend(&about);
     present(args, &about, &results, None)
 }
 
@@ -76,7 +77,7 @@ fn report(about: &About, results: &Results) -> String {
         let text = &about.texts[part.text];
         line(&mut out, &format!("text  {}, first {} tokens", text.name, text.used));
         out.push('\n');
-        out.push_str(&table(&part.cells, style));
+        out.push_str(&table(&part.cells, &[], style));
         out.push('\n');
     }
     match about.texts.as_slice() {
@@ -87,19 +88,34 @@ fn report(about: &About, results: &Results) -> String {
         }
     }
     out.push('\n');
-    out.push_str(&table(&results.cells, style));
+    let usable = results.recommendation.as_ref().map_or(&[][..], |found| &found.usable);
+    out.push_str(&table(&results.cells, usable, style));
     out.push('\n');
-    line(&mut out, &headline(&results.cells, about.trained_context()));
-    for sentence in verdict(&results.cells) {
+    let Verdict { headline, lines, .. } = verdict(results, about.one_factor(), about.trained_context());
+    line(&mut out, &headline);
+    for sentence in lines {
         line(&mut out, &sentence);
     }
+    applied(&mut out, results, style.width);
     if !results.encodings.is_empty() {
         out.push('\n');
         line(&mut out, ENCODINGS);
         out.push('\n');
-        out.push_str(&table(&results.encodings, style));
+        out.push_str(&table(&results.encodings, &[], style));
     }
     out
+}
+
+/// The options that come to the recommended setting, program by program. Lines to be copied are not wrapped.
+fn applied(out: &mut String, results: &Results, width: usize) {
+    let mut last = "";
+    for to in results.recommendation.iter().flat_map(|found| &found.applied) {
+        if to.mode != last {
+            push_line(out, &format!("\nTo use {}:", to.mode), width);
+            last = &to.mode;
+        }
+        out.push_str(&format!("  {:<12} {}\n", to.program, to.options.replace('\n', "\n               ")));
+    }
 }
 
 /// What a search found, for a terminal.
@@ -115,7 +131,7 @@ fn found(about: &About, results: &Results, search: &Search) -> String {
         format!("{tried} scalings tried on {chosen} windows of {context}; what follows is of {confirmed} others");
     line(&mut out, &split);
     out.push('\n');
-    out.push_str(&table(&results.cells, style));
+    out.push_str(&table(&results.cells, &[], style));
     out.push('\n');
     line(&mut out, &sentence(search));
     out.push('\n');

@@ -1,16 +1,17 @@
 //! A progress bar on stderr that only appears when there is something to wait for.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Shorter work than this shows no bar.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often the time shown moves on while the work reports nothing.
+const TICK: Duration = Duration::from_millis(500);
+
 /// Progress towards a number of tokens. Nothing is ever drawn unless stderr is a terminal.
 pub(crate) struct Progress {
     bar: ProgressBar,
-    started: Instant,
-    shown: bool,
 }
 
 impl Progress {
@@ -18,18 +19,23 @@ impl Progress {
     pub(crate) fn new() -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         // `wide_bar` takes what the rest leaves, so the line fits any terminal.
-        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}") {
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {elapsed} of about {duration}") {
             bar.set_style(style.progress_chars("##-"));
         }
-        Self { bar, started: Instant::now(), shown: false }
+        // One step may take minutes: the bar shows itself, and lives, without waiting for the work to report.
+        let waiting = bar.downgrade();
+        std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE);
+            if let Some(bar) = waiting.upgrade().filter(|bar| !bar.is_finished()) {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+                bar.enable_steady_tick(TICK);
+            }
+        });
+        Self { bar }
     }
 
     /// Reports where the work stands.
     pub(crate) fn set(&mut self, done: usize, total: usize, message: &str) {
-        if !self.shown && self.started.elapsed() >= PATIENCE {
-            self.shown = true;
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
         self.bar.set_length(total as u64);
         self.bar.set_position(done as u64);
         if self.bar.message() != message {

@@ -154,6 +154,8 @@ fn compare_prints_json_and_writes_its_files_whole() {
         "256,512",
         "--modes",
         "none,dynamic,yarn",
+        "--factor",
+        "auto",
         "--max-tokens",
         "2048",
         "--json",

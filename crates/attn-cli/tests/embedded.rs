@@ -48,7 +48,13 @@ fn the_default_comparison_shows_what_every_encoding_does_past_its_length() {
         .output()
         .expect("attn starts");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(text.lines().all(|line| line.chars().count() <= 40), "{text}");
+    // Options to be copied are in one piece.
+    let to_read = text.lines().filter(|line| {
+        !["attn", "export", "transformers", "vLLM", "llama.cpp"]
+            .iter()
+            .any(|program| line.strip_prefix("  ").is_some_and(|rest| rest.starts_with(program)))
+    });
+    assert!(to_read.into_iter().all(|line| line.chars().count() <= 40), "{text}");
     assert!(text.contains("sinusoidal") && text.contains("past the end"), "{text}");
     // Whoever asks for something particular gets that alone.
     for particular in [&["tiny-rope"][..], &["--modes", "none"]] {

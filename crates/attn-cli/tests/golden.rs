@@ -12,7 +12,7 @@ fn golden(name: &str) -> Value {
 fn check(golden: &Value, modes: &str, label: impl Fn(&Value) -> String) {
     let output = Command::new(env!("CARGO_BIN_EXE_attn"))
         .args(["compare", "--contexts", "256,512,1024,2048", "--modes", modes])
-        .args(["--max-tokens", "16384", "--json"])
+        .args(["--factor", "auto", "--max-tokens", "16384", "--json"])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

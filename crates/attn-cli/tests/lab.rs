@@ -108,6 +108,12 @@ fn several_texts_are_reported_each_and_together_and_keep_to_the_schema() {
         assert_eq!(number(cell, "tokens"), tokens);
         assert!((number(cell, "nll") - sum / tokens).abs() < 1e-12);
     }
+    let found = &document["recommendation"];
+    assert_eq!((&found["answer"], &found["context"], &found["windows"]), (&"use".into(), &512.into(), &8.into()));
+    assert_eq!(found["cost_at_trained"]["context"], 256);
+    let programs: Vec<&str> =
+        found["applied"].as_array().unwrap().iter().map(|to| to["program"].as_str().unwrap()).collect();
+    assert_eq!(programs, ["attn", "export", "transformers", "vLLM", "llama.cpp"]);
     // Each text alone gives its part of that.
     let alone = json(&[&args[..], &["--text", path(&lines)]].concat());
     check_schema(&alone);
@@ -120,8 +126,18 @@ fn several_texts_are_reported_each_and_together_and_keep_to_the_schema() {
     refused(&["compare", "--text", path(&plain), "--text", path(&plain)], &["given twice"]);
 }
 
-const CELLS: [&str; 8] =
-    ["compare", "--contexts", "256,512,1024", "--modes", "none,ntk,dynamic,yarn", "--max-tokens", "4096", "--json"];
+const CELLS: [&str; 10] = [
+    "compare",
+    "--contexts",
+    "256,512,1024",
+    "--modes",
+    "none,ntk,dynamic,yarn",
+    "--factor",
+    "auto",
+    "--max-tokens",
+    "4096",
+    "--json",
+];
 
 /// The document without what differs from run to run: times and the command line.
 fn figures(mut document: Value) -> Value {

@@ -11,10 +11,13 @@
 //! last two lies only [`Scores`], which a run file keeps, so cells may be measured in any order, by several machines,
 //! or before an interruption.
 
+mod advice;
 mod encodings;
 mod mode;
 pub(crate) mod results;
 
+pub(crate) use advice::far_text;
+pub use advice::{Answer, Applied, Recommendation, Usable, Versus, recommend};
 pub use encodings::encodings;
 pub use mode::{Factor, Mode};
 pub(crate) use results::differences;
@@ -222,6 +225,23 @@ impl<'a> Comparison<'a> {
         &self.specs
     }
 
+    /// Windows of `context` tokens, over all texts.
+    pub fn windows(&self, context: usize) -> usize {
+        let count = |text: &Text| Windows::new(text.tokens.len(), &window_options(self.plan, context));
+        self.texts.iter().filter_map(|text| Some(count(text).ok()?.windows().len())).sum()
+    }
+
+    /// Tokens to read for the cells of these indices, and the work in millions of floating-point operations.
+    pub fn work(&self, indices: &[usize]) -> (usize, f64) {
+        let jobs = indices.iter().map(|&index| &self.jobs[index]);
+        jobs.fold((0, 0.0), |(tokens, work), job| (tokens + job.tokens, work + job.tokens as f64 * job.cost))
+    }
+
+    /// Millions of floating-point operations per token of a window of `context`.
+    pub fn cost(&self, context: usize) -> f64 {
+        self.jobs.first().map_or(0.0, |job| cost(&job.model, context))
+    }
+
     /// Measures cell `index`; `progress` is told the number of tokens read after each forward pass.
     ///
     /// # Errors
@@ -290,16 +310,21 @@ pub(crate) fn cost(model: &Model, context: usize) -> f64 {
     (2.0 * model.parameters() as f64 + 2.0 * (context * widths) as f64) / 1e6
 }
 
-/// The factor for `context`; every mode's cell is labelled with it, used or not. On a model of unknown trained context
-/// `auto` is 1 as long as no mode needs it.
-fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
-    match plan.factor {
-        Factor::Fixed(factor) => Ok(factor),
-        Factor::Auto => match plan.rope.original_context.or(model.trained_context()) {
-            Some(trained) => Ok((context as f64 / trained as f64).max(1.0)),
-            None if !plan.modes.iter().any(|mode| mode.takes_factor()) => Ok(1.0),
-            None => bail!("the checkpoint doesn't say what context it was trained for: give a factor"),
-        },
+/// The plan's factor for `context`; every mode's cell is labelled with it, used or not. On a model of unknown trained context
+/// it is 1 as long as no mode needs it.
+///
+/// # Errors
+/// A mode needs it, and nothing says what context the model was trained for.
+pub fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
+    let length = match plan.factor {
+        Factor::Fixed(factor) => return Ok(factor),
+        Factor::Auto => context,
+        Factor::Longest => plan.contexts.iter().copied().max().unwrap_or(context),
+    };
+    match plan.rope.original_context.or(model.trained_context()) {
+        Some(trained) => Ok((length as f64 / trained as f64).max(1.0)),
+        None if !plan.modes.iter().any(|mode| mode.takes_factor()) => Ok(1.0),
+        None => bail!("the checkpoint doesn't say what context it was trained for: give a factor"),
     }
 }
 
@@ -313,7 +338,10 @@ fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> 
 }
 
 /// What a mode of the plan asks of the model. Methods are made for the plan's longest context.
-pub(crate) fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> {
+///
+/// # Errors
+/// A parameter that the mode's method doesn't take.
+pub fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> {
     let rope = &plan.rope;
     let mut extend = ExtendOverride { longest: plan.contexts.iter().copied().max(), ..mode.extend() };
     for (key, value) in rope.params.iter().filter(|(key, _)| mode.extend().takes(key)) {

@@ -102,7 +102,7 @@ impl Mode {
     }
 
     /// Whether its frequencies depend on a factor.
-    pub(crate) fn takes_factor(self) -> bool {
+    pub fn takes_factor(self) -> bool {
         matches!(self, Self::Setting(Setting { scheme: Some(scheme), .. }) if scheme.takes_factor)
     }
 
@@ -149,6 +149,8 @@ impl FromStr for Mode {
 /// The factor of a comparison's scalings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Factor {
+    /// The longest context over the trained context, at least 1, for every context: what a model can be served with.
+    Longest,
     /// The context over the trained context, at least 1.
     Auto,
     /// The same for every context.

@@ -1,7 +1,8 @@
 //! From measurements to figures: cells per text and over all texts, and the differences between modes.
 
-use super::CellSpec;
+use super::{CellSpec, Recommendation, recommend};
 use crate::perplexity::{Cell, Label, Scores};
+use crate::report::About;
 use crate::stats::{Interval, WindowNll, paired_difference};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct Results {
     /// beside the embedded model, and of another tokenizer than it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub encodings: Vec<Cell>,
+    /// What it comes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recommendation: Option<Recommendation>,
 }
 
 /// What a comparison found on one text.
@@ -76,7 +80,7 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
     }
     if let [_] = by_text.as_slice() {
         let TextResults { cells, differences, .. } = by_text.remove(0);
-        return Ok(Results { cells, differences, by_text, encodings: vec![] });
+        return Ok(Results { cells, differences, by_text, ..Results::default() });
     }
     let mut cells = vec![];
     for spec in specs.iter().filter(|spec| spec.text == 0) {
@@ -86,7 +90,7 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
     }
     check_windows(&cells)?;
     let (cells, differences) = compared(cells, seed);
-    Ok(Results { cells, differences, by_text, encodings: vec![] })
+    Ok(Results { cells, differences, by_text, ..Results::default() })
 }
 
 /// Differences are of the same tokens: refuses cells of one context that scored other windows.
@@ -136,6 +140,13 @@ impl Results {
     pub fn of(cells: Vec<Cell>, seed: u64) -> Self {
         let (cells, differences) = compared(cells, seed);
         Self { cells, differences, ..Self::default() }
+    }
+
+    /// Fills in what they come to, unless it is there.
+    pub fn recommend(&mut self, about: &About) {
+        if self.recommendation.is_none() {
+            self.recommendation = recommend(self, about.one_factor(), about.trained_context());
+        }
     }
 }
 

@@ -34,7 +34,9 @@ impl<'a> Document<'a> {
     /// The document of these results.
     pub fn new(about: &'a About, results: &'a Results) -> Self {
         let names: Vec<&str> = about.texts.iter().map(|text| text.name.as_str()).collect();
-        let (model, verdict) = (about.checkpoint.name.as_str(), verdict(&results.cells));
+        let said = verdict(results, about.one_factor(), about.trained_context());
+        let (model, verdict) =
+            (about.checkpoint.name.as_str(), [vec![said.headline], said.lines, said.lengths].concat());
         Self { format: FORMAT, model, text: names.join(", "), verdict, about, results, search: None }
     }
 
@@ -251,6 +253,11 @@ impl About {
             ensure!(text < there_are, "part {part} of it is of text {text}, and there are {there_are}");
         }
         Ok(())
+    }
+
+    /// Whether a mode has the same factor at all lengths, and so is a setting that a model can be served with.
+    pub fn one_factor(&self) -> bool {
+        self.settings.factor.is_some()
     }
 
     /// The context the model was trained for, as the settings have it, else as the checkpoint says.

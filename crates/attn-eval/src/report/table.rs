@@ -1,11 +1,12 @@
 //! The comparison as a table for a terminal: modes down, contexts across, the best mode of each context marked.
 //!
-//! A terminal may be narrow, so the table gives up what can be missed first: the standard errors, then one table for all
-//! contexts in favour of several below each other. Perplexities are never dropped.
+//! A terminal may be narrow, so the table gives up what can be missed first: the space between columns, then one table for
+//! all contexts in favour of several below each other. Figures are never dropped.
 
 use super::{factor, short};
-use crate::compare::{best, contexts, modes};
+use crate::compare::{Usable, best, contexts, modes};
 use crate::perplexity::Cell;
+use crate::stats::Difference;
 
 /// What the table may look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,89 +22,107 @@ const RESET: &str = "\x1b[0m";
 /// In place of a figure that can't be.
 const MISSING: &str = "–";
 
-/// The table, each line ending in a newline, with a line that explains its marks.
-pub fn table(cells: &[Cell], style: TableStyle) -> String {
-    let contexts = contexts(cells);
+/// The table, each line ending in a newline, with a line that explains its marks. `usable` fills a last column, if it is not
+/// empty.
+pub fn table(cells: &[Cell], usable: &[Usable], style: TableStyle) -> String {
     let first = first_column(cells);
-    let fits = |columns: &[Column]| first + columns.iter().map(|c| c.width).sum::<usize>() <= style.width;
-    let with_errors: Vec<Column> = contexts.iter().map(|&context| Column::new(cells, context, true)).collect();
-    let columns = if fits(&with_errors) {
-        with_errors
-    } else {
-        contexts.iter().map(|&context| Column::new(cells, context, false)).collect()
+    let mut columns: Vec<Column> =
+        contexts(cells).into_iter().map(|context| Column::of_context(cells, context)).collect();
+    columns.extend((!usable.is_empty()).then(|| Column::of_usable(cells, usable)));
+    let fits = |columns: &[Column], gap: usize| {
+        first + columns.iter().map(|column| column.width + gap).sum::<usize>() <= style.width
     };
+    let gap = if fits(&columns, WIDE) { WIDE } else { NARROW };
     let mut out = String::new();
     let mut rest = columns.as_slice();
     while !rest.is_empty() {
-        let count = (1..=rest.len()).rev().find(|&n| fits(&rest[..n])).unwrap_or(1);
+        let count = (1..=rest.len()).rev().find(|&n| fits(&rest[..n], gap)).unwrap_or(1);
         if !out.is_empty() {
             out.push('\n');
         }
-        block(&mut out, cells, &rest[..count], first, style);
+        block(&mut out, cells, &rest[..count], (first, gap), style);
         rest = &rest[count..];
     }
-    out.push_str(&legend(cells, columns.iter().any(|c| c.errors), style.width));
+    out.push_str(&legend(cells, style.width));
     out
 }
 
-/// One context.
+/// Spaces between columns, where there is room and where there is none.
+const WIDE: usize = 4;
+const NARROW: usize = 1;
+
+/// One context, or how far each mode carries.
 struct Column {
-    context: usize,
-    errors: bool,
+    head: String,
+    factor: String,
+    /// A figure, its mark and whether it is the best, mode by mode.
+    figures: Vec<(String, char, bool)>,
     width: usize,
 }
 
 impl Column {
-    fn new(cells: &[Cell], context: usize, errors: bool) -> Self {
-        let at = cells.iter().filter(|cell| cell.context == context);
-        let widest = at.map(|cell| text(cell, errors).chars().count()).max().unwrap_or(0);
-        let gap = if errors { 3 } else { 1 };
-        let marked = widest.max(context.to_string().len()) + 1;
-        Self { context, errors, width: marked + gap }
+    fn of_context(cells: &[Cell], context: usize) -> Self {
+        let at = || cells.iter().filter(|cell| cell.context == context);
+        let winner = best(cells, context).map(|cell| cell.mode.as_str());
+        let figure = |mode: &str| match at().find(|cell| cell.mode == mode) {
+            None => (MISSING.to_string(), ' ', false),
+            Some(cell) if winner == Some(mode) => (text(cell), '*', true),
+            Some(cell) => {
+                let tied = cell.versus_best.as_ref().and_then(Difference::is_real) == Some(false);
+                (text(cell), if tied { '~' } else { ' ' }, false)
+            }
+        };
+        let scaled = factor(at().map(|cell| cell.factor).fold(1.0, f64::max));
+        Self::new(context.to_string(), scaled, modes(cells).into_iter().map(figure).collect())
+    }
+
+    fn of_usable(cells: &[Cell], usable: &[Usable]) -> Self {
+        let figure = |mode: &str| {
+            let found = usable.iter().find(|usable| usable.mode == mode);
+            let (length, more) = match found.map(|usable| (usable.perplexity, usable.measured)) {
+                Some((Some(length), measured)) => (length.to_string(), if length == measured { '+' } else { ' ' }),
+                _ => (MISSING.to_string(), ' '),
+            };
+            (length, more, false)
+        };
+        Self::new("usable to".to_string(), String::new(), modes(cells).into_iter().map(figure).collect())
+    }
+
+    fn new(head: String, factor: String, figures: Vec<(String, char, bool)>) -> Self {
+        let widest = figures.iter().map(|(figure, _, _)| figure.chars().count()).max().unwrap_or(0);
+        Self { width: widest.max(head.len()) + 1, head, factor, figures }
     }
 }
 
 /// A cell's figure, without the mark.
-fn text(cell: &Cell, errors: bool) -> String {
-    match (&cell.same_as, errors) {
-        (Some(_), _) => "=".to_string(),
-        (None, false) => short(cell.perplexity),
-        (None, true) => format!("{} ±{}", short(cell.perplexity), short(cell.stderr)),
-    }
+fn text(cell: &Cell) -> String {
+    if cell.same_as.is_some() { "=".to_string() } else { short(cell.perplexity) }
 }
 
 fn first_column(cells: &[Cell]) -> usize {
     modes(cells).iter().map(|mode| mode.len()).chain(["context".len()]).max().unwrap_or(0)
 }
 
-fn block(out: &mut String, cells: &[Cell], columns: &[Column], first: usize, style: TableStyle) {
-    let header = |out: &mut String, name: &str, value: &dyn Fn(usize) -> String| {
+fn block(out: &mut String, cells: &[Cell], columns: &[Column], (first, gap): (usize, usize), style: TableStyle) {
+    let header = |out: &mut String, name: &str, value: &dyn Fn(&Column) -> &str| {
         let mut line = format!("{name:<first$}");
         for column in columns {
-            line.push_str(&format!("{:>width$} ", value(column.context), width = column.width - 1));
+            line.push_str(&format!("{:>width$} ", value(column), width = column.width + gap - 1));
         }
         out.push_str(line.trim_end());
         out.push('\n');
     };
-    header(out, "context", &|context| context.to_string());
+    header(out, "context", &|column| &column.head);
     if cells.iter().any(|cell| cell.factor > 1.0) {
-        header(out, "factor", &|context| {
-            let at = cells.iter().filter(|cell| cell.context == context);
-            factor(at.map(|cell| cell.factor).fold(1.0, f64::max))
-        });
+        header(out, "factor", &|column| &column.factor);
     }
-    for mode in modes(cells) {
+    for (i, mode) in modes(cells).into_iter().enumerate() {
         let mut line = format!("{mode:<first$}");
         for column in columns {
-            let cell = cells.iter().find(|cell| cell.mode == mode && cell.context == column.context);
-            let figure = cell.map_or(MISSING.to_string(), |cell| text(cell, column.errors));
-            let is_best = best(cells, column.context).is_some_and(|winner| winner.mode == mode);
-            let padded = format!("{figure:>width$}", width = column.width - 1);
-            match (is_best, style.color) {
-                (true, true) => line.push_str(&format!("{BEST}{padded}*{RESET}")),
-                (true, false) => line.push_str(&format!("{padded}*")),
-                (false, _) => line.push_str(&format!("{padded} ")),
-            }
+            let (figure, mark, is_best) = &column.figures[i];
+            let padded = format!("{figure:>width$}{mark}", width = column.width + gap - 1);
+            let (before, after) = if *is_best && style.color { (BEST, RESET) } else { ("", "") };
+            line.push_str(&format!("{before}{padded}{after}"));
         }
         out.push_str(line.trim_end());
         out.push('\n');
@@ -111,13 +130,13 @@ fn block(out: &mut String, cells: &[Cell], columns: &[Column], first: usize, sty
 }
 
 /// What the marks mean, in lines of at most `width`.
-fn legend(cells: &[Cell], errors: bool, width: usize) -> String {
+fn legend(cells: &[Cell], width: usize) -> String {
     let mut parts = vec!["* lowest perplexity"];
-    if errors {
-        parts.push("± standard error");
+    if cells.iter().any(|cell| cell.versus_best.as_ref().and_then(Difference::is_real) == Some(false)) {
+        parts.push("~ not to be told from it (95% intervals)");
     }
     if let Some(same) = cells.iter().find_map(|cell| cell.same_as.as_deref()) {
-        parts.push(if same == "none" { "= nothing to scale, same as none" } else { "= nothing to scale" });
+        parts.push(if same == "none" { "= the same as none here" } else { "= the same as without scaling" });
     }
     if contexts(cells).len() * modes(cells).len() > cells.len() {
         parts.push("– past the end of its positions");
@@ -154,9 +173,21 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_terminal_gets_errors_and_the_best_marked() {
-        let text = table(&sample(), TableStyle { width: 100, color: false });
-        assert!(text.contains('±'), "{text}");
+    fn the_best_is_marked_and_so_is_what_can_not_be_told_from_it() {
+        let mut cells = sample();
+        let tied = Difference { mode: "ntk-by-parts".into(), nll: 0.1, low: Some(-0.1), high: Some(0.3) };
+        cells[3].versus_best = Some(tied);
+        let usable = [("none", Some(512)), ("yarn", Some(2048)), ("linear", None)].map(|(mode, perplexity)| Usable {
+            mode: mode.into(),
+            perplexity,
+            measured: 2048,
+        });
+        let text = table(&cells, &usable, TableStyle { width: 100, color: false });
+        let line = |mode: &str| text.lines().find(|line| line.starts_with(mode)).unwrap().to_string();
+        assert!(line("yarn").contains("~ ") && text.contains("~ not to be told"), "{text}");
+        assert!(line("none").ends_with(" 512") && line("yarn").ends_with(" 2048+"), "{text}");
+        assert!(line("linear").ends_with('–') && line("context").ends_with("usable to"), "{text}");
+        let text = table(&sample(), &[], TableStyle { width: 100, color: false });
         assert_eq!(text.lines().filter(|line| line.contains('*')).count(), 2, "{text}");
         let best = text.lines().find(|line| line.starts_with("ntk-by-parts")).unwrap();
         assert_eq!(best.matches('*').count(), 4, "{text}");
@@ -167,30 +198,30 @@ mod tests {
     #[test]
     fn narrow_terminals_are_kept_to_and_lose_no_figure() {
         for width in [80, 60, 40, 30, 24] {
-            let text = table(&sample(), TableStyle { width, color: false });
+            let text = table(&sample(), &[], TableStyle { width, color: false });
             let lines = text.lines().take_while(|line| !line.starts_with('*'));
             assert!(lines.map(|line| line.chars().count()).max().unwrap() <= width, "{width}:\n{text}");
             for context in ["256", "512", "1024", "2048"] {
                 assert!(text.contains(context), "{width}:\n{text}");
             }
         }
-        assert!(widest(&table(&sample(), TableStyle { width: 40, color: false })) <= 40);
-        assert!(widest(&table(&sample(), TableStyle { width: 1, color: false })) > 1, "never fails");
+        assert!(widest(&table(&sample(), &[], TableStyle { width: 40, color: false })) <= 40);
+        assert!(widest(&table(&sample(), &[], TableStyle { width: 1, color: false })) > 1, "never fails");
     }
 
     #[test]
     fn what_ends_is_said_to_end_and_a_factor_of_one_is_not_shown() {
         let mut cells = cells(&[("alibi", 256, 3.3), ("learned", 256, 3.2), ("alibi", 512, 3.3)]);
         cells.iter_mut().for_each(|cell| cell.factor = 1.0);
-        let text = table(&cells, TableStyle { width: 80, color: false });
+        let text = table(&cells, &[], TableStyle { width: 80, color: false });
         let learned = text.lines().find(|line| line.starts_with("learned")).unwrap();
         assert!(learned.ends_with('–') && text.contains("– past the end") && !text.contains("factor"), "{text}");
     }
 
     #[test]
     fn colour_changes_no_column() {
-        let plain = table(&sample(), TableStyle { width: 100, color: false });
-        let colored = table(&sample(), TableStyle { width: 100, color: true });
+        let plain = table(&sample(), &[], TableStyle { width: 100, color: false });
+        let colored = table(&sample(), &[], TableStyle { width: 100, color: true });
         assert!(colored.contains(BEST));
         assert_eq!(colored.replace(BEST, "").replace(RESET, ""), plain);
     }

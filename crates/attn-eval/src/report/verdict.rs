@@ -1,140 +1,183 @@
-//! What a comparison says, in a sentence per context: the best mode, by how much, and how sure that is.
+//! What a comparison says: what to do past the trained length, what that costs, and a sentence per length: the best mode, by
+//! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
 use super::short;
-use crate::compare::{Mode, best, contexts, modes};
+use crate::compare::{Answer, Mode, Recommendation, Results, Versus, best, contexts, far_text, recommend};
 use crate::perplexity::Cell;
-use crate::stats::{Difference, MIN_WINDOWS};
+use crate::stats::{Difference, Interval, MIN_WINDOWS};
 
-/// One line per context, each saying which mode is best there and how sure that is.
-pub fn verdict(cells: &[Cell]) -> Vec<String> {
-    let lines = contexts(cells).into_iter().filter_map(|context| line(cells, context));
-    lines.chain(far_text(cells)).collect()
+/// What a comparison says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// What to do past the trained length.
+    pub headline: String,
+    /// What that costs, what a config can say, and what far text is worth.
+    pub lines: Vec<String>,
+    /// What each length shows: the best mode, by how much, and how sure that is.
+    pub lengths: Vec<String>,
+}
+
+/// What the results say of a model trained for `trained` tokens; `one_factor` as in [`recommend`](crate::compare::recommend).
+pub fn verdict(results: &Results, one_factor: bool, trained: Option<usize>) -> Verdict {
+    let found = results.recommendation.clone().or_else(|| recommend(results, one_factor, trained));
+    let Some(found) = found else {
+        return Verdict { headline: "Nothing was compared.".to_string(), lines: vec![], lengths: vec![] };
+    };
+    let lines = [cost(&found), for_configs(&found, results), far_sentence(results)].into_iter().flatten().collect();
+    let lengths = contexts(&results.cells).into_iter().filter_map(|context| line(&results.cells, context)).collect();
+    Verdict { headline: headline(&found, trained), lines, lengths }
+}
+
+/// A mode's name inside a sentence.
+pub(super) fn called(mode: &str) -> &str {
+    match mode {
+        "none" => "no scaling",
+        "checkpoint" => "the checkpoint's own scaling",
+        mode => mode,
+    }
+}
+
+/// A mode with its factor, if it has one for all lengths.
+fn setting(mode: &str, factor: Option<f64>) -> String {
+    factor.map_or_else(|| called(mode).to_string(), |factor| format!("{mode} at factor {}", super::factor(factor)))
+}
+
+/// The recommendation in a sentence or two: what to do, and how sure that is.
+fn headline(found: &Recommendation, trained: Option<usize>) -> String {
+    let (context, perplexity) = (found.context, short(found.perplexity));
+    let name = setting(&found.mode, found.factor);
+    let start = trained.map_or("Over these lengths".to_string(), |n| format!("Past the {n} tokens trained"));
+    let own = |mode: &&Versus| ["none", "checkpoint"].contains(&mode.mode.as_str());
+    let others: Vec<String> = found
+        .baselines
+        .iter()
+        .filter(own)
+        .map(|other| match other.mode.as_str() {
+            "none" => format!("without scaling {}", short(other.perplexity)),
+            mode => format!("with {} {}", called(mode), short(other.perplexity)),
+        })
+        .collect();
+    let others = if others.is_empty() { String::new() } else { format!(", {}", others.join(", ")) };
+    match found.answer {
+        Answer::Alone => {
+            format!("At {context} tokens the perplexity is {perplexity}. Nothing was compared with {name}.")
+        }
+        Answer::Within => match trained {
+            Some(n) if ["none", "checkpoint"].contains(&found.mode.as_str()) => {
+                format!("Within the {n} tokens trained no scaling is needed: perplexity {perplexity} at {context}.")
+            }
+            _ => format!("Of what was compared, {name} has the lowest perplexity, {perplexity} at {context} tokens."),
+        },
+        Answer::TooLittleText => format!(
+            "Too little text to recommend anything: {} of {context} tokens, and it takes {}{}. So far {name} is ahead: \
+             perplexity {perplexity} at {context} tokens{others}.",
+            counted(found.windows, "window"),
+            found.windows_needed.unwrap_or(MIN_WINDOWS),
+            text_for(found)
+        ),
+        Answer::Undecided => {
+            let more = match found.windows_needed {
+                Some(n) => format!("about {n} windows would tell{}", text_for(found)),
+                None => "more text of this kind would hardly tell".to_string(),
+            };
+            format!(
+                "{start} this text can't tell {name} from the model as it is: perplexity {perplexity} at {context} \
+                 tokens{others}; {more}."
+            )
+        }
+        Answer::Keep => {
+            format!("{start} nothing compared is better than {name}: perplexity {perplexity} at {context} tokens.")
+        }
+        Answer::Use => {
+            let tied: Vec<&str> = found.tied_with.iter().map(|mode| called(mode)).collect();
+            let tied = match tied.as_slice() {
+                [] => String::new(),
+                tied => format!(" This text can't tell it from {}.", listed(tied)),
+            };
+            let each = if found.factor.is_none() && takes_factor(&found.mode) {
+                ", with the factor of each length"
+            } else {
+                ""
+            };
+            format!("{start} use {name}{each}: perplexity {perplexity} at {context} tokens{others}.{tied}")
+        }
+    }
+}
+
+/// How much text the windows are that it takes.
+fn text_for(found: &Recommendation) -> String {
+    found.windows_needed.map_or(String::new(), |n| format!(" (--max-tokens {})", n * found.context))
+}
+
+fn takes_factor(mode: &str) -> bool {
+    mode.parse().is_ok_and(Mode::takes_factor)
+}
+
+/// What the setting costs at the trained length.
+fn cost(found: &Recommendation) -> Option<String> {
+    if found.answer != Answer::Use {
+        return None;
+    }
+    let name = setting(&found.mode, found.factor);
+    found.cost_at_trained.as_ref().map(|cost| format!("At the {} tokens trained {name} {}.", cost.context, costs(cost)))
+}
+
+/// `costs 13% (12% to 14%)`.
+fn costs(cost: &Versus) -> String {
+    let Some(interval) = cost.interval else {
+        return format!("has a perplexity {} higher, from too few windows to say how surely", percent(cost.nll));
+    };
+    let range = format!("({} to {})", percent(interval.low), percent(interval.high));
+    match interval {
+        Interval { low, .. } if low > 0.0 => format!("costs {} {range}", percent(cost.nll)),
+        Interval { high, .. } if high < 0.0 => format!("lowers the perplexity by {} {range}", percent(-cost.nll)),
+        _ => "costs nothing that this text shows".to_string(),
+    }
+}
+
+/// What to put into a config where the recommended mode can't be said there.
+fn for_configs(found: &Recommendation, results: &Results) -> Option<String> {
+    let mode = found.for_configs.as_deref()?;
+    let cell = results.cells.iter().find(|cell| cell.context == found.context && cell.mode == mode)?;
+    let factor = (found.for_configs_cost.is_some() && takes_factor(mode)).then_some(cell.factor);
+    let cost = found.for_configs_cost.as_ref();
+    let cost = cost.map_or(String::new(), |cost| format!(", and at {} tokens it {}", cost.context, costs(cost)));
+    Some(format!(
+        "{} is a method of this program and its library. Of what a model's config can say, the best is {}: {} at {} \
+         tokens{cost}.",
+        found.mode,
+        setting(mode, factor),
+        short(cell.perplexity),
+        found.context
+    ))
 }
 
 /// Whether what lies further back than a window helped at the longest context, where a mode that drops it was measured.
-fn far_text(cells: &[Cell]) -> Option<String> {
-    let longest = contexts(cells).into_iter().max()?;
-    let drops = |cell: &&Cell| cell.mode.parse::<Mode>().is_ok_and(Mode::drops_keys);
-    let there: Vec<&Cell> = cells.iter().filter(|cell| cell.context == longest).collect();
-    let winner = best(cells, longest)?;
-    let short = there.iter().copied().filter(drops).min_by(|a, b| a.nll.total_cmp(&b.nll))?;
-    if short.same_as.is_some() || there.iter().all(|cell| drops(cell) || same(cell, short)) {
-        return None;
-    }
-    let (mode, name) = (&winner.mode, &short.mode);
-    Some(if drops(&winner) {
-        format!("Nothing beats {name} at {longest} tokens: what lies further back did not help on this text")
+fn far_sentence(results: &Results) -> Option<String> {
+    let (versus, keeping) = far_text(results)?;
+    let (keeping, dropping, context) = (called(&keeping), &versus.mode, versus.context);
+    let interval = versus.interval?;
+    let (gap, range) =
+        (percent(versus.nll.abs()), |i: Interval| format!("({} to {})", percent(i.low), percent(i.high)));
+    Some(if interval.low > 0.0 {
+        format!(
+            "No mode uses what lies further back on this text: {dropping}, which drops it, is better than {keeping}, the \
+             best of the others, by {gap} {} at {context} tokens. Whether a mode can use it, attn passkey shows.",
+            range(interval)
+        )
+    } else if interval.high < 0.0 {
+        let interval = Interval { low: -interval.high, high: -interval.low };
+        format!(
+            "What lies further back helps on this text: {dropping}, which drops it, is {gap} {} worse than {keeping} at \
+             {context} tokens.",
+            range(interval)
+        )
     } else {
-        match short.versus_best.as_ref().and_then(Difference::is_real) {
-            Some(true) => {
-                format!("What lies further back helps on this text: {mode} beats {name}, which drops it, at {longest}")
-            }
-            Some(false) => format!(
-                "This text can't tell {mode} from {name} at {longest} tokens: what lies further back helped too little to \
-                 measure"
-            ),
-            None => return None,
-        }
+        format!(
+            "What lies further back helps too little to measure on this text: {dropping}, which drops it, can't be told \
+             from {keeping} at {context} tokens."
+        )
     })
-}
-
-/// The comparison in a sentence or two: which mode to use past the trained context, what that costs, how sure it is.
-pub fn headline(cells: &[Cell], trained: Option<usize>) -> String {
-    let mut all = contexts(cells);
-    all.sort_unstable();
-    let past: Vec<usize> = all.iter().copied().filter(|&context| trained.is_none_or(|n| context > n)).collect();
-    let Some((&longest, winner)) = past.last().and_then(|last| Some((last, best(cells, *last)?))) else {
-        return within(cells, trained, &all);
-    };
-    if let [mode] = modes(cells)[..] {
-        let perplexity = short(winner.perplexity);
-        return format!("At {longest} tokens the perplexity is {perplexity}. Nothing was compared with {mode}.");
-    }
-    let start = trained.map_or("Over these contexts".to_string(), |n| format!("Past the {n} tokens trained"));
-    // Runs of contexts with the same winner, shortest first.
-    let mut runs: Vec<(&str, usize)> = vec![];
-    for &context in &past {
-        let Some(winner) = best(cells, context) else { continue };
-        match runs.last_mut() {
-            Some((mode, last)) if *mode == winner.mode => *last = context,
-            _ => runs.push((&winner.mode, context)),
-        }
-    }
-    let unscaled = |mode: &str| {
-        let none = cells.iter().find(|cell| cell.context == longest && cell.mode == "none" && cell.mode != mode);
-        none.filter(|none| !same(none, winner))
-            .map_or(String::new(), |n| format!(", without scaling {}", short(n.perplexity)))
-    };
-    if runs.len() > 1
-        && let Some((mode, gap)) = good_enough(cells, &past)
-    {
-        let there = cells.iter().find(|cell| cell.context == longest && cell.mode == mode);
-        let perplexity = there.map_or(String::new(), |cell| short(cell.perplexity));
-        return format!(
-            "{start} use {mode}: at every context its perplexity is within {} of the lowest. At {longest} tokens it is \
-             {perplexity}{}.",
-            percent(gap),
-            unscaled(mode)
-        );
-    }
-    let advice = match runs.as_slice() {
-        [(mode, _)] => format!("{start} use {mode}."),
-        [.., (mode, _)] => {
-            let earlier = runs[..runs.len() - 1].iter().map(|(mode, last)| format!("{mode} to {last} tokens"));
-            format!("{start} use {}, then {mode}.", earlier.collect::<Vec<_>>().join(", "))
-        }
-        [] => String::new(),
-    };
-    let (perplexity, none) = (short(winner.perplexity), unscaled(&winner.mode));
-    format!("{advice} At {longest} tokens its perplexity is {perplexity}{none}; {}.", certainty(cells, winner))
-}
-
-/// Where the best mode changes from context to context: the mode that loses least against the best at its worst, if that
-/// is too little to matter, and what it loses there in nats.
-fn good_enough<'a>(cells: &'a [Cell], past: &[usize]) -> Option<(&'a str, f64)> {
-    /// In nats: half a percent of the perplexity.
-    const LITTLE: f64 = 0.005;
-    let worst = |mode: &str| {
-        past.iter().try_fold(0f64, |worst, &context| {
-            let cell = cells.iter().find(|cell| cell.context == context && cell.mode == mode)?;
-            Some(worst.max(cell.nll - best(cells, context)?.nll))
-        })
-    };
-    let gaps = modes(cells).into_iter().filter_map(|mode| Some((mode, worst(mode)?)));
-    gaps.min_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, gap)| *gap <= LITTLE)
-}
-
-/// No context is past the trained one.
-fn within(cells: &[Cell], trained: Option<usize>, contexts: &[usize]) -> String {
-    let Some(winner) = contexts.last().and_then(|&longest| best(cells, longest)) else {
-        return "Nothing was compared.".to_string();
-    };
-    let (mode, perplexity) = (&winner.mode, short(winner.perplexity));
-    match trained {
-        Some(n) if mode == "none" || winner.same_as.is_some() => {
-            format!(
-                "Within the {n} tokens trained no scaling is needed: perplexity {perplexity} at {}.",
-                winner.context
-            )
-        }
-        _ => format!("{mode} has the lowest perplexity, {perplexity} at {} tokens.", winner.context),
-    }
-}
-
-/// How sure the lead of the best mode at its context is.
-fn certainty(cells: &[Cell], winner: &Cell) -> String {
-    let others = cells.iter().filter(|cell| cell.context == winner.context && !same(cell, winner));
-    let judged: Vec<(&str, Option<bool>)> =
-        others.filter_map(|cell| Some((cell.mode.as_str(), cell.versus_best.as_ref()?.is_real()))).collect();
-    let tied: Vec<&str> = judged.iter().filter(|(_, real)| *real == Some(false)).map(|(mode, _)| *mode).collect();
-    match judged.as_slice() {
-        [] => "it was compared with nothing else there".to_string(),
-        judged if judged.iter().any(|(_, real)| real.is_none()) => {
-            format!("{} are too few to say how sure that is", counted(winner.windows, "window"))
-        }
-        _ if tied.is_empty() => "its lead there is real on this text".to_string(),
-        _ => format!("this text can't tell it from {} there", listed(&tied)),
-    }
 }
 
 fn counted(n: usize, what: &str) -> String {
@@ -156,26 +199,26 @@ fn line(cells: &[Cell], context: usize) -> Option<String> {
         .filter(|cell| cell.context == context && cell.mode != winner.mode && !same(cell, winner))
         .collect();
     others.sort_by(|a, b| a.nll.total_cmp(&b.nll));
-    let (mode, perplexity) = (&winner.mode, short(winner.perplexity));
+    let (mode, perplexity) = (called(&winner.mode), short(winner.perplexity));
     let Some((next, difference)) = others.first().and_then(|next| Some((next, next.versus_best.as_ref()?))) else {
         let alone = cells.iter().filter(|cell| cell.context == context).count() == 1;
         let all = if alone { format!("{mode} has") } else { "all modes are the same:".to_string() };
         return Some(format!("{context}: {all} {perplexity}"));
     };
-    let (name, gap) = (&next.mode, percent(difference.nll));
+    let (name, gap) = (called(&next.mode), percent(difference.nll));
     let (Some(low), Some(high)) = (difference.low, difference.high) else {
         let few = format!("{} of the {MIN_WINDOWS} windows it takes to say how surely", winner.windows);
-        return Some(format!("{context}: {mode} is best ({perplexity}), {name} {gap} higher; {few}"));
+        return Some(format!("{context}: lowest for {mode} ({perplexity}), {name} {gap} higher; {few}"));
     };
-    let interval = format!("95% interval {} to {}", percent(low), percent(high));
+    let range = format!("({} to {})", percent(low), percent(high));
     if difference.is_real() == Some(true) {
-        return Some(format!("{context}: {mode} is best ({perplexity}), {name} {gap} higher ({interval})"));
+        return Some(format!("{context}: lowest for {mode} ({perplexity}), {name} {gap} higher {range}"));
     }
     let tied = others.iter().filter(|cell| cell.versus_best.as_ref().and_then(Difference::is_real) == Some(false));
-    let names = listed(&tied.map(|cell| cell.mode.as_str()).collect::<Vec<_>>());
+    let names: Vec<&str> = tied.map(|cell| called(&cell.mode)).collect();
+    let names = if names.len() > 3 { format!("{} others", names.len()) } else { listed(&names) };
     Some(format!(
-        "{context}: {mode} is best ({perplexity}), but this text can't tell it from {names}: {name} {gap} higher \
-         ({interval})"
+        "{context}: lowest for {mode} ({perplexity}), not to be told from {names}: {name} {gap} higher {range}"
     ))
 }
 
@@ -196,77 +239,84 @@ mod tests {
     use super::*;
     use crate::compare::results::tests::cells;
 
+    fn results(rows: &[(&str, usize, f32)]) -> Results {
+        Results::of(cells(rows), 0)
+    }
+
+    fn said(rows: &[(&str, usize, f32)]) -> Verdict {
+        verdict(&results(rows), true, Some(256))
+    }
+
     #[test]
     fn a_real_lead_is_given_with_its_interval() {
-        let lines = verdict(&cells(&[("none", 256, 3.2), ("yarn", 256, 3.0), ("linear", 256, 3.1)]));
+        let lines = said(&[("none", 256, 3.2), ("yarn", 256, 3.0), ("linear", 256, 3.1)]).lengths;
         assert_eq!(lines.len(), 1);
-        assert!(lines[0].starts_with("256: yarn is best (20"), "{}", lines[0]);
-        assert!(lines[0].contains("), linear 11% higher (95% interval 11% to 11%)"), "{}", lines[0]);
+        assert!(lines[0].starts_with("256: lowest for yarn (20"), "{}", lines[0]);
+        assert!(lines[0].contains("), linear 11% higher (11% to 11%)"), "{}", lines[0]);
     }
 
     #[test]
-    fn the_headline_says_what_to_use_and_how_sure_that_is() {
+    fn the_headline_says_what_to_use_and_what_that_costs() {
         let rows = [("none", 256, 3.0), ("yarn", 256, 3.1), ("none", 512, 3.6), ("yarn", 512, 3.2)];
-        let said = headline(&cells(&rows), Some(256));
-        assert!(
-            said.starts_with("Past the 256 tokens trained use yarn. At 512 tokens its perplexity is 24."),
-            "{said}"
-        );
-        assert!(
-            said.contains(", without scaling 3") && said.ends_with("its lead there is real on this text."),
-            "{said}"
-        );
-
-        let mixed = [("linear", 512, 3.1), ("yarn", 512, 3.2), ("linear", 1024, 3.3), ("yarn", 1024, 3.2)];
-        let said = headline(&cells(&mixed), Some(256));
-        assert!(said.starts_with("Past the 256 tokens trained use linear to 512 tokens, then yarn."), "{said}");
-
-        // The best mode changes, but one is as good as the best everywhere.
-        let rows =
-            [("ntk", 512, 3.1), ("yarn", 512, 3.103), ("none", 1024, 3.6), ("ntk", 1024, 3.25), ("yarn", 1024, 3.2)];
-        let said = headline(&cells(&rows), Some(256));
-        assert!(
-            said.starts_with(
-                "Past the 256 tokens trained use yarn: at every context its perplexity is within 0.3% of the lowest."
-            ),
-            "{said}"
-        );
-        assert!(said.contains("At 1024 tokens it is 2") && said.contains(", without scaling 3"), "{said}");
-
-        let mut tied = cells(&[("none", 512, 3.01), ("ntk", 512, 3.02), ("yarn", 512, 3.0)]);
-        for cell in &mut tied[..2] {
-            cell.versus_best = Some(Difference { mode: "yarn".into(), nll: 0.01, low: Some(-0.01), high: Some(0.03) });
-        }
-        let said = headline(&tied, Some(256));
-        assert!(said.ends_with("this text can't tell it from none and ntk there."), "{said}");
-
-        let few = headline(&cells(&[("none", 2048, 3.2), ("yarn", 2048, 3.0)]), None);
-        assert!(few.starts_with("Over these contexts use yarn.") && few.contains("2 windows are too few"), "{few}");
-        let within = headline(&cells(&[("none", 256, 3.0), ("yarn", 256, 3.1)]), Some(256));
-        assert!(within.starts_with("Within the 256 tokens trained no scaling is needed"), "{within}");
-        assert_eq!(headline(&[], Some(256)), "Nothing was compared.");
-        let alone = headline(&cells(&[("checkpoint", 512, 3.0)]), Some(256));
-        assert!(
-            alone.starts_with("At 512 tokens") && alone.ends_with("Nothing was compared with checkpoint."),
-            "{alone}"
-        );
+        let Verdict { headline, lines, .. } = said(&rows);
+        let wanted = "Past the 256 tokens trained use yarn at factor 2: perplexity 24.9";
+        assert!(headline.starts_with(wanted) && headline.contains(" at 512 tokens, without scaling 3"), "{headline}");
+        assert!(lines[0].starts_with("At the 256 tokens trained yarn at factor 2 costs 11% (11% to 11%)"), "{lines:?}");
+        let per_length = verdict(&results(&rows), false, Some(256));
+        assert!(per_length.headline.contains("use yarn, with the factor of each length"), "{}", per_length.headline);
+        assert!(per_length.lines.iter().all(|line| !line.contains("costs")));
     }
 
     #[test]
-    fn few_windows_and_ties_are_admitted() {
-        let lines = verdict(&cells(&[("none", 2048, 3.2), ("yarn", 2048, 3.0)]));
-        assert!(lines[0].contains("2 of the 4 windows"), "{}", lines[0]);
-        let mut tied = cells(&[("none", 256, 3.01), ("yarn", 256, 3.0)]);
-        tied[0].versus_best = Some(Difference { mode: "yarn".into(), nll: 0.01, low: Some(-0.01), high: Some(0.03) });
-        let line = &verdict(&tied)[0];
-        assert!(line.contains("can't tell it from none: none 1.0% higher (95% interval -1.0% to 3.0%)"), "{line}");
+    fn ties_and_few_windows_recommend_nothing() {
+        let few = said(&[("none", 2048, 3.2), ("yarn", 2048, 3.0)]);
+        let wanted =
+            "Too little text to recommend anything: 2 windows of 2048 tokens, and it takes 4 (--max-tokens 8192).";
+        assert!(few.headline.starts_with(wanted) && few.headline.contains("So far yarn"), "{}", few.headline);
+        assert!(few.lengths[0].contains("2 of the 4 windows"), "{:?}", few.lengths);
+        let mut tied = results(&[("none", 512, 3.01), ("yarn", 512, 3.0)]);
+        tied.differences[0].interval = Some(Interval { low: -0.01, high: 0.03 });
+        tied.cells[0].versus_best =
+            Some(Difference { mode: "yarn".into(), nll: 0.01, low: Some(-0.01), high: Some(0.03) });
+        let said = verdict(&tied, true, Some(256));
+        assert!(said.headline.contains("can't tell yarn at factor 2 from the model as it is"), "{}", said.headline);
+        assert!(said.headline.contains("windows would tell (--max-tokens"), "{}", said.headline);
+        let line = "not to be told from no scaling: no scaling 1.0% higher (-1.0% to 3.0%)";
+        assert!(said.lengths[0].contains(line), "{:?}", said.lengths);
+    }
+
+    #[test]
+    fn the_other_answers() {
+        let within = said(&[("none", 256, 3.0), ("yarn", 256, 3.1)]).headline;
+        assert!(within.starts_with("Within the 256 tokens trained no scaling is needed"), "{within}");
+        assert_eq!(verdict(&Results::default(), true, Some(256)).headline, "Nothing was compared.");
+        let alone = said(&[("checkpoint", 512, 3.0)]).headline;
+        assert!(alone.ends_with("Nothing was compared with the checkpoint's own scaling."), "{alone}");
+        let keep = said(&[("none", 512, 3.0), ("yarn", 512, 3.2)]).headline;
+        assert!(keep.contains("nothing compared is better than no scaling"), "{keep}");
+    }
+
+    #[test]
+    fn a_method_comes_with_what_a_config_can_say_and_with_what_the_far_text_is_worth() {
+        let rows = [("none", 256, 3.0), ("yarn", 256, 3.1), ("rerope", 256, 3.0), ("streaming", 256, 3.0)];
+        let past = [("none", 512, 4.0), ("yarn", 512, 3.3), ("rerope", 512, 3.1), ("streaming", 512, 3.0)];
+        let Verdict { headline, lines, .. } = said(&[rows, past].concat());
+        assert!(headline.contains("use rerope: perplexity"), "{headline}");
+        assert!(lines[1].contains("the best is yarn at factor 2: 2") && lines[1].contains("costs 11%"), "{lines:?}");
+        assert!(lines[2].starts_with("No mode uses what lies further back on this text: streaming"), "{lines:?}");
+        let mut tied = results(&past);
+        for pair in &mut tied.differences {
+            pair.interval = Some(Interval { low: pair.nll - 0.2, high: pair.nll + 0.2 });
+        }
+        let lines = verdict(&tied, true, Some(256)).lines;
+        assert!(lines.iter().any(|line| line.contains("can't be told from rerope")), "{lines:?}");
     }
 
     #[test]
     fn identical_modes_are_said_to_be_identical() {
-        let mut same = cells(&[("none", 256, 3.0), ("yarn", 256, 3.0)]);
-        same[1].same_as = Some("none".into());
-        assert!(verdict(&same)[0].starts_with("256: all modes are the same: 20"));
-        assert!(verdict(&cells(&[("none", 256, 3.0)]))[0].starts_with("256: none has"));
+        let mut same = results(&[("none", 256, 3.0), ("yarn", 256, 3.0)]);
+        same.cells[1].same_as = Some("none".into());
+        assert!(verdict(&same, true, Some(256)).lengths[0].starts_with("256: all modes are the same: 20"));
+        assert!(said(&[("none", 256, 3.0)]).lengths[0].starts_with("256: no scaling has"));
     }
 }

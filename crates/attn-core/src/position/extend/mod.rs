@@ -39,7 +39,7 @@ pub use window::{Window, WindowConfig};
 use super::{PositionEncoding, Positions, RopeConfig};
 use crate::Mask;
 use candle_core::{Result, bail};
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// A method and its numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -110,33 +110,46 @@ impl ExtendConfig {
     /// A name that the method doesn't have, a number of tokens that isn't whole.
     pub fn set(&mut self, name: &str, value: f64) -> Result<()> {
         let method = self.name();
-        let tokens = |to: &mut usize| match value {
-            n if n >= 1.0 && n.fract() == 0.0 && n < 2f64.powi(40) => {
-                *to = n as usize;
-                Ok(())
+        match self.number(name) {
+            Some(Number::Tokens(to)) if value >= 1.0 && value.fract() == 0.0 && value < 2f64.powi(40) => {
+                *to = value as usize;
             }
-            n => bail!("{method}: {name} counts tokens, {n} is no such number"),
-        };
-        match (self, name) {
-            (Self::SelfExtend(c), "group") => tokens(&mut c.group),
-            (Self::SelfExtend(c), "window") => tokens(&mut c.window),
-            (Self::ReRope(c), "window") => tokens(&mut c.window),
-            (Self::LeakyReRope(c), "window") => tokens(&mut c.window),
-            (Self::LeakyReRope(c), "factor") => {
-                c.factor = value;
-                Ok(())
-            }
-            (Self::DualChunk(c), "chunk") => tokens(&mut c.chunk),
-            (Self::DualChunk(c), "local") => tokens(&mut c.local),
-            (Self::StringShift(c), "shift") => tokens(&mut c.shift),
-            (Self::StringShift(c), "local") => tokens(&mut c.local),
-            (Self::LmInfinite(c), "sinks") => tokens(&mut c.first),
-            (Self::LmInfinite(c), "window") => tokens(&mut c.window),
-            (Self::Streaming(c), "sinks") => tokens(&mut c.first),
-            (Self::Streaming(c), "window") => tokens(&mut c.window),
-            (Self::Window(c), "window") => tokens(&mut c.window),
-            (_, name) => bail!("{method} has no number {name:?}"),
+            Some(Number::Tokens(_)) => bail!("{method}: {name} counts tokens, {value} is no such number"),
+            Some(Number::Ratio(to)) => *to = value,
+            None => bail!("{method} has no number {name:?}"),
         }
+        Ok(())
+    }
+
+    /// The method's numbers by name.
+    pub fn numbers(&self) -> Vec<(&'static str, f64)> {
+        let mut config = *self;
+        let names = method(self.name()).map_or(&[][..], |method| method.params);
+        let value = |name: &&'static str| match config.number(name)? {
+            Number::Tokens(n) => Some((*name, *n as f64)),
+            Number::Ratio(x) => Some((*name, *x)),
+        };
+        names.iter().filter_map(value).collect()
+    }
+
+    fn number(&mut self, name: &str) -> Option<Number<'_>> {
+        Some(match (self, name) {
+            (Self::SelfExtend(c), "group") => Number::Tokens(&mut c.group),
+            (Self::SelfExtend(c), "window") => Number::Tokens(&mut c.window),
+            (Self::ReRope(c), "window") => Number::Tokens(&mut c.window),
+            (Self::LeakyReRope(c), "window") => Number::Tokens(&mut c.window),
+            (Self::LeakyReRope(c), "factor") => Number::Ratio(&mut c.factor),
+            (Self::DualChunk(c), "chunk") => Number::Tokens(&mut c.chunk),
+            (Self::DualChunk(c), "local") => Number::Tokens(&mut c.local),
+            (Self::StringShift(c), "shift") => Number::Tokens(&mut c.shift),
+            (Self::StringShift(c), "local") => Number::Tokens(&mut c.local),
+            (Self::LmInfinite(c), "sinks") => Number::Tokens(&mut c.first),
+            (Self::LmInfinite(c), "window") => Number::Tokens(&mut c.window),
+            (Self::Streaming(c), "sinks") => Number::Tokens(&mut c.first),
+            (Self::Streaming(c), "window") => Number::Tokens(&mut c.window),
+            (Self::Window(c), "window") => Number::Tokens(&mut c.window),
+            _ => return None,
+        })
     }
 
     /// True if texts of `len` tokens are placed as without the method.
@@ -176,6 +189,20 @@ impl ExtendConfig {
             Self::Streaming(config) => Arc::new(Streaming::new(rope, config)?),
             Self::Window(config) => Arc::new(Window::new(rope, config)?),
         })
+    }
+}
+
+/// A number of a method, to be read or changed.
+enum Number<'a> {
+    Tokens(&'a mut usize),
+    Ratio(&'a mut f64),
+}
+
+impl fmt::Display for ExtendConfig {
+    /// As [`Setting`] reads it, all numbers written out: `self-extend:group=4:window=128`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        self.numbers().into_iter().try_for_each(|(name, value)| write!(f, ":{name}={value}"))
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::provenance::provenance;
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
-use crate::compare::{Mode, Pair, Results, best, contexts, modes};
+use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes, recommend};
 use crate::perplexity::{self, BUCKETS};
-use crate::report::{About, Document, ENCODINGS, factor, headline, short, verdict};
+use crate::report::{About, Document, ENCODINGS, Verdict, factor, short, verdict};
 use crate::stats::{Difference, Interval};
 use anyhow::Result;
 
@@ -22,7 +22,9 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
         texts.join(", "),
         about.texts.iter().map(|text| text.used).sum::<usize>()
     ));
-    page.verdict(&headline(&results.cells, trained), &verdict(&results.cells));
+    let Verdict { headline, lines, lengths } = verdict(results, about.one_factor(), trained);
+    page.verdict(&headline, &[lines, lengths].concat());
+    applied(&mut page, results);
     page.soft(
         "Intervals hold for text like this one: they come from resampling its windows. Perplexity does not tell whether a \
          model still finds things far back; measure that with attn passkey.",
@@ -30,9 +32,18 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
 
     page.heading("Perplexity by context");
     page.chart(by_context(&results.cells));
-    page.table(&perplexities("perplexity", "Perplexity, with its 95% interval", &results.cells, &|cell| {
+    let found = results.recommendation.clone().or_else(|| recommend(results, about.one_factor(), trained));
+    let usable = found.map_or(vec![], |found| found.usable);
+    let figures = perplexities("perplexity", "Perplexity, with its 95% interval", &results.cells, &|cell| {
         (Some(cell.perplexity), cell.interval)
-    }));
+    });
+    page.table(&with_usable(figures, &usable));
+    if !usable.is_empty() {
+        page.soft(
+            "Usable to: the longest length measured at which the last quarter of the windows is predicted as well as by the \
+             model as it is at its trained length, as far as the intervals can tell. It says nothing of retrieval.",
+        );
+    }
     page.table(&perplexities(
         "last-quarter",
         "Perplexity of the last quarter of each window: what far positions cost",
@@ -59,7 +70,9 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
         for (index, part) in results.by_text.iter().enumerate() {
             let name = about.texts.get(part.text).map_or("", |text| text.name.as_str());
             page.subheading(name);
-            page.text(&headline(&part.cells, trained));
+            let alone =
+                Results { cells: part.cells.clone(), differences: part.differences.clone(), ..Results::default() };
+            page.text(&verdict(&alone, about.one_factor(), trained).headline);
             let caption = format!("Perplexity on {name}");
             page.table(&perplexities(&format!("text-{index}"), &caption, &part.cells, &|cell| {
                 (Some(cell.perplexity), cell.interval)
@@ -88,6 +101,35 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
     page.end_details();
     page.save_button("compare.json");
     Ok(page.finish(&serde_json::to_value(Document::new(about, results))?))
+}
+
+/// The options that come to the recommended setting, program by program.
+fn applied(page: &mut Page, results: &Results) {
+    let lines = results.recommendation.iter().flat_map(|found| &found.applied);
+    let text: Vec<String> = lines.map(|to| format!("# {}: {}\n{}", to.program, to.mode, to.options)).collect();
+    if !text.is_empty() {
+        page.heading("To use it");
+        page.code("options", "options", &text.join("\n\n"));
+    }
+}
+
+/// The table with a last column that says how far each mode carries.
+fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
+    if usable.is_empty() {
+        return table;
+    }
+    table.heads.push(Head::number("usable to"));
+    for row in &mut table.rows {
+        let found = usable.iter().find(|usable| row.first().is_some_and(|cell| cell.text == usable.mode));
+        row.push(match found {
+            Some(Usable { perplexity: Some(length), measured, .. }) => {
+                let more = if length == measured { "the longest measured" } else { "" };
+                Cell::count(*length).small(more)
+            }
+            _ => Cell::text("–"),
+        });
+    }
+    table
 }
 
 /// What each mode does, for whoever sees its name for the first time.

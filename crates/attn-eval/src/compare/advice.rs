@@ -1,0 +1,435 @@
+//! What a comparison comes to: one setting for every length past the trained one, what it costs at the trained length, and
+//! whether the text was enough to say so.
+//!
+//! A setting is judged by its worst length, the trained one included: what it loses there against the best mode of that
+//! length, for whoever serves a model serves short texts with it too. It is recommended only
+//! if it really beats the model as it is, that is if the 95 % interval of the difference on the same windows leaves out
+//! zero. Modes that never see what lies further back than a window are not recommended beside others that do: perplexity
+//! hardly shows what they lose. They are a baseline instead.
+
+use super::{Mode, Pair, Results, best, contexts, modes};
+use crate::perplexity::Cell;
+use crate::stats::{Interval, MIN_WINDOWS};
+use serde::{Deserialize, Serialize};
+
+/// Which kind of answer a comparison gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// A setting is better than the model as it is.
+    Use,
+    /// The model as it is is the best of what was compared.
+    Keep,
+    /// The best setting can't be told from the model as it is.
+    Undecided,
+    /// Too few windows for any interval.
+    TooLittleText,
+    /// No length is past the trained one.
+    Within,
+    /// One mode alone was measured.
+    Alone,
+}
+
+/// The recommended mode beside another one, at one length.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Versus {
+    /// The other mode.
+    pub mode: String,
+    /// Tokens per window.
+    pub context: usize,
+    /// The other mode's perplexity.
+    pub perplexity: f64,
+    /// By how much the recommended mode's mean negative log-likelihood exceeds the other's, in nats per token.
+    pub nll: f64,
+    /// Its 95 % interval; absent with too few windows.
+    pub interval: Option<Interval>,
+}
+
+/// How far a mode carries, judged by the last quarter of the windows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Usable {
+    /// The mode.
+    pub mode: String,
+    /// The longest length measured at which the last quarter is predicted as well as that of the model as it is at its
+    /// trained length, as far as the intervals can tell, and so at all shorter ones; absent if there is none.
+    pub perplexity: Option<usize>,
+    /// The longest length measured.
+    pub measured: usize,
+}
+
+/// What one program is told, to use a setting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The setting.
+    pub mode: String,
+    /// The program.
+    pub program: String,
+    /// Its options, or after a `#` why there are none.
+    pub options: String,
+}
+
+/// What a comparison comes to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recommendation {
+    /// The kind of answer.
+    pub answer: Answer,
+    /// The setting: the one to use, else the best of those compared.
+    pub mode: String,
+    /// Its factor, if it takes one and that is the same at all lengths.
+    pub factor: Option<f64>,
+    /// The longest length compared.
+    pub context: usize,
+    /// The setting's perplexity there.
+    pub perplexity: f64,
+    /// Windows of that length.
+    pub windows: usize,
+    /// How many would probably be enough to decide, where they were too few.
+    pub windows_needed: Option<usize>,
+    /// Modes that can't be told from it at any length, of the trained one and those past it.
+    pub tied_with: Vec<String>,
+    /// The setting against the model as it is, without scaling, and what drops far text, at the longest length.
+    pub baselines: Vec<Versus>,
+    /// What the setting costs at the trained length, against the model as it is.
+    pub cost_at_trained: Option<Versus>,
+    /// The best setting that a model's config can say, where the recommended one is a method of this program and its library.
+    pub for_configs: Option<String>,
+    /// What that one costs at the trained length.
+    pub for_configs_cost: Option<Versus>,
+    /// How far each mode carries.
+    pub usable: Vec<Usable>,
+    /// The options of this and other programs, where the model was at hand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub applied: Vec<Applied>,
+}
+
+/// What the cells of a comparison come to; `None` if there are none. `one_factor` says that a mode has the same factor at all
+/// lengths, and so is one setting.
+pub fn recommend(results: &Results, one_factor: bool, trained: Option<usize>) -> Option<Recommendation> {
+    Table { cells: &results.cells, pairs: &results.differences, one_factor, trained }.recommend()
+}
+
+struct Table<'a> {
+    cells: &'a [Cell],
+    pairs: &'a [Pair],
+    one_factor: bool,
+    trained: Option<usize>,
+}
+
+impl<'a> Table<'a> {
+    fn recommend(&self) -> Option<Recommendation> {
+        let mut past = contexts(self.cells);
+        past.sort_unstable();
+        let longest = *past.last()?;
+        past.retain(|&context| self.trained.is_none_or(|trained| context > trained));
+        let within = past.is_empty();
+        if within {
+            past.push(longest);
+        } else if self.one_factor {
+            past.extend(self.trained.filter(|&trained| contexts(self.cells).contains(&trained)));
+        }
+        let by_regret = self.by_regret(&self.candidates(&past), &past);
+        let leader = *by_regret.first()?;
+        let tied: Vec<&str> = by_regret[1..].iter().copied().filter(|m| !self.beaten(m, leader, &past)).collect();
+        let (mut answer, mut mode) = (self.answer(leader, &tied, longest, within), leader);
+        if answer == Answer::Use {
+            // Of settings that are equally good, one that every program can be told.
+            mode = std::iter::once(leader).chain(tied.iter().copied()).find(|m| in_configs(m)).unwrap_or(leader);
+        } else if within && self.baseline().is_some_and(|own| own == leader || tied.contains(&own)) {
+            mode = self.baseline().unwrap_or(leader);
+        }
+        if modes(self.cells).len() == 1 {
+            answer = Answer::Alone;
+        }
+        let mut others = vec![leader];
+        others.extend(tied);
+        others.retain(|other| *other != mode && !self.same(other, mode, longest));
+        let for_configs = (answer == Answer::Use && !in_configs(mode)).then(|| {
+            let expressible: Vec<&str> = by_regret.iter().copied().filter(|mode| in_configs(mode)).collect();
+            self.by_regret(&expressible, &past).into_iter().find(|mode| self.beats_baseline(mode, longest))
+        });
+        let for_configs = for_configs.flatten();
+        let cell = self.cell(mode, longest)?;
+        Some(Recommendation {
+            answer,
+            mode: mode.to_string(),
+            factor: (self.one_factor && takes_factor(mode)).then_some(cell.factor),
+            context: longest,
+            perplexity: cell.perplexity,
+            windows: cell.windows,
+            windows_needed: self.needed(answer, leader, longest),
+            tied_with: others.into_iter().map(str::to_string).collect(),
+            baselines: self.baselines(mode, longest),
+            cost_at_trained: self.cost(mode),
+            for_configs_cost: for_configs.and_then(|mode| self.cost(mode)),
+            for_configs: for_configs.map(str::to_string),
+            usable: self.usable(),
+            applied: vec![],
+        })
+    }
+
+    fn cell(&self, mode: &str, context: usize) -> Option<&'a Cell> {
+        self.cells.iter().find(|cell| cell.context == context && cell.mode == mode)
+    }
+
+    /// The modes measured at every one of the lengths; without those that drop far text, unless nothing else is there to be
+    /// recommended.
+    fn candidates(&self, past: &[usize]) -> Vec<&'a str> {
+        let everywhere = |mode: &&str| past.iter().all(|&context| self.cell(mode, context).is_some());
+        let all: Vec<&str> = modes(self.cells).into_iter().filter(everywhere).collect();
+        let keep: Vec<&str> = all.iter().copied().filter(|mode| !drops_keys(mode)).collect();
+        let something = keep.iter().any(|mode| Some(*mode) != self.baseline());
+        if something || all.len() == keep.len() { keep } else { all }
+    }
+
+    /// The candidates, the one that loses least at its worst length first.
+    fn by_regret(&self, candidates: &[&'a str], lengths: &[usize]) -> Vec<&'a str> {
+        let regret = |mode: &&'a str| (self.regret(mode, candidates, lengths), *mode);
+        let mut all: Vec<(f64, &str)> = candidates.iter().map(regret).collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        all.into_iter().map(|(_, mode)| mode).collect()
+    }
+
+    /// What a mode loses against the best candidate at its worst length, in nats.
+    fn regret(&self, mode: &str, candidates: &[&str], past: &[usize]) -> f64 {
+        let loss = |context: usize| {
+            let nll = |mode: &str| self.cell(mode, context).map_or(f64::INFINITY, |cell| cell.nll);
+            nll(mode) - candidates.iter().map(|mode| nll(mode)).fold(f64::INFINITY, f64::min)
+        };
+        past.iter().map(|&context| loss(context)).fold(0.0, f64::max)
+    }
+
+    /// The model as it is: its config's own scaling, else none.
+    fn baseline(&self) -> Option<&'a str> {
+        let all = modes(self.cells);
+        ["checkpoint", "none"].into_iter().find_map(|own| all.iter().copied().find(|mode| *mode == own))
+    }
+
+    /// By how much `a` exceeds `b`.
+    fn versus(&self, a: &str, b: &str, context: usize) -> Option<Versus> {
+        let perplexity = self.cell(b, context)?.perplexity;
+        let found = self.pairs.iter().filter(|pair| pair.context == context).find_map(|pair| {
+            match (pair.mode.as_str(), pair.versus.as_str()) {
+                (x, y) if (x, y) == (a, b) => Some((pair.nll, pair.interval)),
+                (x, y) if (x, y) == (b, a) => {
+                    Some((-pair.nll, pair.interval.map(|i| Interval { low: -i.high, high: -i.low })))
+                }
+                _ => None,
+            }
+        });
+        let (nll, interval) = found?;
+        Some(Versus { mode: b.to_string(), context, perplexity, nll, interval })
+    }
+
+    /// Whether `leader` really beats `mode` at one of the lengths.
+    fn beaten(&self, mode: &str, leader: &str, past: &[usize]) -> bool {
+        let really = |context: usize| self.versus(mode, leader, context)?.interval.map(|i| i.low > 0.0);
+        past.iter().any(|&context| really(context) == Some(true))
+    }
+
+    fn beats_baseline(&self, mode: &str, context: usize) -> bool {
+        let Some(own) = self.baseline() else { return true };
+        self.versus(mode, own, context).and_then(|v| v.interval).is_some_and(|i| i.high < 0.0)
+    }
+
+    /// Whether the two are one computation.
+    fn same(&self, a: &str, b: &str, context: usize) -> bool {
+        let base = |mode: &str| self.cell(mode, context).and_then(|cell| cell.same_as.clone());
+        let (of_a, of_b) = (base(a), base(b));
+        of_a.as_deref() == Some(b) || of_b.as_deref() == Some(a) || (of_a.is_some() && of_a == of_b)
+    }
+
+    fn answer(&self, leader: &str, tied: &[&str], longest: usize, within: bool) -> Answer {
+        let measured = self.cell(leader, longest).map_or(0, |cell| cell.windows);
+        match self.baseline() {
+            _ if within => Answer::Within,
+            _ if measured < MIN_WINDOWS => Answer::TooLittleText,
+            Some(own) if own == leader => Answer::Keep,
+            Some(own) if tied.contains(&own) => Answer::Undecided,
+            _ => Answer::Use,
+        }
+    }
+
+    /// Windows that would probably decide: an interval narrows with the root of their number.
+    fn needed(&self, answer: Answer, leader: &str, longest: usize) -> Option<usize> {
+        match answer {
+            Answer::TooLittleText => Some(MIN_WINDOWS),
+            Answer::Undecided => {
+                let versus = self.versus(self.baseline()?, leader, longest)?;
+                let (windows, interval) = (self.cell(leader, longest)?.windows, versus.interval?);
+                let times = ((versus.nll - interval.low) / versus.nll).powi(2);
+                // More than this is no advice.
+                let needed = windows as f64 * times;
+                (needed.is_finite() && needed < 1e5).then(|| (needed.ceil() as usize).max(windows + 1))
+            }
+            _ => None,
+        }
+    }
+
+    fn baselines(&self, mode: &str, longest: usize) -> Vec<Versus> {
+        let all = modes(self.cells);
+        let dropping = all.iter().copied().filter(|other| drops_keys(other));
+        let nll = |mode: &str| self.cell(mode, longest).map_or(f64::INFINITY, |cell| cell.nll);
+        let dropping = dropping.min_by(|a, b| nll(a).total_cmp(&nll(b)));
+        let of_all = ["checkpoint", "none"].into_iter().filter(|own| all.contains(own)).chain(dropping);
+        of_all.filter(|other| *other != mode).filter_map(|other| self.versus(mode, other, longest)).collect()
+    }
+
+    fn cost(&self, mode: &str) -> Option<Versus> {
+        let own = self.baseline().filter(|own| self.one_factor && *own != mode)?;
+        self.versus(mode, own, self.trained?)
+    }
+
+    fn usable(&self) -> Vec<Usable> {
+        let reference = || {
+            let cell = self.cell(self.baseline()?, self.trained?)?;
+            cell.last_quarter_interval.map(|interval| interval.high).or(cell.last_quarter_perplexity)
+        };
+        let Some(reference) = reference() else { return vec![] };
+        let of = |mode: &str| {
+            let mut cells: Vec<&Cell> = self.cells.iter().filter(|cell| cell.mode == mode).collect();
+            cells.sort_by_key(|cell| cell.context);
+            let good = |cell: &&&Cell| {
+                let low = cell.last_quarter_interval.map(|interval| interval.low).or(cell.last_quarter_perplexity);
+                low.is_some_and(|low| low <= reference)
+            };
+            Some(Usable {
+                mode: mode.to_string(),
+                perplexity: cells.iter().take_while(good).last().map(|cell| cell.context),
+                measured: cells.last()?.context,
+            })
+        };
+        // With a factor for each length a row is no setting.
+        if !self.one_factor {
+            return vec![];
+        }
+        modes(self.cells).into_iter().filter_map(of).collect()
+    }
+}
+
+fn parsed(mode: &str) -> Option<Mode> {
+    mode.parse().ok()
+}
+
+fn drops_keys(mode: &str) -> bool {
+    parsed(mode).is_some_and(Mode::drops_keys)
+}
+
+fn takes_factor(mode: &str) -> bool {
+    parsed(mode).is_some_and(Mode::takes_factor)
+}
+
+/// Whether a config can say it.
+fn in_configs(mode: &str) -> bool {
+    parsed(mode).is_some_and(|mode| mode.extend().is_none())
+}
+
+/// The best mode that drops far text, and whether the best of the others really beats it at the longest length; `None` if
+/// there is none, or nothing else.
+pub(crate) fn far_text(results: &Results) -> Option<(Versus, String)> {
+    let longest = contexts(&results.cells).into_iter().max()?;
+    let table = Table { cells: &results.cells, pairs: &results.differences, one_factor: true, trained: None };
+    let of = |drops: bool| {
+        let there = results.cells.iter().filter(|cell| cell.context == longest && drops_keys(&cell.mode) == drops);
+        there.min_by(|a, b| a.nll.total_cmp(&b.nll)).map(|cell| cell.mode.clone())
+    };
+    let (keeping, dropping) = (of(false)?, of(true)?);
+    if table.same(&keeping, &dropping, longest) || best(&results.cells, longest).is_none() {
+        return None;
+    }
+    Some((table.versus(&keeping, &dropping, longest)?, keeping))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::results::tests::cells;
+
+    fn results(rows: &[(&str, usize, f32)]) -> Results {
+        Results::of(cells(rows), 0)
+    }
+
+    /// Gives every difference at one length an interval of this half width.
+    fn unsure(mut results: Results, context: usize, half: f64) -> Results {
+        for pair in results.differences.iter_mut().filter(|pair| pair.context == context) {
+            pair.interval = Some(Interval { low: pair.nll - half, high: pair.nll + half });
+        }
+        results
+    }
+
+    fn advice(results: &Results) -> Recommendation {
+        recommend(results, true, Some(256)).unwrap()
+    }
+
+    #[test]
+    fn one_setting_for_all_lengths_is_judged_by_its_worst() {
+        // ntk wins at 512, yarn at 1024; ntk loses more there than yarn at 512.
+        let rows = [
+            ("none", 256, 3.0),
+            ("ntk", 256, 3.1),
+            ("yarn", 256, 3.2),
+            ("none", 512, 3.5),
+            ("ntk", 512, 3.1),
+            ("yarn", 512, 3.15),
+            ("none", 1024, 4.0),
+            ("ntk", 1024, 3.45),
+            ("yarn", 1024, 3.2),
+        ];
+        let said = advice(&results(&rows));
+        assert_eq!((said.answer, said.mode.as_str(), said.factor), (Answer::Use, "yarn", Some(2.0)));
+        assert!(said.tied_with.is_empty() && said.for_configs.is_none() && said.windows_needed.is_none());
+        let cost = said.cost_at_trained.unwrap();
+        assert!((cost.nll - 0.2).abs() < 1e-6 && cost.mode == "none" && cost.interval.unwrap().low > 0.0);
+        assert_eq!(said.baselines.len(), 1);
+        assert!((said.baselines[0].nll + 0.8).abs() < 1e-6);
+        let usable: Vec<_> = said.usable.iter().map(|u| (u.mode.as_str(), u.perplexity)).collect();
+        assert_eq!(usable, [("none", Some(256)), ("ntk", None), ("yarn", None)]);
+    }
+
+    #[test]
+    fn what_cannot_be_told_from_the_model_as_it_is_is_not_recommended() {
+        let rows = [("none", 512, 3.02), ("yarn", 512, 3.0), ("ntk", 512, 3.3)];
+        let said = advice(&unsure(results(&rows), 512, 0.04));
+        assert_eq!((said.answer, said.windows), (Answer::Undecided, 8));
+        // The interval has to become half as wide: four times the windows.
+        assert_eq!(said.windows_needed, Some(33), "one more than 32 for the rounding of the cells");
+        let said = advice(&unsure(results(&rows), 512, 0.01));
+        assert_eq!((said.answer, said.mode.as_str()), (Answer::Use, "yarn"));
+        let own = [("checkpoint", 512, 3.0), ("none", 512, 3.4), ("yarn", 512, 3.2)];
+        let said = advice(&results(&own));
+        assert_eq!((said.answer, said.mode.as_str(), said.baselines.len()), (Answer::Keep, "checkpoint", 1));
+    }
+
+    #[test]
+    fn few_windows_decide_nothing() {
+        let said = advice(&results(&[("none", 2048, 3.5), ("yarn", 2048, 3.0)]));
+        assert_eq!((said.answer, said.windows, said.windows_needed), (Answer::TooLittleText, 2, Some(MIN_WINDOWS)));
+        let said = advice(&results(&[("none", 128, 3.5), ("yarn", 128, 3.6)]));
+        assert_eq!((said.answer, said.mode.as_str()), (Answer::Within, "none"));
+        assert_eq!(advice(&results(&[("yarn", 512, 3.0)])).answer, Answer::Alone);
+        assert!(recommend(&Results::default(), true, None).is_none());
+    }
+
+    #[test]
+    fn a_window_is_a_baseline_and_a_method_has_a_setting_for_configs_beside_it() {
+        let rows = [
+            ("none", 512, 4.0),
+            ("yarn", 512, 3.3),
+            ("linear", 512, 3.8),
+            ("rerope", 512, 3.1),
+            ("streaming", 512, 3.0),
+        ];
+        let found = results(&rows);
+        let said = advice(&found);
+        assert_eq!((said.mode.as_str(), said.for_configs.as_deref()), ("rerope", Some("yarn")));
+        assert_eq!(said.factor, None);
+        let names: Vec<&str> = said.baselines.iter().map(|v| v.mode.as_str()).collect();
+        assert_eq!(names, ["none", "streaming"]);
+        let (versus, keeping) = far_text(&found).unwrap();
+        assert!(keeping == "rerope" && versus.mode == "streaming" && versus.interval.unwrap().low > 0.0);
+        // Of two that can't be told apart, the one that a config can say.
+        let said = advice(&unsure(found, 512, 0.25));
+        assert_eq!((said.mode.as_str(), said.tied_with.as_slice()), ("yarn", &["rerope".to_string()][..]));
+        let windows = advice(&results(&[("none", 512, 4.0), ("window", 512, 3.0)]));
+        assert_eq!(windows.mode, "window", "nothing else was asked for");
+    }
+}
