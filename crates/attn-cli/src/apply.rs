@@ -8,7 +8,8 @@ use attn_core::position::PositionConfig;
 use attn_eval::compare::{Answer, Applied, Factor, Plan, Recommendation, change, factor_at};
 use attn_models::spec::ModelSpec;
 
-/// The options for the setting that is recommended, and for the one that configs can say if that is another.
+/// The options for the setting that is recommended, and for each program that can't be told it, those of the best setting
+/// that it can be told.
 ///
 /// # Errors
 /// The model doesn't take a setting that it was measured under.
@@ -18,47 +19,68 @@ pub(crate) fn applied(
     plan: &Plan,
     found: &Recommendation,
 ) -> Result<Vec<Applied>> {
-    let mut all = vec![];
     if found.answer != Answer::Use || plan.factor == Factor::Auto {
-        return Ok(all);
+        return Ok(vec![]);
     }
-    let modes = [Some(&found.mode), found.for_configs.as_ref()];
-    for name in modes.into_iter().flatten() {
-        let Ok(mode) = name.parse() else { continue };
-        let change = change(plan, mode, factor_at(&opened.model, plan, found.context)?)?;
-        let spec = opened.model.spec().with_positions(&change)?;
-        all.extend(of_setting(opened, model, name, &change, &spec, found.context)?);
+    let all = |mode: &str| Setting::new(opened, model, plan, mode, found.context);
+    let first = all(&found.mode)?;
+    let mut settings = vec![];
+    for config in found.for_configs.iter().filter(|config| config.mode != found.mode) {
+        settings.push(all(&config.mode)?);
     }
-    Ok(all)
+    let mut lines = vec![first.line("attn")];
+    for program in ["export", "transformers", "vLLM", "llama.cpp"] {
+        let takes = |setting: &&Setting| setting.takes(program);
+        lines.push(std::iter::once(&first).chain(&settings).find(takes).unwrap_or(&first).line(program));
+    }
+    lines.retain(|line| !line.options.is_empty());
+    // What belongs to one setting stands together, the recommended one first.
+    let order: Vec<String> = lines.iter().map(|line| line.mode.clone()).collect();
+    lines.sort_by_key(|line| order.iter().position(|mode| *mode == line.mode));
+    Ok(lines)
 }
 
-fn of_setting(
-    opened: &Opened,
-    model: Option<&str>,
-    name: &str,
-    change: &PositionOverride,
-    spec: &ModelSpec,
-    context: usize,
-) -> Result<Vec<Applied>> {
-    let flags = flags(change, spec);
-    let called = model.map_or(String::new(), |model| format!(" {model}"));
-    let to = |program: &str, options: String| Applied { mode: name.to_string(), program: program.into(), options };
-    let mut all = vec![to("attn", format!("attn generate{called} {flags}"))];
-    let Ok(ropes) = Ropes::of(spec, name).and_then(|ropes| Ok((ropes.parameters(&opened.checkpoint.config)?, ropes)))
-    else {
-        return Ok(all);
-    };
-    if !change.extend.is_none() {
-        return Ok(all);
+/// One setting, and what the programs are told.
+struct Setting {
+    mode: String,
+    options: Vec<(&'static str, String)>,
+}
+
+impl Setting {
+    fn new(opened: &Opened, model: Option<&str>, plan: &Plan, name: &str, context: usize) -> Result<Self> {
+        let mode = name.parse().map_err(anyhow::Error::msg)?;
+        let change = change(plan, mode, factor_at(&opened.model, plan, context)?)?;
+        let spec = opened.model.spec().with_positions(&change)?;
+        let flags = flags(&change, &spec);
+        let called = model.map_or(String::new(), |model| format!(" {model}"));
+        let mut options = vec![("attn", format!("attn generate{called} {flags}"))];
+        let config = &opened.checkpoint.config;
+        let ropes = Ropes::of(&spec, name).and_then(|ropes| Ok((ropes.parameters(config)?, ropes)));
+        if let (true, Ok((parameters, ropes))) = (change.extend.is_none(), ropes) {
+            let dictionary = serde_json::to_string(&parameters)?;
+            options.push(("export", format!("attn export{called} {flags} --out FOLDER")));
+            let length = ropes.main().extended_context();
+            let transformers = format!("\"rope_parameters\": {dictionary}, \"max_position_embeddings\": {length}");
+            options.push(("transformers", transformers));
+            options.push(("vLLM", ropes.vllm(config, &parameters, model.unwrap_or("MODEL"), context)));
+            options.push(("llama.cpp", ropes.llama_cpp(context)));
+        }
+        Ok(Self { mode: name.to_string(), options })
     }
-    let (parameters, ropes) = ropes;
-    let served = model.unwrap_or("MODEL");
-    all.push(to("export", format!("attn export{called} {flags} --out FOLDER")));
-    let dictionary = serde_json::to_string(&parameters)?;
-    all.push(to("transformers", format!("\"rope_parameters\": {dictionary}, \"max_position_embeddings\": {context}")));
-    all.push(to("vLLM", ropes.vllm(&opened.checkpoint.config, &parameters, served, context)));
-    all.push(to("llama.cpp", ropes.llama_cpp(context)));
-    Ok(all)
+
+    /// Its options for a program, empty if there are none to speak of.
+    fn of(&self, program: &str) -> &str {
+        self.options.iter().find(|(name, _)| *name == program).map_or("", |(_, options)| options)
+    }
+
+    fn takes(&self, program: &str) -> bool {
+        let options = self.of(program);
+        !options.is_empty() && !options.contains('#')
+    }
+
+    fn line(&self, program: &str) -> Applied {
+        Applied { mode: self.mode.clone(), program: program.to_string(), options: self.of(program).to_string() }
+    }
 }
 
 /// The setting as options of this program, a method's numbers written out.

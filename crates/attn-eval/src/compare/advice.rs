@@ -45,6 +45,19 @@ pub struct Versus {
     pub interval: Option<Interval>,
 }
 
+/// A setting that a model's config can say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ForConfigs {
+    /// The mode.
+    pub mode: String,
+    /// Its factor, as [`Recommendation::factor`].
+    pub factor: Option<f64>,
+    /// Its perplexity at the longest length.
+    pub perplexity: f64,
+    /// What it costs at the trained length, against the model as it is.
+    pub cost_at_trained: Option<Versus>,
+}
+
 /// How far a mode carries, judged by the last quarter of the windows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Usable {
@@ -91,10 +104,9 @@ pub struct Recommendation {
     pub baselines: Vec<Versus>,
     /// What the setting costs at the trained length, against the model as it is.
     pub cost_at_trained: Option<Versus>,
-    /// The best setting that a model's config can say, where the recommended one is a method of this program and its library.
-    pub for_configs: Option<String>,
-    /// What that one costs at the trained length.
-    pub for_configs_cost: Option<Versus>,
+    /// The settings that a model's config can say and that are really better than the model as it is at the longest length,
+    /// best first, where a setting is recommended.
+    pub for_configs: Vec<ForConfigs>,
     /// How far each mode carries.
     pub usable: Vec<Usable>,
     /// The options of this and other programs, where the model was at hand.
@@ -143,16 +155,11 @@ impl<'a> Table<'a> {
         let mut others = vec![leader];
         others.extend(tied);
         others.retain(|other| *other != mode && !self.same(other, mode, longest));
-        let for_configs = (answer == Answer::Use && !in_configs(mode)).then(|| {
-            let expressible: Vec<&str> = by_regret.iter().copied().filter(|mode| in_configs(mode)).collect();
-            self.by_regret(&expressible, &past).into_iter().find(|mode| self.beats_baseline(mode, longest))
-        });
-        let for_configs = for_configs.flatten();
         let cell = self.cell(mode, longest)?;
         Some(Recommendation {
             answer,
             mode: mode.to_string(),
-            factor: (self.one_factor && takes_factor(mode)).then_some(cell.factor),
+            factor: self.factor(mode, longest),
             context: longest,
             perplexity: cell.perplexity,
             windows: cell.windows,
@@ -160,8 +167,7 @@ impl<'a> Table<'a> {
             tied_with: others.into_iter().map(str::to_string).collect(),
             baselines: self.baselines(mode, longest),
             cost_at_trained: self.cost(mode),
-            for_configs_cost: for_configs.and_then(|mode| self.cost(mode)),
-            for_configs: for_configs.map(str::to_string),
+            for_configs: if answer == Answer::Use { self.for_configs(&by_regret, &past) } else { vec![] },
             usable: self.usable(),
             applied: vec![],
         })
@@ -236,6 +242,26 @@ impl<'a> Table<'a> {
         let base = |mode: &str| self.cell(mode, context).and_then(|cell| cell.same_as.clone());
         let (of_a, of_b) = (base(a), base(b));
         of_a.as_deref() == Some(b) || of_b.as_deref() == Some(a) || (of_a.is_some() && of_a == of_b)
+    }
+
+    fn factor(&self, mode: &str, context: usize) -> Option<f64> {
+        let cell = self.cell(mode, context).filter(|_| self.one_factor && takes_factor(mode))?;
+        Some(cell.factor)
+    }
+
+    fn for_configs(&self, candidates: &[&'a str], lengths: &[usize]) -> Vec<ForConfigs> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let expressible: Vec<&str> = candidates.iter().copied().filter(|mode| in_configs(mode)).collect();
+        let good = self.by_regret(&expressible, lengths).into_iter().filter(|mode| self.beats_baseline(mode, longest));
+        let of = |mode: &str| {
+            Some(ForConfigs {
+                mode: mode.to_string(),
+                factor: self.factor(mode, longest),
+                perplexity: self.cell(mode, longest)?.perplexity,
+                cost_at_trained: self.cost(mode),
+            })
+        };
+        good.filter_map(of).collect()
     }
 
     fn answer(&self, leader: &str, tied: &[&str], longest: usize, within: bool) -> Answer {
@@ -376,7 +402,7 @@ mod tests {
         ];
         let said = advice(&results(&rows));
         assert_eq!((said.answer, said.mode.as_str(), said.factor), (Answer::Use, "yarn", Some(2.0)));
-        assert!(said.tied_with.is_empty() && said.for_configs.is_none() && said.windows_needed.is_none());
+        assert!(said.tied_with.is_empty() && said.for_configs[0].mode == "yarn" && said.windows_needed.is_none());
         let cost = said.cost_at_trained.unwrap();
         assert!((cost.nll - 0.2).abs() < 1e-6 && cost.mode == "none" && cost.interval.unwrap().low > 0.0);
         assert_eq!(said.baselines.len(), 1);
@@ -420,7 +446,8 @@ mod tests {
         ];
         let found = results(&rows);
         let said = advice(&found);
-        assert_eq!((said.mode.as_str(), said.for_configs.as_deref()), ("rerope", Some("yarn")));
+        let configs: Vec<&str> = said.for_configs.iter().map(|c| c.mode.as_str()).collect();
+        assert_eq!((said.mode.as_str(), configs), ("rerope", vec!["yarn", "linear"]));
         assert_eq!(said.factor, None);
         let names: Vec<&str> = said.baselines.iter().map(|v| v.mode.as_str()).collect();
         assert_eq!(names, ["none", "streaming"]);

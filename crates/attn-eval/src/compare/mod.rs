@@ -17,7 +17,7 @@ mod mode;
 pub(crate) mod results;
 
 pub(crate) use advice::far_text;
-pub use advice::{Answer, Applied, Recommendation, Usable, Versus, recommend};
+pub use advice::{Answer, Applied, ForConfigs, Recommendation, Usable, Versus, recommend};
 pub use encodings::encodings;
 pub use mode::{Factor, Mode};
 pub(crate) use results::differences;

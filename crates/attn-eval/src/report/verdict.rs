@@ -23,7 +23,7 @@ pub fn verdict(results: &Results, one_factor: bool, trained: Option<usize>) -> V
     let Some(found) = found else {
         return Verdict { headline: "Nothing was compared.".to_string(), lines: vec![], lengths: vec![] };
     };
-    let lines = [cost(&found), for_configs(&found, results), far_sentence(results)].into_iter().flatten().collect();
+    let lines = [cost(&found), for_configs(&found), far_sentence(results)].into_iter().flatten().collect();
     let lengths = contexts(&results.cells).into_iter().filter_map(|context| line(&results.cells, context)).collect();
     Verdict { headline: headline(&found, trained), lines, lengths }
 }
@@ -136,18 +136,17 @@ fn costs(cost: &Versus) -> String {
 }
 
 /// What to put into a config where the recommended mode can't be said there.
-fn for_configs(found: &Recommendation, results: &Results) -> Option<String> {
-    let mode = found.for_configs.as_deref()?;
-    let cell = results.cells.iter().find(|cell| cell.context == found.context && cell.mode == mode)?;
-    let factor = (found.for_configs_cost.is_some() && takes_factor(mode)).then_some(cell.factor);
-    let cost = found.for_configs_cost.as_ref();
+fn for_configs(found: &Recommendation) -> Option<String> {
+    let said_there = |mode: &str| found.for_configs.iter().any(|config| config.mode == mode);
+    let best = found.for_configs.first().filter(|_| !said_there(&found.mode))?;
+    let cost = best.cost_at_trained.as_ref();
     let cost = cost.map_or(String::new(), |cost| format!(", and at {} tokens it {}", cost.context, costs(cost)));
     Some(format!(
         "{} is a method of this program and its library. Of what a model's config can say, the best is {}: {} at {} \
          tokens{cost}.",
         found.mode,
-        setting(mode, factor),
-        short(cell.perplexity),
+        setting(&best.mode, best.factor),
+        short(best.perplexity),
         found.context
     ))
 }
