@@ -5,11 +5,11 @@
 
 use crate::bench::args::BenchArgs;
 use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
-use crate::output::check_writable;
+use crate::output::{check_writable, usage};
 use crate::parse::{
-    BosChoice, DeviceName, LengthPolicy, Modes, Precision, parse_count, parse_device, parse_factor, parse_length,
-    parse_mode_factor, parse_modes, parse_pair, parse_positive, parse_positive_number, parse_probability,
-    parse_scaling, parse_temperature, scaling_help,
+    BosChoice, DeviceName, LengthPolicy, Modes, Precision, Predict, parse_count, parse_device, parse_factor,
+    parse_length, parse_mode_factor, parse_modes, parse_pair, parse_positive, parse_positive_number, parse_predict,
+    parse_probability, parse_probability_or_zero, parse_scaling, parse_temperature, scaling_help,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
@@ -273,25 +273,34 @@ pub(crate) struct TextArgs {
 /// `attn generate`
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     /// The prompt
     #[arg(short, long, value_name = "TEXT", required_unless_present = "file")]
     pub(crate) prompt: Option<String>,
     /// Read the prompt from a file, or - for stdin
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub(crate) file: Option<PathBuf>,
-    /// At most this many new tokens
-    #[arg(short, long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = parse_count)]
-    pub(crate) n_predict: usize,
+    /// At most this many new tokens; -1: until the model ends the text or its trained context is full
+    #[arg(short, long, value_name = "N", default_value = "128", allow_negative_numbers = true, value_parser = parse_predict)]
+    pub(crate) n_predict: Predict,
     /// Take the prompt as a user's message and answer it, by the checkpoint's chat template
     #[arg(long)]
     pub(crate) chat: bool,
+    /// A system message before the user's
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    /// End the text where this begins; repeatable
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Print one JSON document per piece of text, and one with the figures at the end
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Begin the prompt with the BOS token; auto: if the tokenizer does. A chat template decides by itself
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
     pub(crate) bos: BosChoice,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 /// How the next token is chosen.
@@ -307,6 +316,9 @@ pub(crate) struct SamplingArgs {
     /// Only the most likely tokens that together reach this probability
     #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true, value_parser = parse_probability)]
     pub(crate) top_p: f64,
+    /// Only tokens at least this share as likely as the most likely one; 0: all
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true, value_parser = parse_probability_or_zero)]
+    pub(crate) min_p: f64,
     /// Penalty on tokens seen lately; 1: none
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true, value_parser = parse_positive_number)]
     pub(crate) repeat_penalty: f64,
@@ -321,34 +333,27 @@ pub(crate) struct SamplingArgs {
 /// `attn perplexity`
 #[derive(Debug, Args)]
 pub(crate) struct PerplexityArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
+    /// Tokens per window [default: the trained context, at most 2048]
+    #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) context: Option<usize>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
     /// UTF-8 file, .jsonl file, or - for stdin [default: an embedded sample]
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     pub(crate) text: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) cut: TextArgs,
-    /// Tokens per window [default: the trained context, at most 2048]
-    #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true, value_parser = parse_positive, help_heading = "Text")]
-    pub(crate) context: Option<usize>,
-    /// Print one JSON document
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 /// `attn compare`
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// UTF-8 file, .jsonl file, or - for stdin; repeatable [default: an embedded sample]
-    #[arg(long, value_name = "FILE", help_heading = "Text")]
-    pub(crate) text: Vec<PathBuf>,
-    #[command(flatten)]
-    pub(crate) cut: TextArgs,
     /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as --max-tokens and the
     /// text have four windows]
-    #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
+    #[arg(long, alias = "context", value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
     #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one row each"))]
     pub(crate) modes: Vec<Modes>,
@@ -368,7 +373,7 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     /// Show the result that --json wrote to this file, without measuring anything
-    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run"])]
+    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run", "contexts", "modes", "search", "quick", "dry_run", "stride", "max_tokens"])]
     pub(crate) from: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) long: RunArgs,
@@ -378,10 +383,17 @@ pub(crate) struct CompareArgs {
     /// Candidates to try beside the modes
     #[arg(long, value_name = "N", default_value_t = 40, requires = "search", help_heading = "Search", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) search_budget: usize,
+    /// UTF-8 file, .jsonl file, or - for stdin; repeatable [default: an embedded sample]
+    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    pub(crate) text: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cut: TextArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 /// How a comparison is shown.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
     #[command(flatten)]
@@ -392,7 +404,7 @@ pub(crate) struct OutputArgs {
 }
 
 /// How measurements of any kind are shown.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct ReportArgs {
     /// Print one JSON document
@@ -412,15 +424,32 @@ impl ReportArgs {
     /// # Errors
     /// A path that can't be written.
     pub(crate) fn check(&self) -> Result<()> {
-        self.csv.iter().chain(&self.html).try_for_each(|path| check_writable(path))
+        check_files(self.csv.iter().chain(&self.html))
     }
+}
+
+/// Refuses files that can't be written, and one that would be written twice.
+///
+/// # Errors
+/// Which of them, and why.
+pub(crate) fn check_files<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
+    let mut seen: Vec<&PathBuf> = vec![];
+    for file in files {
+        check_writable(file)?;
+        if seen.contains(&file) {
+            return usage(format!(
+                "two outputs are to be written to {}: the second would replace the first",
+                file.display()
+            ));
+        }
+        seen.push(file);
+    }
+    Ok(())
 }
 
 /// `attn logits`
 #[derive(Debug, Args)]
 pub(crate) struct LogitsArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     /// JSON file with rows of token ids, or - for stdin
     #[arg(long, value_name = "FILE.json")]
     pub(crate) ids: PathBuf,
@@ -436,23 +465,23 @@ pub(crate) struct LogitsArgs {
     /// Also continue each row greedily by N tokens, always under the frequencies of the current length
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) greedy: Option<usize>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 /// `attn inspect`
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 /// `attn explain`
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     /// Sequence length to explain for [default: what a configured scaling was made for, else four times
     /// the trained context]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
@@ -463,6 +492,8 @@ pub(crate) struct ExplainArgs {
     /// Write a page with charts that opens offline
     #[arg(long, value_name = "FILE.html")]
     pub(crate) html: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 /// `attn download`

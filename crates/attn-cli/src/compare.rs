@@ -1,7 +1,7 @@
 //! `attn compare`: one model, one or more texts, several position scalings.
 
 use crate::about;
-use crate::args::CompareArgs;
+use crate::args::{Cli, Command, CompareArgs};
 use crate::model::{self, Opened};
 use crate::output::{note, usage};
 use crate::parse::Modes;
@@ -9,14 +9,16 @@ use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
 use crate::{apply, embedded, estimate, inspect, long_run, memory, text};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use attn_core::PositionOverride;
-use attn_eval::compare::{Comparison, Factor, Mode, Plan, Results, Text, encodings, summarise};
+use attn_eval::compare::{CellSpec, Comparison, Factor, Mode, Plan, Results, Text, encodings, summarise};
 use attn_eval::perplexity::{Cell, Scores};
 use attn_eval::report::{About, TextInfo};
+use attn_eval::run::Run;
 use attn_eval::search::search;
 use attn_eval::stats::MIN_WINDOWS;
 use attn_models::Options;
+use clap::Parser;
 
 /// Tokens of each text that are used at least, unless others are asked for.
 const DEFAULT_TOKENS: usize = 8192;
@@ -29,6 +31,35 @@ const QUICK: [&str; 3] = ["dynamic", "yarn", "streaming"];
 /// # Errors
 /// The model or a text can't be read, a context or mode doesn't fit them, or a file can't be written.
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    if let Some(begun) = begun(args)? {
+        return measure_all(&begun);
+    }
+    measure_all(args)
+}
+
+/// The options that a run file was begun with, where it is named and nothing of what is measured is.
+fn begun(args: &CompareArgs) -> Result<Option<CompareArgs>> {
+    let Some(path) = args.long.run.as_ref().filter(|path| path.exists()) else { return Ok(None) };
+    let says_nothing = args.model.model.is_none()
+        && args.text.is_empty()
+        && args.contexts.is_empty()
+        && args.modes.is_empty()
+        && args.cut.max_tokens.is_none()
+        && !args.quick
+        && !args.search;
+    if !says_nothing {
+        return Ok(None);
+    }
+    let command = Run::<CellSpec>::read(path)?.header.about.command;
+    let Ok(Cli { command: Command::Compare(begun) }) = Cli::try_parse_from(&command) else {
+        bail!("{} was begun with a command that this version does not know: {}", path.display(), command.join(" "))
+    };
+    note(&format!("{} goes on: {}", path.display(), command.join(" ")));
+    let (output, long) = (args.output.clone(), args.long.clone());
+    Ok(Some(CompareArgs { output, long, dry_run: args.dry_run, ..begun }))
+}
+
+fn measure_all(args: &CompareArgs) -> Result<()> {
     check(args)?;
     if let Some(path) = &args.from {
         return present_from(&args.output, path);

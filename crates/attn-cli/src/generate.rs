@@ -4,13 +4,15 @@ use crate::args::GenerateArgs;
 use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{note, print, usage};
-use crate::parse::{BosChoice, LengthPolicy};
-use crate::{template, text};
+use crate::parse::{BosChoice, LengthPolicy, Predict};
+use crate::{inspect, template, text};
 use anyhow::Result;
+use attn_eval::compare::Mode;
 use attn_eval::generate::{GenerateOptions, Generated, generate};
 use attn_eval::sample::{SampleOptions, Sampler};
 use attn_models::memory::Workload;
 use attn_models::{Architecture, RopeLength};
+use std::ops::ControlFlow;
 
 /// Tokens to make room for at first where the length has no other meaning.
 const FIRST_ROOM: usize = 4096;
@@ -25,28 +27,96 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         (None, Some(file)) => text::read_file(file)?,
         (None, None) => return usage("there is no prompt: give one with -p or -f"),
     };
+    if args.chat {
+        // Before the weights are read.
+        model::checkpoint(args.model.model.as_deref(), &args.model.load)?.0.require_chat_template()?;
+    }
     let opened = model::open(&args.model)?;
     let ids = encode(&opened, &prompt, args)?;
-    let declared = ids.len().saturating_add(args.n_predict);
-    let length = length(args, &opened, ids.len(), declared)?;
+    let most = match args.n_predict {
+        Predict::AtMost(n) => n,
+        Predict::ToTheEnd => room_left(&opened, ids.len()),
+    };
+    let declared = ids.len().saturating_add(most);
+    let length = length(args, &opened, (ids.len(), most), declared)?;
     memory::check(&opened, declared, |total| work(args, &opened, ids.len(), total))?;
+    hint(&opened, declared);
     let options = GenerateOptions {
-        max_new: args.n_predict,
+        max_new: most,
         stop: opened.checkpoint.generation.eos_ids.clone(),
         length,
         decoder_start: opened.config_id("decoder_start_token_id"),
     };
     let mut sampler = Sampler::new(sampling(args));
     let mut decoder = opened.checkpoint.require_tokenizer()?.stream(true);
-    let result = generate(&opened.model, &ids, &mut sampler, &options, &mut |token| {
-        let text = decoder.push(token)?;
-        if text.is_empty() { Ok(()) } else { print(&text) }
-    })?;
-    print(&format!("{}\n", decoder.finish()?))?;
+    let mut shown = Shown { json: args.json, stop: &args.stop, held: String::new() };
+    let result = generate(&opened.model, &ids, &mut sampler, &options, &mut |token| shown.push(&decoder.push(token)?))?;
+    shown.finish(&decoder.finish()?)?;
     let bos = opened.checkpoint.require_tokenizer()?.bos_id;
     let begins = bos.filter(|bos| ids.first() == Some(bos));
+    if args.json {
+        return print(&format!("{}\n", figures(&result, begins)));
+    }
     note(&speed(&result, begins));
     Ok(())
+}
+
+/// Text on its way out: what could become one of the texts that end it is held back.
+struct Shown<'a> {
+    json: bool,
+    stop: &'a [String],
+    held: String,
+}
+
+impl Shown<'_> {
+    /// Shows what is certain, and ends the text at the first of the texts that end it.
+    fn push(&mut self, text: &str) -> Result<ControlFlow<()>> {
+        self.held.push_str(text);
+        let stops = self.stop.iter().filter(|stop| !stop.is_empty());
+        if let Some(at) = stops.clone().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.held.truncate(at);
+            self.show(at)?;
+            return Ok(ControlFlow::Break(()));
+        }
+        let begun = |from: &usize| stops.clone().any(|stop| stop.starts_with(&self.held[*from..]));
+        let from = self.held.char_indices().map(|(at, _)| at).find(begun).unwrap_or(self.held.len());
+        self.show(from)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn show(&mut self, until: usize) -> Result<()> {
+        let text: String = self.held.drain(..until).collect();
+        match (text.is_empty(), self.json) {
+            (true, _) => Ok(()),
+            (false, true) => print(&format!("{}\n", serde_json::json!({ "text": text }))),
+            (false, false) => print(&text),
+        }
+    }
+
+    fn finish(&mut self, rest: &str) -> Result<()> {
+        if self.push(rest)?.is_continue() {
+            self.show(self.held.len())?;
+        }
+        if self.json { Ok(()) } else { print("\n") }
+    }
+}
+
+/// Tokens until the trained context is full; some where it is unknown or full already.
+fn room_left(opened: &Opened, prompt: usize) -> usize {
+    let room = opened.model.trained_context().map_or(FIRST_ROOM, |trained| trained.saturating_sub(prompt));
+    let last = opened.model.max_context().map_or(usize::MAX, |end| end.saturating_sub(prompt));
+    if room == 0 { FIRST_ROOM.min(last) } else { room.min(last) }
+}
+
+/// Says so where rotary positions go past what the model has seen, and nothing is done about it.
+fn hint(opened: &Opened, declared: usize) {
+    let unscaled = inspect::has_rope(&opened.model) && inspect::scaling(&opened.model).0 == Mode::none().to_string();
+    if let Some(trained) = opened.model.trained_context().filter(|&trained| unscaled && declared > trained) {
+        note(&format!(
+            "warning: prompt and answer of up to {declared} tokens go past the {trained} that the model was trained for: \
+             attn compare shows which --rope-scaling helps"
+        ));
+    }
 }
 
 fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>> {
@@ -64,17 +134,18 @@ fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>
     if args.bos != BosChoice::Auto {
         return usage("--bos is for plain prompts: with --chat the checkpoint's template decides");
     }
-    Ok(tokenizer.encode(&template::render(&opened.checkpoint, prompt)?, false)?)
+    Ok(tokenizer.encode(&template::render(&opened.checkpoint, args.system.as_deref(), prompt)?, false)?)
 }
 
 /// The policy for the session. Where the length changes nothing but how much room is made at first, a huge `-n` makes
 /// no huge room.
-fn length(args: &GenerateArgs, opened: &Opened, prompt: usize, declared: usize) -> Result<RopeLength> {
+fn length(args: &GenerateArgs, opened: &Opened, (prompt, most): (usize, usize), declared: usize) -> Result<RopeLength> {
     if let Some(max) = opened.model.max_context()
         && declared > max
     {
-        let message = format!("{prompt} tokens of prompt and {} new ones", args.n_predict);
-        return usage(format!("{message} are past the model's learned positions, which end at {max}"));
+        return usage(format!(
+            "{prompt} tokens of prompt and {most} new ones are past the model's learned positions, which end at {max}"
+        ));
     }
     if !opened.model.depends_on_length() {
         return Ok(RopeLength::Declared(declared.min(prompt + FIRST_ROOM)));
@@ -106,10 +177,19 @@ fn sampling(args: &GenerateArgs) -> SampleOptions {
         temperature: sampling.temperature,
         top_k: (sampling.top_k > 0).then_some(sampling.top_k),
         top_p: sampling.top_p,
+        min_p: sampling.min_p,
         repeat_penalty: sampling.repeat_penalty,
         repeat_last_n: sampling.repeat_last_n,
         seed: sampling.seed,
     }
+}
+
+/// The figures of [`speed`] as JSON.
+fn figures(result: &Generated, bos: Option<u32>) -> serde_json::Value {
+    serde_json::json!({
+        "prompt_tokens": result.prompt_tokens, "prompt_seconds": result.prompt_seconds, "bos": bos,
+        "new_tokens": result.new_tokens, "decode_seconds": result.decode_seconds, "stopped": result.stopped,
+    })
 }
 
 fn speed(result: &Generated, bos: Option<u32>) -> String {
@@ -127,4 +207,23 @@ fn speed(result: &Generated, bos: Option<u32>) -> String {
     }
     line.push(']');
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_become_a_stop_text_is_held_back() {
+        let stop = ["END".to_string(), "\n\n".to_string()];
+        let mut shown = Shown { json: true, stop: &stop, held: String::new() };
+        assert!(shown.push("a E").unwrap().is_continue());
+        assert_eq!(shown.held, "E");
+        assert!(shown.push("N").unwrap().is_continue());
+        assert_eq!(shown.held, "EN");
+        assert!(shown.push("x\n").unwrap().is_continue());
+        assert_eq!(shown.held, "\n");
+        assert!(shown.push("é END more").unwrap().is_break());
+        assert_eq!(shown.held, "");
+    }
 }

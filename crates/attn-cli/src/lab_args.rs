@@ -22,8 +22,6 @@ pub(crate) struct RunArgs {
 /// `attn passkey`
 #[derive(Debug, Args)]
 pub(crate) struct PasskeyArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     /// Hide the key in this text instead of the paper's sentences: UTF-8 file, .jsonl file, or -
     #[arg(long, value_name = "FILE")]
     pub(crate) haystack: Option<PathBuf>,
@@ -31,7 +29,7 @@ pub(crate) struct PasskeyArgs {
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub(crate) text_field: String,
     /// Tokens of prompt and answer, one column each [default: 1, 2 and 4 times the trained context]
-    #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
+    #[arg(long, alias = "context", value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
     /// Where the key stands, from 0, the beginning, to 1, the end; one row each
     #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1", allow_negative_numbers = true, value_parser = parse_probability_or_zero)]
@@ -55,6 +53,8 @@ pub(crate) struct PasskeyArgs {
     pub(crate) report: ReportArgs,
     #[command(flatten)]
     pub(crate) long: RunArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 /// `attn merge`
@@ -70,8 +70,6 @@ pub(crate) struct MergeArgs {
 /// `attn export`
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     /// The folder to write; without it only the options for other programs are printed
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -84,4 +82,6 @@ pub(crate) struct ExportArgs {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }

@@ -2,7 +2,7 @@
 
 use crate::args::LogitsArgs;
 use crate::model::{self, Opened};
-use crate::output::{check_writable, usage, write_file};
+use crate::output::{check_writable, note, usage, write_file};
 use crate::{ids, memory, text};
 use anyhow::{Context, Result, bail, ensure};
 use attn_models::memory::Workload;
@@ -21,7 +21,10 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     let opened = model::open(&args.model)?;
     let named = outputs(args, &opened, &ids, decoder_ids.as_ref())?;
     let bytes = serialize(&named)?;
-    write_file(&args.out, |out| Ok(out.write_all(&bytes)?))
+    write_file(&args.out, |out| Ok(out.write_all(&bytes)?))?;
+    let said: Vec<String> = named.iter().map(|(name, tensor)| format!("{name} {:?}", tensor.dims())).collect();
+    note(&format!("{}: {}", args.out.display(), said.join(", ")));
+    Ok(())
 }
 
 /// The tensors to write, by name.

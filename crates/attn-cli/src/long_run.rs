@@ -6,6 +6,44 @@ use anyhow::Result;
 use attn_eval::report::About;
 use attn_eval::run::{Header, Measurable, RunFile, to_measure};
 use serde_json::json;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What a run that is going on has measured: what is said if it is interrupted.
+#[derive(Default)]
+struct Measured {
+    cells: usize,
+    lines: Vec<String>,
+    advice: String,
+}
+
+static MEASURED: Mutex<Option<Measured>> = Mutex::new(None);
+
+fn measured() -> MutexGuard<'static, Option<Measured>> {
+    MEASURED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says on stderr what an interrupted run has measured and how it can go on; nothing if none is going on.
+pub(crate) fn say_interrupted() {
+    let Some(Measured { cells, lines, advice }) = measured().take() else { return };
+    note(&format!("\ninterrupted: {} of {cells} measurements were made", lines.len()));
+    lines.iter().for_each(|line| note(&format!("  {line}")));
+    note(&advice);
+}
+
+fn begin(cells: usize, run: Option<&Path>) {
+    let advice = match run {
+        Some(path) => format!("the same command goes on from there, and so does --run {} alone", path.display()),
+        None => "with --run FILE an interrupted run goes on where it stopped".to_string(),
+    };
+    *measured() = Some(Measured { cells, lines: vec![], advice });
+}
+
+fn took<C: Measurable>(cell: &C, scores: &C::Scores) {
+    if let Some(measured) = measured().as_mut() {
+        measured.lines.push(format!("{} at {}: {}", cell.mode(), cell.context(), C::figure(scores)));
+    }
+}
 
 /// Takes a measured cell.
 pub(crate) type Done<'a, S> = dyn FnMut(usize, S) -> Result<()> + 'a;
@@ -34,10 +72,14 @@ pub(crate) fn measure<C: Measurable>(
 ) -> Result<Option<Vec<Option<C::Scores>>>> {
     let Some(path) = &args.run else {
         let mut scores = vec![None; cells.len()];
-        fill(&to_measure(cells).collect::<Vec<_>>(), &mut |index, measured| {
+        let all: Vec<usize> = to_measure(cells).collect();
+        begin(all.len(), None);
+        fill(&all, &mut |index, measured| {
+            took(&cells[index], &measured);
             scores[index] = Some(measured);
             Ok(())
         })?;
+        measured().take();
         return Ok(Some(scores));
     };
     let mut file = RunFile::open(path, Header::new(about.clone(), cells.to_vec()))?;
@@ -46,7 +88,12 @@ pub(crate) fn measure<C: Measurable>(
     if missing.len() < mine.len() && !as_json {
         note(&format!("{}: {} of {} cells are there already", path.display(), mine.len() - missing.len(), mine.len()));
     }
-    fill(&missing, &mut |index, scores| file.append(index, scores))?;
+    begin(missing.len(), Some(path));
+    fill(&missing, &mut |index, scores| {
+        took(&cells[index], &scores);
+        file.append(index, scores)
+    })?;
+    measured().take();
     let Some(shard) = args.shard else { return Ok(Some(file.run.scores)) };
     let (shard, name, still) = (shard.to_string(), path.display().to_string(), file.run.missing().len());
     if as_json {

@@ -65,6 +65,7 @@ fn end_tidily_on_ctrl_c() {
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             output::remove_temporaries();
+            long_run::say_interrupted();
             std::process::exit(130);
         }
     });

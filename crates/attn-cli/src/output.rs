@@ -76,11 +76,18 @@ fn without_backtrace(text: &str) -> &str {
     &text[..frames.map_or(text.len(), |(at, _)| at)]
 }
 
-/// clap's message, without the usage below it, in one line.
+/// clap's message in one line: what is wrong, a similar option if there is one, and whose help to see.
 pub(crate) fn usage_line(message: &str) -> String {
     let end = message.find("\nUsage:").or_else(|| message.find("\nFor more")).unwrap_or(message.len());
-    let line = message[..end].split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{line} (see attn --help)")
+    // Advice on how to pass something that looks like an option as a value is for others.
+    let lines = message[..end].lines().map(str::trim).filter(|line| !line.starts_with("tip: to pass"));
+    let line = lines.map(|line| line.strip_prefix("tip: ").map_or(line.to_string(), |tip| format!("({tip})")));
+    let line = line.collect::<Vec<_>>().join(" ");
+    let usage = message.find("\nUsage: ").map_or("", |at| &message[at + "\nUsage: ".len()..]);
+    let command = usage.split_whitespace().take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase()));
+    let command = command.collect::<Vec<_>>().join(" ");
+    let command = if command.is_empty() { "attn" } else { &command };
+    format!("{} (see {command} --help)", line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Appends a text, wrapped, and the end of its last line.

@@ -51,6 +51,14 @@ pub(crate) enum DeviceName {
     Metal,
 }
 
+/// `--n-predict`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Predict {
+    AtMost(usize),
+    /// Until the model ends the text or its context is full.
+    ToTheEnd,
+}
+
 /// `--rope-length`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LengthPolicy {
@@ -99,16 +107,27 @@ pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of tokens or other things: 4096, or 4k, k standing for 1024.
 pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
+    let (digits, times) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1024),
+        None => (text, 1),
+    };
+    let number = digits.parse::<usize>().map(|n| n.saturating_mul(times));
+    match number {
         // Nothing holds more tokens, and sums of a few such numbers don't overflow.
         Ok(n) if n > u32::MAX as usize => Err(format!("it can be at most {}", u32::MAX)),
         Ok(n) => Ok(n),
-        Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+        Err(_) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
             Err(format!("it can be at most {}", u32::MAX))
         }
         Err(_) => Err("it has to be a whole number".into()),
     }
+}
+
+/// How many tokens to generate; -1 stands for no limit of one's own, as in llama.cpp.
+pub(crate) fn parse_predict(text: &str) -> Result<Predict, String> {
+    if text == "-1" { Ok(Predict::ToTheEnd) } else { parse_count(text).map(Predict::AtMost) }
 }
 
 pub(crate) fn parse_number(text: &str, ok: impl Fn(f64) -> bool, range: &str) -> Result<f64, String> {

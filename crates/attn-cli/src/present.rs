@@ -1,11 +1,11 @@
 //! How a comparison is shown: a table and a verdict, or JSON, and the files that were asked for.
 
-use crate::args::OutputArgs;
-use crate::output::{check_writable, color, print, print_json, push_line, usage, width, write_file};
+use crate::args::{OutputArgs, check_files};
+use crate::output::{color, print, print_json, push_line, usage, width, write_file};
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
 use attn_eval::report::{
-    About, Document, ENCODINGS, TableStyle, Verdict, csv, html, read_document, svg, table, verdict,
+    About, Document, ENCODINGS, TableStyle, Verdict, csv, html, read_document, search_sentence, svg, table, verdict,
 };
 use attn_eval::search::Search;
 use std::path::Path;
@@ -15,9 +15,8 @@ use std::path::Path;
 /// # Errors
 /// A path that can't be written, or of a kind that isn't written.
 pub(crate) fn check(args: &OutputArgs) -> Result<()> {
-    args.report.check()?;
+    check_files(args.report.csv.iter().chain(&args.report.html).chain(&args.plot))?;
     if let Some(plot) = &args.plot {
-        check_writable(plot)?;
         if plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg")) {
             return usage(format!(
                 "--plot {}: charts are written as .svg; a browser or rsvg-convert makes another picture of one",
@@ -41,7 +40,7 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, searc
         write_file(path, |out| Ok(out.write_all(chart.as_bytes())?))?;
     }
     if let Some(path) = &args.report.html {
-        let page = html::comparison(about, results)?;
+        let page = html::comparison(about, results, search)?;
         write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
     }
     if args.report.json {
@@ -133,30 +132,8 @@ fn found(about: &About, results: &Results, search: &Search) -> String {
     out.push('\n');
     out.push_str(&table(&results.cells, &[], style));
     out.push('\n');
-    line(&mut out, &sentence(search));
+    line(&mut out, &search_sentence(search));
     out.push('\n');
     line(&mut out, &search.winner.flags.join(" "));
     out
-}
-
-/// Whether the search was worth it.
-fn sentence(search: &Search) -> String {
-    let stock = &search.stock.mode;
-    let percent = |nll: f64| format!("{:.1}%", nll.exp_m1() * 100.0);
-    let difference = &search.difference;
-    if search.winner.cell.nll == search.stock.nll {
-        return format!("nothing better than {stock} was found");
-    }
-    let gap = percent(difference.nll);
-    let Some(interval) = difference.interval else {
-        return format!(
-            "the scaling found has a perplexity {gap} from that of {stock}, too few windows to say how surely"
-        );
-    };
-    let range = format!("95% interval {} to {}", percent(interval.low), percent(interval.high));
-    if interval.high < 0.0 {
-        format!("the scaling found beats {stock}, the best stock mode: perplexity {gap} ({range})")
-    } else {
-        format!("the scaling found can't be told from {stock}, the best stock mode: perplexity {gap} ({range})")
-    }
 }

@@ -67,7 +67,7 @@ fn wrong_usage_is_code_2_and_one_line() {
     refused(&["compare", "--contexts", "99999999999999999999"], 2, &["--contexts", "at most"]);
     refused(&["inspect", "--rope-scaling", "yarm"], 2, &["yarm", "dynamic"]);
     refused(&["inspect", "--device", "tpu"], 2, &["tpu", "cuda:N"]);
-    refused(&["generate", "-p", "x", "-n", "-1"], 2, &["-1"]);
+    refused(&["generate", "-p", "x", "-n", "-2"], 2, &["-2"]);
     refused(&["generate", "-p", "x", "--temperature", "-1"], 2, &["'-1'", "at least 0"]);
     refused(&["generate"], 2, &["--prompt"]);
     refused(&["compere"], 2, &["compere"]);

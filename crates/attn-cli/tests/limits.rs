@@ -110,7 +110,7 @@ mod interrupted {
 
     #[test]
     fn generating_ends_with_130_and_without_a_word() {
-        let args = ["generate", "-p", "It was a truth", "-n", "3000"];
+        let args = ["generate", "-p", "It was a truth", "-n", "3000", "--rope-scaling", "rerope"];
         let mut child = attn(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut some = [0; 8];
         child.stdout.as_mut().unwrap().read_exact(&mut some).expect("text comes");

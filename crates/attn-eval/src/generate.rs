@@ -4,6 +4,7 @@ use crate::sample::Sampler;
 use anyhow::{Context, Result, ensure};
 use attn_models::{Architecture, Model, RopeLength, Session};
 use candle_core::Tensor;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// When to stop, and under which frequencies to run.
@@ -30,11 +31,11 @@ pub struct Generated {
     pub new_tokens: usize,
     /// Seconds for the tokens after the first.
     pub decode_seconds: f64,
-    /// Whether a stop token ended the text.
+    /// Whether a stop token, or whoever took the tokens, ended the text.
     pub stopped: bool,
 }
 
-/// Continues `prompt`, handing each new token to `emit` as it is chosen.
+/// Continues `prompt`, handing each new token to `emit` as it is chosen, which may end the text there.
 ///
 /// # Errors
 /// The prompt is empty, the model is an encoder or out of positions, or `emit` fails.
@@ -43,7 +44,7 @@ pub fn generate(
     prompt: &[u32],
     sampler: &mut Sampler,
     options: &GenerateOptions,
-    emit: &mut dyn FnMut(u32) -> Result<()>,
+    emit: &mut dyn FnMut(u32) -> Result<ControlFlow<()>>,
 ) -> Result<Generated> {
     ensure!(model.architecture() != Architecture::Encoder, "the model is an encoder and can't generate text");
     ensure!(!prompt.is_empty(), "the prompt is empty: there is nothing to continue");
@@ -62,6 +63,7 @@ pub fn generate(
         stopped: false,
     };
     let mut logits = session.feed(&row(&history, model)?)?;
+    result.prompt_seconds = started.elapsed().as_secs_f64();
     for _ in 0..options.max_new {
         let token = sampler.next(logits.squeeze(0)?.to_vec1()?, &history)?;
         if result.new_tokens == 0 {
@@ -72,7 +74,10 @@ pub fn generate(
         if result.stopped {
             break;
         }
-        emit(token)?;
+        if emit(token)?.is_break() {
+            result.stopped = true;
+            break;
+        }
         history.push(token);
         if result.new_tokens < options.max_new {
             logits = session.feed(&row(&[token], model)?)?;

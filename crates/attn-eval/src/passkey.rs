@@ -174,6 +174,10 @@ impl Measurable for PasskeySpec {
         (a.trials, a.correct) == (b.trials, b.correct)
     }
 
+    fn figure(scores: &PasskeyScores) -> String {
+        format!("{} of {} found", scores.correct, scores.trials)
+    }
+
     fn check(&self, scores: &PasskeyScores, about: &About) -> Result<()> {
         let PasskeyScores { trials, correct, .. } = *scores;
         let planned = about.settings.passkey.as_ref().context("the settings say nothing of retrieval")?.trials;

@@ -39,6 +39,9 @@ pub trait Measurable: Clone + PartialEq + Serialize + DeserializeOwned {
     /// Whether two measurements of it are one and the same, times aside.
     fn agree(a: &Self::Scores, b: &Self::Scores) -> bool;
 
+    /// The measurement in a word or two.
+    fn figure(scores: &Self::Scores) -> String;
+
     /// Refuses a measurement that can't be of this cell.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! From logits to the next token.
 //!
-//! The order is llama.cpp's: repeat penalty, top-k, top-p, temperature. A temperature of 0 is greedy, and then only the
+//! The order is llama.cpp's: repeat penalty, top-k, top-p, min-p, temperature. A temperature of 0 is greedy, and then only the
 //! penalty matters.
 
 use crate::rng::Rng;
@@ -15,6 +15,8 @@ pub struct SampleOptions {
     pub top_k: Option<usize>,
     /// Only the most likely tokens that together reach this probability; 1: all.
     pub top_p: f64,
+    /// Only tokens at least this share as likely as the most likely one; 0: all.
+    pub min_p: f64,
     /// Divides the logit of tokens seen lately (multiplies it, if negative); 1: off.
     pub repeat_penalty: f64,
     /// How many tokens count as lately.
@@ -25,7 +27,7 @@ pub struct SampleOptions {
 
 impl Default for SampleOptions {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: 1.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
+        Self { temperature: 0.0, top_k: None, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
     }
 }
 
@@ -89,7 +91,7 @@ impl Sampler {
         let total: f64 = order.iter().map(|&token| weight(token, 1.0)).sum();
         let mut reached = 0.0;
         let kept = order.iter().take_while(|&&token| {
-            let wanted = reached < self.options.top_p * total;
+            let wanted = reached < self.options.top_p * total && weight(token, 1.0) >= self.options.min_p;
             reached += weight(token, 1.0);
             wanted
         });
@@ -154,6 +156,13 @@ mod tests {
         let p = SampleOptions { top_k: None, top_p: 0.65, ..k };
         let seen = draws(p.clone(), &logits, 300);
         assert!(seen.iter().all(|t| [0, 2].contains(t)) && seen.contains(&2));
+        let likely = SampleOptions { top_p: 1.0, min_p: 0.5, ..p.clone() };
+        let kept = Sampler::new(likely).most_likely(&[1.0, 1.2, 0.4, 1.2 - 0.7]);
+        assert_eq!(
+            kept.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
+            [1, 0],
+            "exp(-0.8) and exp(-0.7) are below a half"
+        );
         let none = SampleOptions { top_p: 0.0, ..p };
         assert!(draws(none, &logits, 20).iter().all(|&t| t == 0));
     }

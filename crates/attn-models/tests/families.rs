@@ -130,3 +130,28 @@ fn an_override_leaves_local_rotations_alone() {
     assert_ne!(rope(&before.with_positions(&linear).unwrap(), 0), rope(&before, 0));
     assert!(spec(&golden("opt")).with_positions(&linear).unwrap_err().to_string().contains("opt"));
 }
+
+/// Qwen2.5-1M: dual chunk attention over the rotation, trained to the length that its own dictionary names.
+#[test]
+fn dual_chunk_attention_is_honoured() {
+    let mut config = sparse("qwen2");
+    config["max_position_embeddings"] = json!(1_010_000);
+    config["dual_chunk_attention_config"] =
+        json!({"chunk_size": 40, "local_size": 8, "original_max_position_embeddings": 48});
+    let read = spec(&config);
+    let PositionConfig::Extended(extended) = read.stack.layers[1].attention.position() else { panic!("plain rope") };
+    let method = extended.method.expect("a method");
+    assert_eq!((method.to_string().as_str(), read.trained_context), ("dual-chunk:chunk=40:local=8", Some(48)));
+    assert!(method.is_plain(32) && !method.is_plain(33), "one chunk is plain rotation");
+    config["dual_chunk_attention_config"] = Value::Null;
+    assert_eq!(rope(&spec(&config), 0).max_position_embeddings, 1_010_000);
+    for (wrong, part) in [
+        (json!({"chunk_size": 8, "local_size": 8}), "local_size of 8"),
+        (json!({"chunk_size": 8, "local_size": 2, "stride": 3}), "dual_chunk_attention_config.stride"),
+        (json!({"chunk_size": 8}), "local_size"),
+    ] {
+        config["dual_chunk_attention_config"] = wrong;
+        let message = families::spec(&config).expect_err(part).to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}

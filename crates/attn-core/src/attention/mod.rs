@@ -8,6 +8,8 @@
 
 mod backends;
 mod bias;
+#[cfg(test)]
+mod gradient_laws;
 mod gradients;
 mod key_norms;
 #[cfg(test)]

@@ -24,8 +24,9 @@ pub(crate) use results::differences;
 pub use results::{Pair, Results, TextResults, best, contexts, modes, summarise};
 
 use crate::perplexity::{ScoreOptions, Scores, check_room, score};
-use crate::report::About;
+use crate::report::{About, short};
 use crate::run::{Measurable, to_measure};
+use crate::stats::mean;
 use crate::windows::{WindowOptions, Windows};
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::position::ExtendOverride;
@@ -126,6 +127,10 @@ impl Measurable for CellSpec {
 
     fn agree(a: &Scores, b: &Scores) -> bool {
         a.windows == b.windows && a.curve == b.curve
+    }
+
+    fn figure(scores: &Scores) -> String {
+        format!("perplexity {}", short(mean(&scores.windows).exp()))
     }
 
     fn check(&self, scores: &Scores, about: &About) -> Result<()> {

@@ -58,7 +58,7 @@ impl Mode {
     pub fn named(text: &str) -> Result<Vec<Self>, String> {
         // Without scalings that need more than a factor.
         let usual = || scaling::named().filter(|scheme| scheme.compared).map(of_scheme);
-        Ok(match text {
+        Ok(match text.to_ascii_lowercase().as_str() {
             "all" => usual().chain(Self::positions()).collect(),
             "frequencies" => usual().collect(),
             "positions" => std::iter::once(Self::none()).chain(Self::positions()).collect(),
@@ -140,7 +140,7 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "checkpoint" => Ok(Self::Checkpoint),
+            own if own.eq_ignore_ascii_case("checkpoint") => Ok(Self::Checkpoint),
             _ => text.parse().map(Self::Setting).map_err(|e| format!("unknown mode: {e}, checkpoint")),
         }
     }
@@ -167,6 +167,8 @@ mod tests {
         for mode in Mode::all() {
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
+        assert_eq!("YaRN+Log-N".parse::<Mode>().map(|mode| mode.to_string()), Ok("yarn+log-n".to_string()));
+        assert_eq!("pi".parse::<Mode>().map(|mode| mode.to_string()), Ok("linear".to_string()));
         assert_eq!("ntk_by_parts".parse::<Mode>().map(|mode| mode.to_string()), Ok("ntk-by-parts".to_string()));
         let error = "yarm".parse::<Mode>().unwrap_err();
         assert!(error.contains("unknown mode") && error.contains("ntk-by-parts") && error.contains(LOG_N), "{error}");

@@ -24,7 +24,7 @@ pub use heat::heat;
 pub use retrieval::{retrieval_csv, retrieval_headline, retrieval_verdict};
 pub use svg::svg;
 pub use table::{TableStyle, table};
-pub use verdict::{Verdict, verdict};
+pub use verdict::{Verdict, search_sentence, verdict};
 
 /// What the models of [`Results::encodings`](crate::compare::Results::encodings) are.
 pub const ENCODINGS: &str = "Small models that differ in their position encoding alone, trained at 256 tokens on the same \

@@ -1,6 +1,6 @@
 //! What a retrieval task says: in a sentence, in a line per context, and as CSV.
 
-use super::verdict::listed;
+use super::verdict::{called, listed};
 use crate::passkey::{Passkey, PasskeyCell, Share};
 
 /// The modes at one context with what they found, the best first; a mode that is the same computation as one before it
@@ -15,6 +15,11 @@ fn ranked(passkey: &Passkey, context: usize) -> Vec<(&str, Share)> {
         modes.filter_map(|mode| Some((mode.as_str(), passkey.share(mode, context, None)?))).collect();
     found.sort_by(|a, b| b.1.value().total_cmp(&a.1.value()));
     found
+}
+
+/// A mode as the one who finds: "none finds the key" would be read as nobody.
+fn finder(mode: &str) -> &str {
+    if mode == "none" { "the model without scaling" } else { called(mode) }
 }
 
 pub(super) fn percent(share: f64) -> String {
@@ -33,10 +38,10 @@ pub fn retrieval_headline(passkey: &Passkey, trained: Option<usize>) -> String {
     if share.correct == 0 {
         return format!("{place} the key is never found, under any mode.");
     }
-    let lead = format!("{place} {best} finds the key in {} of the trials", percent(share.value()));
+    let lead = format!("{place} {} finds the key in {} of the trials", finder(best), percent(share.value()));
     let low = share.interval().low;
-    let tied: Vec<&str> = found[1..].iter().filter(|(_, s)| s.value() >= low).map(|(mode, _)| *mode).collect();
-    let none = found.iter().find(|(mode, _)| *mode == "none" && *mode != best && !tied.contains(mode));
+    let tied: Vec<&str> = found[1..].iter().filter(|(_, s)| s.value() >= low).map(|(mode, _)| called(mode)).collect();
+    let none = found.iter().find(|(mode, _)| *mode == "none" && *mode != best && !tied.contains(&called(mode)));
     let none = none.map_or(String::new(), |(_, s)| format!(", without scaling in {}", percent(s.value())));
     match (found.len(), tied.as_slice()) {
         (1, _) => format!("{lead}."),
@@ -62,9 +67,10 @@ pub fn retrieval_verdict(passkey: &Passkey) -> Vec<String> {
         if others.is_empty() && passkey.modes.len() > 1 {
             return Some(format!("{context}: all modes are the same and find {figures}"));
         }
-        let others: Vec<String> = others.iter().map(|(mode, s)| format!("{mode} {}", percent(s.value()))).collect();
+        let others: Vec<String> =
+            others.iter().map(|(mode, s)| format!("{} {}", called(mode), percent(s.value()))).collect();
         let rest = if others.is_empty() { String::new() } else { format!(", {}", others.join(", ")) };
-        Some(format!("{context}: {best} finds {figures}{rest}"))
+        Some(format!("{context}: {} finds {figures}{rest}", finder(best)))
     };
     passkey.contexts.iter().filter_map(line).collect()
 }

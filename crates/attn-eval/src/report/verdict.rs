@@ -4,6 +4,7 @@
 use super::short;
 use crate::compare::{Answer, Mode, Recommendation, Results, Versus, best, contexts, far_text, recommend};
 use crate::perplexity::Cell;
+use crate::search::Search;
 use crate::stats::{Difference, Interval, MIN_WINDOWS};
 
 /// What a comparison says.
@@ -177,6 +178,27 @@ fn far_sentence(results: &Results) -> Option<String> {
              from {keeping} at {context} tokens."
         )
     })
+}
+
+/// Whether the search was worth it.
+pub fn search_sentence(search: &Search) -> String {
+    let stock = called(&search.stock.mode);
+    let difference = &search.difference;
+    if search.winner.cell.nll == search.stock.nll {
+        return format!("Nothing better than {stock} was found.");
+    }
+    let gap = percent(difference.nll);
+    let Some(interval) = difference.interval else {
+        return format!(
+            "The scaling found has a perplexity {gap} from that of {stock}, from too few windows to say how surely."
+        );
+    };
+    let range = format!("({} to {})", percent(interval.low), percent(interval.high));
+    if interval.high < 0.0 {
+        format!("The scaling found beats {stock}, the best stock mode: perplexity {gap} {range}.")
+    } else {
+        format!("The scaling found can't be told from {stock}, the best stock mode: perplexity {gap} {range}.")
+    }
 }
 
 fn counted(n: usize, what: &str) -> String {

@@ -281,7 +281,7 @@ impl FromStr for Setting {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let mut setting = Self::default();
-        for word in text.split('+') {
+        for word in text.to_ascii_lowercase().split('+') {
             let mut pieces = word.split(':');
             let name = pieces.next().unwrap_or_default();
             let twice = if name == LOG_N {

@@ -120,3 +120,19 @@ fn senseless_numbers_are_refused_by_name() {
     refused(ExtendConfig::Streaming(StreamingConfig { first: 0, window: 5 }), "first");
     assert!(ExtendConfig::new("rerope", 3, 100).is_err());
 }
+
+/// A method written out is read back as the same method with the same numbers.
+#[test]
+fn a_method_is_its_name_and_all_its_numbers() -> Result<()> {
+    for name in ExtendConfig::NAMES {
+        let method = ExtendConfig::new(name, 64, 512)?;
+        let setting: Setting = method.to_string().parse().map_err(candle_core::Error::msg)?;
+        let mut read = ExtendConfig::new(name, 4096, 8192)?;
+        for (number, value) in setting.extend.params.iter().flatten() {
+            read.set(number, *value)?;
+        }
+        assert_eq!(read, method, "{method}");
+        assert_eq!(read.numbers().len(), super::method(name).map_or(0, |method| method.params.len()));
+    }
+    Ok(())
+}

@@ -4,16 +4,40 @@ use super::provenance::provenance;
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
 use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes, recommend};
 use crate::perplexity::{self, BUCKETS};
-use crate::report::{About, Document, ENCODINGS, Verdict, factor, short, verdict};
+use crate::report::{About, Document, ENCODINGS, Verdict, factor, search_sentence, short, verdict};
+use crate::search::Search;
 use crate::stats::{Difference, Interval};
 use anyhow::Result;
 
-/// The comparison as one HTML file.
+/// The comparison as one HTML file, with the search that it comes from if there was one.
 ///
 /// # Errors
 /// A number that JSON can't hold.
-pub fn comparison(about: &About, results: &Results) -> Result<String> {
+pub fn comparison(about: &About, results: &Results, search: Option<&Search>) -> Result<String> {
     let mut page = Page::new(&format!("Position scalings of {}", about.checkpoint.name));
+    answer(&mut page, about, results, search);
+    figures(&mut page, about, results);
+    differences(&mut page, results);
+    page.heading("Where along the window a mode breaks");
+    page.chart(by_position(&results.cells, about.trained_context()));
+    if results.by_text.len() > 1 {
+        text_by_text(&mut page, about, results);
+    }
+    if !results.encodings.is_empty() {
+        encodings(&mut page, results);
+    }
+    meanings(&mut page, modes(&results.cells));
+    page.heading("How this was measured");
+    provenance(&mut page, about);
+    page.begin_details("All cells");
+    page.table(&all(&results.cells));
+    page.end_details();
+    page.save_button("compare.json");
+    Ok(page.finish(&serde_json::to_value(Document::new(about, results).with_search(search))?))
+}
+
+/// What was compared, and what that comes to.
+fn answer(page: &mut Page, about: &About, results: &Results, search: Option<&Search>) {
     let trained = about.trained_context();
     let texts: Vec<&str> = about.texts.iter().map(|text| text.name.as_str()).collect();
     page.soft(&format!(
@@ -23,21 +47,24 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
         about.texts.iter().map(|text| text.used).sum::<usize>()
     ));
     let Verdict { headline, lines, lengths } = verdict(results, about.one_factor(), trained);
-    page.verdict(&headline, &[lines, lengths].concat());
-    applied(&mut page, results);
+    match search {
+        Some(search) => found(page, search),
+        None => page.verdict(&headline, &[lines, lengths].concat()),
+    }
+    applied(page, results);
     page.soft(
         "Intervals hold for text like this one: they come from resampling its windows. Perplexity does not tell whether a \
          model still finds things far back; measure that with attn passkey.",
     );
+}
 
+fn figures(page: &mut Page, about: &About, results: &Results) {
     page.heading("Perplexity by context");
     page.chart(by_context(&results.cells));
-    let found = results.recommendation.clone().or_else(|| recommend(results, about.one_factor(), trained));
+    let found = results.recommendation.clone();
+    let found = found.or_else(|| recommend(results, about.one_factor(), about.trained_context()));
     let usable = found.map_or(vec![], |found| found.usable);
-    let figures = perplexities("perplexity", "Perplexity, with its 95% interval", &results.cells, &|cell| {
-        (Some(cell.perplexity), cell.interval)
-    });
-    page.table(&with_usable(figures, &usable));
+    page.table(&with_usable(whole_windows("perplexity", "Perplexity, with its 95% interval", &results.cells), &usable));
     if !usable.is_empty() {
         page.soft(
             "Usable to: the longest length measured at which the last quarter of the windows is predicted as well as by the \
@@ -50,7 +77,13 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
         &results.cells,
         &|cell| (cell.last_quarter_perplexity, cell.last_quarter_interval),
     ));
+}
 
+fn whole_windows(id: &str, caption: &str, cells: &[perplexity::Cell]) -> Table {
+    perplexities(id, caption, cells, &|cell| (Some(cell.perplexity), cell.interval))
+}
+
+fn differences(page: &mut Page, results: &Results) {
     page.heading("Which differences are real");
     page.text(
         "How much higher each mode's perplexity is than that of the best mode at the same context, on the same tokens. A \
@@ -60,47 +93,61 @@ pub fn comparison(about: &About, results: &Results) -> Result<String> {
     page.begin_details("Every two modes");
     page.table(&pairs(&results.differences));
     page.end_details();
+}
 
-    page.heading("Where along the window a mode breaks");
-    page.chart(by_position(&results.cells, trained));
-
-    if results.by_text.len() > 1 {
-        page.heading("Text by text");
-        page.text("Which mode is best may differ from text to text; the figures above weigh all tokens alike.");
-        for (index, part) in results.by_text.iter().enumerate() {
-            let name = about.texts.get(part.text).map_or("", |text| text.name.as_str());
-            page.subheading(name);
-            let alone =
-                Results { cells: part.cells.clone(), differences: part.differences.clone(), ..Results::default() };
-            page.text(&verdict(&alone, about.one_factor(), trained).headline);
-            let caption = format!("Perplexity on {name}");
-            page.table(&perplexities(&format!("text-{index}"), &caption, &part.cells, &|cell| {
-                (Some(cell.perplexity), cell.interval)
-            }));
-        }
+fn text_by_text(page: &mut Page, about: &About, results: &Results) {
+    page.heading("Text by text");
+    page.text("Which mode is best may differ from text to text; the figures above weigh all tokens alike.");
+    for (index, part) in results.by_text.iter().enumerate() {
+        let name = about.texts.get(part.text).map_or("", |text| text.name.as_str());
+        page.subheading(name);
+        let alone = Results { cells: part.cells.clone(), differences: part.differences.clone(), ..Results::default() };
+        page.text(&verdict(&alone, about.one_factor(), about.trained_context()).headline);
+        page.table(&whole_windows(&format!("text-{index}"), &format!("Perplexity on {name}"), &part.cells));
     }
+}
 
-    if !results.encodings.is_empty() {
-        page.heading("How other encodings hold up");
-        page.text(ENCODINGS);
-        page.chart(Chart {
-            id: "encodings-by-context".into(),
-            title: "Perplexity by context and encoding".into(),
-            ..by_context(&results.encodings)
-        });
-        let caption = "Perplexity by encoding, with its 95% interval";
-        page.table(&perplexities("encodings", caption, &results.encodings, &|cell| {
-            (Some(cell.perplexity), cell.interval)
-        }));
-    }
-    meanings(&mut page, modes(&results.cells));
-    page.heading("How this was measured");
-    provenance(&mut page, about);
-    page.begin_details("All cells");
-    page.table(&all(&results.cells));
+fn encodings(page: &mut Page, results: &Results) {
+    page.heading("How other encodings hold up");
+    page.text(ENCODINGS);
+    page.chart(Chart {
+        id: "encodings-by-context".into(),
+        title: "Perplexity by context and encoding".into(),
+        ..by_context(&results.encodings)
+    });
+    page.table(&whole_windows("encodings", "Perplexity by encoding, with its 95% interval", &results.encodings));
+}
+
+/// What a search found, and everything it tried.
+fn found(page: &mut Page, search: &Search) {
+    let (chosen, confirmed) = (search.choosing_windows.len(), search.confirming_windows.len());
+    let tried = format!(
+        "{} scalings were tried on {chosen} windows of {} tokens; the figures on this page are of {confirmed} others.",
+        search.candidates.len(),
+        search.context
+    );
+    page.verdict(&search_sentence(search), &[tried]);
+    page.heading("To use it");
+    page.code("found", "options", &search.winner.flags.join(" "));
+    let rows = search.candidates.iter().map(|candidate| {
+        let theta = candidate.theta.map(|theta| format!("base {theta:.6}"));
+        let params = candidate.params.iter().map(|(key, value)| format!("{key}={value}"));
+        let what: Vec<String> = std::iter::once(candidate.mode.clone()).chain(theta).chain(params).collect();
+        vec![
+            Cell::text(what.join(", ")),
+            Cell::optional(candidate.factor, factor),
+            Cell::count(candidate.windows),
+            Cell::number(candidate.nll.exp(), short(candidate.nll.exp())),
+        ]
+    });
+    page.begin_details("Everything that was tried");
+    page.table(&Table {
+        id: "candidates".into(),
+        caption: "Perplexity of every scaling tried, on the windows that chose".into(),
+        heads: vec![Head::text("scaling"), Head::number("factor"), Head::number("windows"), Head::number("perplexity")],
+        rows: rows.collect(),
+    });
     page.end_details();
-    page.save_button("compare.json");
-    Ok(page.finish(&serde_json::to_value(Document::new(about, results))?))
 }
 
 /// The options that come to the recommended setting, program by program.
@@ -425,7 +472,7 @@ pub(crate) mod tests {
     #[test]
     fn a_page_shows_every_figure_and_escapes_every_name() {
         let (about, results) = (about(), results());
-        let page = comparison(&about, &results).unwrap();
+        let page = comparison(&about, &results, None).unwrap();
         let (start, end) = (page.find("<main>").unwrap(), page.find("<script type=").unwrap());
         let body = &page[start..end];
         assert_well_formed(body, &super::super::VOID);
@@ -452,7 +499,8 @@ pub(crate) mod tests {
             assert!((again.perplexity - was.perplexity).abs() <= 1e-15 * was.perplexity);
         }
         let tables = |page: &str| page.matches("<table").count();
-        let (again, was) = (comparison(&about_again, &results_again).unwrap(), comparison(&about, &results).unwrap());
+        let (again, was) =
+            (comparison(&about_again, &results_again, None).unwrap(), comparison(&about, &results, None).unwrap());
         assert_eq!(tables(&again), tables(&was));
         let other = json.replace("attn-compare/1", "attn-compare/9");
         assert!(read_document(&other).unwrap_err().to_string().contains("attn-compare/9"));

@@ -71,7 +71,8 @@ impl Lines {
     fn of_keys(&self, origin: i64, key: usize) -> &[f32] {
         // Not negative for a key that a row sees: the call was checked to have all distances.
         let at = (self.distances as i64 - 1 - (origin - key as i64)).max(0) as usize;
-        &self.reversed[at.min(self.reversed.len())..]
+        // All keys after the query are at the nearest distance, so that of rows before the first key any of them will do.
+        &self.reversed[at.min(self.distances)..]
     }
 
     /// Calls `each` with every line that the keys are on, in the keys' order, and which of the keys those are.

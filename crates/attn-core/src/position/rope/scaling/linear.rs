@@ -14,6 +14,7 @@ pub struct Linear {
 impl Scheme for Linear {
     const INFO: Info = Info {
         compared: true,
+        aliases: &["pi"],
         ..Info::new("linear", "Position interpolation: all positions squeezed by the factor, near ones too.")
     };
 

@@ -1,0 +1,103 @@
+//! What people type at first, and what they are told: spellings, limits, interruptions, one option too many.
+
+mod common;
+
+use common::{attn, json, path, run};
+use std::process::Stdio;
+use std::{fs, time::Duration};
+
+fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn usual_spellings_are_understood() {
+    let modes = "None,YaRN,PI,Self-Extend";
+    let found = json(&["compare", "--context", "512", "--modes", modes, "--max-tokens", "2k", "--json"]);
+    let contexts: Vec<u64> =
+        found["settings"]["contexts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    assert_eq!(contexts, [256, 512], "the trained length is measured too");
+    assert_eq!(found["texts"][0]["used"], 2048);
+    let modes: Vec<&str> = found["settings"]["modes"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    assert_eq!(modes, ["none", "yarn", "linear", "self-extend"]);
+    assert_eq!(found["settings"]["factor"], 2.0);
+}
+
+#[test]
+fn what_is_wrong_is_said_with_the_commands_own_help() {
+    let output = run(&["compare", "--contxts", "512"]);
+    let said = stderr(&output);
+    assert!(said.contains("see attn compare --help") && said.contains("'--contexts'"), "{said}");
+    assert!(!said.contains("to pass") && said.trim_end().lines().count() == 1, "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("one");
+    let output = run(&["compare", "--html", path(&file), "--csv", path(&file)]);
+    assert!(stderr(&output).contains("would replace the first") && !file.exists());
+    let output = run(&["compare", "--from", "x.json", "--contexts", "512"]);
+    assert!(stderr(&output).contains("--contexts"), "{}", stderr(&output));
+}
+
+#[test]
+fn generation_stops_where_it_is_told_and_says_what_it_did() {
+    let args = ["generate", "-p", "It was a", "-n", "24"];
+    let text = String::from_utf8(run(&args).stdout).unwrap();
+    let stop = text.split_whitespace().nth(3).unwrap();
+    let stopped = run(&[&args[..], &["--stop", stop, "--json"]].concat());
+    let lines: Vec<serde_json::Value> =
+        String::from_utf8(stopped.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (figures, pieces) = lines.split_last().unwrap();
+    let said: String = pieces.iter().map(|piece| piece["text"].as_str().unwrap()).collect();
+    assert_eq!(said, text.split(stop).next().unwrap());
+    assert!(figures["stopped"] == true && figures["prompt_seconds"].as_f64().unwrap() > 0.0, "{figures}");
+
+    let nothing = stderr(&run(&["generate", "-p", "It was", "-n", "0"]));
+    let speed: f64 = nothing.split(", ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(speed < 1e7 && !nothing.contains("generated"), "{nothing}");
+    let past = stderr(&run(&["generate", "-p", "It was", "-n", "300", "--stop", " "]));
+    assert!(past.contains("go past the 256"), "{past}");
+    let scaled = ["generate", "-p", "It was", "-n", "300", "--stop", " ", "--rope-scaling", "rerope"];
+    assert!(!stderr(&run(&scaled)).contains("go past"));
+    let output = run(&["generate", "-p", "It was", "-n", "-1", "--stop", " "]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let chat = stderr(&run(&["generate", "--chat", "-p", "Hello"]));
+    assert!(chat.contains("chat template"), "{chat}");
+}
+
+#[test]
+fn a_plan_is_shown_without_measuring_and_a_first_look_is_short() {
+    let plan = json(&["compare", "--dry-run", "--json"]);
+    assert_eq!(plan["windows"]["2048"], 4);
+    assert!(plan["seconds"].as_f64().unwrap() > 0.0 && plan["memory_bytes"].as_u64().unwrap() > 0, "{plan}");
+    let text = String::from_utf8(run(&["compare", "--dry-run", "--quick"]).stdout).unwrap();
+    assert!(text.contains("modes    none, dynamic, yarn, streaming\n") && text.contains("of 512 tokens"), "{text}");
+    assert!(!text.contains("1024"), "{text}");
+}
+
+/// Ctrl-C shows what was measured, and the run file alone is enough to go on.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_comparison_shows_what_it_has_and_goes_on_by_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.jsonl");
+    let args = ["compare", "--contexts", "512", "--modes", "none,yarn,dynamic", "--max-tokens", "8192", "--json"];
+    let with_run = [&args[..], &["--run", path(&file)]].concat();
+    let mut child = attn(&with_run).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = || fs::read(&file).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
+    while lines() < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted: ") && said.contains("none at 256: perplexity 2"), "{said}");
+    assert!(said.contains("goes on from there"), "{said}");
+    let resumed = json(&["compare", "--run", path(&file), "--json"]);
+    let whole = json(&args);
+    assert_eq!(resumed["cells"].as_array().unwrap().len(), 6);
+    for (a, b) in resumed["cells"].as_array().unwrap().iter().zip(whole["cells"].as_array().unwrap()) {
+        assert_eq!((&a["mode"], &a["nll"]), (&b["mode"], &b["nll"]));
+    }
+}
