@@ -1,11 +1,10 @@
-//! A run file of `attn compare` and `attn passkey`: read, gone on with, merged with itself and summed up; and what
-//! `attn compare --json` wrote, shown again.
+//! A run file of `attn compare` and `attn passkey`: read, gone on with, merged with itself and summed up.
 #![no_main]
 
 use anyhow::Result;
 use attn_eval::compare::{self, CellSpec, Results};
 use attn_eval::passkey::{self, PasskeySpec};
-use attn_eval::report::{About, TableStyle, csv, headline, html, read_document, svg, table, verdict};
+use attn_eval::report::{About, TableStyle, csv, headline, html, svg, table, verdict};
 use attn_eval::run::{Header, Measurable, Run, RunFile, Shard, kind};
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
@@ -23,9 +22,6 @@ static FILE: LazyLock<NamedTempFile> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     either(data, compared);
     either(data, retrieved);
-    if let Some((about, results)) = std::str::from_utf8(data).ok().and_then(|text| read_document(text).ok()) {
-        let _ = shown(&about, &results);
-    }
 });
 
 /// The file as it is, and with the fingerprint that its first line should have.

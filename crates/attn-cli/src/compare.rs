@@ -8,7 +8,8 @@ use crate::parse::Modes;
 use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
-use crate::{apply, embedded, estimate, inspect, long_run, memory, text};
+use crate::text::{self, Source};
+use crate::{apply, embedded, estimate, inspect, long_run, memory};
 use anyhow::{Result, bail};
 use attn_core::PositionOverride;
 use attn_eval::compare::{CellSpec, Comparison, Factor, Mode, Plan, Results, Text, encodings, summarise};
@@ -19,12 +20,16 @@ use attn_eval::search::search;
 use attn_eval::stats::MIN_WINDOWS;
 use attn_models::Options;
 use clap::Parser;
+use std::path::Path;
 
 /// Tokens of each text that are used at least, unless others are asked for.
 const DEFAULT_TOKENS: usize = 8192;
 
 /// What `--quick` compares beside the model as it is.
 const QUICK: [&str; 3] = ["dynamic", "yarn", "streaming"];
+
+/// Bytes of the first text that the models of other encodings are measured on at most.
+const KEPT: usize = 64 << 20;
 
 /// Runs the command.
 ///
@@ -64,28 +69,27 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     if let Some(path) = &args.from {
         return present_from(&args.output, path);
     }
-    let sources = text::read_all(&args.text, &args.cut.text_field)?;
+    text::check(&args.text)?;
     let opened = model::open_plain(&args.model)?;
     // A search needs many windows to split.
     let usual = || if args.search { usize::MAX } else { default_tokens(args, &opened) };
     let most = args.cut.max_tokens.unwrap_or_else(usual);
     // Beside the embedded model as it comes: what other encodings do.
     let plain = args.model.model.is_none() && args.modes.is_empty() && args.long.run.is_none();
-    let first = sources.first().filter(|_| plain).map(|source| (source.name.clone(), source.text.clone()));
+    let mut first = String::new();
     let (mut texts, mut infos) = (vec![], vec![]);
-    for source in sources {
-        let mut tokens = tokens(&opened, &source.text)?;
-        let all = tokens.len();
-        tokens.truncate(most);
-        infos.push(TextInfo {
-            name: source.name.clone(),
-            sha256: source.sha256,
-            bytes: source.bytes,
-            documents: source.documents,
-            tokens: all,
-            used: tokens.len(),
-        });
-        texts.push(Text { name: source.name, tokens });
+    let paths: Vec<Option<&Path>> =
+        if args.text.is_empty() { vec![None] } else { args.text.iter().map(|path| Some(path.as_path())).collect() };
+    for path in paths {
+        let keep = plain && texts.is_empty();
+        let read = tokens(&opened, path, &args.cut.text_field, most, &mut |part| {
+            if keep && first.len() < KEPT {
+                first.push_str(part);
+            }
+        })?;
+        let Source { name, sha256, bytes, documents } = read.source;
+        infos.push(TextInfo { name: name.clone(), sha256, bytes, documents, tokens: read.all, used: read.ids.len() });
+        texts.push(Text { name, tokens: read.ids });
     }
     let plan = plan(args, &opened, texts.iter().map(|text| text.tokens.len()).min().unwrap_or(0))?;
     hint(args, &opened, &plan);
@@ -107,8 +111,8 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     if let Some(found) = &mut results.recommendation {
         found.applied = apply::applied(&opened, args.model.model.as_deref(), &plan, found)?;
     }
-    if let Some((name, text)) = first {
-        results.encodings = other_encodings(args, &opened, &plan, name, &text, most)?;
+    if let Some(text) = texts.first().filter(|_| plain) {
+        results.encodings = other_encodings(args, &opened, &plan, text.name.clone(), &first, most)?;
     }
     present(&args.output, &about, &results, None)
 }

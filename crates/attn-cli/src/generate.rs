@@ -48,11 +48,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         decoder_start: opened.config_id("decoder_start_token_id"),
     };
     let mut sampler = Sampler::new(sampling(args));
-    let mut decoder = opened.checkpoint.require_tokenizer()?.stream(true);
+    let mut decoder = opened.tokenizer()?.stream(true);
     let mut shown = Shown { json: args.json, stop: &args.stop, held: String::new() };
     let result = generate(&opened.model, &ids, &mut sampler, &options, &mut |token| shown.push(&decoder.push(token)?))?;
     shown.finish(&decoder.finish()?)?;
-    let bos = opened.checkpoint.require_tokenizer()?.bos_id;
+    let bos = opened.tokenizer()?.bos_id;
     let begins = bos.filter(|bos| ids.first() == Some(bos));
     if args.json {
         return print(&format!("{}\n", figures(&result, begins)));
@@ -120,7 +120,7 @@ fn hint(opened: &Opened, declared: usize) {
 }
 
 fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>> {
-    let tokenizer = opened.checkpoint.require_tokenizer()?;
+    let tokenizer = opened.tokenizer()?;
     if !args.chat {
         return Ok(match args.bos {
             BosChoice::Auto => tokenizer.encode(prompt, true)?,

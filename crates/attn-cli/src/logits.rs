@@ -6,14 +6,15 @@ use crate::output::{check_writable, note, usage, write_file};
 use crate::{ids, memory, text};
 use anyhow::{Context, Result, bail, ensure};
 use attn_models::memory::Workload;
-use attn_models::{Architecture, Model, RopeLength, Session};
+use attn_models::{Architecture, Model, RopeLength, Session, check_finite};
 use candle_core::{DType, Tensor};
 use std::path::Path;
 
 /// Runs the command.
 ///
 /// # Errors
-/// The ids are no rectangle of ids of the vocabulary, the options don't fit the model, or the file can't be written.
+/// The ids are no rectangle of ids of the vocabulary, the options don't fit the model, the logits are not finite, or the
+/// file can't be written.
 pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     check_writable(&args.out)?;
     let ids = Rows::read(&args.ids)?;
@@ -53,6 +54,7 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
             return usage(format!("{} is an encoder: --decode and --greedy are for models that generate", opened.name));
         }
         let hidden = model.hidden(&fed, tokens, None)?.to_dtype(DType::F32)?;
+        check_finite(&hidden, "the hidden states")?;
         return Ok(vec![("hidden".to_string(), hidden)]);
     }
     let policy = args.model.rope.rope_length;
@@ -64,7 +66,9 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
     } else {
         model.logits(&fed, length)?
     };
-    let mut named = vec![("logits".to_string(), logits.to_dtype(DType::F32)?)];
+    let logits = logits.to_dtype(DType::F32)?;
+    check_finite(&logits, "the logits")?;
+    let mut named = vec![("logits".to_string(), logits)];
     if let Some(new) = args.greedy {
         named.push(("greedy".to_string(), greedy(model, &fed, encoded.as_ref(), new)?));
     }

@@ -49,6 +49,23 @@ pub(crate) fn needed(opened: &Opened, work: &Workload) -> u64 {
     total(&opened.model, work)
 }
 
+/// Refuses a text for which `bytes` bytes of memory are needed and `free` are there.
+///
+/// # Errors
+/// They do not fit.
+pub(crate) fn check_text(path: &Path, bytes: u64, free: u64) -> Result<()> {
+    if bytes <= free {
+        return Ok(());
+    }
+    let (name, needed, free) = (path.display(), shown(bytes), shown(free));
+    bail!("{name} takes about {needed} of memory, but {free} are free for it: take a part of it (--max-tokens)")
+}
+
+/// Bytes that this process can still use; `None` where the system doesn't say.
+pub(crate) fn free() -> Option<u64> {
+    available(Path::new("/"))
+}
+
 fn total(model: &Model, work: &Workload) -> u64 {
     model.spec().memory(work, model.dtype()).total()
 }

@@ -14,7 +14,8 @@ use attn_models::memory::weight_bytes;
 use attn_models::spec::ModelSpec;
 use attn_models::{Model, Options, RopeLength, families};
 use candle_core::Device;
-use loader::{Checkpoint, LoadOptions};
+use loader::{Checkpoint, LoadOptions, Tokenizer};
+use std::sync::Once;
 
 /// A model ready to run, and the checkpoint it came from.
 pub(crate) struct Opened {
@@ -161,13 +162,28 @@ pub(crate) fn device(name: DeviceName) -> Result<Device> {
     Ok(device)
 }
 
+/// The checkpoint's tokenizer, with what it has to say.
+///
+/// # Errors
+/// There is none that can be used.
+pub(crate) fn tokenizer<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a Tokenizer> {
+    static SAID: Once = Once::new();
+    let tokenizer = checkpoint.require_tokenizer()?;
+    SAID.call_once(|| {
+        for warning in &tokenizer.warnings {
+            note(&format!("warning: {name}: {warning}"));
+        }
+    });
+    Ok(tokenizer)
+}
+
 impl Opened {
-    /// The ids of the text, without the special tokens that begin or end one.
+    /// The checkpoint's tokenizer.
     ///
     /// # Errors
-    /// The checkpoint has no tokenizer, or the text has tokens that the model doesn't.
-    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.checkpoint.require_tokenizer()?.encode(text, false)?)
+    /// As [`tokenizer`].
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer> {
+        tokenizer(&self.checkpoint, &self.name)
     }
 
     /// The token to put before every window or prompt, if there is one.

@@ -28,17 +28,17 @@ pub(crate) fn run(args: &PasskeyArgs) -> Result<()> {
     }
     long_run::check(&args.long)?;
     args.report.check()?;
-    let source = args.haystack.as_deref().map(|path| text::read(Some(path), &args.text_field)).transpose()?;
+    let source = args.haystack.as_deref().map(|path| text::read_text(path, &args.text_field)).transpose()?;
     let opened = model::open_plain(&args.model)?;
     let decoder = opened.model.architecture() == Architecture::Decoder;
     ensure!(decoder, "{} is no decoder: retrieval is for models that go on with a prompt", opened.name);
-    let tokenizer = opened.checkpoint.require_tokenizer()?;
+    let tokenizer = opened.tokenizer()?;
     let (haystack, infos) = match source {
         None => (Haystack::paper(tokenizer)?, vec![]),
-        Some(source) => {
-            let haystack = Haystack::text(&source.name, &source.text, tokenizer)?;
-            let (text::Source { name, sha256, bytes, documents, .. }, tokens) = (source, haystack.tokens());
-            (haystack, vec![TextInfo { name, sha256, bytes, documents, tokens, used: tokens }])
+        Some((text, source)) => {
+            let haystack = Haystack::text(&source.name, &text, tokenizer)?;
+            let (text::Source { name, sha256, bytes, documents }, used) = (source, haystack.tokens());
+            (haystack, vec![TextInfo { name, sha256, bytes, documents, tokens: Some(used), used }])
         }
     };
     let plan = plan(args, &opened)?;

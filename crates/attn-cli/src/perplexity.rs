@@ -4,7 +4,8 @@ use crate::args::PerplexityArgs;
 use crate::model::{self, Opened};
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::{inspect, memory, text};
+use crate::text::{self, Tokens};
+use crate::{inspect, memory};
 use anyhow::Result;
 use attn_eval::perplexity::{Cell, Label, ScoreOptions, check_room, rows, score};
 use attn_eval::report::bos_line;
@@ -12,6 +13,7 @@ use attn_eval::windows::{WindowOptions, Windows};
 use attn_models::memory::Workload;
 use attn_models::{Architecture, Model};
 use serde::Serialize;
+use std::path::Path;
 
 /// The window if none is asked for: no longer than this, so that it doesn't surprise on a slow machine.
 const LONGEST_DEFAULT: usize = 2048;
@@ -21,10 +23,10 @@ const LONGEST_DEFAULT: usize = 2048;
 /// # Errors
 /// The model or the text can't be read, or the text can't be cut as asked.
 pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
-    let text = text::read(args.text.as_deref(), &args.cut.text_field)?.text;
+    text::check(args.text.as_slice())?;
     let opened = model::open(&args.model)?;
-    let mut tokens = tokens(&opened, &text)?;
-    tokens.truncate(args.cut.max_tokens.unwrap_or(usize::MAX));
+    let most = args.cut.max_tokens.unwrap_or(usize::MAX);
+    let tokens = tokens(&opened, args.text.as_deref(), &args.cut.text_field, most, &mut |_| ())?.ids;
     let trained = opened.model.trained_context().unwrap_or(512).min(LONGEST_DEFAULT);
     let context = args.context.unwrap_or(trained.min(tokens.len()));
     let (mode, factor) = inspect::scaling(&opened.model);
@@ -66,24 +68,38 @@ pub(crate) fn work(model: &Model, context: usize) -> Workload {
     Workload { rows, pass: context, cached: 0, encoded: 0, logits }
 }
 
-/// The ids of the text that a command scores.
+/// The first `most` tokens of the text that a command scores.
 ///
 /// # Errors
-/// The model generates no text, or has no tokenizer.
-pub(crate) fn tokens(opened: &Opened, text: &str) -> Result<Vec<u32>> {
+/// The model generates no text, or has no tokenizer; the text can't be read or tokenised.
+pub(crate) fn tokens(
+    opened: &Opened,
+    path: Option<&Path>,
+    field: &str,
+    most: usize,
+    also: &mut dyn FnMut(&str),
+) -> Result<Tokens> {
     let only = "perplexity is for models that predict the next token";
     anyhow::ensure!(opened.model.architecture() == Architecture::Decoder, "{} is none: {only}", opened.name);
-    opened.encode(text)
+    text::tokenize(path, field, opened.tokenizer()?, most, also)
 }
 
 fn summary(report: &Report) -> String {
     let cell = &report.cell;
-    let mut out = format!("perplexity  {:.4} ± {:.4}", cell.perplexity, cell.stderr);
-    out.push_str("  (standard error, tokens taken as independent)\n");
-    if let Some(error) = cell.stderr_windows {
+    let mut out = String::new();
+    if cell.perplexity.is_finite() {
+        out.push_str(&format!("perplexity  {:.4} ± {:.4}", cell.perplexity, cell.stderr));
+        out.push_str("  (standard error, tokens taken as independent)\n");
+    } else {
+        out.push_str(&format!(
+            "nats        {:.2} per token  (their exponential is more than a number can say)\n",
+            cell.nll
+        ));
+    }
+    if let Some(error) = cell.stderr_windows.filter(|error| error.is_finite()) {
         out.push_str(&format!("            ± {error:.4}  (windows taken as independent)\n"));
     }
-    if let Some(last) = cell.last_quarter_perplexity {
+    if let Some(last) = cell.last_quarter_perplexity.filter(|last| last.is_finite()) {
         out.push_str(&format!("last        {last:.4}  (last quarter of each window)\n"));
     }
     out.push_str(&format!(

@@ -2,6 +2,7 @@
 
 use crate::args::{OutputArgs, check_files};
 use crate::output::{color, print, print_json, push_line, usage, width, write_file};
+use crate::text;
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
 use attn_eval::report::{
@@ -58,9 +59,8 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, searc
 /// The file can't be read or is none, or as [`present`].
 pub(crate) fn present_from(args: &OutputArgs, path: &Path) -> Result<()> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
-    let (about, mut results) = read_document(&text).with_context(|| format!("can't show {name}"))?;
-    results.recommend(&about);
+    let text = text::read_file(path)?;
+    let (about, results) = read_document(&text).with_context(|| format!("can't show {name}"))?;
     present(args, &about, &results, None)
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn render(checkpoint: &Checkpoint, system: Option<&str>, prompt: &str
     let messages = system.map(|text| message("system", text)).into_iter().chain([message("user", prompt)]).collect();
     match ask(&Job { template: template.source().to_string(), messages, bos, eos })? {
         Answer::Text(text) => Ok(text),
-        Answer::Error(reason) => bail!(LoadError::ChatTemplate { reason }),
+        Answer::Error(reason) => bail!(template.failure(&reason)),
     }
 }
 
@@ -101,8 +101,7 @@ pub(crate) fn run() -> Result<()> {
     let mut bytes = vec![];
     std::io::stdin().lock().read_to_end(&mut bytes)?;
     let job: Job = serde_json::from_slice(&bytes)?;
-    let template = ChatTemplate::new(&job.template);
-    let answer = match template.and_then(|t| t.render(&job.messages, true, &job.bos, &job.eos)) {
+    let answer = match ChatTemplate::new(&job.template).render(&job.messages, true, &job.bos, &job.eos) {
         Ok(text) => Answer::Text(text),
         Err(LoadError::ChatTemplate { reason }) => Answer::Error(reason),
         Err(other) => Answer::Error(other.to_string()),

@@ -1,21 +1,23 @@
-//! The text that models are measured on.
+//! The text that models are measured on, read and tokenised as it comes: neither the text nor what tokenising takes for it
+//! is ever in memory as a whole, only the ids.
 
+use crate::memory;
 use crate::output::usage;
-use anyhow::{Context, Result};
-use loader::sha256;
-use std::fs;
+use anyhow::{Context, Result, bail, ensure};
+use loader::{BYTES_PER_BYTE, Sha256Parts, Tokenizer};
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A public-domain text for when none is given.
 const SAMPLE: &str = include_str!("../../../models/sample.txt");
+/// Bytes read at once.
+const PART: usize = 1 << 16;
 
-/// What `--text` names.
+/// A text that was read.
 pub(crate) struct Source {
     /// What reports call it: the path as given.
     pub(crate) name: String,
-    /// The text, the documents of a JSON Lines file joined by blank lines.
-    pub(crate) text: String,
     /// Of the file, in hexadecimal.
     pub(crate) sha256: String,
     /// Size of the file.
@@ -24,84 +26,283 @@ pub(crate) struct Source {
     pub(crate) documents: usize,
 }
 
-impl Source {
-    fn new(name: String, text: String) -> Self {
-        Self { name, sha256: sha256(text.as_bytes()), bytes: text.len(), documents: 1, text }
-    }
+/// A text as tokens.
+pub(crate) struct Tokens {
+    /// The text.
+    pub(crate) source: Source,
+    /// Its first ids, as many as were wanted.
+    pub(crate) ids: Vec<u32>,
+    /// How many it has in all, where they were counted.
+    pub(crate) all: Option<usize>,
 }
 
-/// Reads `path`, `-` for stdin, or the embedded sample. A `.jsonl` file is one document per line, in its key `field`.
+/// Refuses texts that can't be read, or are named twice, before a model is loaded for them.
 ///
 /// # Errors
-/// The file can't be read, isn't UTF-8, or has a line without a text.
-pub(crate) fn read(path: Option<&Path>, field: &str) -> Result<Source> {
-    let Some(path) = path else { return Ok(Source::new("embedded sample".into(), SAMPLE.to_string())) };
-    let source = Source::new(path.display().to_string(), read_file(path)?);
-    let is_lines = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
-    if is_lines { documents(source, field) } else { Ok(source) }
-}
-
-/// Reads several texts, or the embedded sample if none is named.
-///
-/// # Errors
-/// As [`read`], and a text named twice.
-pub(crate) fn read_all(paths: &[PathBuf], field: &str) -> Result<Vec<Source>> {
-    if paths.is_empty() {
-        return Ok(vec![read(None, field)?]);
-    }
+/// The first that can't be.
+pub(crate) fn check(paths: &[PathBuf]) -> Result<()> {
     for (i, path) in paths.iter().enumerate() {
         if paths[..i].contains(path) {
             return usage(format!("--text {} is given twice", path.display()));
         }
-    }
-    paths.iter().map(|path| read(Some(path), field)).collect()
-}
-
-/// The documents of JSON Lines as one text.
-fn documents(source: Source, field: &str) -> Result<Source> {
-    let mut documents = vec![];
-    for (index, line) in source.text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let at = || format!("{}, line {}", source.name, index + 1);
-        let value: serde_json::Value = serde_json::from_str(line).with_context(at)?;
-        match value.get(field).and_then(|text| text.as_str()) {
-            Some(text) => documents.push(text.to_string()),
-            None => anyhow::bail!("{}: there is no text under {field:?} (--text-field names another key)", at()),
-        }
-    }
-    Ok(Source { documents: documents.len(), text: documents.join("\n\n"), ..source })
-}
-
-/// Reads a UTF-8 file, `-` for stdin.
-pub(crate) fn read_file(path: &Path) -> Result<String> {
-    let mut bytes = vec![];
-    let name = if path == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut bytes).context("can't read stdin")?;
-        "stdin".to_string()
-    } else {
         if path.is_dir() {
             return usage(format!("{} is a folder, not a text file", path.display()));
         }
-        bytes = fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
-        path.display().to_string()
-    };
-    String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
-        anyhow::anyhow!("{name} is not UTF-8 text: byte {offset} doesn't belong; convert it first, e.g. with iconv")
-    })
+        if path != Path::new("-") {
+            fs::metadata(path).with_context(|| format!("can't read {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tokenises the first `most` tokens of `path`, `-` for stdin, or of the embedded sample. A `.jsonl` file is one document per
+/// line, in its key `field`; documents are joined by blank lines. `also` sees the text that is tokenised.
+///
+/// # Errors
+/// The file can't be read, isn't UTF-8, has a line without a text, can't be tokenised, or does not fit into memory.
+pub(crate) fn tokenize(
+    path: Option<&Path>,
+    field: &str,
+    tokenizer: &Tokenizer,
+    most: usize,
+    also: &mut dyn FnMut(&str),
+) -> Result<Tokens> {
+    let field = path.filter(|path| is_lines(path)).map(|_| field);
+    encode(path, field, tokenizer, most, also)
+}
+
+fn encode(
+    path: Option<&Path>,
+    field: Option<&str>,
+    tokenizer: &Tokenizer,
+    most: usize,
+    also: &mut dyn FnMut(&str),
+) -> Result<Tokens> {
+    let free = memory::free();
+    if let (Some(path), Some(free), usize::MAX) = (path, free, most) {
+        // Four bytes an id, and hardly ever less than three bytes of text.
+        let bytes = fs::metadata(path).ok().filter(fs::Metadata::is_file).map_or(0, |file| file.len());
+        memory::check_text(path, bytes.saturating_mul(4) / 3, free)?;
+    }
+    let longest = free.map_or(usize::MAX, |free| usize::try_from(free / 2 / BYTES_PER_BYTE).unwrap_or(usize::MAX));
+    let mut encoder = tokenizer.text_encoder(most, longest);
+    let source = stream(path, field, &mut |text| {
+        also(text);
+        encoder.push(text)?;
+        Ok(!encoder.is_full())
+    })?;
+    let (ids, all) = encoder.finish()?;
+    Ok(Tokens { source, ids, all })
+}
+
+/// All tokens of a text that is one whatever its name.
+///
+/// # Errors
+/// As [`tokenize`].
+pub(crate) fn tokenize_plain(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    Ok(encode(Some(path), None, tokenizer, usize::MAX, &mut |_| ())?.ids)
+}
+
+fn is_lines(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"))
+}
+
+/// Hands the text of `path`, `-` for stdin, or of the embedded sample to `take`, part by part, until it wants no more. With a
+/// `field`, it is JSON Lines. A byte order mark at its beginning is no part of the text.
+///
+/// # Errors
+/// The file can't be read, isn't UTF-8, or has a line without a text; whatever `take` fails with.
+pub(crate) fn stream(
+    path: Option<&Path>,
+    field: Option<&str>,
+    take: &mut dyn FnMut(&str) -> Result<bool>,
+) -> Result<Source> {
+    let (mut reader, name) = open(path)?;
+    let (mut digest, mut bytes) = (Sha256Parts::default(), 0);
+    let mut utf8 = Utf8 { name: &name, held: vec![], read: 0 };
+    let mut documents = field.map(|field| Documents { name: &name, field, line: String::new(), lines: 0, found: 0 });
+    let mut wanted = true;
+    let mut buffer = vec![0; PART];
+    loop {
+        let n = match reader.read(&mut buffer) {
+            Ok(n) => n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).with_context(|| format!("can't read {name}")),
+        };
+        digest.push(&buffer[..n]);
+        let text = utf8.push(&buffer[..n])?;
+        let text = if bytes == 0 { text.trim_start_matches('\u{feff}') } else { &text };
+        bytes += n;
+        match &mut documents {
+            Some(documents) => documents.push(text, n == 0, &mut wanted, take)?,
+            None if wanted && !text.is_empty() => wanted = take(text)?,
+            None => {}
+        }
+        if n == 0 {
+            let documents = documents.map_or(1, |documents| documents.found);
+            return Ok(Source { sha256: digest.finish(), bytes, documents, name });
+        }
+    }
+}
+
+fn open(path: Option<&Path>) -> Result<(Box<dyn Read>, String)> {
+    let Some(path) = path else { return Ok((Box::new(SAMPLE.as_bytes()), "embedded sample".to_string())) };
+    if path == Path::new("-") {
+        return Ok((Box::new(std::io::stdin().lock()), "stdin".to_string()));
+    }
+    if path.is_dir() {
+        return usage(format!("{} is a folder, not a text file", path.display()));
+    }
+    let file = File::open(path).with_context(|| format!("can't read {}", path.display()))?;
+    Ok((Box::new(file), path.display().to_string()))
+}
+
+/// Text from bytes that may end within a character.
+struct Utf8<'a> {
+    name: &'a str,
+    held: Vec<u8>,
+    /// Bytes that were handed on.
+    read: usize,
+}
+
+impl Utf8<'_> {
+    /// The text of `bytes`; none of them means that there are no more.
+    fn push(&mut self, bytes: &[u8]) -> Result<String> {
+        self.held.extend_from_slice(bytes);
+        let (valid, broken) = match std::str::from_utf8(&self.held) {
+            Ok(_) => (self.held.len(), false),
+            Err(error) => (error.valid_up_to(), error.error_len().is_some() || bytes.is_empty()),
+        };
+        let (name, offset) = (self.name, self.read + valid);
+        ensure!(!broken, "{name} is not UTF-8 text: byte {offset} doesn't belong; convert it first, e.g. with iconv");
+        self.read += valid;
+        let rest = self.held.split_off(valid);
+        Ok(String::from_utf8(std::mem::replace(&mut self.held, rest))?)
+    }
+}
+
+/// The documents of JSON Lines.
+struct Documents<'a> {
+    name: &'a str,
+    field: &'a str,
+    /// What is there of a line.
+    line: String,
+    lines: usize,
+    found: usize,
+}
+
+impl Documents<'_> {
+    fn push(
+        &mut self,
+        mut text: &str,
+        last: bool,
+        wanted: &mut bool,
+        take: &mut dyn FnMut(&str) -> Result<bool>,
+    ) -> Result<()> {
+        while let Some((end, rest)) = text.split_once('\n') {
+            self.line.push_str(end);
+            self.end(wanted, take)?;
+            text = rest;
+        }
+        self.line.push_str(text);
+        if last { self.end(wanted, take) } else { Ok(()) }
+    }
+
+    fn end(&mut self, wanted: &mut bool, take: &mut dyn FnMut(&str) -> Result<bool>) -> Result<()> {
+        let line = std::mem::take(&mut self.line);
+        self.lines += 1;
+        if line.trim().is_empty() {
+            return Ok(());
+        }
+        let at = || format!("{}, line {}", self.name, self.lines);
+        let value: serde_json::Value = serde_json::from_str(&line).with_context(at)?;
+        let Some(text) = value.get(self.field).and_then(|text| text.as_str()) else {
+            bail!("{}: there is no text under {:?} (--text-field names another key)", at(), self.field);
+        };
+        for part in [if self.found > 0 { "\n\n" } else { "" }, text] {
+            *wanted = *wanted && (part.is_empty() || take(part)?);
+        }
+        self.found += 1;
+        Ok(())
+    }
+}
+
+/// Reads a UTF-8 file, `-` for stdin, that is to be in memory as a whole.
+///
+/// # Errors
+/// It can't be read, isn't UTF-8, or does not fit into memory.
+pub(crate) fn read_file(path: &Path) -> Result<String> {
+    Ok(read(path, None)?.0)
+}
+
+/// A text as a whole, and what is known of it. A `.jsonl` file is one document per line, in its key `field`.
+///
+/// # Errors
+/// As [`read_file`], and a line without a text.
+pub(crate) fn read_text(path: &Path, field: &str) -> Result<(String, Source)> {
+    read(path, is_lines(path).then_some(field))
+}
+
+fn read(path: &Path, field: Option<&str>) -> Result<(String, Source)> {
+    // Once as it comes and once as what is made of it.
+    let most = memory::free().map_or(u64::MAX, |free| free / 2);
+    if let Ok(file) = fs::metadata(path)
+        && file.is_file()
+    {
+        memory::check_text(path, file.len(), most)?;
+    }
+    let mut text = String::new();
+    let source = stream(Some(path), field, &mut |part| {
+        memory::check_text(path, (text.len() + part.len()) as u64, most)?;
+        text.push_str(part);
+        Ok(true)
+    })?;
+    Ok((text, source))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use loader::sha256;
+
+    fn read_all(path: &Path, field: &str) -> Result<(String, Source)> {
+        read_text(path, field)
+    }
 
     #[test]
     fn text_that_is_not_utf8_is_refused_with_the_offset() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("latin1.txt");
-        fs::write(&path, b"caf\xe9 noir").unwrap();
-        let error = read_file(&path).unwrap_err().to_string();
-        assert!(error.contains("latin1.txt") && error.contains("byte 3"), "{error}");
-        assert!(read(None, "text").unwrap().text.len() > 10_000);
+        for (bytes, offset) in [(&b"caf\xe9 noir"[..], 3), (b"caf\xc3", 3), (b"\xff", 0), (b"abc\xe2\x82", 3)] {
+            fs::write(&path, bytes).unwrap();
+            let error = read_file(&path).unwrap_err().to_string();
+            assert!(error.contains("latin1.txt") && error.contains(&format!("byte {offset} ")), "{error}");
+        }
+        // Past the first part, and across its end.
+        let long = [vec![b'a'; PART - 1], "\u{e9}x".as_bytes().to_vec()].concat();
+        fs::write(&path, &long).unwrap();
+        assert_eq!(read_file(&path).unwrap().as_bytes(), long);
+        fs::write(&path, [&long[..], b"\xe9"].concat()).unwrap();
+        assert!(read_file(&path).unwrap_err().to_string().contains(&format!("byte {}", PART + 2)));
+        assert!(stream(None, None, &mut |_| Ok(true)).unwrap().bytes > 10_000);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text_and_zero_bytes_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.txt");
+        for (bytes, want) in [
+            ("\u{feff}a\u{feff}b", "a\u{feff}b"),
+            ("a\0\0b", "a\0\0b"),
+            ("\u{feff}", ""),
+            ("", ""),
+            ("no end", "no end"),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            let (text, source) = read_all(&path, "text").unwrap();
+            assert_eq!((text.as_str(), source.bytes), (want, bytes.len()));
+            assert_eq!(source.sha256, sha256(bytes));
+        }
     }
 
     #[test]
@@ -109,19 +310,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.jsonl");
         fs::write(&path, "{\"text\": \"one\"}\n\n{\"text\": \"two\\n\", \"id\": 2}\n").unwrap();
-        let source = read(Some(&path), "text").unwrap();
-        assert_eq!((source.text.as_str(), source.documents), ("one\n\ntwo\n", 2));
+        let (text, source) = read_all(&path, "text").unwrap();
+        assert_eq!((text.as_str(), source.documents), ("one\n\ntwo\n", 2));
         assert_eq!(source.sha256, sha256(fs::read(&path).unwrap()));
-        let error = format!("{:#}", read(Some(&path), "body").err().unwrap());
+        let error = format!("{:#}", read_all(&path, "body").err().unwrap());
         assert!(error.contains("line 1") && error.contains("--text-field"), "{error}");
         fs::write(&path, "{\"text\": \"one\"}\n{\"text\"").unwrap();
-        let error = format!("{:#}", read(Some(&path), "text").err().unwrap());
+        let error = format!("{:#}", read_all(&path, "text").err().unwrap());
         assert!(error.contains("line 2"), "{error}");
-    }
-
-    #[test]
-    fn the_digest_is_the_published_one() {
-        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(sha256(b"abc"), abc);
+        // Many, without an end of the last line, and lines longer than what is read at once.
+        let many: String = (0..20_000).map(|i| format!("{{\"text\": \"{i}\"}}\r\n")).collect();
+        let long = "x".repeat(3 * PART);
+        fs::write(&path, format!("\u{feff}{many}{{\"text\": \"{long}\"}}")).unwrap();
+        let (text, source) = read_all(&path, "text").unwrap();
+        assert_eq!(source.documents, 20_001);
+        assert!(text.starts_with("0\n\n1\n\n2") && text.ends_with(&format!("19999\n\n{long}")));
     }
 }

@@ -19,6 +19,22 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     }
 }
 
+/// Numbers that may be too large for an `f64`, such as the perplexity of 800 nats: JSON has no infinity, so null stands for
+/// it.
+pub(crate) mod or_too_large {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes null for what is not finite.
+    pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.serialize_none() }
+    }
+
+    /// Reads null as infinity.
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::perplexity::Bucket;

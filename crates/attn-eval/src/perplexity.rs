@@ -33,9 +33,11 @@ pub struct Cell {
     pub stride: usize,
     /// The scaling's factor.
     pub factor: f64,
-    /// Exponential of `nll`.
+    /// Exponential of `nll`; infinite where that is more than a number can say, and null in JSON.
+    #[serde(with = "crate::exact::or_too_large")]
     pub perplexity: f64,
-    /// Standard error of the perplexity, tokens taken as independent.
+    /// Standard error of the perplexity, tokens taken as independent; infinite where the perplexity is.
+    #[serde(with = "crate::exact::or_too_large")]
     pub stderr: f64,
     /// Standard error of the perplexity, windows taken as independent; absent with fewer than two.
     pub stderr_windows: Option<f64>,
@@ -262,6 +264,8 @@ impl Scores {
     pub fn cell(self, label: &Label) -> Cell {
         let nll = stats::mean(&self.windows);
         let perplexity = nll.exp();
+        // Of an infinite perplexity no error is known, not even where all tokens cost the same.
+        let error = |of_nll: f64| if perplexity.is_finite() { perplexity * of_nll } else { f64::INFINITY };
         let last: Vec<WindowNll> = self.windows.iter().map(WindowNll::last_quarter).collect();
         let last_tokens: usize = last.iter().map(|w| w.tokens).sum();
         Cell {
@@ -270,8 +274,8 @@ impl Scores {
             stride: label.stride,
             factor: label.factor,
             perplexity,
-            stderr: perplexity * stats::token_error(&self.windows),
-            stderr_windows: stats::window_error(&self.windows).map(|error| perplexity * error),
+            stderr: error(stats::token_error(&self.windows)),
+            stderr_windows: stats::window_error(&self.windows).map(error),
             tokens: self.windows.iter().map(|w| w.tokens).sum(),
             windows: self.windows.len(),
             seconds: self.seconds,

@@ -20,7 +20,14 @@ fn about() -> About {
             trained_context: Some(8),
             rope_type: "default".into(),
         },
-        texts: vec![TextInfo { name: "t".into(), sha256: "cd".into(), bytes: 1, documents: 1, tokens: 64, used: 64 }],
+        texts: vec![TextInfo {
+            name: "t".into(),
+            sha256: "cd".into(),
+            bytes: 1,
+            documents: 1,
+            tokens: Some(64),
+            used: 64,
+        }],
         settings: Settings {
             modes: vec!["none".into(), "yarn".into()],
             contexts: vec![8, 16],

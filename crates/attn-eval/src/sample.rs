@@ -47,10 +47,10 @@ impl Sampler {
     /// The next token after `history`.
     ///
     /// # Errors
-    /// There are no logits, or one of them isn't a number.
+    /// There are no logits, or one of them isn't finite.
     pub fn next(&mut self, mut logits: Vec<f32>, history: &[u32]) -> Result<u32> {
         ensure!(!logits.is_empty(), "the model returned no logits");
-        ensure!(!logits.iter().any(|x| x.is_nan()), "the model's logits are not numbers; try another --dtype");
+        ensure!(logits.iter().all(|x| x.is_finite()), "the model's logits are not finite numbers");
         self.penalize(&mut logits, history);
         if self.options.temperature <= 0.0 {
             return Ok(argmax(&logits));
@@ -187,7 +187,9 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_are_refused() {
         let mut sampler = Sampler::new(SampleOptions::default());
-        assert!(sampler.next(vec![0.0, f32::NAN], &[]).is_err());
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(sampler.next(vec![0.0, value], &[]).is_err());
+        }
         assert!(sampler.next(vec![], &[]).is_err());
     }
 }

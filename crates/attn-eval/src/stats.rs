@@ -36,8 +36,10 @@ impl WindowNll {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// Lower end.
+    #[serde(with = "crate::exact::or_too_large")]
     pub low: f64,
     /// Upper end.
+    #[serde(with = "crate::exact::or_too_large")]
     pub high: f64,
 }
 

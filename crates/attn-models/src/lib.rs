@@ -9,6 +9,7 @@ mod builder;
 pub mod config;
 pub mod encodings;
 pub mod families;
+mod finite;
 pub mod memory;
 mod mlp;
 mod model;
@@ -20,6 +21,7 @@ mod stack;
 mod tokens;
 mod weights;
 
+pub use finite::check_finite;
 pub use model::{Architecture, Model, Options};
 pub use session::{RopeLength, Session};
 pub use weights::{TensorSource, load_then_stack};

@@ -5,7 +5,7 @@
 //! and values were computed from states under the old ones. Under [`RopeLength::Exact`] the session recomputes instead.
 
 use crate::stack::Memory;
-use crate::{Architecture, Model};
+use crate::{Architecture, Model, check_finite};
 use attn_core::{KvCache, Positions, Resolution};
 use candle_core::{Result, Tensor, bail};
 use std::sync::Arc;
@@ -78,10 +78,15 @@ impl Session {
     }
 
     /// Feeds ids `(b, t)` u32 and returns the logits `(b, vocab)` f32 after the last.
+    ///
+    /// # Errors
+    /// No tokens, ids outside the vocabulary, positions that the model does not have, or logits that are not finite.
     pub fn feed(&mut self, ids: &Tensor) -> Result<Tensor> {
         let hidden = self.advance(ids)?;
         let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?;
-        self.model.head_logits(&last)?.squeeze(1)
+        let logits = self.model.head_logits(&last)?.squeeze(1)?;
+        check_finite(&logits, &format!("the logits after {} tokens", self.len()))?;
+        Ok(logits)
     }
 
     /// Feeds ids `(b, t)` u32 and returns the logits `(b, t, vocab)` f32 after each.

@@ -9,11 +9,11 @@ use tokenizers::{AddedToken, Model, Tokenizer, TokenizerImpl};
 /// Ends a text; id 0.
 pub const END: &str = "<|endoftext|>";
 
-/// Trains a tokenizer of `vocab` tokens on `texts`.
+/// Trains a tokenizer of `vocab` tokens on `texts`, or on pieces of them that begin and end words.
 ///
 /// # Errors
 /// A vocabulary that doesn't hold the 256 bytes and the end of text, or that the texts are too short to fill.
-pub fn train(texts: &[&str], vocab: usize) -> Result<Tokenizer> {
+pub fn train<S: AsRef<str> + Send>(texts: impl Iterator<Item = S> + Send, vocab: usize) -> Result<Tokenizer> {
     anyhow::ensure!(vocab > 256, "a byte-level vocabulary has at least 257 tokens, not {vocab}");
     let failed = |e: Box<dyn std::error::Error + Send + Sync>| anyhow!("can't train a tokenizer: {e}");
     let mut trainer = BpeTrainer::builder()
@@ -26,7 +26,7 @@ pub fn train(texts: &[&str], vocab: usize) -> Result<Tokenizer> {
     let mut tokenizer: TokenizerImpl<BPE, tokenizers::NormalizerWrapper, ByteLevel, ByteLevel, ByteLevelDecoder> =
         TokenizerImpl::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(level)).with_decoder(Some(level));
-    tokenizer.train(&mut trainer, texts.iter()).map_err(failed)?;
+    tokenizer.train(&mut trainer, texts).map_err(failed)?;
     let found = tokenizer.get_model().get_vocab_size();
     anyhow::ensure!(
         found == vocab,
@@ -41,21 +41,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn pieces_give_the_tokenizer_of_the_whole() {
+        let text = include_str!("../../../models/sample.txt");
+        let (mut pieces, mut rest) = (vec![], text);
+        while rest.len() > 5000 {
+            let end = rest.floor_char_boundary(5000);
+            let (piece, after) = rest.split_at(loader::last_cut(&rest[..end], 0).unwrap());
+            pieces.push(piece);
+            rest = after;
+        }
+        pieces.push(rest);
+        let json = |tokenizer: Tokenizer| tokenizer.to_string(false).unwrap();
+        assert_eq!(json(train(pieces.into_iter(), 600).unwrap()), json(train([text].into_iter(), 600).unwrap()));
+    }
+
+    #[test]
     fn every_text_round_trips_and_training_repeats() {
         let text = include_str!("../../../models/sample.txt");
-        let tokenizer = train(&[text], 400).unwrap();
+        let tokenizer = train([text].into_iter(), 400).unwrap();
         assert_eq!(tokenizer.get_vocab_size(true), 400);
         assert_eq!(tokenizer.token_to_id(END), Some(0));
         for sample in [&text[..2000], "smörgåsbord \u{1F980}\0\n\n  x"] {
             let ids = tokenizer.encode(sample, false).unwrap();
             assert_eq!(tokenizer.decode(ids.get_ids(), false).unwrap(), sample);
         }
-        assert_eq!(tokenizer.to_string(false).unwrap(), train(&[text], 400).unwrap().to_string(false).unwrap());
+        assert_eq!(
+            tokenizer.to_string(false).unwrap(),
+            train([text].into_iter(), 400).unwrap().to_string(false).unwrap()
+        );
     }
 
     #[test]
     fn impossible_vocabularies_are_refused() {
-        assert!(train(&["abc"], 200).unwrap_err().to_string().contains("257"));
-        assert!(train(&["abc abc"], 1000).unwrap_err().to_string().contains("only"));
+        assert!(train(["abc"].into_iter(), 200).unwrap_err().to_string().contains("257"));
+        assert!(train(["abc abc"].into_iter(), 1000).unwrap_err().to_string().contains("only"));
     }
 }

@@ -32,7 +32,7 @@ fn settings(shape: &Shape, dtype: &str) -> Settings {
 }
 
 fn trainer(position: Position, dtype: &str) -> (Trainer, String) {
-    let tokenizer = bpe::train(&[TEXT], 320).unwrap();
+    let tokenizer = bpe::train([TEXT].into_iter(), 320).unwrap();
     let ids: Arc<[u32]> = tokenizer.encode(TEXT, false).unwrap().get_ids().into();
     let shape = shape(position);
     let trainer = Trainer::new(settings(&shape, dtype), shape.weights(5).unwrap(), ids).unwrap();

@@ -7,7 +7,10 @@
 //! error reliably: that is the price of mapping. `LoadOptions::mmap = false` reads the file instead, where the same
 //! event is an ordinary I/O error. Files that only grow, or are replaced by a rename, are safe either way.
 
-use crate::error::{LoadError, Result};
+use crate::{
+    error::{LoadError, Result},
+    regular,
+};
 use std::{
     borrow::Cow,
     fs::File,
@@ -36,13 +39,8 @@ enum Kind {
 impl Blob {
     /// Opens `path`, mapping it if `mmap`.
     pub(crate) fn open(path: &Path, mmap: bool) -> Result<Self> {
-        let file = File::open(path).map_err(LoadError::io(path, "open"))?;
-        let meta = file.metadata().map_err(LoadError::io(path, "read the size of"))?;
-        if !meta.is_file() {
-            let source = std::io::Error::other("not a regular file");
-            return Err(LoadError::Io { path: path.to_path_buf(), action: "open", source });
-        }
-        let len = meta.len();
+        let file = regular::open(path)?;
+        let len = file.metadata().map_err(LoadError::io(path, "read the size of"))?.len();
         // Mapping nothing is an error on some systems.
         let kind = if mmap && len > 0 {
             // SAFETY: the map is read-only and private to this struct. That nobody truncates the file meanwhile can't

@@ -1,11 +1,10 @@
 //! Chat templates: the Jinja program in a checkpoint that turns a conversation into one prompt.
 //!
 //! Templates are code from a stranger. They run here in an interpreter without files or network, with a bound on its
-//! steps and on its output, so that a template that loops for ever is an error like any other. What is not bounded is
-//! the memory of values in between, and the time of one step over a huge list: the interpreter offers no hook for
-//! either, so a template written to exhaust them, by joining a string to itself again and again, can. Whoever runs
-//! templates of strangers does so in a process with limits, as `attn generate --chat` does
-//! (`crates/attn-cli/src/template.rs`).
+//! steps, its time and its output, so that a template that loops for ever is an error like any other. What is not bounded
+//! is the memory of values in between: the interpreter offers no hook for it, so a template written to exhaust it, by
+//! joining a string to itself again and again or by nesting a list in itself, can. Whoever runs templates of strangers does
+//! so in a process with limits, as `attn generate --chat` does (`crates/attn-cli/src/template.rs`).
 
 mod filters;
 
@@ -14,32 +13,41 @@ use crate::{
     guard::guard,
 };
 use minijinja::{Environment, Error, ErrorKind, Value, context};
-use std::{io::Write, sync::mpsc, time::Duration};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    time::Duration,
+};
 
 /// Steps a template may take; real ones take a few hundred per message.
 const FUEL: u64 = 5_000_000;
 /// Bytes a template may write.
 const MAX_OUTPUT: usize = 16 << 20;
-/// Templates compile in well under a millisecond.
+/// Templates take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes a template may be long; the longest known is about 30 kB.
-const MAX_SOURCE: usize = 1 << 20;
+const MAX_SOURCE: usize = 1 << 17;
+/// The compiler goes down a chain (`1 + 1 + 1`, `x.a.b`, `elif` after `elif`) one call per link, without a bound of its own.
+/// So its stack grows with the source: a link is at least two bytes and takes less than a kilobyte, four where nothing is
+/// optimised.
+const STACK_PER_BYTE: usize = 4 << 10;
+/// For what a template builds while it runs: lists in lists are written and dropped one call per level too.
+const STACK: usize = 16 << 20;
 
-/// A checkpoint's chat template.
+/// A checkpoint's chat template. It is compiled when it is rendered, so that a broken one is in the way of those alone who
+/// need it.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
+    /// Where it comes from, for messages.
+    file: Option<PathBuf>,
 }
 
 impl ChatTemplate {
-    /// Parses a template.
-    ///
-    /// # Errors
-    /// It is not valid Jinja, or absurdly long.
-    pub fn new(source: &str) -> Result<Self> {
-        if source.len() > MAX_SOURCE {
-            return Err(failed(format!("it is {} bytes long; at most {MAX_SOURCE} are read", source.len())));
-        }
+    /// A template of this text.
+    #[must_use]
+    pub fn new(source: &str) -> Self {
         // A marker for training masks that is specific to transformers and produces no text.
         let mut source = source.to_string();
         for tag in ["generation", "endgeneration"] {
@@ -49,8 +57,12 @@ impl ChatTemplate {
                 source = source.replace(&format!("{open} {tag} {close}"), &format!("{l} {tag} {r}"));
             }
         }
-        compile(&source)?;
-        Ok(Self { source })
+        Self { source, file: None }
+    }
+
+    /// The same, with the file that errors name.
+    pub(crate) fn in_file(self, file: &Path) -> Self {
+        Self { file: Some(file.to_path_buf()), ..self }
     }
 
     /// The template's text.
@@ -59,13 +71,23 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// An error about this template, with the file it comes from.
+    #[must_use]
+    pub fn failure(&self, reason: &str) -> LoadError {
+        match &self.file {
+            Some(file) => failed(format!("{}: {reason}", file.display())),
+            None => failed(reason.to_string()),
+        }
+    }
+
     /// Renders `messages`, pairs of role and content; with `add_generation_prompt` the result ends where the
     /// assistant's answer begins. `bos` and `eos` are the texts of those tokens.
     ///
     /// The result already holds the tokens that begin a text, so encode it without adding any.
     ///
     /// # Errors
-    /// The template refuses the conversation (`raise_exception`), fails, or asks for too much time or output.
+    /// The template is absurdly long or not valid Jinja, refuses the conversation (`raise_exception`), fails, or asks for too
+    /// much time or output.
     pub fn render<R: AsRef<str>, C: AsRef<str>>(
         &self,
         messages: &[(R, C)],
@@ -73,38 +95,61 @@ impl ChatTemplate {
         bos: &str,
         eos: &str,
     ) -> Result<String> {
-        let env = environment(&self.source)?;
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|(role, content)| context! { role => role.as_ref(), content => content.as_ref() })
-            .collect();
-        let vars = context! {
-            messages, add_generation_prompt, bos_token => bos, eos_token => eos,
-            tools => (), documents => (),
+        if self.source.len() > MAX_SOURCE {
+            let length = self.source.len();
+            return Err(self.failure(&format!("it is {length} bytes long; at most {MAX_SOURCE} are rendered")));
+        }
+        let owned = |(role, content): &(R, C)| (role.as_ref().to_string(), content.as_ref().to_string());
+        let conversation = Conversation {
+            messages: messages.iter().map(owned).collect(),
+            add_generation_prompt,
+            bos: bos.to_string(),
+            eos: eos.to_string(),
         };
-        let template = env.get_template("chat").map_err(|e| failed(one_line(&e)))?;
-        let mut out = Bounded(Vec::new());
-        // Lists repeated past any length make the interpreter panic when they are written out.
-        let rendered = guard(|| template.render_captured_to(vars, &mut out).map(drop));
-        rendered.map_err(failed)?.map_err(|e| failed(one_line(&e)))?;
-        String::from_utf8(out.0).map_err(|_| failed("its output is not UTF-8".to_string()))
+        in_bounded_time(self.source.clone(), conversation).map_err(|reason| self.failure(&reason))
     }
 }
 
-/// Checks that a template compiles, in bounded time: the compiler evaluates constant expressions without counting steps, and
-/// one over a list of 10^12 elements never ends. The thread that does is left behind.
-fn compile(source: &str) -> Result<()> {
+/// What a template is told.
+struct Conversation {
+    messages: Vec<(String, String)>,
+    add_generation_prompt: bool,
+    bos: String,
+    eos: String,
+}
+
+/// Compiles and renders in a thread with a stack for it. The interpreter counts its steps, but evaluates constant expressions
+/// without counting, and one step over a list of 10^12 elements never ends; a thread that takes too long is left behind.
+fn in_bounded_time(source: String, conversation: Conversation) -> Result<String, String> {
     let (sender, receiver) = mpsc::channel();
-    let source = source.to_string();
-    std::thread::spawn(move || sender.send(environment(&source).map(drop)));
+    let stack = STACK + source.len() * STACK_PER_BYTE;
+    let thread = std::thread::Builder::new().name("chat template".to_string()).stack_size(stack);
+    // Lists repeated past any length make the interpreter panic when they are written out.
+    let job = move || sender.send(guard(|| render(&source, &conversation)).flatten());
+    thread.spawn(job).map_err(|e| format!("there is no memory to render it in: {e}"))?;
     match receiver.recv_timeout(PATIENCE) {
         Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Timeout) => Err(failed(format!("it did not finish within {PATIENCE:?}"))),
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed("compiling it failed".to_string())),
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(format!("it did not finish within {PATIENCE:?}")),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err("rendering it failed".to_string()),
     }
 }
 
-fn environment(source: &str) -> Result<Environment<'_>> {
+fn render(source: &str, conversation: &Conversation) -> Result<String, String> {
+    let Conversation { messages, add_generation_prompt, bos, eos } = conversation;
+    let env = environment(source).map_err(|e| one_line(&e))?;
+    let messages: Vec<Value> =
+        messages.iter().map(|(role, content)| context! { role => role, content => content }).collect();
+    let vars = context! {
+        messages, add_generation_prompt, bos_token => bos, eos_token => eos,
+        tools => (), documents => (),
+    };
+    let template = env.get_template("chat").map_err(|e| one_line(&e))?;
+    let mut out = Bounded(Vec::new());
+    template.render_captured_to(vars, &mut out).map_err(|e| one_line(&e))?;
+    String::from_utf8(out.0).map_err(|_| "its output is not UTF-8".to_string())
+}
+
+fn environment(source: &str) -> Result<Environment<'_>, Error> {
     let mut env = Environment::new();
     // As transformers sets Jinja up.
     env.set_trim_blocks(true);
@@ -115,7 +160,7 @@ fn environment(source: &str) -> Result<Environment<'_>> {
     });
     env.add_function("strftime_now", |format: String| strftime(&format, now()));
     filters::add(&mut env);
-    env.add_template("chat", source).map_err(|e| failed(one_line(&e)))?;
+    env.add_template("chat", source)?;
     Ok(env)
 }
 
@@ -228,7 +273,7 @@ mod tests {
 
     #[test]
     fn chatml() {
-        let template = ChatTemplate::new(CHATML).unwrap();
+        let template = ChatTemplate::new(CHATML);
         let text = template.render(&[("user", "hi")], true, "", "").unwrap();
         let want = "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
         assert_eq!(text, want);
@@ -240,7 +285,7 @@ mod tests {
             -%}{%- continue -%}{%- endif -%}{{ m['content'].strip().split(',')[0] | upper }}{{ m | tojson }}{%- endfor -%}\
             {%- generation -%}{{ strftime_now('%d %b %Y') | length }}";
         let source = source.replace("{%- generation -%}", "{%- generation -%}{%- endgeneration -%}");
-        let text = ChatTemplate::new(&source).unwrap();
+        let text = ChatTemplate::new(&source);
         let text = text.render(&[("user", "xyz"), ("user", " a<b,c ")], false, "<s>", "</s>").unwrap();
         assert_eq!(text, r#"<s>A<B{"content": " a<b,c ", "role": "user"}11"#);
     }
@@ -252,23 +297,76 @@ mod tests {
 
     #[test]
     fn refusals_are_errors() {
-        let raise = ChatTemplate::new("{{ raise_exception('no system prompt') }}").unwrap();
+        let raise = ChatTemplate::new("{{ raise_exception('no system prompt') }}");
         let err = raise.render(&[("user", "x")], true, "", "").unwrap_err().to_string();
         assert!(err.contains("no system prompt"), "{err}");
-        assert!(ChatTemplate::new("{% if %}").is_err());
-        assert!(ChatTemplate::new(&"x".repeat(MAX_SOURCE + 1)).is_err());
+        let broken = ChatTemplate::new("{% if %}").in_file(Path::new("x/chat_template.jinja"));
+        let err = broken.render(&[("user", "x")], true, "", "").unwrap_err().to_string();
+        assert!(err.contains("x/chat_template.jinja: syntax error"), "{err}");
+        let long = ChatTemplate::new(&"x".repeat(MAX_SOURCE + 1));
+        let err = long.render(&[("user", "x")], true, "", "").unwrap_err().to_string();
+        assert!(err.contains("bytes long"), "{err}");
+    }
+
+    /// As many links as a template may have, of every kind that the compiler follows by calling itself.
+    #[test]
+    fn chains_of_any_length_compile() {
+        for (before, link, after) in [
+            ("{{ 1", "+1", " }}"),
+            ("{{ 1", "-1", " }}"),
+            ("{{ 1", "*1", " }}"),
+            ("{{ 1", "//1", " }}"),
+            ("{{ 1", "**1", " }}"),
+            ("{{ 1", "%1", " }}"),
+            ("{{ 'a'", "~'a'", " }}"),
+            ("{{ 1", " and 1", " }}"),
+            ("{{ 0", " or 0", " }}"),
+            ("{{ 1", "<1", " }}"),
+            ("{{ 1", " in[1]", " }}"),
+            ("{{ 1", "|abs", " }}"),
+            ("{{ 1", " is true", " }}"),
+            ("{{ 1", " if 1 else 1", " }}"),
+            ("{{ x", ".a", " }}"),
+            ("{{ x", "[0]", " }}"),
+            ("{{ x", "()", " }}"),
+            ("{{ x", ".a()", " }}"),
+            ("{{ ", "-", "1 }}"),
+            ("{{ ", "not ", "1 }}"),
+            ("{{ ", "(", "1 }}"),
+            ("{% if 0 %}", "{%elif 0%}", "{% endif %}"),
+            ("", "{%if 1%}", ""),
+            ("", "{%for a in b%}", ""),
+        ] {
+            let links = (MAX_SOURCE - before.len() - after.len()) / link.len();
+            let template = ChatTemplate::new(&format!("{before}{}{after}", link.repeat(links)));
+            // Whether it is an error or not, the process is still there to tell.
+            if let Err(err) = template.render(&[("user", "x")], true, "", "") {
+                let err = err.to_string();
+                let said = [
+                    "syntax error",
+                    "undefined",
+                    "number",
+                    "operation",
+                    "unable",
+                    "too large",
+                    "overflow",
+                    "steps",
+                    "unknown",
+                ];
+                assert!(said.iter().any(|part| err.contains(part)), "{link}: {err}");
+            }
+        }
     }
 
     #[test]
     fn endless_templates_end() {
         let forever = "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}{% endfor %}\
             {% endfor %}{% endfor %}";
-        let err = ChatTemplate::new(forever).unwrap().render(&[("user", "x")], true, "", "").unwrap_err().to_string();
+        let err = ChatTemplate::new(forever).render(&[("user", "x")], true, "", "").unwrap_err().to_string();
         assert!(err.contains("steps"), "{err}");
         let flood = "{% for a in range(90000) %}{{ messages[0].content }}{% endfor %}";
         let content = "x".repeat(1000);
-        let err =
-            ChatTemplate::new(flood).unwrap().render(&[("user", &content)], true, "", "").unwrap_err().to_string();
+        let err = ChatTemplate::new(flood).render(&[("user", &content)], true, "", "").unwrap_err().to_string();
         assert!(err.contains("more than"), "{err}");
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     error::{LoadError, Result},
     folder, gguf,
     hub::{self, HubConfig},
+    regular,
     source::ModelRef,
     tokenizer::Tokenizer,
 };
@@ -124,7 +125,7 @@ impl OriginFile {
 
 /// The SHA-256 of a file in hexadecimal.
 pub(crate) fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = std::fs::File::open(path).map_err(LoadError::io(path, "open"))?;
+    let mut file = regular::open(path)?;
     let mut hash = Sha256::new();
     let mut buf = vec![0; 1 << 20];
     loop {
@@ -138,6 +139,23 @@ pub(crate) fn sha256_file(path: &Path) -> Result<String> {
 /// The SHA-256 of bytes in hexadecimal.
 pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(Sha256::digest(bytes))
+}
+
+/// The SHA-256 of bytes that come in parts.
+#[derive(Debug, Clone, Default)]
+pub struct Sha256Parts(Sha256);
+
+impl Sha256Parts {
+    /// Takes the next part.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest in hexadecimal.
+    #[must_use]
+    pub fn finish(self) -> String {
+        hex(self.0.finalize())
+    }
 }
 
 /// Lower-case hexadecimal.

@@ -236,6 +236,13 @@ pub enum LoadError {
         hint: String,
     },
 
+    /// The hub's address is none.
+    #[error("HF_ENDPOINT {endpoint:?} is no address of a hub: it begins with https:// or http:// and a host")]
+    BadEndpoint {
+        /// The address as given, without a password.
+        endpoint: String,
+    },
+
     /// The hub answered, but not with what was asked for.
     #[error("{url}: {reason}")]
     BadResponse {
@@ -278,14 +285,6 @@ impl LoadError {
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { path, action, source }
-    }
-
-    /// Says which file a chat template comes from.
-    pub(crate) fn in_file(self, file: &Path) -> Self {
-        match self {
-            Self::ChatTemplate { reason } => Self::ChatTemplate { reason: format!("{}: {reason}", file.display()) },
-            other => other,
-        }
     }
 
     /// An unusable tensor.

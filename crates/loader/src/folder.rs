@@ -5,6 +5,7 @@ use crate::{
     checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile},
     deferred::Deferred,
     error::{LoadError, Result},
+    regular,
     safetensors::{self, SafetensorsSource},
     scaled,
     tokenizer::Tokenizer,
@@ -12,7 +13,6 @@ use crate::{
 use serde_json::Value;
 use std::{
     borrow::Cow,
-    fs::File,
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
@@ -38,8 +38,7 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Reads a file of at most `max` bytes.
 pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(LoadError::io(path, "open"))?;
-    file.take(max + 1).read_to_end(&mut bytes).map_err(LoadError::io(path, "read"))?;
+    regular::open(path)?.take(max + 1).read_to_end(&mut bytes).map_err(LoadError::io(path, "read"))?;
     if bytes.len() as u64 > max {
         let source = std::io::Error::other(format!("it is longer than {max} bytes"));
         return Err(LoadError::Io { path: path.to_path_buf(), action: "read", source });
@@ -61,13 +60,17 @@ fn read_object(path: &Path) -> Result<Value> {
 /// Opens the checkpoint in `folder`; `model` and `commit` are for its origin.
 pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: &LoadOptions) -> Result<Checkpoint> {
     let config_path = folder.join("config.json");
-    if !config_path.exists() {
+    if !regular::exists(&config_path)? {
         return Err(missing_config(folder));
     }
     let mut config = read_object(&config_path)?;
     let (weights, mut files) = open_weights(folder, options)?;
     let (weights, quantization) = scaled::fold(&mut config, &config_path, weights)?;
-    files.extend(SMALL_FILES.iter().map(|f| folder.join(f)).filter(|p| p.exists()));
+    for path in SMALL_FILES.map(|name| folder.join(name)) {
+        if regular::exists(&path)? {
+            files.push(path);
+        }
+    }
     let tokenizer_config = optional_object(folder, "tokenizer_config.json")?;
     let generation_config = optional_object(folder, "generation_config.json")?;
     let generation_path = folder.join("generation_config.json");
@@ -75,7 +78,7 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
     sources.push((&config, &config_path));
     let generation = generation_defaults(&sources)?;
     let tokenizer_path = folder.join("tokenizer.json");
-    let tokenizer = if tokenizer_path.exists() {
+    let tokenizer = if regular::exists(&tokenizer_path)? {
         let bytes = read_bounded(&tokenizer_path, MAX_TOKENIZER)?;
         let beside = [tokenizer_config.clone(), optional_object(folder, "special_tokens_map.json")?];
         let (config, generation) = (config.clone(), generation.clone());
@@ -137,7 +140,7 @@ pub(crate) fn from_bytes(config: &[u8], weights: Cow<'static, [u8]>, tokenizer: 
 
 fn optional_object(folder: &Path, name: &str) -> Result<Option<Value>> {
     let path = folder.join(name);
-    if path.exists() { read_object(&path).map(Some) } else { Ok(None) }
+    if regular::exists(&path)? { read_object(&path).map(Some) } else { Ok(None) }
 }
 
 fn listing(folder: &Path) -> Vec<String> {
@@ -160,10 +163,10 @@ fn missing_config(folder: &Path) -> LoadError {
 fn open_weights(folder: &Path, options: &LoadOptions) -> Result<(SafetensorsSource, Vec<PathBuf>)> {
     let single = folder.join(SINGLE);
     let index = folder.join(INDEX);
-    if single.exists() {
+    if regular::exists(&single)? {
         return Ok((SafetensorsSource::open(&single, options.mmap)?, vec![single]));
     }
-    if index.exists() {
+    if regular::exists(&index)? {
         let source = SafetensorsSource::open_sharded(&index, options.mmap)?;
         let mut files = vec![index.clone()];
         files.extend(safetensors::shards(&index)?.into_iter().map(|s| folder.join(s)));
@@ -259,11 +262,11 @@ fn configure(tok: &mut Tokenizer, sources: [Option<&Value>; 2], config: &Value, 
 /// The template in a file of its own, else in tokenizer_config.json (one, or several with names).
 fn find_template(folder: &Path, tokenizer_config: Option<&Value>) -> Result<Option<ChatTemplate>> {
     let jinja = folder.join("chat_template.jinja");
-    if jinja.exists() {
+    if regular::exists(&jinja)? {
         let bytes = read_bounded(&jinja, MAX_JSON)?;
         let reason = format!("{} is not UTF-8", jinja.display());
         let text = String::from_utf8(bytes).map_err(|_| LoadError::ChatTemplate { reason })?;
-        return ChatTemplate::new(&text).map(Some).map_err(|e| e.in_file(&jinja));
+        return Ok(Some(ChatTemplate::new(&text).in_file(&jinja)));
     }
     let own = optional_object(folder, "chat_template.json")?;
     let sources = [("chat_template.json", own.as_ref()), ("tokenizer_config.json", tokenizer_config)];
@@ -278,5 +281,5 @@ fn find_template(folder: &Path, tokenizer_config: Option<&Value>) -> Result<Opti
         _ => None,
     };
     let file = folder.join(found.map_or("", |(file, _)| file));
-    text.map(ChatTemplate::new).transpose().map_err(|e| e.in_file(&file))
+    Ok(text.map(|text| ChatTemplate::new(text).in_file(&file)))
 }

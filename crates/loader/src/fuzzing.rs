@@ -30,3 +30,9 @@ pub fn safetensors_index(bytes: &[u8]) {
         assert!(map.values().all(|shard| !shard.starts_with('/') && shard.split('/').all(|part| part != "..")));
     }
 }
+
+/// What a hub answers: its list of files, and, line by line, where it redirects to.
+#[cfg(feature = "hub")]
+pub fn hub(bytes: &[u8]) {
+    crate::hub::fuzz(bytes);
+}

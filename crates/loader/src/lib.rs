@@ -26,15 +26,16 @@ pub mod fuzzing;
 mod gguf;
 mod guard;
 mod hub;
+mod regular;
 mod safetensors;
 mod scaled;
 mod source;
 mod tokenizer;
 
 pub use chat::ChatTemplate;
-pub use checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile, sha256};
+pub use checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile, Sha256Parts, sha256};
 pub use error::{LoadError, Result};
 pub use hub::{Fetched, HubConfig, download};
 pub use safetensors::SafetensorsSource;
 pub use source::{HubRef, ModelRef};
-pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use tokenizer::{BYTES_PER_BYTE, StreamDecoder, TextEncoder, Tokenizer, last_cut};

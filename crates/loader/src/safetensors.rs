@@ -8,6 +8,7 @@ use crate::{
     blob::Blob,
     convert,
     error::{LoadError, Result},
+    regular,
 };
 use attn_models::TensorSource;
 use candle_core::{DType, Device, Shape, Tensor};
@@ -79,7 +80,7 @@ impl SafetensorsSource {
         let mut unlisted: BTreeMap<String, Place> = BTreeMap::new();
         for (shard, names) in shards {
             let path = folder.join(shard);
-            if !path.exists() {
+            if !regular::exists(&path)? {
                 let hint = format!("{} needs it, for {} among others", file_name(index), names[0]);
                 return Err(LoadError::MissingFile { folder: folder.to_path_buf(), file: shard.to_string(), hint });
             }

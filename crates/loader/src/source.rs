@@ -41,6 +41,10 @@ impl ModelRef {
         if !model.is_empty() && path.exists() {
             return Ok(Self::Path(path));
         }
+        // A link that leads nowhere is a path all the same.
+        if std::fs::symlink_metadata(&path).is_ok() {
+            return Err(LoadError::NotFound { path });
+        }
         let starts = [".", "/", "~", "\\"].iter().any(|p| model.starts_with(p));
         if starts || model.contains('\\') || model.chars().nth(1) == Some(':') {
             return Err(LoadError::NotFound { path });

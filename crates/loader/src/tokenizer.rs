@@ -8,7 +8,13 @@ use crate::{
     error::{LoadError, Result},
     guard::guard,
 };
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
+
+mod outline;
+mod pieces;
+
+pub(crate) use outline::MAX_ADDED;
+pub use pieces::{BYTES_PER_BYTE, TextEncoder, last_cut};
 
 /// Text to token ids and back.
 #[derive(Debug, Clone)]
@@ -22,7 +28,11 @@ pub struct Tokenizer {
     pub add_bos: Option<bool>,
     /// Whether `encode` with special tokens ends with the first of `eos_ids`; `None` leaves it to tokenizer.json.
     pub add_eos: Option<bool>,
+    /// What whoever uses the tokenizer should be told.
+    pub warnings: Vec<String>,
     vocab_limit: Option<usize>,
+    /// Whether a text may be tokenised in pieces, once somebody asked.
+    pieces: OnceLock<bool>,
 }
 
 impl Tokenizer {
@@ -36,8 +46,28 @@ impl Tokenizer {
 
     /// [`from_json`](Self::from_json), with only the reason of a failure.
     pub(crate) fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let inner = guard(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())).flatten();
-        inner.map(Self::new).map_err(|reason| format!("not a valid tokenizer.json: {reason}"))
+        let read = || {
+            let outline = outline::Outline::check(bytes)?;
+            let inner = guard(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())).flatten()?;
+            let mut tokenizer = Self::new(inner);
+            if let Some(dropout) = outline.dropout() {
+                tokenizer.without_dropout(dropout);
+            }
+            Ok(tokenizer)
+        };
+        read().map_err(|reason: String| format!("not a valid tokenizer.json: {reason}"))
+    }
+
+    /// Switches off what leaves out merges at random, for training: the ids of a text would be others at every call.
+    fn without_dropout(&mut self, dropout: f64) {
+        if let tokenizers::ModelWrapper::BPE(bpe) = self.inner.get_model() {
+            let mut certain = bpe.clone();
+            certain.dropout = None;
+            self.inner.with_model(certain);
+            self.warnings.push(format!(
+                "the tokenizer leaves out merges at random (dropout {dropout}), as for training; that is switched off"
+            ));
+        }
     }
 
     /// Wraps a tokenizer made elsewhere; it has no beginning or end of text until they are set.
@@ -46,7 +76,16 @@ impl Tokenizer {
         // Neither has a place in feeding a model: both would change the ids silently.
         inner.with_padding(None);
         let _ = inner.with_truncation(None);
-        Self { inner, bos_id: None, eos_ids: Vec::new(), add_bos: None, add_eos: None, vocab_limit: None }
+        Self {
+            inner,
+            bos_id: None,
+            eos_ids: Vec::new(),
+            add_bos: None,
+            add_eos: None,
+            warnings: Vec::new(),
+            vocab_limit: None,
+            pieces: OnceLock::new(),
+        }
     }
 
     /// Refuses ids from `vocab_size` on, for which the model has no embedding.
@@ -79,17 +118,26 @@ impl Tokenizer {
     }
 
     fn encode_as(&self, text: &str, add_special: bool, add_bos: Option<bool>) -> Result<Vec<u32>> {
-        let mut ids = self.raw(text, add_special)?;
-        if add_special {
-            self.set_ends(&mut ids, text, add_bos)?;
+        if !add_special {
+            let ids = self.encode_plain(text)?;
+            self.check_ids(&ids)?;
+            return Ok(ids);
         }
+        let mut ids = self.encode_special(text)?;
+        self.set_ends(&mut ids, text, add_bos)?;
+        self.check_ids(&ids)?;
+        Ok(ids)
+    }
+
+    /// Refuses ids that the model has no embedding for.
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
         if let Some(limit) = self.vocab_limit
             && let Some(&id) = ids.iter().find(|&&id| id as usize >= limit)
         {
             let token = self.inner.id_to_token(id).unwrap_or_default();
             return Err(LoadError::TokenOutOfVocabulary { token, id, vocab_size: limit });
         }
-        Ok(ids)
+        Ok(())
     }
 
     /// What tokenizer.json alone makes of a text.
@@ -121,11 +169,11 @@ impl Tokenizer {
             match add_bos {
                 Some(true) if ids.first() != Some(&bos) => ids.insert(0, bos),
                 // One that is written out is not doubled.
-                Some(true) if ids.starts_with(&[bos, bos]) && self.raw(text, false)?.first() == Some(&bos) => {
+                Some(true) if ids.starts_with(&[bos, bos]) && self.encode_plain(text)?.first() == Some(&bos) => {
                     ids.remove(0);
                 }
                 // Only what was put in front of the text goes, not what is written in it.
-                Some(false) if ids.first() == Some(&bos) && ids[1..].starts_with(&self.raw(text, false)?) => {
+                Some(false) if ids.first() == Some(&bos) && ids[1..].starts_with(&self.encode_plain(text)?) => {
                     ids.remove(0);
                 }
                 _ => {}

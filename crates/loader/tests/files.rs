@@ -269,7 +269,11 @@ fn json_beside_the_weights() {
         ("chat_template.jinja", b"\xff\xfe", "UTF-8"),
     ] {
         let dir = folder(&[("model.safetensors", &weights), (name, bytes)]);
-        let err = open(dir.path()).and_then(|c| c.tokenizer().map(drop)).unwrap_err().to_string();
+        let used = |c: Checkpoint| {
+            c.tokenizer()?;
+            c.render_chat(&[("user", "x")], true).map(drop)
+        };
+        let err = open(dir.path()).and_then(used).unwrap_err().to_string();
         assert!(err.contains(want) && err.contains(name) && !err.contains('\n'), "{name}: {err}");
     }
 }
@@ -409,6 +413,52 @@ fn a_link_to_something_else_is_refused_as_what_it_is() {
         let err = open(dir.path()).unwrap_err().to_string();
         assert!(err.contains("model.safetensors") && !err.contains('\n'), "{target}: {err}");
     }
+}
+
+/// Every file that a folder may have, as something that waits, has no end, is none, or leads nowhere.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_an_error_that_names_it() {
+    let names = [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ];
+    for name in names {
+        for kind in ["fifo", "socket", "folder", "endless", "nowhere", "circle"] {
+            let weights = two_tensors();
+            let dir = folder(&[("model.safetensors", &weights), ("tokenizer.json", b"{}")]);
+            let path = dir.path().join(name);
+            let _ = std::fs::remove_file(&path);
+            if name.ends_with("index.json") {
+                std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+            }
+            let link = |target: &str| std::os::unix::fs::symlink(target, &path).unwrap();
+            match kind {
+                "fifo" => assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success()),
+                "socket" => drop(std::os::unix::net::UnixListener::bind(&path).unwrap()),
+                "folder" => std::fs::create_dir(&path).unwrap(),
+                "endless" => link("/dev/zero"),
+                "nowhere" => link("not/there"),
+                _ => link(name),
+            }
+            let err = open(dir.path()).unwrap_err().to_string();
+            assert!(err.contains(&format!("{name}: can't open")), "{name} as {kind}: {err}");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert!(open(&path).unwrap_err().to_string().contains("not a regular file"));
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("gone.gguf", &path).unwrap();
+    assert!(matches!(open(&path), Err(LoadError::NotFound { .. })));
 }
 
 #[cfg(unix)]

@@ -430,6 +430,15 @@ fn open_bytes(bytes: &[u8]) -> Result<Checkpoint, LoadError> {
 }
 
 #[test]
+fn a_broken_chat_template_is_in_the_way_of_none_but_who_renders_it() {
+    let mut g = tiny_llama();
+    g.set("tokenizer.chat_template", "{% if %}");
+    let checkpoint = open_bytes(&g.bytes()).unwrap();
+    let err = checkpoint.render_chat(&[("user", "x")], true).unwrap_err().to_string();
+    assert!(err.contains("model.gguf") && err.contains("syntax error"), "{err}");
+}
+
+#[test]
 fn metadata_that_lies() {
     let array = |tag: u32, len: u64| [tag.to_le_bytes().to_vec(), len.to_le_bytes().to_vec()].concat();
     for (key, value, want) in [
@@ -461,7 +470,6 @@ fn metadata_that_lies() {
         ("llama.attention.clamp_kqv", Meta::F32(8.0), "llama.attention.clamp_kqv"),
         ("llama.attn_logit_softcapping", Meta::F32(30.0), "read by nothing"),
         ("clever.trick", Meta::U32(1), "clever.trick"),
-        ("tokenizer.chat_template", Meta::from("{% if %}"), "model.gguf"),
     ] {
         let mut g = tiny_llama();
         g.set(key, value);

@@ -324,6 +324,130 @@ fn a_password_in_the_address_stays_secret() {
     assert!(err.to_string().contains("web page") && !format!("{err:?}").contains("secret"), "{err}");
 }
 
+/// Every status that redirects, to every kind of place: only the hub's own scheme, host and port get the token.
+#[test]
+fn the_token_stays_at_its_origin() {
+    let config = b"{}".as_slice();
+    for status in [301, 302, 303, 307, 308] {
+        for target in ["path", "absolute", "other port", "other name", "twice"] {
+            let (hub, dir) = (Hub::with_model(), cache());
+            let other = Hub::new(&[("config.json", config)]);
+            let there = "/storage/config.json?sig=x";
+            let location = match target {
+                "path" => there.to_string(),
+                "absolute" => format!("{}{there}", hub.url),
+                "other name" => format!("{}{there}", hub.url.replace("127.0.0.1", "localhost")),
+                // Another origin, and from there back: whoever is in between may have chosen the path.
+                _ => format!("{}{there}", other.url),
+            };
+            let redirect = |to: &str| Reply::status(status).header("Location", to);
+            hub.script("resolve/0123456789abcdef0123456789abcdef01234567/config", redirect(&location));
+            if target == "twice" {
+                other.script("storage", redirect(&format!("{}{there}", other.url.replace("127.0.0.1", "localhost"))));
+            }
+            // What comes is checked as ever, and the other hub has another config.
+            let _ = download("org/name", &hub.options(dir.path()));
+            let storage: Vec<_> =
+                [&hub, &other].iter().flat_map(|h| h.log()).filter(|r| r.path.starts_with("/storage/config")).collect();
+            let may = matches!(target, "path" | "absolute");
+            assert!(!storage.is_empty(), "{status} to {target}");
+            for request in storage {
+                assert_eq!(request.token.is_some(), may, "{status} to {target}: {}", request.path);
+            }
+            assert!(hub.log().iter().filter(|r| r.path.contains("/api/")).all(|r| r.token.is_some()));
+        }
+    }
+}
+
+#[test]
+fn redirects_end() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    for _ in 0..200 {
+        hub.script("config", Reply::status(302).header("Location", &format!("/org/name/resolve/{COMMIT}/config.json")));
+    }
+    assert!(fails(&hub, dir.path()).to_string().contains("redirect"));
+    for place in ["file:///etc/passwd", "gopher://x/y", "http://"] {
+        let (hub, dir) = (Hub::with_model(), cache());
+        for _ in 0..9 {
+            hub.script("config", Reply::status(302).header("Location", place));
+        }
+        assert!(fails(&hub, dir.path()).to_string().contains("redirect"), "{place}");
+    }
+}
+
+/// A hub that sends a little and hangs up, a little and another range, or a byte now and then, holds nobody up.
+#[test]
+fn downloads_that_never_end_are_given_up() {
+    let big = weights(3_000);
+    let fresh = || (Hub::new(&[("config.json", b"{}"), ("model.safetensors", &big)]), cache());
+    for (bytes, wrong) in [(1, false), (2, true), (1_000, true)] {
+        let (hub, dir) = fresh();
+        hub.drip(bytes);
+        if wrong {
+            hub.wrong_ranges();
+        }
+        let err = fails(&hub, dir.path());
+        assert!(matches!(err, LoadError::Unreachable { .. }), "{err}");
+        assert!(hub.log().len() < 20, "{bytes} {wrong}: {} requests", hub.log().len());
+    }
+    let (hub, dir) = fresh();
+    hub.slow(Duration::from_millis(10));
+    let mut options = hub.options(dir.path());
+    (options.hub.slow_patience, options.hub.slowest) = (Duration::from_millis(300), 2_000);
+    let start = Instant::now();
+    let err = fails_for("org/name", &options, dir.path()).to_string();
+    assert!(err.contains("bytes came in") && err.contains("again"), "{err}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    // The same of the API's answer.
+    let (hub, dir) = fresh();
+    for _ in 0..9 {
+        let slow = Reply { slow: Duration::from_millis(10), ..Reply::status(200).body(&[b' '; 9_000]) };
+        hub.script("/api/", slow);
+    }
+    options.hub.endpoint = hub.url.clone();
+    let err = fails_for("org/name", &options, dir.path()).to_string();
+    assert!(err.contains("bytes came in"), "{err}");
+}
+
+#[test]
+fn nobody_waits_for_a_year() {
+    for wait in ["31536000", "18446744073709551615"] {
+        let (hub, dir) = (Hub::with_model(), cache());
+        hub.script("storage", Reply::status(429).header("Retry-After", wait));
+        let start = Instant::now();
+        let err = fails(&hub, dir.path()).to_string();
+        assert!(err.contains(&format!("asks to wait for {wait} s")), "{err}");
+        hub.script("/api/", Reply::status(503).header("Retry-After", wait));
+        let err = fails(&hub, dir.path()).to_string();
+        assert!(err.contains(&format!("asks to wait for {wait} s")), "{err}");
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+}
+
+#[test]
+fn a_commit_is_the_one_that_was_asked_for() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let asked = "f".repeat(40);
+    let other = format!("{{\"sha\": \"{COMMIT}\", \"siblings\": []}}");
+    hub.script("/revision/ffff", Reply::status(200).body(other.as_bytes()));
+    let err = fails_for(&format!("org/name@{asked}"), &hub.options(dir.path()), dir.path()).to_string();
+    assert!(err.contains(&asked) && err.contains(COMMIT), "{err}");
+    download(&format!("org/name@{COMMIT}"), &hub.options(dir.path())).unwrap();
+}
+
+#[test]
+fn an_endpoint_is_an_address() {
+    let dir = cache();
+    for endpoint in ["huggingface.co", "", "localhost:8080", "ftp://hub.co", "https://", "//hub.co", "http://hub.co:x"]
+    {
+        let mut options = Hub::with_model().options(dir.path());
+        options.hub.endpoint = endpoint.to_string();
+        (options.hub.backoff, options.hub.retries) = (Duration::from_secs(60), 5);
+        let err = fails_for("org/name", &options, dir.path());
+        assert!(matches!(err, LoadError::BadEndpoint { .. }), "{endpoint}: {err}");
+    }
+}
+
 #[test]
 fn answers_that_are_not_the_api() {
     for (body, want) in [

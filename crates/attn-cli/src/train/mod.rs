@@ -17,7 +17,9 @@ use loader::Tokenizer;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::{fs, time::Instant};
 
 /// Where a run starts: its tokenizer as JSON, config and first weights.
@@ -48,11 +50,11 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     if args.load.device != DeviceName::Cpu {
         return usage("--device: training runs on the CPU");
     }
-    let texts = args.text.iter().map(|path| text::read_file(path)).collect::<Result<Vec<_>>>()?;
+    text::check(&args.text)?;
     model::set_threads(args.load.threads)?;
     // The shards of a step have the cores already, and Candle's pool for element-wise operations admits one at a time.
     model::tell_candle("CANDLE_NUM_THREADS", 1);
-    let start = if args.model.is_some() { tuned(args, &texts)? } else { fresh(args, &texts)? };
+    let start = if args.model.is_some() { tuned(args)? } else { fresh(args)? };
     let text_tokens = start.tokens.len();
     let mut trainer = Trainer::new(settings(args, start.config), start.weights, start.tokens)?;
     fs::create_dir_all(&args.out).with_context(|| format!("can't create {}", args.out.display()))?;
@@ -122,11 +124,11 @@ fn settings(args: &TrainArgs, config: Value) -> Settings {
 }
 
 /// A new model.
-fn fresh(args: &TrainArgs, texts: &[String]) -> Result<Start> {
+fn fresh(args: &TrainArgs) -> Result<Start> {
     let s = &args.shape;
     let tokenizer = match &s.tokenizer {
         Some(path) => Tokenizer::from_json(path, text::read_file(path)?.as_bytes())?,
-        None => Tokenizer::new(bpe::train(&texts.iter().map(String::as_str).collect::<Vec<_>>(), s.vocab)?),
+        None => train_tokenizer(&args.text, s.vocab)?,
     };
     let shape = Shape {
         position: s.position.unwrap_or(Position::Rope),
@@ -140,21 +142,21 @@ fn fresh(args: &TrainArgs, texts: &[String]) -> Result<Start> {
     };
     Ok(Start {
         tokenizer: json(&tokenizer)?,
-        tokens: encode(&tokenizer, texts, Some(0))?,
+        tokens: encode(&tokenizer, &args.text, Some(0))?,
         config: shape.config()?,
         weights: shape.weights(args.seed)?,
     })
 }
 
 /// A checkpoint, trained further as it is: its config decides positions and shape.
-fn tuned(args: &TrainArgs, texts: &[String]) -> Result<Start> {
+fn tuned(args: &TrainArgs) -> Result<Start> {
     let (s, name) = (&args.shape, args.model.as_deref().unwrap_or_default());
     if s.position.is_some() || s.tokenizer.is_some() {
         return usage(format!("--position and --tokenizer are for a new model; {name} has its own"));
     }
     let (checkpoint, name) = model::checkpoint(args.model.as_deref(), &args.load)?;
     model::spec(&checkpoint.config, &name, &args.load)?;
-    let tokenizer = checkpoint.require_tokenizer()?;
+    let tokenizer = model::tokenizer(&checkpoint, &name)?;
     let source = checkpoint.weights.clone();
     let weights = source.names().into_iter().map(|name| {
         let tensor = source.load(&name, DType::F32, &Device::Cpu)?;
@@ -162,7 +164,7 @@ fn tuned(args: &TrainArgs, texts: &[String]) -> Result<Start> {
     });
     Ok(Start {
         tokenizer: json(tokenizer)?,
-        tokens: encode(tokenizer, texts, tokenizer.eos_ids.first().copied())?,
+        tokens: encode(tokenizer, &args.text, tokenizer.eos_ids.first().copied())?,
         config: checkpoint.config.clone(),
         weights: weights.collect::<Result<_>>()?,
     })
@@ -174,11 +176,45 @@ fn json(tokenizer: &Tokenizer) -> Result<String> {
 }
 
 /// The ids of all texts, one after the other, each with its end.
-fn encode(tokenizer: &Tokenizer, texts: &[String], end: Option<u32>) -> Result<Arc<[u32]>> {
+fn encode(tokenizer: &Tokenizer, texts: &[PathBuf], end: Option<u32>) -> Result<Arc<[u32]>> {
     let mut ids = Vec::new();
-    for text in texts {
-        ids.extend(tokenizer.encode(text, false)?);
+    for path in texts {
+        let text = text::tokenize_plain(path, tokenizer)?;
+        ids.reserve_exact(text.len() + 1);
+        ids.extend(text);
         ids.extend(end);
     }
     Ok(ids.into())
+}
+
+/// A tokenizer of the texts, which are read as it learns from them.
+fn train_tokenizer(texts: &[PathBuf], vocab: usize) -> Result<Tokenizer> {
+    let (sender, receiver) = sync_channel::<String>(2);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || texts.iter().try_for_each(|path| send_pieces(path, &sender)));
+        let trained = bpe::train(receiver.into_iter(), vocab).map(Tokenizer::new);
+        match reader.join() {
+            Ok(read) => read.and(trained),
+            Err(_) => anyhow::bail!("reading the texts failed"),
+        }
+    })
+}
+
+/// Sends a text in pieces that begin and end words, until nobody listens.
+fn send_pieces(path: &Path, to: &SyncSender<String>) -> Result<()> {
+    const PIECE: usize = 1 << 20;
+    let mut held = String::new();
+    text::stream(Some(path), None, &mut |part| {
+        let searched = held.len().saturating_sub(2);
+        held.push_str(part);
+        match loader::last_cut(&held, searched).filter(|_| held.len() >= PIECE) {
+            None => Ok(true),
+            Some(cut) => {
+                let rest = held.split_off(cut);
+                Ok(to.send(std::mem::replace(&mut held, rest)).is_ok())
+            }
+        }
+    })?;
+    let _ = to.send(held);
+    Ok(())
 }

@@ -37,7 +37,8 @@ pub struct Versus {
     pub mode: String,
     /// Tokens per window.
     pub context: usize,
-    /// The other mode's perplexity.
+    /// The other mode's perplexity; infinite where that is more than a number can say, and null in JSON.
+    #[serde(with = "crate::exact::or_too_large")]
     pub perplexity: f64,
     /// By how much the recommended mode's mean negative log-likelihood exceeds the other's, in nats per token.
     pub nll: f64,
@@ -92,7 +93,8 @@ pub struct Recommendation {
     pub factor: Option<f64>,
     /// The longest length compared.
     pub context: usize,
-    /// The setting's perplexity there.
+    /// The setting's perplexity there; as in [`Versus`].
+    #[serde(with = "crate::exact::or_too_large")]
     pub perplexity: f64,
     /// Windows of that length.
     pub windows: usize,

@@ -12,6 +12,7 @@
 //! or before an interruption.
 
 mod advice;
+mod check;
 mod encodings;
 mod mode;
 pub(crate) mod results;

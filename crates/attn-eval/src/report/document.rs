@@ -70,13 +70,21 @@ impl<'a> PasskeyDocument<'a> {
 /// What [`Document`] was made from, read back.
 ///
 /// # Errors
-/// It is not JSON, not a comparison, one of a layout that this version doesn't read, or of texts that it doesn't list.
+/// It is not JSON, not a comparison, one of a layout that this version doesn't read, of texts that it doesn't list, or
+/// holds figures that no measurement can come to.
 pub fn read_document(json: &str) -> Result<(About, Results)> {
     let document: Value = serde_json::from_str(json).context("it is not JSON")?;
     let format = document.get("format").and_then(Value::as_str).unwrap_or("none");
     ensure!(format == FORMAT, "it is not a comparison of attn: its format is {format}, not {FORMAT}");
-    let (about, results) = (About::deserialize(&document)?, Results::deserialize(&document)?);
+    let (about, mut results) = (About::deserialize(&document)?, Results::deserialize(&document)?);
     about.check_texts(results.by_text.iter().map(|part| part.text))?;
+    results.check(&about)?;
+    // What follows from the figures is worked out from them; only the options of programs have no other source.
+    let applied = results.recommendation.take().map(|found| found.applied);
+    results.recommend(&about);
+    if let Some(found) = &mut results.recommendation {
+        found.applied = applied.unwrap_or_default();
+    }
     Ok((about, results))
 }
 
@@ -151,8 +159,8 @@ pub struct TextInfo {
     pub bytes: usize,
     /// Documents in it: 1 but for JSON Lines.
     pub documents: usize,
-    /// Tokens in it.
-    pub tokens: usize,
+    /// Tokens in it; absent where no more were counted than are used.
+    pub tokens: Option<usize>,
     /// Tokens used, from its beginning.
     pub used: usize,
 }

@@ -26,15 +26,22 @@ pub use svg::svg;
 pub use table::{TableStyle, table};
 pub use verdict::{Verdict, search_sentence, verdict};
 
+use crate::perplexity::Cell;
+
 /// What the models of [`Results::encodings`](crate::compare::Results::encodings) are.
 pub const ENCODINGS: &str = "Small models that differ in their position encoding alone, trained at 256 tokens on the same \
                              novels, each as it is. Their tokens are not those of the model above: compare along a row and \
                              down a column, not with the other table.";
 
+/// A cell's perplexity, or its nats per token where the perplexity is more than a number can say.
+pub(crate) fn figure(cell: &Cell) -> String {
+    if cell.perplexity.is_finite() { short(cell.perplexity) } else { format!("{:.0} nats", cell.nll) }
+}
+
 /// A perplexity with as many digits as are worth reading.
 pub(crate) fn short(perplexity: f64) -> String {
     match perplexity {
-        x if !x.is_finite() => "inf".to_string(),
+        x if !x.is_finite() => "over 1e308".to_string(),
         x if x < 99.995 => format!("{x:.2}"),
         x if x < 999.95 => format!("{x:.1}"),
         x if x < 99_999.5 => format!("{x:.0}"),

@@ -4,7 +4,7 @@
 //! and on a dark page and its figures can be found by hovering and by screen readers.
 
 use super::markup::escape;
-use super::short;
+use super::{figure, short};
 use crate::compare::{contexts, modes};
 use crate::perplexity::Cell;
 use std::fmt::Write;
@@ -52,7 +52,7 @@ pub fn svg(cells: &[Cell], title: &str) -> String {
         points.sort_by_key(|cell| cell.context);
         line(&mut out, &points, i, &scale);
         if let Some(last) = points.last() {
-            labels.push((scale.y(last.perplexity), i, mode));
+            labels.push((scale.y(last.nll), i, mode));
         }
     }
     legend(&mut out, labels);
@@ -60,23 +60,27 @@ pub fn svg(cells: &[Cell], title: &str) -> String {
     out
 }
 
-/// From contexts and perplexities to the page; both logarithmic.
+/// From contexts and perplexities to the page, both logarithmic: a perplexity is given by its logarithm, the nats per
+/// token, which is a number where the perplexity is too large to be one.
 struct Scale {
     x: (f64, f64),
     y: (f64, f64),
 }
+
+/// More decades than this are not marked one by one.
+const DECADES: f64 = 6.0;
 
 impl Scale {
     fn new(cells: &[Cell]) -> Self {
         let range = |values: &mut dyn Iterator<Item = f64>| {
             let (low, high) = values
                 .filter(|v| v.is_finite())
-                .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v.ln()), b.max(v.ln())));
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
             if low > high { (0.0, 1.0) } else { (low, high) }
         };
-        let x = range(&mut cells.iter().map(|cell| cell.context as f64));
-        let y = range(&mut cells.iter().map(|cell| cell.perplexity));
-        let margin = ((y.1 - y.0) * 0.06).max(0.02);
+        let x = range(&mut cells.iter().map(|cell| (cell.context as f64).ln()));
+        let y = range(&mut cells.iter().map(|cell| cell.nll));
+        let margin = ((y.1 - y.0) * 0.06).max(0.02).max(y.1.abs() * 1e-9);
         Self { x, y: (y.0 - margin, y.1 + margin) }
     }
 
@@ -86,37 +90,57 @@ impl Scale {
         LEFT + 16.0 + share * (RIGHT - LEFT - 32.0)
     }
 
-    fn y(&self, perplexity: f64) -> f64 {
-        let share = (perplexity.max(f64::MIN_POSITIVE).ln() - self.y.0) / (self.y.1 - self.y.0);
+    fn y(&self, nll: f64) -> f64 {
+        let share = (nll - self.y.0) / (self.y.1 - self.y.0);
         BOTTOM - share.clamp(0.0, 1.0) * (BOTTOM - TOP)
     }
 
-    /// Round perplexities inside the range, close enough together that at least three show.
-    fn ticks(&self) -> Vec<f64> {
-        let (low, high) = (self.y.0.exp(), self.y.1.exp());
-        let steps: [&[f64]; 3] =
-            [&[1.0, 10.0], &[1.0, 2.0, 5.0], &[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]];
-        let within = |steps: &[f64]| -> Vec<f64> {
-            let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
-            let all = decades.flat_map(|d| steps.iter().map(move |s| s * 10f64.powi(d)));
-            let mut ticks: Vec<f64> = all.filter(|t| (low..=high).contains(t)).collect();
-            ticks.dedup_by(|a, b| (*a / *b - 1.0).abs() < 1e-9);
-            ticks
-        };
-        if let Some(ticks) = steps.iter().map(|steps| within(steps)).find(|ticks| ticks.len() >= 3) {
-            return ticks;
+    /// Round perplexities inside the range, close enough together that at least three show: where they stand, and their
+    /// text.
+    fn ticks(&self) -> Vec<(f64, String)> {
+        let decade = std::f64::consts::LN_10;
+        let (low, high) = (self.y.0 / decade, self.y.1 / decade);
+        if high - low > DECADES {
+            // Whole decades, at most so many: the perplexities themselves need not be numbers.
+            let step = ((high - low) / DECADES).ceil();
+            let first = (low / step).ceil() * step;
+            let decades = (0..=DECADES as u32).map(|i| first + step * f64::from(i)).take_while(|&d| d <= high);
+            return decades.map(|d| (d * decade, format!("1e{d:.0}"))).collect();
         }
-        let step = (high - low) / 4.0;
-        (0..=4).map(|i| low + step * f64::from(i)).collect()
+        let label = |perplexity: f64| {
+            let text = short(perplexity);
+            if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+        };
+        // Past the largest number there is only the decade to name.
+        let Some((low, high)) = Some((self.y.0.exp(), self.y.1.exp())).filter(|(_, high)| high.is_finite()) else {
+            return vec![(self.y.0, format!("1e{low:.1}")), (self.y.1, format!("1e{high:.1}"))];
+        };
+        round(low, high).into_iter().map(|tick| (tick.ln(), label(tick))).collect()
     }
 }
 
+/// Round numbers from `low` to `high`, which lie a few decades apart at most.
+fn round(low: f64, high: f64) -> Vec<f64> {
+    let steps: [&[f64]; 3] =
+        [&[1.0, 10.0], &[1.0, 2.0, 5.0], &[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]];
+    let within = |steps: &[f64]| -> Vec<f64> {
+        let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
+        let all = decades.flat_map(|d| steps.iter().map(move |s| s * 10f64.powi(d)));
+        let mut ticks: Vec<f64> = all.filter(|t| (low..=high).contains(t)).collect();
+        ticks.dedup_by(|a, b| (*a / *b - 1.0).abs() < 1e-9);
+        ticks
+    };
+    if let Some(ticks) = steps.iter().map(|steps| within(steps)).find(|ticks| ticks.len() >= 3) {
+        return ticks;
+    }
+    let step = (high - low) / 4.0;
+    (0..=4).map(|i| low + step * f64::from(i)).collect()
+}
+
 fn axes(out: &mut String, cells: &[Cell], scale: &Scale) {
-    for tick in scale.ticks() {
+    for (tick, label) in scale.ticks() {
         let y = scale.y(tick);
         let _ = writeln!(out, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>");
-        let label = short(tick);
-        let label = if label.contains('.') { label.trim_end_matches('0').trim_end_matches('.') } else { &label };
         let (x, y) = (LEFT - 8.0, y + 4.0);
         let _ = writeln!(out, "<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{label}</text>");
     }
@@ -142,19 +166,18 @@ fn axes(out: &mut String, cells: &[Cell], scale: &Scale) {
 
 fn line(out: &mut String, points: &[&Cell], index: usize, scale: &Scale) {
     let color = COLORS[index % COLORS.len()];
-    let finite = points.iter().filter(|cell| cell.perplexity.is_finite());
     let path: Vec<String> =
-        finite.clone().map(|cell| format!("{:.1},{:.1}", scale.x(cell.context), scale.y(cell.perplexity))).collect();
+        points.iter().map(|cell| format!("{:.1},{:.1}", scale.x(cell.context), scale.y(cell.nll))).collect();
     let dash = DASHES[index % DASHES.len()];
     let _ = writeln!(
         out,
         "<polyline class=\"line\" stroke=\"{color}\" stroke-dasharray=\"{dash}\" points=\"{}\"/>",
         path.join(" ")
     );
-    for cell in finite {
-        let (x, y) = (scale.x(cell.context), scale.y(cell.perplexity));
+    for cell in points {
+        let (x, y) = (scale.x(cell.context), scale.y(cell.nll));
         let name = escape(&cell.mode);
-        let (perplexity, error) = (short(cell.perplexity), short(cell.stderr));
+        let (perplexity, error) = (figure(cell), short(cell.stderr));
         let _ = writeln!(
             out,
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{color}\"><title>{name} at {}: {perplexity} ±{error}\
@@ -225,6 +248,25 @@ mod tests {
     fn ticks_are_round_and_inside() {
         let scale = Scale { x: (0.0, 1.0), y: (25f64.ln(), 95f64.ln()) };
         let ticks = scale.ticks();
-        assert!(ticks.len() >= 3 && ticks.iter().all(|t| (25.0..=95.0).contains(t)), "{ticks:?}");
+        let inside = |(at, _): &(f64, String)| (24.999..=95.001).contains(&at.exp());
+        assert!(ticks.len() >= 3 && ticks.iter().all(inside), "{ticks:?}");
+        assert!(ticks.iter().any(|(_, label)| label == "50"), "{ticks:?}");
+    }
+
+    #[test]
+    fn any_range_has_a_few_ticks() {
+        for nats in [0.0, 1e-9, 3.0, 15.0, 650.0, 709.0, 710.0, 1e4, 1e20, 1e38] {
+            for more in [0.0, 1e-12, 0.5, 12.0, 14.0, 700.0, 1e30] {
+                let mut cells = cells(&[("none", 256, 3.0), ("yarn", 512, 3.0)]);
+                for (cell, nll) in cells.iter_mut().zip([nats, nats + more]) {
+                    (cell.nll, cell.perplexity) = (nll, f64::exp(nll));
+                }
+                let count = Scale::new(&cells).ticks().len();
+                assert!((2..=13).contains(&count), "{nats} and {more} more: {count}");
+                let chart = svg(&cells, "t");
+                assert!(!chart.contains("NaN") && !chart.contains("inf"), "{chart}");
+                assert_eq!(chart.matches("<circle").count(), 2);
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! A terminal may be narrow, so the table gives up what can be missed first: the space between columns, then one table for
 //! all contexts in favour of several below each other. Figures are never dropped.
 
-use super::{factor, short};
+use super::factor;
 use crate::compare::{Usable, best, contexts, modes};
 use crate::perplexity::Cell;
 use crate::stats::Difference;
@@ -96,7 +96,7 @@ impl Column {
 
 /// A cell's figure, without the mark.
 fn text(cell: &Cell) -> String {
-    if cell.same_as.is_some() { "=".to_string() } else { short(cell.perplexity) }
+    if cell.same_as.is_some() { "=".to_string() } else { super::figure(cell) }
 }
 
 fn first_column(cells: &[Cell]) -> usize {

@@ -1,7 +1,7 @@
 //! What a comparison says: what to do past the trained length, what that costs, and a sentence per length: the best mode, by
 //! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
-use super::short;
+use super::{figure, short};
 use crate::compare::{Answer, Mode, Recommendation, Results, Versus, best, contexts, far_text, recommend};
 use crate::perplexity::Cell;
 use crate::search::Search;
@@ -220,7 +220,7 @@ fn line(cells: &[Cell], context: usize) -> Option<String> {
         .filter(|cell| cell.context == context && cell.mode != winner.mode && !same(cell, winner))
         .collect();
     others.sort_by(|a, b| a.nll.total_cmp(&b.nll));
-    let (mode, perplexity) = (called(&winner.mode), short(winner.perplexity));
+    let (mode, perplexity) = (called(&winner.mode), figure(winner));
     let Some((next, difference)) = others.first().and_then(|next| Some((next, next.versus_best.as_ref()?))) else {
         let alone = cells.iter().filter(|cell| cell.context == context).count() == 1;
         let all = if alone { format!("{mode} has") } else { "all modes are the same:".to_string() };
@@ -252,6 +252,9 @@ fn same(a: &Cell, b: &Cell) -> bool {
 /// A difference in nats as a ratio of perplexities.
 fn percent(nll: f64) -> String {
     let percent = nll.exp_m1() * 100.0;
+    if !percent.is_finite() {
+        return format!("{nll:.0} nats");
+    }
     if percent.abs() < 10.0 { format!("{percent:.1}%") } else { format!("{percent:.0}%") }
 }
 

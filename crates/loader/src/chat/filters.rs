@@ -120,8 +120,7 @@ mod tests {
     use crate::ChatTemplate;
 
     fn render(source: &str) -> Result<String, String> {
-        let template = ChatTemplate::new(source).map_err(|e| e.to_string())?;
-        template.render(&[("user", "a")], true, "", "").map_err(|e| e.to_string())
+        ChatTemplate::new(source).render(&[("user", "a")], true, "", "").map_err(|e| e.to_string())
     }
 
     #[test]

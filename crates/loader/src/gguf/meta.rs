@@ -147,8 +147,8 @@ impl<'a> Meta<'a> {
     /// A number that may be given for every layer, if it is the same for all.
     pub(crate) fn uniform_u64(&self, key: &str) -> Result<Option<u64>> {
         match self.get(key) {
-            Some(Value::Ints(v)) => match v.as_slice() {
-                [first, rest @ ..] if *first >= 0 && rest.iter().all(|x| x == first) => Ok(Some(*first as u64)),
+            Some(Value::Ints(v)) => match v.get(0) {
+                Some(first) if first >= 0 && v.iter().all(|x| x == first) => Ok(Some(first as u64)),
                 _ => Err(self.error(key, "differs from layer to layer, which is not supported")),
             },
             _ => self.u64(key),

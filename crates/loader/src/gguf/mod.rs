@@ -23,6 +23,7 @@ use crate::{
     convert,
     deferred::Deferred,
     error::{LoadError, Result},
+    regular,
 };
 use arch::{Arch, Dims, RopeTensors};
 use attn_models::config::UnknownKeys;
@@ -30,6 +31,9 @@ use blocks::Format;
 use candle_core::{DType, Device, quantized::GgmlDType};
 use meta::Meta;
 use parse::Header;
+#[cfg(test)]
+pub(crate) use pre::all_splits;
+pub(crate) use pre::is_known_split;
 pub(crate) use split::part_names;
 use std::{collections::BTreeMap, io::Read, path::Path, sync::Arc};
 
@@ -42,7 +46,7 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
         return true;
     }
     let mut magic = [0; 4];
-    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
+    regular::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == *b"GGUF"
 }
 
 /// Opens the GGUF file at `path`, and the other parts if it is one of several; `model` and `commit` are for its origin.
@@ -75,10 +79,7 @@ pub(crate) fn read(blobs: Vec<Blob>, origin: Origin, options: &LoadOptions) -> R
     tensors.extend(numbers);
     let vocab_size = config["vocab_size"].as_u64().unwrap_or(0) as usize;
     let tokenizer = tokenizer::build(&meta, vocab_size, &mut warnings);
-    let chat_template = match meta.global_str("tokenizer.chat_template")? {
-        Some(source) => Some(ChatTemplate::new(source).map_err(|e| e.in_file(path))?),
-        None => None,
-    };
+    let chat_template = meta.global_str("tokenizer.chat_template")?.map(|text| ChatTemplate::new(text).in_file(path));
     let generation = match &tokenizer {
         Ok(Some(t)) => GenerationDefaults { bos_id: t.bos_id, eos_ids: t.eos_ids.clone() },
         _ => GenerationDefaults::default(),

@@ -33,10 +33,49 @@ pub(crate) enum Value {
     Str(String),
     /// Bytes, of either sign: large ones are opaque data.
     Bytes(Vec<u8>),
-    Ints(Vec<i64>),
+    Ints(Ints),
     Floats(Vec<f32>),
     Bools(Vec<bool>),
     Strs(Vec<String>),
+}
+
+/// The integers of an array, each as wide as in the file: arrays of small ones are long.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ints {
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+}
+
+impl Ints {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::U16(v) => v.len(),
+            Self::I16(v) => v.len(),
+            Self::U32(v) => v.len(),
+            Self::I32(v) => v.len(),
+            Self::I64(v) => v.len(),
+        }
+    }
+
+    /// The one at `index`.
+    pub(crate) fn get(&self, index: usize) -> Option<i64> {
+        match self {
+            Self::U16(v) => v.get(index).copied().map(i64::from),
+            Self::I16(v) => v.get(index).copied().map(i64::from),
+            Self::U32(v) => v.get(index).copied().map(i64::from),
+            Self::I32(v) => v.get(index).copied().map(i64::from),
+            Self::I64(v) => v.get(index).copied(),
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = i64> + '_ {
+        (0..self.len()).filter_map(|index| self.get(index))
+    }
 }
 
 /// One entry of the table of tensors, or some rows of one.
@@ -255,13 +294,26 @@ fn read_array(c: &mut Cursor, key: &str) -> Result<Value> {
     }
     let n = len as usize;
     Ok(match tag {
-        STRING => Value::Strs((0..n).map(|_| c.string(key)).collect::<Result<_>>()?),
-        6 => Value::Floats((0..n).map(|_| Ok(f32::from_le_bytes(c.array()?))).collect::<Result<_>>()?),
-        12 => Value::Floats((0..n).map(|_| Ok(f64::from_le_bytes(c.array()?) as f32)).collect::<Result<_>>()?),
+        STRING => Value::Strs(many(n, || c.string(key))?),
+        6 => Value::Floats(many(n, || Ok(f32::from_le_bytes(c.array()?)))?),
+        12 => Value::Floats(many(n, || Ok(f64::from_le_bytes(c.array()?) as f32))?),
         0 | 1 => Value::Bytes(c.bytes(len)?.to_vec()),
-        7 => Value::Bools((0..n).map(|_| read_bool(c, key)).collect::<Result<_>>()?),
-        _ => Value::Ints((0..n).map(|_| read_int(c, tag, key)).collect::<Result<_>>()?),
+        7 => Value::Bools(many(n, || read_bool(c, key))?),
+        2 => Value::Ints(Ints::U16(many(n, || Ok(u16::from_le_bytes(c.array()?)))?)),
+        3 => Value::Ints(Ints::I16(many(n, || Ok(i16::from_le_bytes(c.array()?)))?)),
+        4 => Value::Ints(Ints::U32(many(n, || c.u32())?)),
+        5 => Value::Ints(Ints::I32(many(n, || Ok(i32::from_le_bytes(c.array()?)))?)),
+        _ => Value::Ints(Ints::I64(many(n, || read_int(c, tag, key))?)),
     })
+}
+
+/// `n` values, which the file has been found to be long enough for.
+fn many<T>(n: usize, mut read: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
+    let mut all = Vec::with_capacity(n);
+    for _ in 0..n {
+        all.push(read()?);
+    }
+    Ok(all)
 }
 
 /// An entry as written: name, dimensions slowest first, dtype and offset into the data.

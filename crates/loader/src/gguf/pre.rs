@@ -56,3 +56,46 @@ pub(super) fn splits(pre: &str) -> Option<Split> {
         _ => None,
     }
 }
+
+/// Whether an expression is one of those above; if it is, whether it ends a word before a space that a letter follows.
+pub(crate) fn is_known_split(regex: &str) -> Option<bool> {
+    const WORDS: [&str; 9] = [GPT2, LLAMA3, QWEN2, QWEN35, GPT4O, TEKKEN, BLOOM, DEEPSEEK3, r"\s?\p{L}+"];
+    const CLASSES: [&str; 10] = [
+        DIGIT,
+        r"\p{N}+",
+        r"\p{N}{1,3}",
+        "[0-9][0-9][0-9]",
+        r"[\r\n]",
+        r"\s?\p{P}+",
+        r"[\p{P}\$\+<=>\^~\|]+",
+        r"[\p{P}\$\+<=>\^~\|`]+",
+        "[一-龥\u{3040}-ゟ゠-ヿ]+",
+        "[一-龥ࠀ-一가-\u{d7ff}]+",
+    ];
+    match (WORDS.contains(&regex), CLASSES.contains(&regex)) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        _ => None,
+    }
+}
+
+/// A name for every set of rules there is, and its expressions.
+#[cfg(test)]
+pub(crate) fn all_splits() -> Vec<(&'static str, &'static [&'static str])> {
+    let names = [
+        "default",
+        "gpt-2",
+        "smollm",
+        "llama3",
+        "qwen2",
+        "qwen35",
+        "gpt-4o",
+        "tekken",
+        "falcon",
+        "bloom",
+        "viking",
+        "deepseek-v3",
+        "deepseek-coder",
+    ];
+    names.into_iter().filter_map(|name| Some((name, splits(name)?.regexes))).collect()
+}

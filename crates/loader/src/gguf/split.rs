@@ -7,6 +7,7 @@ use super::parse::{self, Header, Value};
 use crate::{
     blob::Blob,
     error::{LoadError, Result},
+    regular,
 };
 use std::{
     collections::BTreeMap,
@@ -28,12 +29,13 @@ pub(super) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_path_buf()]);
     }
     let count = names.len();
-    let part = |file: String| match folder.join(&file) {
-        path if path.exists() => Ok(path),
-        _ => {
-            let hint = format!("the model is in {count} files, which belong into one folder");
-            Err(LoadError::MissingFile { folder: folder.to_path_buf(), file, hint })
+    let part = |file: String| {
+        let path = folder.join(&file);
+        if regular::exists(&path)? {
+            return Ok(path);
         }
+        let hint = format!("the model is in {count} files, which belong into one folder");
+        Err(LoadError::MissingFile { folder: folder.to_path_buf(), file, hint })
     };
     names.into_iter().map(part).collect()
 }

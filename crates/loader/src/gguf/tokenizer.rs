@@ -6,12 +6,12 @@
 
 use super::{
     meta::Meta,
-    parse::Value,
+    parse::{Ints, Value},
     pre::{Split, splits},
 };
 use crate::{
     error::{LoadError, Result},
-    tokenizer::Tokenizer,
+    tokenizer::{MAX_ADDED, Tokenizer},
 };
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
@@ -47,7 +47,7 @@ const ENDS: [&str; 10] = [
 /// The vocabulary as stored.
 struct Vocab<'a> {
     tokens: &'a [String],
-    types: &'a [i64],
+    types: Option<&'a Ints>,
     ids: ahash::AHashMap<&'a str, u32>,
 }
 
@@ -81,7 +81,7 @@ pub(super) fn build(meta: &Meta, vocab_size: usize, warnings: &mut Vec<String>) 
     tok.bos_id = id("bos")?.or(default.0.filter(|&d| u64::from(d) < count));
     tok.eos_ids = id("eos")?.or(default.1.filter(|&d| u64::from(d) < count)).into_iter().collect();
     let named = ENDS.iter().filter_map(|text| vocab.ids.get(text).copied());
-    let named = named.filter(|&id| vocab.types.get(id as usize) == Some(&CONTROL));
+    let named = named.filter(|&id| vocab.kind(id) == Some(CONTROL));
     for id in [id("eot")?, id("eom")?].into_iter().flatten().chain(named) {
         if !tok.eos_ids.contains(&id) {
             tok.eos_ids.push(id);
@@ -100,11 +100,18 @@ fn read_vocab<'a>(meta: &Meta<'a>) -> Result<Vocab<'a>> {
         Some(Value::Strs(tokens)) if !tokens.is_empty() => tokens,
         _ => return Err(meta.global_error(TOKENS, "expected a list of strings")),
     };
-    let types: &[i64] = match meta.global(TYPES) {
-        None => &[],
-        Some(Value::Ints(types)) if types.len() == tokens.len() => types,
+    let types = match meta.global(TYPES) {
+        None => None,
+        Some(Value::Ints(types)) if types.len() == tokens.len() => Some(types),
         Some(_) => return Err(meta.global_error(TYPES, format!("expected {} integers", tokens.len()))),
     };
+    let added = |kind: &i64| [CONTROL, UNKNOWN, USER_DEFINED].contains(kind);
+    let special = types.map_or(0, |types| types.iter().filter(added).count());
+    if special > MAX_ADDED {
+        return Err(
+            meta.global_error(TYPES, format!("{special} tokens are special; at most {MAX_ADDED} are supported"))
+        );
+    }
     let mut ids = ahash::AHashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if ids.insert(token.as_str(), id as u32).is_some() {
@@ -118,7 +125,7 @@ impl Vocab<'_> {
     /// Tokens recognised in the text before anything else, in order of their ids.
     fn added(&self) -> (Vec<AddedToken>, Vec<AddedToken>) {
         let of = |wanted: &[i64], special: bool| {
-            let tokens = self.tokens.iter().zip(self.types);
+            let tokens = self.tokens.iter().zip(self.types.into_iter().flat_map(Ints::iter));
             let chosen = tokens.filter(|(token, kind)| wanted.contains(kind) && !token.is_empty());
             chosen.map(|(token, _)| AddedToken::from(token.clone(), special).normalized(false)).collect()
         };
@@ -129,8 +136,12 @@ impl Vocab<'_> {
         self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id as u32)).collect()
     }
 
+    fn kind(&self, id: u32) -> Option<i64> {
+        self.types?.get(id as usize)
+    }
+
     fn is_special(&self, id: u32) -> bool {
-        self.types.get(id as usize).is_some_and(|t| [CONTROL, UNKNOWN, USER_DEFINED].contains(t))
+        self.kind(id).is_some_and(|kind| [CONTROL, UNKNOWN, USER_DEFINED].contains(&kind))
     }
 }
 
@@ -138,17 +149,10 @@ fn failed(meta: &Meta, reason: impl ToString) -> LoadError {
     LoadError::Tokenizer { file: meta.file().to_path_buf(), reason: reason.to_string() }
 }
 
-/// More tokens matched whole than any vocabulary has; adding them takes time with the square of their number.
-const MAX_ADDED: usize = 1 << 15;
-
 /// Adds the tokens that are matched whole.
 fn finish(meta: &Meta, vocab: &Vocab, bpe: BPE) -> Result<tokenizers::Tokenizer> {
     let mut tok = tokenizers::Tokenizer::new(bpe);
     let (special, plain) = vocab.added();
-    if special.len() + plain.len() > MAX_ADDED {
-        let reason = format!("{} tokens are special; at most {MAX_ADDED} are supported", special.len() + plain.len());
-        return Err(meta.global_error("tokenizer.ggml.token_type", reason));
-    }
     tok.add_special_tokens(special).map_err(|e| failed(meta, e))?;
     tok.add_tokens(plain).map_err(|e| failed(meta, e))?;
     Ok(tok)

@@ -1,17 +1,22 @@
 //! Requests to the hub: with timeouts, repeated when that can help, and with its refusals put into words.
 
-use super::{HubConfig, cache::is_commit};
+use super::{HubConfig, cache::is_commit, redirect, steady::Steady};
 use crate::{
     error::{LoadError, Result},
     source::HubRef,
 };
 use hf_hub::Repo;
 use serde::Deserialize;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    io::Read,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 use ureq::{Agent, Body, config::RedirectAuthHeaders, http::Response};
 
 /// The longest wait that a server may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(300);
+/// Waits from this on are announced.
+const LONG_WAIT: Duration = Duration::from_secs(5);
 /// The longest answer of the API that is read.
 const MAX_INFO: u64 = 64 << 20;
 
@@ -87,15 +92,22 @@ pub(super) enum Failure {
 pub(super) struct Client<'a> {
     agent: Agent,
     config: &'a HubConfig,
+    quiet: bool,
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(config: &'a HubConfig) -> Self {
+    /// # Errors
+    /// The endpoint is no address of a hub.
+    pub(super) fn new(config: &'a HubConfig, quiet: bool) -> Result<Self> {
+        if redirect::origin(&config.endpoint).is_none() {
+            return Err(LoadError::BadEndpoint { endpoint: config.shown() });
+        }
         let mut builder = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("attn-loader/", env!("CARGO_PKG_VERSION")))
-            // The token goes to the hub only, not to the storage it redirects to.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // Followed by hand: see `redirect`.
+            .max_redirects(0)
+            .redirect_auth_headers(RedirectAuthHeaders::Never)
             .timeout_resolve(Some(Duration::from_secs(10)))
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -103,14 +115,33 @@ impl<'a> Client<'a> {
         if ["http://127.0.0.1", "http://localhost", "http://[::1]"].iter().any(|l| config.endpoint.starts_with(l)) {
             builder = builder.proxy(None);
         }
-        Self { agent: builder.build().into(), config }
+        Ok(Self { agent: builder.build().into(), config, quiet })
     }
 
-    /// One GET, of the rest of a file from byte `from` on.
+    /// One GET, of the rest of a file from byte `from` on, wherever it is redirected to.
     pub(super) fn get(&self, url: &str, from: u64) -> Result<Response<Body>, ureq::Error> {
+        let mut url = url.to_string();
+        for _ in 0..=redirect::MOST {
+            let response = self.once(&url, from)?;
+            let location = response.headers().get("location").and_then(|value| value.to_str().ok());
+            match location {
+                Some(location) if redirect::is_redirect(response.status().as_u16()) => {
+                    let next = redirect::target(&url, location);
+                    url = next.ok_or_else(|| ureq::Error::BadUri("a redirect to no http address".to_string()))?;
+                }
+                _ => return Ok(response),
+            }
+        }
+        Err(ureq::Error::TooManyRedirects)
+    }
+
+    /// One GET of one address. The token goes to the hub's own origin only, not to the storage it redirects to.
+    fn once(&self, url: &str, from: u64) -> Result<Response<Body>, ureq::Error> {
         // Compressed bodies have other lengths and other bytes than those announced.
         let mut request = self.agent.get(url).header("Accept-Encoding", "identity");
-        if let Some(token) = &self.config.token {
+        if let Some(token) = &self.config.token
+            && redirect::origin(url) == redirect::origin(&self.config.endpoint)
+        {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
         if from > 0 {
@@ -137,13 +168,17 @@ impl<'a> Client<'a> {
                 Err(e) if hopeless(&e) => return Err(Failure::Unreachable(words(&e))),
                 Err(e) => (words(&e), None),
             };
-            if !self.pause(&mut attempt, wait) {
-                return Err(Failure::Unreachable(reason));
+            if let Err(more) = self.pause(&mut attempt, wait) {
+                return Err(Failure::Unreachable(reason + &more));
             }
         };
         let bad = |reason: String| Failure::Refused(LoadError::BadResponse { url: shown.clone(), reason });
-        let body = response.body_mut().with_config().limit(MAX_INFO).read_to_vec();
-        let body = body.map_err(|e| Failure::Unreachable(words(&e)))?;
+        let mut body = Vec::new();
+        let read = Steady::new(response.body_mut().as_reader(), self.config).take(MAX_INFO + 1).read_to_end(&mut body);
+        read.map_err(|e| Failure::Unreachable(format!("the connection was cut ({e})")))?;
+        if body.len() as u64 > MAX_INFO {
+            return Err(bad(format!("it is longer than {MAX_INFO} bytes")));
+        }
         if looks_like_html(&body) {
             return Err(bad(HTML.to_string()));
         }
@@ -154,18 +189,29 @@ impl<'a> Client<'a> {
         Ok(info)
     }
 
-    /// Waits before another attempt; `false` if there have been enough.
-    pub(super) fn pause(&self, attempt: &mut u32, asked: Option<Duration>) -> bool {
+    /// Waits before another attempt.
+    ///
+    /// # Errors
+    /// There have been enough of them, or the server asks for a longer wait than anybody has; what to add to the reason.
+    pub(super) fn pause(&self, attempt: &mut u32, asked: Option<Duration>) -> Result<(), String> {
         if *attempt >= self.config.retries {
-            return false;
+            return Err(String::new());
+        }
+        if let Some(asked) = asked.filter(|&asked| asked > MAX_WAIT) {
+            return Err(format!(" and asks to wait for {} s", asked.as_secs()));
         }
         let backoff = self.config.backoff.saturating_mul(1 << (*attempt).min(5));
         // Up to a quarter more, so that many clients do not come back at once.
         let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
         let jitter = backoff.mul_f64(f64::from(nanos % 1000) / 4000.0);
-        std::thread::sleep(asked.unwrap_or(backoff + jitter).min(MAX_WAIT));
+        let wait = asked.unwrap_or(backoff + jitter).min(MAX_WAIT);
+        if wait >= LONG_WAIT && !self.quiet {
+            let why = if asked.is_some() { ", as it asks" } else { "" };
+            eprintln!("{}: waiting for {} s{why}", self.config.shown(), wait.as_secs());
+        }
+        std::thread::sleep(wait);
         *attempt += 1;
-        true
+        Ok(())
     }
 
     /// An answer that is a refusal, in words.
@@ -248,6 +294,8 @@ fn hopeless(err: &ureq::Error) -> bool {
 pub(super) fn words(err: &ureq::Error) -> String {
     match err {
         ureq::Error::HostNotFound => "the hub's name can't be resolved; is there a network?".to_string(),
+        ureq::Error::TooManyRedirects => format!("it redirects more than {} times", redirect::MOST),
+        ureq::Error::BadUri(reason) if reason.contains("redirect") => format!("the hub sends {reason}"),
         ureq::Error::Http(_) => "the request could not be built; does HF_TOKEN hold odd characters?".to_string(),
         other => format!("the hub can't be reached ({other})"),
     }

@@ -17,6 +17,10 @@ pub struct HubConfig {
     pub retries: u32,
     /// How long to wait before the first repetition; doubled for each after it.
     pub backoff: Duration,
+    /// Bytes a second that a server has to send at least.
+    pub slowest: u64,
+    /// Over how long that is measured; a connection that is slower is given up and continued on another.
+    pub slow_patience: Duration,
     /// How long to wait for another process that holds the lock on a file without making progress.
     pub lock_patience: Duration,
 }
@@ -63,6 +67,8 @@ impl HubConfig {
             offline: set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).is_some_and(yes),
             retries: 5,
             backoff: Duration::from_secs(1),
+            slowest: 1024,
+            slow_patience: Duration::from_secs(60),
             lock_patience: Duration::from_secs(60),
         }
     }

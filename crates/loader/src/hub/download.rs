@@ -4,6 +4,7 @@ use super::{
     HubConfig,
     cache::RepoCache,
     client::{self, Client, Digest, Expected},
+    steady::Steady,
 };
 use crate::{
     checkpoint::{hex, sha256_file},
@@ -29,6 +30,9 @@ pub(super) struct Download<'a> {
     pub(super) expected: &'a Expected,
     pub(super) quiet: bool,
 }
+
+/// What an attempt has to bring of a file to count as progress, if a hundredth of it is less.
+const PROGRESS: u64 = 1 << 20;
 
 /// How one transfer ended.
 enum Transfer {
@@ -106,22 +110,22 @@ impl Download<'_> {
     /// Fetches until all bytes are there, continuing after whatever cuts it off.
     fn transfer(&self, part: &Path, bar: &ProgressBar) -> Result<()> {
         let mut attempt = 0;
-        let mut before = 0;
+        let size_of = || std::fs::metadata(part).map_or(0, |m| m.len());
+        let mut most = size_of();
         loop {
             let (reason, wait) = match self.once(part, bar)? {
                 Transfer::Complete => return Ok(()),
                 Transfer::Cut(reason, wait) => (reason, wait),
             };
-            // Only attempts that bring nothing count.
-            let now = std::fs::metadata(part).map_or(0, |m| m.len());
-            if now > before {
-                attempt = 0;
+            // Only attempts that bring little count, and what was here before and is fetched again is nothing new.
+            let now = size_of();
+            if now >= most.saturating_add(PROGRESS.max(self.expected.size / 100)) {
+                (attempt, most) = (0, now);
             }
-            before = now;
-            if !self.client.pause(&mut attempt, wait) {
+            if let Err(more) = self.client.pause(&mut attempt, wait) {
                 return Err(LoadError::Unreachable {
                     repo: format!("{}/{}", self.id.repo, self.name),
-                    reason: format!("{reason}, {now} of {} bytes are here", self.expected.size),
+                    reason: format!("{reason}{more}, {now} of {} bytes are here", self.expected.size),
                     hint: "run the command again to continue from there".to_string(),
                 });
             }
@@ -182,7 +186,7 @@ impl Download<'_> {
         mut have: u64,
         bar: &ProgressBar,
     ) -> Result<Transfer> {
-        let mut body = body.take(self.expected.size - have + 1);
+        let mut body = Steady::new(body, self.config).take(self.expected.size - have + 1);
         let mut buf = vec![0; 1 << 17];
         bar.set_position(have);
         loop {

@@ -33,8 +33,12 @@ pub(crate) fn fetch(id: &HubRef, config: &HubConfig, quiet: bool) -> Result<Fetc
     if let Some(cached) = cached.as_ref().filter(|_| is_commit(id.revision())) {
         return Ok(cached.clone());
     }
-    let client = Client::new(config);
+    let client = Client::new(config, quiet)?;
     let info = match (client.info(cache.repo(), id), cached) {
+        (Ok(info), _) if is_commit(id.revision()) && !info.sha.eq_ignore_ascii_case(id.revision()) => {
+            let reason = format!("commit {} was asked for, {} came", id.revision(), info.sha);
+            return Err(LoadError::BadResponse { url: format!("{}/{}", config.shown(), id.repo), reason });
+        }
         (Ok(info), _) => info,
         (Err(Failure::Refused(err)), _) => return Err(err),
         (Err(Failure::Unreachable(reason)), Some(cached)) => {

@@ -15,6 +15,10 @@ mod client;
 mod download;
 #[cfg(feature = "hub")]
 mod fetch;
+#[cfg(feature = "hub")]
+mod redirect;
+#[cfg(feature = "hub")]
+mod steady;
 
 use crate::{
     checkpoint::LoadOptions,
@@ -56,4 +60,23 @@ pub(crate) use fetch::fetch;
 #[cfg(not(feature = "hub"))]
 pub(crate) fn fetch(id: &crate::source::HubRef, _config: &HubConfig, _quiet: bool) -> Result<Fetched> {
     Err(LoadError::HubDisabled { repo: id.repo.clone() })
+}
+
+/// Reads an answer of the API, and follows each line of it as a redirect.
+#[cfg(all(fuzzing, feature = "hub"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(info) = serde_json::from_slice::<client::Info>(bytes) {
+        for expected in info.siblings.iter().filter_map(client::Sibling::expected) {
+            assert!(cache::is_hex(&expected.etag), "{}", expected.etag);
+        }
+    }
+    let mut at = "https://hub.co/org/name/resolve/x".to_string();
+    for line in String::from_utf8_lossy(bytes).lines().take(redirect::MOST) {
+        let Some(next) = redirect::target(&at, line) else { return };
+        assert!(redirect::origin(&next).is_some(), "{next}");
+        // Only what says so itself leaves an origin.
+        let stays = !line.contains("//");
+        assert!(!stays || redirect::origin(&next) == redirect::origin(&at), "{at} and {line}: {next}");
+        at = next;
+    }
 }

@@ -33,6 +33,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Wait before the body.
     pub delay: Duration,
+    /// Wait after every byte.
+    pub slow: Duration,
 }
 
 impl Reply {
@@ -65,6 +67,12 @@ struct State {
     lies: BTreeMap<String, (u64, String)>,
     log: Vec<Request>,
     delay: Duration,
+    /// Bytes of a file after which every connection is cut.
+    drip: Option<usize>,
+    /// Answers every request for a range with another one.
+    wrong_ranges: bool,
+    /// Waits so long after every byte.
+    slow: Duration,
 }
 
 /// The server; it stops with the test's process.
@@ -121,6 +129,24 @@ impl Hub {
 
     pub fn delay(&self, delay: Duration) -> &Self {
         self.state.lock().unwrap().delay = delay;
+        self
+    }
+
+    /// Cuts every connection after so many bytes of a file.
+    pub fn drip(&self, bytes: usize) -> &Self {
+        self.state.lock().unwrap().drip = Some(bytes);
+        self
+    }
+
+    /// Answers every request for a range with another one.
+    pub fn wrong_ranges(&self) -> &Self {
+        self.state.lock().unwrap().wrong_ranges = true;
+        self
+    }
+
+    /// Sends files one byte at a time.
+    pub fn slow(&self, wait: Duration) -> &Self {
+        self.state.lock().unwrap().slow = wait;
         self
     }
 
@@ -189,6 +215,13 @@ fn send(mut stream: TcpStream, reply: &Reply) -> std::io::Result<()> {
         head += &format!("{name}: {value}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
+    if reply.slow > Duration::ZERO {
+        for byte in &reply.body {
+            stream.write_all(&[*byte])?;
+            stream.flush()?;
+            std::thread::sleep(reply.slow);
+        }
+    }
     let (first, rest) = reply.body.split_at(reply.body.len() / 2);
     let end = reply.cut.unwrap_or(reply.body.len());
     stream.write_all(&first[..end.min(first.len())])?;
@@ -232,11 +265,12 @@ fn contents(request: &Request, state: &State, name: &str) -> Reply {
         None => Reply::status(200).body(bytes),
         Some(from) if from >= bytes.len() => Reply::status(416),
         Some(from) => {
+            let from = if state.wrong_ranges { from - 1 } else { from };
             let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
             Reply::status(206).body(&bytes[from..]).header("Content-Range", &range)
         }
     };
-    reply.delay = state.delay;
+    (reply.delay, reply.cut, reply.slow) = (state.delay, state.drip, state.slow);
     reply
 }
 

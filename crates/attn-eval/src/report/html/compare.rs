@@ -308,6 +308,9 @@ fn perplexities(id: &str, caption: &str, cells: &[perplexity::Cell], measured: M
 /// A difference in nats as a ratio of perplexities.
 fn percent(nll: f64) -> String {
     let percent = nll.exp_m1() * 100.0;
+    if !percent.is_finite() {
+        return format!("{nll:+.0} nats");
+    }
     if percent.abs() < 10.0 { format!("{percent:+.1}%") } else { format!("{percent:+.0}%") }
 }
 
@@ -415,8 +418,14 @@ pub(crate) mod tests {
     const NASTY: &str = "<i>\"a\"&'b'</i></script>";
 
     pub(crate) fn about() -> About {
-        let text =
-            TextInfo { name: NASTY.into(), sha256: "0123".into(), bytes: 10, documents: 1, tokens: 4096, used: 4096 };
+        let text = TextInfo {
+            name: NASTY.into(),
+            sha256: "0123".into(),
+            bytes: 10,
+            documents: 1,
+            tokens: Some(4096),
+            used: 4096,
+        };
         About {
             command: ["attn", "compare", "--text", NASTY].map(String::from).to_vec(),
             started: 951_827_696,

@@ -60,7 +60,7 @@ fn texts(about: &About) -> Table {
         vec![
             Cell::text(&text.name),
             Cell::count(text.used),
-            Cell::count(text.tokens),
+            Cell::optional(text.tokens.map(|n| n as f64), |n| format!("{n:.0}")),
             Cell::count(text.documents),
             Cell::count(text.bytes),
             Cell::text(&text.sha256),

@@ -1,0 +1,197 @@
+//! What a saved comparison may say: only what a measurement can come to. Reports are drawn from it, and whoever reads them
+//! takes the figures for measured ones.
+
+use super::results::{Pair, Results, contexts};
+use crate::perplexity::{BUCKETS, CURVE, Cell};
+use crate::report::About;
+use crate::stats::Interval;
+use anyhow::{Context, Result, ensure};
+use std::collections::HashSet;
+
+/// Longer names are none of a scaling.
+const LONGEST_NAME: usize = 200;
+/// Likelihoods are computed in f32, so that one of a certain token may come out this far above 1.
+const ROUNDING: f64 = 0.01;
+/// By how much figures that follow from each other may differ: JSON is read with an error in the last digits.
+const TOLERANCE: f64 = 1e-6;
+
+impl Results {
+    /// Refuses what no comparison of `about`'s texts can have come to.
+    ///
+    /// # Errors
+    /// What can't be, with the cell.
+    pub(crate) fn check(&self, about: &About) -> Result<()> {
+        ensure!(!self.cells.is_empty(), "it has no cells");
+        let used: usize = about.texts.iter().map(|text| text.used).sum();
+        check_part(&self.cells, &self.differences, Some(used)).context("cells")?;
+        for part in &self.by_text {
+            let text = about.texts.get(part.text).context("a part is of no text")?;
+            check_part(&part.cells, &part.differences, Some(text.used))
+                .with_context(|| format!("by_text {}", part.text))?;
+        }
+        check_part(&self.encodings, &[], None).context("encodings")
+    }
+}
+
+/// Checks cells of the same text or texts, of `used` tokens where that is known.
+fn check_part(cells: &[Cell], differences: &[Pair], used: Option<usize>) -> Result<()> {
+    let mut seen = HashSet::new();
+    for cell in cells {
+        let named = || format!("{:.40?} at {}", cell.mode, cell.context);
+        ensure!(seen.insert((cell.context, cell.mode.as_str())), "{} is there twice", named());
+        check_cell(cell, used).with_context(named)?;
+    }
+    for context in contexts(cells) {
+        let at: Vec<&Cell> = cells.iter().filter(|cell| cell.context == context).collect();
+        check_against(&at)?;
+    }
+    for pair in differences {
+        check_pair(pair, cells)
+            .with_context(|| format!("{:.40?} against {:.40?} at {}", pair.mode, pair.versus, pair.context))?;
+    }
+    Ok(())
+}
+
+fn check_cell(cell: &Cell, used: Option<usize>) -> Result<()> {
+    check_name(&cell.mode)?;
+    ensure!(cell.context >= 2, "a window of {} tokens scores none", cell.context);
+    ensure!((1..=cell.context).contains(&cell.stride), "a stride of {} skips text or stands still", cell.stride);
+    ensure!(cell.factor.is_finite() && cell.factor > 0.0, "no scaling has a factor of {}", cell.factor);
+    ensure!(cell.seconds.is_finite() && cell.seconds >= 0.0, "it can't have taken {} s", cell.seconds);
+    let scored = cell.windows.checked_mul(cell.context).is_some_and(|most| cell.tokens <= most);
+    ensure!(cell.tokens > 0 && cell.windows > 0 && scored, "{} windows score no {} tokens", cell.windows, cell.tokens);
+    ensure!(used.is_none_or(|used| cell.tokens <= used), "it scores {} tokens of fewer", cell.tokens);
+    check_nll(cell.nll)?;
+    let follows = match cell.nll.exp() {
+        perplexity if perplexity.is_finite() => close(cell.perplexity / perplexity, 1.0),
+        _ => cell.perplexity == f64::INFINITY,
+    };
+    ensure!(follows, "{} nats are no perplexity of {}", cell.nll, cell.perplexity);
+    for error in [Some(cell.stderr), cell.stderr_windows].into_iter().flatten() {
+        ensure!(error >= 0.0, "{error} is no standard error");
+    }
+    let last = cell.last_quarter_perplexity.is_none_or(|perplexity| perplexity > 0.0);
+    ensure!(last, "its last quarter has no perplexity of {:?}", cell.last_quarter_perplexity);
+    for interval in [cell.interval, cell.last_quarter_interval].into_iter().flatten() {
+        ensure!(interval.low >= 0.0 && interval.low <= interval.high, "{interval:?} is no interval of a perplexity");
+    }
+    let parts = (cell.position_nll.len(), cell.curve.len());
+    ensure!(parts == (BUCKETS, CURVE), "it has {} and {} parts by position", parts.0, parts.1);
+    cell.position_nll.iter().chain(&cell.curve).flatten().try_for_each(|&nll| check_nll(nll))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let printable = !name.is_empty() && name.len() <= LONGEST_NAME && !name.chars().any(char::is_control);
+    ensure!(printable, "{name:.40?} is no name of a scaling");
+    Ok(())
+}
+
+fn check_nll(nll: f64) -> Result<()> {
+    ensure!(nll.is_finite() && nll >= -ROUNDING, "no likelihood costs {nll} nats");
+    ensure!(nll <= f64::from(f32::MAX), "no likelihood costs {nll} nats");
+    Ok(())
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(1.0)
+}
+
+/// What the cells of one context say of each other.
+fn check_against(at: &[&Cell]) -> Result<()> {
+    for cell in at {
+        let named = || format!("{:.40?} at {}", cell.mode, cell.context);
+        if let Some(twin) = &cell.same_as {
+            let twin = at.iter().find(|other| other.mode == *twin && other.same_as.is_none());
+            let same = twin.is_some_and(|twin| close(twin.nll, cell.nll));
+            ensure!(same, "{} is the same as {:.40?}, which is not there with its figures", named(), cell.same_as);
+        }
+        let Some(versus) = &cell.versus_best else { continue };
+        let best = at.iter().find(|other| other.mode == versus.mode);
+        let best =
+            best.with_context(|| format!("{}: it is compared with {:.40?}, which is not there", named(), versus.mode))?;
+        let interval = versus.low.zip(versus.high).map(|(low, high)| Interval { low, high });
+        ensure!(versus.low.is_some() == versus.high.is_some(), "{}: half an interval", named());
+        check_difference(versus.nll, interval, cell.nll - best.nll).with_context(named)?;
+    }
+    Ok(())
+}
+
+fn check_pair(pair: &Pair, cells: &[Cell]) -> Result<()> {
+    let find = |mode: &str| {
+        let found = cells.iter().find(|cell| cell.context == pair.context && cell.mode == mode);
+        found.with_context(|| format!("there is no cell of {mode:.40?}"))
+    };
+    let nll = find(&pair.mode)?.nll - find(&pair.versus)?.nll;
+    check_difference(pair.nll, pair.interval, nll)?;
+    match pair.last_quarter_nll {
+        // What the last quarters cost is in their perplexities alone, which need not be numbers.
+        Some(last) => check_difference(last, pair.last_quarter_interval, last),
+        None => Ok(()),
+    }
+}
+
+/// A difference in nats that follows from two cells, and its interval.
+fn check_difference(nll: f64, interval: Option<Interval>, follows: f64) -> Result<()> {
+    ensure!(nll.is_finite() && close(nll, follows), "the cells differ by {follows} nats, not by {nll}");
+    if let Some(Interval { low, high }) = interval {
+        ensure!(low.is_finite() && high.is_finite() && low <= high, "{low} to {high} is no interval");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::results::tests::cells;
+
+    fn results() -> Results {
+        Results::of(cells(&[("none", 256, 3.0), ("yarn", 256, 3.1), ("none", 512, 4.0), ("yarn", 512, 900.0)]), 0)
+    }
+
+    fn check(results: &Results) -> Result<()> {
+        check_part(&results.cells, &results.differences, Some(4096))
+    }
+
+    #[test]
+    fn what_was_measured_passes_and_comes_back_from_json() {
+        let results = results();
+        check(&results).unwrap();
+        assert_eq!(results.cells[3].perplexity, f64::INFINITY);
+        let read: Results = serde_json::from_str(&serde_json::to_string(&results).unwrap()).unwrap();
+        check(&read).unwrap();
+        assert_eq!(read.cells[3].perplexity, f64::INFINITY);
+        assert_eq!(read.cells[0].nll, results.cells[0].nll);
+    }
+
+    #[test]
+    fn what_no_measurement_can_be_is_refused_with_its_cell() {
+        type Edit = fn(&mut Results);
+        let cases: [(&str, Edit); 19] = [
+            ("scores none", |r| r.cells[1].context = 0),
+            ("stride", |r| r.cells[1].stride = 0),
+            ("stride", |r| r.cells[1].stride = 257),
+            ("factor", |r| r.cells[1].factor = -1.0),
+            ("factor", |r| r.cells[1].factor = f64::INFINITY),
+            ("nats", |r| r.cells[1].nll = f64::NAN),
+            ("nats", |r| r.cells[1].nll = 1e300),
+            ("nats", |r| (r.cells[1].nll, r.cells[1].perplexity) = (-800.0, 0.0)),
+            ("perplexity", |r| r.cells[1].perplexity *= 1.01),
+            ("perplexity", |r| r.cells[1].perplexity = f64::INFINITY),
+            ("standard error", |r| r.cells[1].stderr = -1.0),
+            ("tokens", |r| r.cells[1].tokens = usize::MAX),
+            ("tokens", |r| (r.cells[1].tokens, r.cells[1].windows) = (5000, usize::MAX)),
+            ("interval", |r| r.cells[1].interval = Some(Interval { low: 3.0, high: 2.0 })),
+            ("parts", |r| r.cells[1].curve.truncate(3)),
+            ("twice", |r| r.cells[1].mode = "none".into()),
+            ("name", |r| r.cells[1].mode = "\u{1b}[2J".into()),
+            ("differ", |r| r.differences[0].nll += 0.1),
+            ("not there", |r| r.cells[1].versus_best.as_mut().unwrap().mode = "linear".into()),
+        ];
+        for (part, edit) in cases {
+            let mut results = results();
+            edit(&mut results);
+            let error = check(&results).map_err(|error| format!("{error:#}")).unwrap_err();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}
