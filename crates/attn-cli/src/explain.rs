@@ -2,7 +2,7 @@
 
 use crate::args::ExplainArgs;
 use crate::model;
-use crate::output::{check_writable, color, note, print, print_json, width, write_file};
+use crate::output::{check_writable, color, note, print_json, print_text, width, write_file};
 use anyhow::{Context, Result};
 use attn_eval::explain::{Explained, explain};
 use attn_eval::report::{TableStyle, explanation, html};
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
     if args.json {
         return print_json(&explained);
     }
-    print(&explanation(&explained, TableStyle { width: width(), color: color() }))
+    print_text(&explanation(&explained, TableStyle { width: width(), color: color() }))
 }
 
 fn explained(args: &ExplainArgs) -> Result<Explained> {

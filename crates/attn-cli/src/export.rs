@@ -4,7 +4,7 @@
 use crate::embedded::Embedded;
 use crate::lab_args::ExportArgs;
 use crate::model;
-use crate::output::{print, print_json, usage, write_file};
+use crate::output::{print_json, print_text, usage, write_file, write_folder};
 use crate::ropes::{Ropes, text_config};
 use anyhow::{Context, Result, bail};
 use attn_core::position::extend::LOG_N;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     for (title, lines) in [("vLLM", &vllm), ("llama.cpp", &llama_cpp)] {
         text.push_str(&format!("{title}\n  {}\n\n", lines.replace('\n', "\n  ")));
     }
-    print(&text[..text.len() - 1])
+    print_text(&text[..text.len() - 1])
 }
 
 /// What no config can say.
@@ -142,7 +142,11 @@ fn write(args: &ExportArgs, out: &Path, config: &Value, origin: &loader::Origin)
     if out.exists() && fs::read_dir(out).map_or(true, |mut entries| entries.next().is_some()) {
         return usage(format!("--out {}: it is there and not an empty folder", out.display()));
     }
-    fs::create_dir_all(out).with_context(|| format!("can't make the folder {}", out.display()))?;
+    write_folder(out, |folder| fill(args, folder, config, origin))
+}
+
+/// Writes the files into a folder.
+fn fill(args: &ExportArgs, out: &Path, config: &Value, origin: &loader::Origin) -> Result<Vec<String>> {
     let mut written = vec![];
     let embedded = Embedded::find(args.model.model.as_deref()).map(Embedded::files);
     for (name, contents) in embedded.into_iter().flatten() {

@@ -2,7 +2,7 @@
 
 use crate::args::InspectArgs;
 use crate::model::{self, Opened};
-use crate::output::{print, print_json};
+use crate::output::{print_json, print_text};
 use anyhow::Result;
 use attn_core::PositionConfig;
 use attn_core::position::extend::LOG_N;
@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let opened = model::open(&args.model)?;
     let facts = facts(&opened, model::window_length(args.model.rope.rope_length))?;
-    if args.json { print_json(&facts) } else { print(&summary(&facts)) }
+    if args.json { print_json(&facts) } else { print_text(&summary(&facts)) }
 }
 
 /// The scaling in effect and its factor, `none` and 1 for a model that has none, the encoding's name for other

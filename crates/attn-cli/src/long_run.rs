@@ -1,7 +1,7 @@
 //! Runs that may be interrupted, or measured in parts on several machines.
 
 use crate::lab_args::RunArgs;
-use crate::output::{check_writable, note, print, print_json};
+use crate::output::{check_writable, note, print_json, print_text};
 use anyhow::Result;
 use attn_eval::report::About;
 use attn_eval::run::{Header, Measurable, RunFile, to_measure};
@@ -99,7 +99,7 @@ pub(crate) fn measure<C: Measurable>(
     if as_json {
         print_json(&json!({"run": name, "shard": shard, "cells": mine.len(), "missing": still}))?;
     } else {
-        print(&format!("shard {shard}: {} cells are in {name}; attn merge joins the shards\n", mine.len()))?;
+        print_text(&format!("shard {shard}: {} cells are in {name}; attn merge joins the shards\n", mine.len()))?;
     }
     Ok(None)
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use attn_eval::report::blocks::wrap;
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -46,6 +47,55 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes text for a person to stdout: names from files can't steer the terminal.
+pub(crate) fn print_text(text: &str) -> Result<()> {
+    if !color() {
+        return print(&spelled(text));
+    }
+    // Between our own colours.
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("\x1b[") {
+        let parameters = rest[at + 2..].find(|c: char| !c.is_ascii_digit() && c != ';').unwrap_or(0);
+        let end = at + 2 + parameters;
+        let is_color = rest[end..].starts_with('m');
+        out.push_str(&spelled(&rest[..at]));
+        let end = if is_color { end + 1 } else { at + 1 };
+        out.push_str(if is_color { &rest[at..end] } else { "\\u{1b}" });
+        rest = &rest[end..];
+    }
+    out.push_str(&spelled(rest));
+    print(&out)
+}
+
+/// Text with what would move a terminal's cursor, change its colours, or hide or reverse other characters spelled out.
+pub(crate) fn spelled(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| {
+        c.is_control() && c != '\n' && c != '\t'
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+            || matches!(c, '\u{e0000}'..='\u{e007f}')
+    };
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
+/// Characters that a line on stderr has at most: a name from a file may be megabytes long.
+const LONGEST: usize = 2000;
+
+/// A line that is not too long.
+fn cut(line: &str) -> Cow<'_, str> {
+    match line.char_indices().nth(LONGEST) {
+        None => Cow::Borrowed(line),
+        Some((at, _)) => Cow::Owned(format!("{}... ({} bytes more)", &line[..at], line.len() - at)),
+    }
+}
+
 /// Writes one JSON document to stdout.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
@@ -53,7 +103,7 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 /// Writes a line to stderr; if stderr is gone there is nobody to tell.
 pub(crate) fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", cut(&spelled(line)));
 }
 
 /// An error and its causes in one line, a cause that its parent already spells out left away.
@@ -92,7 +142,7 @@ pub(crate) fn usage_line(message: &str) -> String {
 
 /// Appends a text, wrapped, and the end of its last line.
 pub(crate) fn push_line(out: &mut String, text: &str, width: usize) {
-    out.push_str(&wrap(text, width));
+    out.push_str(&wrap(&spelled(text), width));
     out.push('\n');
 }
 
@@ -167,12 +217,38 @@ fn temporaries() -> MutexGuard<'static, Vec<PathBuf>> {
 pub(crate) fn remove_temporaries() {
     let files = temporaries();
     for path in files.iter() {
-        let _ = fs::remove_file(path);
+        remove(path);
     }
     std::mem::forget(files);
 }
 
-/// A temporary file, removed unless the work ended well.
+fn remove(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// Makes a folder so that it is never there in part: in a temporary one beside it, renamed when complete. `target` is not
+/// there, or empty.
+pub(crate) fn write_folder<T>(target: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let failed = || format!("can't write {}", target.display());
+    let target = &fs::canonicalize(target).unwrap_or_else(|_| target.to_path_buf());
+    let name = target.file_name().with_context(failed)?.to_string_lossy();
+    fs::create_dir_all(folder_of(target)).with_context(failed)?;
+    let temporary = folder_of(target).join(format!(".{name}.partial"));
+    fs::create_dir_all(&temporary).with_context(failed)?;
+    let lock = File::open(&temporary);
+    if matches!(lock.as_ref().map(File::try_lock), Ok(Err(fs::TryLockError::WouldBlock))) {
+        anyhow::bail!("{} is being written by another process", target.display());
+    }
+    let temporary = Temporary::folder(temporary).with_context(failed)?;
+    let made = fill(&temporary.0)?;
+    if target.is_dir() {
+        fs::remove_dir(target).with_context(failed)?;
+    }
+    temporary.rename(target).with_context(failed)?;
+    Ok(made)
+}
+
+/// A temporary file or folder, removed unless the work ended well.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -183,7 +259,17 @@ impl Temporary {
         Ok((file, Self(path)))
     }
 
-    /// Gives the file its final name.
+    /// A folder that an earlier process may have left, emptied.
+    fn folder(path: PathBuf) -> io::Result<Self> {
+        let mut files = temporaries();
+        for entry in fs::read_dir(&path)? {
+            remove(&entry?.path());
+        }
+        files.push(path.clone());
+        Ok(Self(path))
+    }
+
+    /// Gives it its final name.
     fn rename(self, target: &Path) -> io::Result<()> {
         fs::rename(&self.0, target)
     }
@@ -193,7 +279,7 @@ impl Drop for Temporary {
     /// After a rename there is nothing left to remove.
     fn drop(&mut self) {
         let mut files = temporaries();
-        let _ = fs::remove_file(&self.0);
+        remove(&self.0);
         files.retain(|path| *path != self.0);
     }
 }
@@ -208,6 +294,20 @@ mod tests {
         assert_eq!(one_line(&error), "opening: can't read x: no such file");
         let traced = anyhow::anyhow!("no such tensor\n   0: candle::bt\n   1: main").context("loading");
         assert_eq!(one_line(&traced), "loading: no such tensor");
+    }
+
+    #[test]
+    fn names_do_not_steer_a_terminal() {
+        let name = "a\u{1b}]0;title\u{7}b\u{9b}2Jc\rd\u{202e}e\u{8}f\u{200b}g";
+        let plain = spelled(name);
+        assert!(plain.chars().all(|c| (' '..='~').contains(&c)), "{plain}");
+        assert!(plain.starts_with("a\\u{1b}]0;title") && plain.ends_with("f\\u{200b}g"), "{plain}");
+        for same in ["d\u{f6}gs \u{4e00}\n\ttab", "\u{1f980}"] {
+            assert_eq!(spelled(same), same);
+        }
+        let long = "\u{e9}".repeat(1_000_000);
+        assert!(cut(&long).len() < 5000 && cut(&long).ends_with("(1996000 bytes more)"), "{}", cut(&long).len());
+        assert_eq!(cut("short"), "short");
     }
 
     #[test]

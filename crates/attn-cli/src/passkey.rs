@@ -3,7 +3,7 @@
 use crate::args::ReportArgs;
 use crate::lab_args::PasskeyArgs;
 use crate::model::{self, Opened};
-use crate::output::{color, print, print_json, push_line, usage, width, write_file};
+use crate::output::{color, print_json, print_text, push_line, usage, width, write_file};
 use crate::progress::Progress;
 use crate::{about, compare, long_run, text};
 use anyhow::{Context, Result, ensure};
@@ -108,5 +108,5 @@ pub(crate) fn show(report: &ReportArgs, about: &About, passkey: &Passkey) -> Res
     {
         push_line(&mut out, &said, style.width);
     }
-    print(&out)
+    print_text(&out)
 }

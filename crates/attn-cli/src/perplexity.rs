@@ -2,7 +2,7 @@
 
 use crate::args::PerplexityArgs;
 use crate::model::{self, Opened};
-use crate::output::{print, print_json};
+use crate::output::{print_json, print_text};
 use crate::progress::Progress;
 use crate::text::{self, Tokens};
 use crate::{inspect, memory};
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     drop(progress);
     let cell = scores.cell(&Label { mode, factor, context, stride: windows.stride(), seed: 0 });
     let report = Report { cell, bos, bos_choice: args.cut.bos.name() };
-    if args.json { print_json(&report) } else { print(&summary(&report)) }
+    if args.json { print_json(&report) } else { print_text(&summary(&report)) }
 }
 
 /// A cell, and what was put before its windows.

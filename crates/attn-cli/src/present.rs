@@ -1,7 +1,7 @@
 //! How a comparison is shown: a table and a verdict, or JSON, and the files that were asked for.
 
 use crate::args::{OutputArgs, check_files};
-use crate::output::{color, print, print_json, push_line, usage, width, write_file};
+use crate::output::{color, print_json, print_text, push_line, usage, width, write_file};
 use crate::text;
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
@@ -48,8 +48,8 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, searc
         return print_json(&Document::new(about, results).with_search(search));
     }
     match search {
-        Some(search) => print(&found(about, results, search)),
-        None => print(&report(about, results)),
+        Some(search) => print_text(&found(about, results, search)),
+        None => print_text(&report(about, results)),
     }
 }
 

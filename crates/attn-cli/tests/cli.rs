@@ -465,3 +465,30 @@ fn a_report_is_the_json_in_another_form() {
     refused(&["compare", "--from", path(&text)], 1, &["x.txt", "JSON"]);
     refused(&["compare", "--from", path(&saved), "--html", "/no/such/folder/x.html"], 2, &["/no/such/folder"]);
 }
+
+/// Names in a file are shown as what they are: they don't steer the terminal, and a long one is cut.
+#[test]
+fn names_from_files_are_spelled_out_and_cut() {
+    let folder = checkpoint("llama");
+    let weights = |name: &str| {
+        let header = serde_json::json!({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    };
+    let model = path(folder.path());
+    let key = "\u{1b}]52;c;cm0=\u{7}".to_string() + &"x".repeat(100_000);
+    weights(&key);
+    let mut config: Value = serde_json::from_slice(&fs::read(folder.path().join("config.json")).unwrap()).unwrap();
+    config[&key] = 1.into();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    for args in [&["inspect", model][..], &["inspect", model, "--allow-unknown-config-keys"], &["explain", model]] {
+        let output = run(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && stderr.contains("\\u{1b}]52;c;cm0=\\u{7}"), "{args:?}: {:.300}", stderr);
+        assert!(
+            stderr.len() < 20_000 && stderr.chars().all(|c| c == '\n' || !c.is_control()),
+            "{args:?}: {:.300}",
+            stderr
+        );
+    }
+}

@@ -382,3 +382,32 @@ fn an_export_is_refused_where_a_config_cannot_say_it() {
     );
     json(&["perplexity", path(&embedded), "--context", "256", "--max-tokens", "512", "--json"]);
 }
+
+/// An export that fails half-way, as on a full disk, leaves no folder, and the same command does it afterwards.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_export_is_whole_or_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model");
+    let args = ["export", "--rope-scaling", "yarn", "--rope-factor", "2", "--out", path(&out)];
+    for empty in [false, true] {
+        if empty {
+            fs::create_dir(&out).unwrap();
+        }
+        // Blocks of 512 bytes: enough for the tokenizer, not for the weights. Once as an error, once as a kill.
+        for trap in ["trap '' XFSZ;", ""] {
+            let script = format!("{trap} ulimit -f 1000; exec \"$0\" \"$@\"");
+            let limited =
+                std::process::Command::new("sh").args(["-c", &script, common::ATTN]).args(args).output().unwrap();
+            assert!(!limited.status.success());
+            assert!(!out.join("config.json").exists() && !out.join("model.safetensors").exists());
+            assert_eq!(out.exists(), empty);
+        }
+        let done = attn(&args).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let names = || fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(names(), ["model"]);
+        assert!(out.join("config.json").exists() && out.join("model.safetensors").exists());
+        fs::remove_dir_all(&out).unwrap();
+    }
+}

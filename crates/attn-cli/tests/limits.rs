@@ -81,6 +81,58 @@ mod memory {
     }
 
     #[test]
+    fn texts_take_no_more_than_their_ids() {
+        let folder = tempfile::tempdir().unwrap();
+        let sentence = "It was a truth universally acknowledged. ";
+        let lines: String = (0..400_000).map(|i| format!("{{\"text\": \"document {i} of many\"}}\n")).collect();
+        let mut seen = vec![];
+        for (name, text) in [
+            ("lines.txt", format!("{sentence}\n").repeat(1_000_000)),
+            ("marked.txt", format!("\u{feff}{sentence}\n") + &format!("{sentence}\n").repeat(1_000_000)),
+            ("one-line.txt", sentence.repeat(1_000_000)),
+            ("documents.jsonl", lines),
+        ] {
+            let file = folder.path().join(name);
+            fs::write(&file, text).unwrap();
+            let args = ["perplexity", "--text", path(&file), "--context", "256", "--max-tokens", "1024", "--json"];
+            let output = within(300, &args);
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+            let cell: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            seen.push(cell["nll"].as_f64().unwrap());
+        }
+        assert_eq!(seen[0], seen[1], "a byte order mark is no text");
+        // What has no place to cut it is refused before it fills the memory.
+        let zeros = folder.path().join("zeros.txt");
+        fs::write(&zeros, vec![0; 30_000_000]).unwrap();
+        refused(&within(300, &["perplexity", "--text", path(&zeros), "--max-tokens", "512"]), &["can't be cut"]);
+        let prompt = within(300, &["generate", "-f", path(&folder.path().join("lines.txt")), "-n", "1"]);
+        refused(&prompt, &["lines.txt takes about 42.0 MB"]);
+        for endless in ["/dev/zero", "/dev/full"] {
+            for args in [&["compare", "--from", endless][..], &["generate", "-f", endless], &["merge", endless]] {
+                refused(&within(300, args), &[endless]);
+            }
+        }
+    }
+
+    #[test]
+    fn large_arrays_of_a_gguf_file_take_what_they_hold() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.gguf");
+        let count = 12_000_000u64;
+        let key = b"general.numbers";
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend([0u64, 1, key.len() as u64].iter().flat_map(|n| n.to_le_bytes()));
+        bytes.extend(key);
+        // An array (9) of 16-bit integers (3).
+        bytes.extend([9u32, 3].iter().flat_map(|n| n.to_le_bytes()));
+        bytes.extend(count.to_le_bytes());
+        bytes.resize(bytes.len() + 2 * count as usize, 7);
+        fs::write(&file, bytes).unwrap();
+        refused(&within(250, &["inspect", path(&file)]), &["general.architecture: is missing"]);
+    }
+
+    #[test]
     fn weights_that_do_not_fit_are_refused_too() {
         // Tensors of zeros in a file with holes: large on paper, small on disk.
         let folder = model(&[]);

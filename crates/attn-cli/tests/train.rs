@@ -115,3 +115,42 @@ fn other_settings_in_the_same_folder_are_refused_by_name() {
         assert!(!fresh.exists(), "{flags:?} left {fresh:?} behind");
     }
 }
+
+#[test]
+fn two_runs_do_not_write_to_one_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut first = train(&out, &["--steps", "100000"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !out.join("train.jsonl").exists() && first.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let second = run(&out, &["--steps", "100000"]);
+    let message = String::from_utf8_lossy(&second.stderr);
+    assert!(second.status.code() == Some(1) && message.contains("another process"), "{message}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+/// As on a full disk: files can't grow past a limit. Nothing has its final name but what is whole, and the same command
+/// ends well once there is room.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full_leaves_nothing_half_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    // Blocks of 512 bytes: enough for the log, not for weights.
+    let script = "trap '' XFSZ; ulimit -f 40; exec \"$0\" \"$@\"";
+    let args: Vec<_> = train(&out, &[]).get_args().map(std::ffi::OsStr::to_os_string).collect();
+    let limited = Command::new("sh").args(["-c", script, common::ATTN]).args(&args).output().unwrap();
+    let message = String::from_utf8_lossy(&limited.stderr);
+    assert!(limited.status.code() == Some(1) && message.contains("can't write"), "{message}");
+    let names: Vec<String> =
+        std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().all(|name| name == "train.jsonl" || name.starts_with('.')), "{names:?}");
+    let done = run(&out, &[]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(out.join("config.json").exists() && out.join("model.safetensors").exists());
+    let hidden =
+        std::fs::read_dir(&out).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
+    assert_eq!(hidden.count(), 0);
+}

@@ -3,7 +3,8 @@
 //!
 //! A run file is JSON Lines. The first line says what is measured: [`About`], and the list of cells. Every further line
 //! is one measured cell. Lines are only ever appended, each in one write that is flushed to the disk, so whatever ends
-//! the process can tear the last line at most; such a line is dropped and its cell measured again.
+//! the process can tear the last line at most; such a line is dropped and its cell measured again. Every line has a
+//! checksum of itself, so that a bit that flipped on a disk or on the way to another machine is found and named.
 //!
 //! Figures of different settings must never meet in one file. The header carries a fingerprint of everything that
 //! decides them ([`About::identity`]); opening a file under another one is refused, naming what differs.
@@ -62,7 +63,6 @@ pub struct Header<C> {
     /// SHA-256 of what decides the figures.
     pub fingerprint: String,
     /// What is measured.
-    #[serde(default)]
     kind: String,
     /// The cells of the whole comparison.
     pub cells: Vec<C>,
@@ -70,8 +70,34 @@ pub struct Header<C> {
     pub about: About,
 }
 
-const FORMAT: u32 = 1;
-const MAGIC: &str = "{\"attn_run\":1,";
+const FORMAT: u32 = 2;
+const MAGIC: &str = "{\"attn_run\":2,";
+/// What the first line of any version begins with.
+const ANY: &str = "{\"attn_run\":";
+
+/// Digits of a line's checksum.
+const CHECK: usize = 16;
+
+/// A line with its checksum: the first digits of the SHA-256 of the line without it, put in at byte `at`.
+fn seal(line: &str, at: usize) -> String {
+    let (start, rest) = line.split_at(at);
+    format!("{start}\"check\":\"{}\",{rest}", &loader::sha256(line)[..CHECK])
+}
+
+/// The line without its checksum.
+///
+/// # Errors
+/// It has none, or is not what its checksum says.
+fn unseal(line: &[u8], at: usize) -> Result<String> {
+    const DAMAGED: &str = "it is damaged: it does not match its checksum";
+    let line = std::str::from_utf8(line).context(DAMAGED)?.trim_end_matches('\n');
+    let (start, rest) = line.split_at_checked(at).context(DAMAGED)?;
+    let rest = rest.strip_prefix("\"check\":\"").context(DAMAGED)?;
+    let (check, rest) = rest.split_at_checked(CHECK).context(DAMAGED)?;
+    let plain = format!("{start}{}", rest.strip_prefix("\",").context(DAMAGED)?);
+    ensure!(loader::sha256(&plain)[..CHECK] == *check, DAMAGED);
+    Ok(plain)
+}
 
 impl<C: Measurable> Header<C> {
     /// The header of a comparison.
@@ -125,10 +151,10 @@ impl<C: Measurable> Run<C> {
     /// Reads a run file, finished or not.
     ///
     /// # Errors
-    /// The file can't be read, is none, or is damaged anywhere but in its last line.
+    /// The file can't be read, is none, or is damaged; only what was cut off at its end is passed over.
     pub fn read(path: &Path) -> Result<Self> {
         let mut bytes = vec![];
-        let mut file = File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+        let mut file = open_regular(path)?.take(MOST);
         file.read_to_end(&mut bytes).with_context(|| format!("can't read {}", path.display()))?;
         match Self::parse(&bytes, path)? {
             Some(run) => Ok(run),
@@ -139,13 +165,19 @@ impl<C: Measurable> Run<C> {
     /// `None`: a file that was torn before its first line was complete.
     fn parse(bytes: &[u8], path: &Path) -> Result<Option<Self>> {
         let start = &bytes[..bytes.len().min(MAGIC.len())];
-        ensure!(MAGIC.as_bytes().starts_with(start), "{} is not a run file", path.display());
+        if !MAGIC.as_bytes().starts_with(start) {
+            let other =
+                if start.starts_with(ANY.as_bytes()) { "a run file of another version" } else { "not a run file" };
+            bail!("{} is {other}", path.display())
+        }
         let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
         let whole = |line: &&[u8]| line.ends_with(b"\n");
         let Some(first) = lines.next().filter(whole) else { return Ok(None) };
-        let kind = kind_of(first).with_context(|| format!("{}, line 1", path.display()))?;
+        let place = || format!("{}, line 1", path.display());
+        let plain = unseal(first, MAGIC.len()).with_context(place)?;
+        let kind = kind_of(plain.as_bytes()).with_context(place)?;
         ensure!(kind == C::KIND, "{} is a run file of attn {kind}, not of attn {}", path.display(), C::KIND);
-        let header: Header<C> = serde_json::from_slice(first).with_context(|| format!("{}, line 1", path.display()))?;
+        let header: Header<C> = serde_json::from_str(&plain).with_context(place)?;
         ensure!(
             header.fingerprint == fingerprint(&header.about, &header.cells),
             "{}: its first line was changed: the settings don't match their fingerprint",
@@ -154,15 +186,14 @@ impl<C: Measurable> Run<C> {
         let texts = header.cells.iter().filter_map(C::text);
         header.about.check_texts(texts).with_context(|| format!("{}, line 1", path.display()))?;
         let mut run = Self { scores: vec![None; header.cells.len()], header, whole: first.len() as u64 };
-        let rest: Vec<&[u8]> = lines.collect();
-        for (index, line) in rest.iter().enumerate() {
+        for (index, line) in lines.enumerate() {
             let place = || format!("{}, line {}", path.display(), index + 2);
-            match serde_json::from_slice(line) {
-                Ok(parsed) if whole(line) => run.take(parsed).with_context(place)?,
-                _ if index + 1 == rest.len() => break,
-                Ok(_) => bail!("{}: it is torn", place()),
-                Err(error) => return Err(anyhow::Error::new(error).context(place())),
+            if !whole(&line) {
+                // Only the last can lack its end.
+                break;
             }
+            let plain = unseal(line, 1).with_context(place)?;
+            run.take(serde_json::from_str(&plain).with_context(place)?).with_context(place)?;
             run.whole += line.len() as u64;
         }
         Ok(Some(run))
@@ -239,6 +270,9 @@ impl<C: Measurable> RunFile<C> {
     /// file, damaged, or can't be written.
     pub fn open(path: &Path, header: Header<C>) -> Result<Self> {
         let failed = || format!("can't open {}", path.display());
+        if path.exists() {
+            open_regular(path)?;
+        }
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).open(path).with_context(failed)?;
         match file.try_lock() {
@@ -259,7 +293,7 @@ impl<C: Measurable> RunFile<C> {
         let mut open = Self { file, path: path.to_path_buf(), run };
         open.cut()?;
         if new {
-            open.write_line(&open.run.header.clone())?;
+            open.write_line(&serde_json::to_string(&open.run.header)?, MAGIC.len())?;
         }
         Ok(open)
     }
@@ -282,17 +316,32 @@ impl<C: Measurable> RunFile<C> {
         let text = spec.text().and_then(|text| self.run.header.about.texts.get(text));
         let text = text.map_or(String::new(), |text| text.name.clone());
         let line = Line { cell, text, context: spec.context(), mode: spec.mode().to_string(), scores };
-        self.write_line(&line)?;
+        self.write_line(&serde_json::to_string(&line)?, 1)?;
         self.run.scores[cell] = Some(line.scores);
         Ok(())
     }
 
-    fn write_line(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        let written = self.file.write_all(&text).and_then(|()| self.file.sync_data());
+    /// Appends a line with its checksum, which stands at byte `at` of it.
+    fn write_line(&mut self, line: &str, at: usize) -> Result<()> {
+        let text = format!("{}\n", seal(line, at));
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         written.with_context(|| format!("can't write {}", self.path.display()))
     }
+}
+
+/// The lines of a run file with the checksums that they should have, whatever they have.
+#[cfg(any(test, fuzzing))]
+pub fn resealed(bytes: &[u8]) -> Vec<u8> {
+    let lines = bytes.split_inclusive(|&byte| byte == b'\n').enumerate().map(|(index, line)| {
+        let at = if index == 0 { MAGIC.len() } else { 1 };
+        let Ok(text) = std::str::from_utf8(line) else { return line.to_vec() };
+        let Some((start, rest)) = text.split_at_checked(at) else { return line.to_vec() };
+        let sealed = rest.strip_prefix("\"check\":\"").and_then(|rest| rest.split_at_checked(CHECK));
+        let rest = sealed.and_then(|(_, rest)| rest.strip_prefix("\",")).unwrap_or(rest);
+        let end = if rest.ends_with('\n') { "\n" } else { "" };
+        format!("{}{end}", seal(&format!("{start}{}", rest.trim_end_matches('\n')), at)).into_bytes()
+    });
+    lines.collect::<Vec<_>>().concat()
 }
 
 /// What a run file measures, as its first line says: `compare` or `passkey`.
@@ -302,19 +351,28 @@ impl<C: Measurable> RunFile<C> {
 pub fn kind(path: &Path) -> Result<String> {
     let failed = || format!("can't read {}", path.display());
     let mut first = vec![];
-    BufReader::new(File::open(path).with_context(failed)?).read_until(b'\n', &mut first).with_context(failed)?;
+    let file = open_regular(path)?.take(MOST);
+    BufReader::new(file).read_until(b'\n', &mut first).with_context(failed)?;
     kind_of(&first).with_context(|| format!("{} is not a run file", path.display()))
+}
+
+/// Bytes that are read of a run file at most.
+const MOST: u64 = 1 << 30;
+
+/// Opens a run file, and nothing that waits or has no end.
+fn open_regular(path: &Path) -> Result<File> {
+    let failed = || format!("can't open {}", path.display());
+    ensure!(std::fs::metadata(path).with_context(failed)?.is_file(), "{} is no regular file", path.display());
+    File::open(path).with_context(failed)
 }
 
 fn kind_of(first: &[u8]) -> Result<String> {
     #[derive(Deserialize)]
     struct Kind {
-        #[serde(default)]
         kind: String,
     }
     let Kind { kind } = serde_json::from_slice(first)?;
-    // Files without the key are of the first version, which knew nothing else.
-    Ok(if kind.is_empty() { "compare".to_string() } else { kind })
+    Ok(kind)
 }
 
 /// Part `i` of `n`, counted from 1.

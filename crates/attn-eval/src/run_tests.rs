@@ -132,16 +132,65 @@ fn two_writers_damage_and_other_files_are_refused() {
     drop(first);
     let text = std::fs::read_to_string(&path).unwrap();
     let damaged = text.replacen("\"cell\":0", "\"cell\":x", 1);
-    std::fs::write(&path, damaged).unwrap();
+    std::fs::write(&path, &damaged).unwrap();
     let error = format!("{:#}", Run::<CellSpec>::read(&path).unwrap_err());
-    assert!(error.contains("line 2"), "{error}");
-    std::fs::write(&path, text.replacen("\"seed\":0", "\"seed\":1", 1)).unwrap();
+    assert!(error.contains("line 2") && error.contains("checksum"), "{error}");
+    std::fs::write(&path, resealed(damaged.as_bytes())).unwrap();
+    let error = format!("{:#}", Run::<CellSpec>::read(&path).unwrap_err());
+    assert!(error.contains("line 2") && !error.contains("checksum"), "{error}");
+    std::fs::write(&path, resealed(text.replacen("\"seed\":0", "\"seed\":1", 1).as_bytes())).unwrap();
     let error = Run::<CellSpec>::read(&path).unwrap_err().to_string();
     assert!(error.contains("fingerprint"), "{error}");
     std::fs::write(&path, "mode,context\n").unwrap();
     let error = RunFile::open(&path, Header::new(about(), cells())).unwrap_err().to_string();
     assert!(error.contains("not a run file"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mode,context\n", "and it is left alone");
+}
+
+/// Every bit of a run file, one after the other: none flips without being found, by its line.
+#[test]
+fn a_bit_that_flipped_is_found_and_named() {
+    let (_keep, path) = file();
+    let mut run = RunFile::open(&path, Header::new(about(), cells())).unwrap();
+    run.append(0, scores(1.0)).unwrap();
+    run.append(1, scores(2.0)).unwrap();
+    drop(run);
+    let bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    // Every bit of every byte takes long in a test; a prime step visits all kinds.
+    for bit in (0..bytes.len() * 8).step_by(37) {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        if bit / 8 == last {
+            // The end of the last line: it is as if it had been cut off.
+            continue;
+        }
+        match Run::<CellSpec>::parse(&flipped, &path) {
+            Ok(read) => panic!("bit {bit} was not found: {}", read.is_some()),
+            Err(error) => {
+                let line = bytes[..bit / 8].iter().filter(|&&byte| byte == b'\n').count() + 1;
+                let error = format!("{error:#}");
+                let named = error.contains(&format!("line {line}")) || bit / 8 < MAGIC.len();
+                assert!(named, "bit {bit} of line {line}: {error}");
+            }
+        }
+    }
+    assert_eq!(resealed(&bytes), bytes);
+    let old = String::from_utf8(bytes).unwrap().replacen("\"attn_run\":2", "\"attn_run\":1", 1);
+    std::fs::write(&path, old).unwrap();
+    let error = Run::<CellSpec>::read(&path).unwrap_err().to_string();
+    assert!(error.contains("another version"), "{error}");
+}
+
+#[test]
+fn a_run_file_is_a_regular_file() {
+    for path in ["/dev/zero", "/"] {
+        for error in [Run::<CellSpec>::read(Path::new(path)).unwrap_err(), kind(Path::new(path)).unwrap_err()] {
+            assert!(error.to_string().contains("no regular file"), "{error}");
+        }
+        let error = RunFile::open(Path::new(path), Header::new(about(), cells())).unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
+    }
 }
 
 #[test]
@@ -183,7 +232,8 @@ fn figures_that_no_run_measures_are_refused_by_line() {
             let (text, context, mode) = ("t".to_string(), spec.context, spec.mode);
             // What is not written as it should be is written all the same.
             if run.append(*cell, scores.clone()).is_err() {
-                run.write_line(&Line { cell: *cell, text, context, mode, scores: scores.clone() }).unwrap();
+                let line = Line { cell: *cell, text, context, mode, scores: scores.clone() };
+                run.write_line(&serde_json::to_string(&line).unwrap(), 1).unwrap();
             }
         }
         drop(run);

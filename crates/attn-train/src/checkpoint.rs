@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A checkpoint is written under another name and renamed when it is whole, so whatever `checkpoint-N` is found can be
-//! trusted, however the run ended.
+//! trusted, however the run ended; what a disk did to it since is found by a checksum of every tensor. The result's files
+//! too get their names when all of them are written.
 
 use crate::adamw::Moments;
 use crate::trainer::{Settings, Step, Trainer};
@@ -29,6 +30,68 @@ const PREFIX: &str = "checkpoint-";
 struct State {
     step: usize,
     settings: Settings,
+    /// SHA-256 of every tensor, by file and name.
+    tensors: BTreeMap<String, String>,
+}
+
+/// What trainer.json holds: the state as JSON text, and the SHA-256 of that text.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    sha256: String,
+    state: String,
+}
+
+const WEIGHTS: &str = "model.safetensors";
+const MOMENTS: &str = "optimizer.safetensors";
+const STATE: &str = "trainer.json";
+
+/// SHA-256 of a tensor's shape and numbers.
+fn digest(tensor: &Tensor) -> Result<String> {
+    let mut parts = loader::Sha256Parts::default();
+    parts.push(format!("{:?}", tensor.dims()).as_bytes());
+    for value in tensor.flatten_all()?.to_vec1::<f32>()? {
+        parts.push(&value.to_le_bytes());
+    }
+    Ok(parts.finish())
+}
+
+/// Holds a run's folder for this process, as long as it lives.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] Option<fs::File>);
+
+/// Takes hold of the folder of a run.
+///
+/// # Errors
+/// It can't be created, or another process writes to it.
+pub fn lock(out: &Path) -> Result<Lock> {
+    fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
+    // Where folders can't be opened or locked, there is no lock.
+    let Ok(folder) = fs::File::open(out) else { return Ok(Lock(None)) };
+    match folder.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => bail!("{} is being written by another process", out.display()),
+        Ok(()) => Ok(Lock(Some(folder))),
+        Err(fs::TryLockError::Error(_)) => Ok(Lock(None)),
+    }
+}
+
+/// Writes files so that either all or none of them have their names, but for a moment in which they get them one after the
+/// other, in this order.
+///
+/// # Errors
+/// One can't be written.
+pub fn write_all(folder: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
+    let partial = |name: &str| folder.join(format!(".{name}.partial"));
+    let written = files.iter().try_for_each(|(name, bytes)| write(&partial(name), bytes));
+    if let Err(error) = written {
+        for (name, _) in files {
+            let _ = fs::remove_file(partial(name));
+        }
+        return Err(error);
+    }
+    files.iter().try_for_each(|(name, _)| {
+        let target = folder.join(name);
+        fs::rename(partial(name), &target).with_context(|| format!("can't name {}", target.display()))
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -38,10 +101,10 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.sync_all().with_context(failed)
 }
 
-fn save_tensors(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
+fn serialized(tensors: &HashMap<String, Tensor>) -> Result<Vec<u8>> {
     // transformers reads only files that say which framework's layout they have.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    write(path, &safetensors::serialize(tensors, Some(metadata))?)
+    Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
 
 impl Trainer {
@@ -60,9 +123,13 @@ impl Trainer {
         fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
         let mut config = self.settings.config.clone();
         config["dtype"] = serde_json::json!(if dtype == DType::BF16 { "bfloat16" } else { "float32" });
-        write(&out.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
-        write(&out.join("tokenizer.json"), tokenizer.as_bytes())?;
-        save_tensors(&self.weights(dtype)?, &out.join("model.safetensors"))
+        // The config last: a folder with one is complete.
+        let files = [
+            (WEIGHTS, serialized(&self.weights(dtype)?)?),
+            ("tokenizer.json", tokenizer.as_bytes().to_vec()),
+            ("config.json", serde_json::to_vec_pretty(&config)?),
+        ];
+        write_all(out, &files)
     }
 
     /// Writes `OUT/checkpoint-N` and removes those that are no longer kept.
@@ -82,9 +149,17 @@ impl Trainer {
             moments.insert(format!("mean.{name}"), tensor(&p.moments.mean)?);
             moments.insert(format!("square.{name}"), tensor(&p.moments.square)?);
         }
-        save_tensors(&moments, &partial.join("optimizer.safetensors"))?;
-        let state = State { step: self.done, settings: self.settings.clone() };
-        write(&partial.join("trainer.json"), serde_json::to_string_pretty(&state)?.as_bytes())?;
+        write(&partial.join(MOMENTS), &serialized(&moments)?)?;
+        let mut tensors = BTreeMap::new();
+        for (file, all) in [(WEIGHTS, &self.weights(DType::F32)?), (MOMENTS, &moments)] {
+            for (name, tensor) in all {
+                tensors.insert(format!("{file}: {name}"), digest(tensor)?);
+            }
+        }
+        let state = State { step: self.done, settings: self.settings.clone(), tensors };
+        let state = serde_json::to_string(&state)?;
+        let sealed = Sealed { sha256: loader::sha256(&state), state };
+        write(&partial.join(STATE), &serde_json::to_vec_pretty(&sealed)?)?;
         if target.exists() {
             fs::remove_dir_all(&target).with_context(|| format!("can't replace {}", target.display()))?;
         }
@@ -106,24 +181,30 @@ impl Trainer {
             let path = folder.join(name);
             fs::read(&path).with_context(|| format!("can't read {}", path.display()))
         };
-        let state: State = serde_json::from_slice(&read("trainer.json")?)
-            .with_context(|| format!("{}: not a trainer's state", folder.join("trainer.json").display()))?;
+        let state = read_state(&folder.join(STATE), &read(STATE)?)?;
         if let Some(key) = first_difference(&state.settings, &self.settings)? {
             bail!(
                 "{} was made with another {key}: resuming would mix two runs; use another --out or the same settings",
                 folder.display()
             )
         }
-        let weights = candle_core::safetensors::load_buffer(&read("model.safetensors")?, &Device::Cpu)?;
-        let moments = candle_core::safetensors::load_buffer(&read("optimizer.safetensors")?, &Device::Cpu)?;
+        let load = |file: &str| -> Result<HashMap<String, Tensor>> {
+            let named = || format!("{}: not what was saved", folder.join(file).display());
+            candle_core::safetensors::load_buffer(&read(file)?, &Device::Cpu).with_context(named)
+        };
+        let (weights, moments) = (load(WEIGHTS)?, load(MOMENTS)?);
+        let find = |file: &str, all: &HashMap<String, Tensor>, name: &str| -> Result<Tensor> {
+            let place = || format!("{}: tensor {name}", folder.join(file).display());
+            let tensor = all.get(name).with_context(|| format!("{} is missing", place()))?;
+            let whole =
+                tensor.dtype() == DType::F32 && state.tensors.get(&format!("{file}: {name}")) == Some(&digest(tensor)?);
+            ensure!(whole, "{} is damaged: {AWAY}", place());
+            Ok(tensor.clone())
+        };
         for (name, p) in &mut self.parameters {
-            let find = |all: &HashMap<String, Tensor>, key: String| match all.get(&key) {
-                Some(tensor) => Ok(tensor.clone()),
-                None => bail!("{} has no tensor {key}", folder.display()),
-            };
-            p.var.set(&find(&weights, name.clone())?)?;
+            p.var.set(&find(WEIGHTS, &weights, name)?)?;
             let vector = |key: String| -> Result<Vec<f32>> {
-                let data = find(&moments, key)?.to_vec1::<f32>()?;
+                let data = find(MOMENTS, &moments, &key)?.to_vec1::<f32>()?;
                 ensure!(
                     data.len() == p.var.elem_count(),
                     "{}: the optimizer's state has other shapes",
@@ -136,6 +217,16 @@ impl Trainer {
         self.done = state.step;
         Ok(true)
     }
+}
+
+/// What to do about a checkpoint that is damaged.
+const AWAY: &str = "its checksum is another; remove the folder to go on from the checkpoint before it";
+
+fn read_state(path: &Path, bytes: &[u8]) -> Result<State> {
+    let failed = || format!("{}: not a trainer's state", path.display());
+    let sealed: Sealed = serde_json::from_slice(bytes).with_context(failed)?;
+    ensure!(loader::sha256(&sealed.state) == sealed.sha256, "{} is damaged: {AWAY}", path.display());
+    serde_json::from_str(&sealed.state).with_context(failed)
 }
 
 /// The first setting that differs.

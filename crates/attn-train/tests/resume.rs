@@ -147,3 +147,28 @@ fn old_checkpoints_go_and_the_log_forgets_lost_steps() {
     .unwrap();
     assert_eq!(Log::open(out.path(), 3).unwrap().steps().len(), 3);
 }
+
+/// A bit that flipped in any file of a checkpoint is found, and the tensor or file named.
+#[test]
+fn a_damaged_checkpoint_is_refused_by_tensor() {
+    let out = tempfile::tempdir().unwrap();
+    let (mut trainer_, tokenizer) = trainer(Position::Rope, "f32");
+    run(&mut trainer_, 1);
+    let folder = trainer_.save(out.path(), &tokenizer).unwrap();
+    for (file, part) in
+        [("model.safetensors", "tensor "), ("optimizer.safetensors", "tensor "), ("trainer.json", "trainer.json")]
+    {
+        let path = folder.join(file);
+        let whole = std::fs::read(&path).unwrap();
+        // The last bytes of a file of tensors are numbers; of trainer.json, the settings.
+        for at in [whole.len() - 3, whole.len() - 20, whole.len() / 2, whole.len() / 3] {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 4;
+            std::fs::write(&path, flipped).unwrap();
+            let error = format!("{:#}", trainer(Position::Rope, "f32").0.resume(out.path()).unwrap_err());
+            assert!(error.contains(file) && error.contains(part), "{file} at {at}: {error}");
+        }
+        std::fs::write(&path, whole).unwrap();
+    }
+    assert!(trainer(Position::Rope, "f32").0.resume(out.path()).unwrap());
+}

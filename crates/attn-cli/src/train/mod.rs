@@ -2,14 +2,14 @@
 
 pub(crate) mod args;
 
-use crate::output::{note, print, print_json, usage};
+use crate::output::{note, print_json, print_text, usage};
 use crate::parse::DeviceName;
 use crate::progress::Progress;
 use crate::{model, text};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use args::TrainArgs;
 use attn_train::adamw::AdamW;
-use attn_train::checkpoint::Log;
+use attn_train::checkpoint::{Log, lock, write_all};
 use attn_train::shape::{Position, Shape};
 use attn_train::{Settings, Step, Trainer, bpe};
 use candle_core::{DType, Device, Tensor};
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::{fs, time::Instant};
+use std::time::Instant;
 
 /// Where a run starts: its tokenizer as JSON, config and first weights.
 struct Start {
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let start = if args.model.is_some() { tuned(args)? } else { fresh(args)? };
     let text_tokens = start.tokens.len();
     let mut trainer = Trainer::new(settings(args, start.config), start.weights, start.tokens)?;
-    fs::create_dir_all(&args.out).with_context(|| format!("can't create {}", args.out.display()))?;
+    let _lock = lock(&args.out)?;
     let resumed = trainer.resume(&args.out)?;
     let resumed_from = trainer.done();
     if resumed {
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     // Published weights are bf16 like most; the checkpoints keep f32.
     trainer.export(&args.out, &start.tokenizer, DType::BF16)?;
     let chart = attn_train::plot::loss(log.steps());
-    fs::write(args.out.join("loss.svg"), chart).with_context(|| format!("can't write in {}", args.out.display()))?;
+    write_all(&args.out, &[("loss.svg", chart.into_bytes())])?;
     let loss = |step: Option<&Step>| step.map_or(f64::NAN, |s| s.loss);
     let summary = Summary {
         out: args.out.display().to_string(),
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         last_loss: loss(log.steps().last()),
         seconds: started.elapsed().as_secs_f64(),
     };
-    if args.json { print_json(&summary) } else { print(&report(&summary)) }
+    if args.json { print_json(&summary) } else { print_text(&report(&summary)) }
 }
 
 fn report(s: &Summary) -> String {

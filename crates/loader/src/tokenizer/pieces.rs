@@ -205,7 +205,8 @@ fn can_cut(inner: &tokenizers::Tokenizer) -> bool {
         let content = token.content.as_bytes();
         // One that reaches over a cut, or that takes the space after it.
         let over = content.windows(2).any(|w| w[0].is_ascii_alphabetic() && !w[1].is_ascii_graphic());
-        !over && !(token.rstrip && content.last().is_some_and(u8::is_ascii_alphabetic))
+        let takes = token.rstrip && content.last().is_some_and(u8::is_ascii_alphabetic);
+        !over && !takes
     });
     added
         && normalises_by_character(&normalizer)
