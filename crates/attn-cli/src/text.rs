@@ -121,7 +121,7 @@ pub(crate) fn stream(
     let (mut digest, mut bytes) = (Sha256Parts::default(), 0);
     let mut utf8 = Utf8 { name: &name, held: vec![], read: 0 };
     let mut documents = field.map(|field| Documents { name: &name, field, line: String::new(), lines: 0, found: 0 });
-    let mut wanted = true;
+    let (mut wanted, mut began) = (true, false);
     let mut buffer = vec![0; PART];
     loop {
         let n = match reader.read(&mut buffer) {
@@ -131,7 +131,8 @@ pub(crate) fn stream(
         };
         digest.push(&buffer[..n]);
         let text = utf8.push(&buffer[..n])?;
-        let text = if bytes == 0 { text.trim_start_matches('\u{feff}') } else { &text };
+        let text = if began { text.as_str() } else { text.strip_prefix('\u{feff}').unwrap_or(&text) };
+        began |= utf8.read > 0;
         bytes += n;
         match &mut documents {
             Some(documents) => documents.push(text, n == 0, &mut wanted, take)?,
@@ -244,14 +245,15 @@ pub(crate) fn read_text(path: &Path, field: &str) -> Result<(String, Source)> {
 }
 
 fn read(path: &Path, field: Option<&str>) -> Result<(String, Source)> {
-    // Once as it comes and once as what is made of it.
-    let most = memory::free().map_or(u64::MAX, |free| free / 2);
+    // The text, and what is made of it.
+    let most = memory::free().map_or(u64::MAX, |free| free / 4);
+    let mut text = String::new();
     if let Ok(file) = fs::metadata(path)
         && file.is_file()
     {
         memory::check_text(path, file.len(), most)?;
+        text.reserve_exact(usize::try_from(file.len()).unwrap_or(0));
     }
-    let mut text = String::new();
     let source = stream(Some(path), field, &mut |part| {
         memory::check_text(path, (text.len() + part.len()) as u64, most)?;
         text.push_str(part);

@@ -120,11 +120,19 @@ fn other_settings_in_the_same_folder_are_refused_by_name() {
 fn two_runs_do_not_write_to_one_folder() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let mut first = train(&out, &["--steps", "100000"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // More steps than end before the second run starts.
+    let mut long = SMALL.to_vec();
+    long[1] = "100000";
+    let start = || {
+        let mut command = attn(&["train", "--text", TEXT, "--out"]);
+        command.arg(&out).args(&long);
+        command
+    };
+    let mut first = start().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     while !out.join("train.jsonl").exists() && first.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let second = run(&out, &["--steps", "100000"]);
+    let second = start().output().unwrap();
     let message = String::from_utf8_lossy(&second.stderr);
     assert!(second.status.code() == Some(1) && message.contains("another process"), "{message}");
     first.kill().unwrap();

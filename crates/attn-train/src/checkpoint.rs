@@ -57,7 +57,9 @@ fn digest(tensor: &Tensor) -> Result<String> {
 
 /// Holds a run's folder for this process, as long as it lives.
 #[derive(Debug)]
-pub struct Lock(#[allow(dead_code)] Option<fs::File>);
+pub struct Lock {
+    _folder: Option<fs::File>,
+}
 
 /// Takes hold of the folder of a run.
 ///
@@ -66,11 +68,11 @@ pub struct Lock(#[allow(dead_code)] Option<fs::File>);
 pub fn lock(out: &Path) -> Result<Lock> {
     fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
     // Where folders can't be opened or locked, there is no lock.
-    let Ok(folder) = fs::File::open(out) else { return Ok(Lock(None)) };
+    let Ok(folder) = fs::File::open(out) else { return Ok(Lock { _folder: None }) };
     match folder.try_lock() {
         Err(fs::TryLockError::WouldBlock) => bail!("{} is being written by another process", out.display()),
-        Ok(()) => Ok(Lock(Some(folder))),
-        Err(fs::TryLockError::Error(_)) => Ok(Lock(None)),
+        Ok(()) => Ok(Lock { _folder: Some(folder) }),
+        Err(fs::TryLockError::Error(_)) => Ok(Lock { _folder: None }),
     }
 }
 

@@ -448,6 +448,58 @@ fn an_endpoint_is_an_address() {
     }
 }
 
+/// Gzip of ASCII `text` and `more` repetitions of 258 times its last byte, in deflate's fixed code.
+fn gzip(text: &[u8], more: usize) -> Vec<u8> {
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+    let (mut held, mut bits) = (0u32, 0);
+    let mut push = |code: u32, length: u32| {
+        // Codes go in with their highest bit first.
+        for bit in (0..length).rev() {
+            held |= (code >> bit & 1) << bits;
+            bits += 1;
+            if bits == 8 {
+                out.push(held as u8);
+                (held, bits) = (0, 0);
+            }
+        }
+    };
+    push(0b110, 3);
+    text.iter().for_each(|&byte| push(0x30 + u32::from(byte), 8));
+    for _ in 0..more {
+        push(0xc5, 8);
+        push(0, 5);
+    }
+    push(0, 7);
+    push(0, 7);
+    let mut crc = !0u32;
+    for &byte in text {
+        crc = (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 });
+    }
+    out.extend((!crc).to_le_bytes());
+    out.extend((text.len() as u32).to_le_bytes());
+    out
+}
+
+/// What is sent compressed though it was not asked for counts as what it comes to.
+#[test]
+fn compressed_answers_count_as_what_they_are() {
+    let (hub, dir) = (Hub::with_model(), cache());
+    let answer = |body: Vec<u8>| Reply::status(200).header("Content-Encoding", "gzip").body(&body);
+    let info = serde_json::json!({"sha": COMMIT, "siblings": []}).to_string();
+    hub.script("/api/", answer(gzip(info.as_bytes(), 0)));
+    let err = fails(&hub, dir.path());
+    assert!(matches!(err, LoadError::MissingFile { .. }), "the answer is read, and names no weights: {err}");
+    let bomb = gzip(b" ", 300_000);
+    assert!(bomb.len() < 500_000);
+    hub.script("/api/", answer(bomb));
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("longer than"), "{err}");
+    // A file: more comes than was announced.
+    hub.script("resolve", answer(gzip(b"{", 300_000)));
+    let err = fails(&hub, dir.path()).to_string();
+    assert!(err.contains("more than the"), "{err}");
+}
+
 #[test]
 fn answers_that_are_not_the_api() {
     for (body, want) in [

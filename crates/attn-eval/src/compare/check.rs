@@ -93,7 +93,7 @@ fn check_nll(nll: f64) -> Result<()> {
 }
 
 fn close(a: f64, b: f64) -> bool {
-    (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(1.0)
+    a.is_finite() && b.is_finite() && (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(1.0)
 }
 
 /// What the cells of one context say of each other.
