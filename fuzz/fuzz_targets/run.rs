@@ -4,7 +4,7 @@
 use anyhow::Result;
 use attn_eval::compare::{self, CellSpec, Results};
 use attn_eval::passkey::{self, PasskeySpec};
-use attn_eval::report::{About, TableStyle, csv, headline, html, svg, table, verdict};
+use attn_eval::report::{About, TableStyle, csv, html, svg, table, verdict};
 use attn_eval::run::{Header, Measurable, Run, RunFile, Shard, kind, resealed};
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
@@ -79,9 +79,9 @@ fn compared(run: &Run<CellSpec>) -> Result<()> {
 fn shown(about: &About, results: &Results) -> Result<()> {
     assert!(results.by_text.iter().all(|part| part.text < about.texts.len()));
     for width in [40, 120] {
-        let _ = table(&results.cells, TableStyle { width, color: true });
+        let _ = table(&results.cells, &[], TableStyle { width, color: true });
     }
-    let _ = (headline(&results.cells, about.trained_context()), verdict(&results.cells), csv(&results.cells));
+    let _ = (verdict(results, about.one_factor(), about.trained_context()), csv(&results.cells));
     let _ = svg(&results.cells, &about.checkpoint.name);
     html::comparison(about, results).map(drop)
 }

@@ -3,7 +3,7 @@
 
 use crate::memory;
 use crate::model::Opened;
-use crate::output::{note, print, print_json};
+use crate::output::{note, print_json, print_text};
 use crate::perplexity::work;
 use anyhow::Result;
 use attn_eval::compare::{Comparison, Plan};
@@ -101,7 +101,7 @@ pub(crate) fn show(opened: &Opened, comparison: &Comparison, plan: &Plan, as_jso
             "seconds": estimate.time.as_secs_f64(),
         }));
     }
-    print(&estimate.lines(plan))
+    print_text(&estimate.lines(plan))
 }
 
 /// Says it on stderr where somebody is waiting and it takes long.
