@@ -93,7 +93,7 @@ pub struct Trainer {
     pub(crate) settings: Settings,
     pub(crate) parameters: BTreeMap<String, Parameter>,
     pub(crate) done: usize,
-    tokens: Arc<[u32]>,
+    tokens: Vec<u32>,
     options: Options,
     pools: Vec<ThreadPool>,
 }
@@ -107,7 +107,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Fewer tokens than a row has, weights that don't fit the config.
-    pub fn new(mut settings: Settings, weights: BTreeMap<String, Tensor>, tokens: Arc<[u32]>) -> Result<Self> {
+    pub fn new(mut settings: Settings, weights: BTreeMap<String, Tensor>, tokens: Vec<u32>) -> Result<Self> {
         ensure!(settings.context >= 2, "a row needs at least two tokens");
         ensure!(
             tokens.len() > settings.context,
@@ -291,5 +291,9 @@ fn pools(shards: usize) -> Result<Vec<ThreadPool>> {
 
 /// SHA-256 of token ids, little-endian.
 fn digest(tokens: &[u32]) -> String {
-    loader::sha256(tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())
+    let mut parts = loader::Sha256Parts::default();
+    for chunk in tokens.chunks(1 << 14) {
+        parts.push(&chunk.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    parts.finish()
 }

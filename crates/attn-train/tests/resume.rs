@@ -5,7 +5,6 @@ use attn_train::checkpoint::Log;
 use attn_train::shape::{Position, Shape};
 use attn_train::{Settings, Step, Trainer, bpe};
 use std::path::Path;
-use std::sync::Arc;
 
 const TEXT: &str = include_str!("../../../models/sample.txt");
 
@@ -33,7 +32,7 @@ fn settings(shape: &Shape, dtype: &str) -> Settings {
 
 fn trainer(position: Position, dtype: &str) -> (Trainer, String) {
     let tokenizer = bpe::train([TEXT].into_iter(), 320).unwrap();
-    let ids: Arc<[u32]> = tokenizer.encode(TEXT, false).unwrap().get_ids().into();
+    let ids = tokenizer.encode(TEXT, false).unwrap().get_ids().to_vec();
     let shape = shape(position);
     let trainer = Trainer::new(settings(&shape, dtype), shape.weights(5).unwrap(), ids).unwrap();
     (trainer, tokenizer.to_string(false).unwrap())

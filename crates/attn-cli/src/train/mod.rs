@@ -18,14 +18,13 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
 /// Where a run starts: its tokenizer as JSON, config and first weights.
 struct Start {
     tokenizer: String,
-    tokens: Arc<[u32]>,
+    tokens: Vec<u32>,
     config: Value,
     weights: BTreeMap<String, Tensor>,
 }
@@ -176,15 +175,21 @@ fn json(tokenizer: &Tokenizer) -> Result<String> {
 }
 
 /// The ids of all texts, one after the other, each with its end.
-fn encode(tokenizer: &Tokenizer, texts: &[PathBuf], end: Option<u32>) -> Result<Arc<[u32]>> {
+fn encode(tokenizer: &Tokenizer, texts: &[PathBuf], end: Option<u32>) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for path in texts {
         let text = text::tokenize_plain(path, tokenizer)?;
-        ids.reserve_exact(text.len() + 1);
-        ids.extend(text);
+        if ids.is_empty() {
+            ids = text;
+        } else {
+            ids.reserve_exact(text.len() + 1);
+            ids.extend(text);
+        }
+        // Not to its double.
+        ids.reserve_exact(1);
         ids.extend(end);
     }
-    Ok(ids.into())
+    Ok(ids)
 }
 
 /// A tokenizer of the texts, which are read as it learns from them.
