@@ -53,7 +53,8 @@ pub struct ForConfigs {
     pub mode: String,
     /// Its factor, as [`Recommendation::factor`].
     pub factor: Option<f64>,
-    /// Its perplexity at the longest length.
+    /// Its perplexity at the longest length; as in [`Versus`].
+    #[serde(with = "crate::exact::or_too_large")]
     pub perplexity: f64,
     /// What it costs at the trained length, against the model as it is.
     pub cost_at_trained: Option<Versus>,
