@@ -246,7 +246,7 @@ pub(crate) fn read_text(path: &Path, field: &str) -> Result<(String, Source)> {
 
 fn read(path: &Path, field: Option<&str>) -> Result<(String, Source)> {
     // The text, and what is made of it.
-    let most = memory::free().map_or(u64::MAX, |free| free / 4);
+    let most = memory::free().map_or(u64::MAX, |free| free / 8);
     let mut text = String::new();
     if let Ok(file) = fs::metadata(path)
         && file.is_file()

@@ -108,7 +108,7 @@ mod memory {
         let prompt = within(300, &["generate", "-f", path(&folder.path().join("lines.txt")), "-n", "1"]);
         refused(&prompt, &["lines.txt takes about 42.0 MB"]);
         for endless in ["/dev/zero", "/dev/full"] {
-            for args in [&["compare", "--from", endless][..], &["generate", "-f", endless], &["merge", endless]] {
+            for args in [&["compare", "--from", endless][..], &["generate", "-f", endless]] {
                 refused(&within(300, args), &[endless]);
             }
         }
