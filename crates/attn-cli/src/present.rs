@@ -17,13 +17,13 @@ use std::path::Path;
 /// A path that can't be written, or of a kind that isn't written.
 pub(crate) fn check(args: &OutputArgs) -> Result<()> {
     check_files(args.report.csv.iter().chain(&args.report.html).chain(&args.plot))?;
-    if let Some(plot) = &args.plot {
-        if plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg")) {
-            return usage(format!(
-                "--plot {}: charts are written as .svg; a browser or rsvg-convert makes another picture of one",
-                plot.display()
-            ));
-        }
+    if let Some(plot) = &args.plot
+        && plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg"))
+    {
+        return usage(format!(
+            "--plot {}: charts are written as .svg; a browser or rsvg-convert makes another picture of one",
+            plot.display()
+        ));
     }
     Ok(())
 }
