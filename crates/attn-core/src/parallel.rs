@@ -4,6 +4,8 @@
 //! write it. [`filled`] hands out whole parts, each zeroed right before it is written, by whoever writes it. [`Disjoint`] is
 //! for pieces that aren't whole chunks of memory; its users vouch that they are disjoint.
 
+pub(crate) mod waiting;
+
 use rayon::prelude::*;
 use std::{marker::PhantomData, mem::MaybeUninit};
 

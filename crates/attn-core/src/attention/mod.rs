@@ -4,7 +4,7 @@
 //!
 //! Candle's own fast ops return no gradient and no error, which is why the choice looks at `track_op()`.
 //! The fused kernel runs on rayon's current pool: `RAYON_NUM_THREADS` or `ThreadPool::install` set how many threads. Up to
-//! eight queries go to Candle's threads (`CANDLE_NUM_THREADS`), unless those are more or the caller is one of rayon's.
+//! eight queries go to the threads of decoding (`CANDLE_NUM_THREADS`), unless those are more or the caller is one of rayon's.
 
 mod backends;
 mod bias;

@@ -17,10 +17,9 @@ use super::{
 };
 use crate::{
     attention::view::Inputs,
-    parallel::Disjoint,
+    parallel::{Disjoint, waiting},
     simd::{Element, Job, KEYS, KernelPath, Simd, dispatch},
 };
-use candle_core::utils::barrier_pool;
 use half::{bf16, f16};
 use std::{
     cmp::Reverse,
@@ -176,15 +175,14 @@ pub(super) fn on_threads(most: usize, worker: impl Fn() + Sync) {
     });
 }
 
-/// The same on Candle's threads, which wait for work spinning: a generated token's products, a few microseconds before, ran
-/// on them, and other threads would have to share the cores with them. With rayon's where those are fewer, or the caller is
-/// one of them.
+/// The same on the threads that wait for work awake: a generated token's products, a few microseconds before, ran on them,
+/// and other threads would have to share the cores with them. With rayon's where those are fewer, or the caller is one of
+/// them.
 fn on_waiting_threads(most: usize, worker: impl Fn() + Sync) {
-    let pool = barrier_pool();
-    if most <= 1 || rayon::current_thread_index().is_some() || rayon::current_num_threads() <= pool.n_workers() {
+    if rayon::current_thread_index().is_some() || rayon::current_num_threads() < waiting::threads() {
         return on_threads(most, worker);
     }
-    pool.execute_chunked(most, |_| worker());
+    waiting::on_waiting_threads(most, worker);
 }
 
 /// Adds up the parts of a unit, in order.
