@@ -1,36 +1,40 @@
 //! Products of a few rows: bound by reading the weights, so every core reads its share of them once, and weights in half
 //! precision are widened in registers.
 
-use crate::parallel::Disjoint;
+use crate::parallel::{Disjoint, waiting};
 use crate::simd::KernelPath;
 use crate::simd::is_amd;
 use crate::simd::{Element, Job, Simd, dispatch};
-use candle_core::utils::barrier_pool;
 use std::ops::Range;
 
 /// Outputs handed out at a time.
 const GROUP: usize = 8;
 
-/// Rows of weights that one row of inputs takes side by side. On AMD (Zen 5) one after the other gives 5 to 9 % more tokens a
-/// second; on Intel (Sapphire Rapids) four share the loads of the inputs.
+/// Rows of weights that one row of inputs takes side by side. On AMD, where a core foresees one stream of addresses best
+/// (Zen 4 and 5), one after the other; on Intel (Sapphire Rapids) four share the loads of the inputs.
 fn side_by_side() -> usize {
     if is_amd() { 1 } else { 4 }
 }
 
 /// How many bytes ahead of `rows` rows of weights, read side by side, memory is asked for: where the rows are that come
 /// after these, and a page further at least. By itself the machine foresees one stream of addresses up to the end of a
-/// page, not several that take turns. Long rows are streams of their own.
-pub(super) fn ahead(rows: usize, row_bytes: usize) -> usize {
-    (rows * row_bytes).clamp(1 << 12, 1 << 15)
+/// page, not several that take turns; of one alone it is better left to it. Long rows are streams of their own.
+fn ahead(rows: usize, row_bytes: usize) -> Option<usize> {
+    (rows > 1).then(|| (rows * row_bytes).clamp(1 << 12, 1 << 15))
 }
 
 /// `ys[r][o] = sum_k xs[r][k] * w[o][k]` for `(rows, depth, out)`.
 ///
-/// Runs on Candle's pool of spinning threads: a product of one token takes tens of microseconds, as long as it takes to
-/// wake a sleeping thread.
+/// Runs on threads that wait awake: a product of one token takes tens of microseconds, as long as it takes to wake a thread.
 pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out): (usize, usize, usize)) -> Vec<f32> {
     assert!(depth > 0 && xs.len() == rows * depth && w.len() == out * depth);
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);
+    let mut ordered = vec![];
+    if E::IN_TURN {
+        ordered.resize(xs.len(), 0.0);
+        dispatch(path, EvenThenOdd { xs, depth, to: &mut ordered });
+    }
+    let xs = if E::IN_TURN { &ordered } else { xs };
     columns((rows, out), |outs, target| {
         // SAFETY: the target is zeroed, and every range of outputs is handed out once.
         let ys = unsafe { target.part(outs.start * rows, outs.len() * rows) };
@@ -41,7 +45,7 @@ pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out)
 /// Sums `(rows, out)` that `fill` computes for disjoint ranges of outputs, on every core, as `(out, rows)`.
 pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &Disjoint<'_, f32>) + Sync) -> Vec<f32> {
     let target = Disjoint::zeroed(out * rows);
-    barrier_pool().execute_chunked(out.div_ceil(GROUP), |groups| {
+    waiting::chunked(out.div_ceil(GROUP), |groups| {
         fill(groups.start * GROUP..out.min(groups.end * GROUP), &target);
     });
     // SAFETY: all were there from the start.
@@ -56,6 +60,29 @@ pub(super) fn columns((rows, out): (usize, usize), fill: impl Fn(Range<usize>, &
         }
     }
     ys
+}
+
+/// Rows of inputs in the order of [`Element::load_two`]: of every two vectors, the even numbers and then the odd ones.
+struct EvenThenOdd<'a> {
+    xs: &'a [f32],
+    depth: usize,
+    to: &'a mut [f32],
+}
+
+impl Job for EvenThenOdd<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (xs, to) in self.xs.chunks_exact(self.depth).zip(self.to.chunks_exact_mut(self.depth)) {
+            let (mut xs, mut to) = (xs.chunks_exact(2 * S::LANES), to.chunks_exact_mut(2 * S::LANES));
+            for (xs, to) in xs.by_ref().zip(to.by_ref()) {
+                let (even, odd) = to.split_at_mut(S::LANES);
+                for ((pair, even), odd) in xs.as_chunks::<2>().0.iter().zip(even).zip(odd) {
+                    (*even, *odd) = (pair[0], pair[1]);
+                }
+            }
+            to.into_remainder().copy_from_slice(xs.remainder());
+        }
+    }
 }
 
 /// `ys[o][r]` for the outputs whose weights are in `w`.
@@ -112,35 +139,40 @@ unsafe fn block<S: Simd, E: Element, const M: usize, const N: usize>(
 ) {
     let whole = depth / S::LANES * S::LANES;
     let ahead = ahead(N, size_of_val(&w[..depth]));
-    // SAFETY: every load is of LANES elements at k <= whole - LANES within a row of `depth`, by the contract above.
+    // SAFETY: every load is of LANES elements at k <= whole - LANES within a row of `depth`, or of twice as many, by the
+    // contract above.
     let mut sums = unsafe {
         let mut acc = [[S::splat(0.0); N]; M];
         let mut odd = [[S::splat(0.0); N]; M];
         let mut k = 0;
-        while k + 2 * S::LANES <= whole && M == 1 {
+        while k + 2 * S::LANES <= whole {
             for n in 0..N {
                 let at = w.as_ptr().add(n * depth + k);
-                let next = at.cast::<u8>().wrapping_add(ahead);
-                S::prefetch(next);
-                if size_of::<E>() * S::LANES >= 64 {
-                    S::prefetch(next.wrapping_add(64));
+                if let Some(ahead) = ahead {
+                    let next = at.cast::<u8>().wrapping_add(ahead);
+                    S::prefetch(next);
+                    if size_of::<E>() * S::LANES >= 64 {
+                        S::prefetch(next.wrapping_add(64));
+                    }
                 }
-                let (a, b) = (E::load::<S>(at), E::load::<S>(at.add(S::LANES)));
-                acc[0][n] = S::fma(S::load(xs.as_ptr().add(k)), a, acc[0][n]);
-                odd[0][n] = S::fma(S::load(xs.as_ptr().add(k + S::LANES)), b, odd[0][n]);
+                let (a, b) = E::load_two::<S>(at);
+                for (m, (acc, odd)) in acc.iter_mut().zip(&mut odd).enumerate() {
+                    let x = xs.as_ptr().add(m * depth + k);
+                    acc[n] = S::fma(S::load(x), a, acc[n]);
+                    // More rows have sums enough to keep the machine busy, and no registers to spare.
+                    let second = if M == 1 { &mut odd[n] } else { &mut acc[n] };
+                    *second = S::fma(S::load(x.add(S::LANES)), b, *second);
+                }
             }
             k += 2 * S::LANES;
         }
-        while k < whole {
+        if k < whole {
             for n in 0..N {
-                let at = w.as_ptr().add(n * depth + k);
-                S::prefetch(at.cast::<u8>().wrapping_add(ahead));
-                let weight = E::load::<S>(at);
+                let weight = E::load::<S>(w.as_ptr().add(n * depth + k));
                 for (m, acc) in acc.iter_mut().enumerate() {
                     acc[n] = S::fma(S::load(xs.as_ptr().add(m * depth + k)), weight, acc[n]);
                 }
             }
-            k += S::LANES;
         }
         let mut sums = [[0f32; N]; M];
         for m in 0..M {

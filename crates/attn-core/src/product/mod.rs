@@ -5,7 +5,8 @@
 //! |---|---|---|
 //! | up to [`FEW_ROWS`] | f32, bf16, f16 | `few_rows`: every core reads its share of the weights once, widening in registers |
 //! | more | bf16 | `bf16`: tiles of bf16 dot products, with AMX or AVX-512, f32 accumulation |
-//! | any | GGUF's blocks | `blocks`: widened in registers, or a few outputs at a time for the bf16 kernel |
+//! | up to [`FEW_ROWS`] | GGUF's blocks | `blocks`: taken apart in the caches and multiplied with f32, or with bytes |
+//! | more | GGUF's blocks | `blocks`: widened a few outputs at a time for the bf16 kernel |
 //! | more | f32, with AVX-512 | `many_rows`: the micro-kernel of attention's scores |
 //! | more | others | Candle's product, which is near the machine's limit there |
 //!

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx2;
+pub(crate) struct Avx2;
 
 /// # Safety
 /// The machine has the features.
@@ -42,6 +42,7 @@ unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*cons
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
 impl Simd for Avx2 {
     type V = __m256;
+    type Bytes = __m256i;
     const LANES: usize = 8;
     const MR: usize = 6;
     const NR: usize = 16;
@@ -49,6 +50,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_early(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
 
     #[inline(always)]
@@ -132,25 +138,66 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn splat_f16(p: *const u8) -> __m256 {
-        _mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned()))
-    }
-
-    #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> __m256 {
         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
     }
 
     #[inline(always)]
-    unsafe fn load_low(p: *const u8) -> __m256 {
-        let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-        _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)))
+    unsafe fn load_bf16_in_turn(p: *const bf16) -> (__m256, __m256) {
+        let pairs = _mm256_loadu_si256(p.cast());
+        let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(odd))
     }
 
     #[inline(always)]
-    unsafe fn load_high(p: *const u8) -> __m256 {
-        let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-        _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes))
+    unsafe fn widen_f16(p: *const u8) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(p.cast::<u16>().read_unaligned()))))
+    }
+
+    #[inline(always)]
+    unsafe fn widen_first_f16(p: *const u8) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64(p.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8, fifth: u32, bias: u8, to: *mut u8) {
+        let bytes = _mm_loadu_si128(from.cast());
+        let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(bytes), _mm_srli_epi16::<4>(bytes));
+        let low = _mm256_and_si256(both, _mm256_set1_epi8(15));
+        // Byte i of four is spread over the numbers 8 i to 8 i + 7, each of which looks at its own bit.
+        let spread = _mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0);
+        let own = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let bits = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(fifth as i32), spread), own);
+        let sixteens = _mm256_and_si256(_mm256_cmpeq_epi8(bits, own), _mm256_set1_epi8(16));
+        let numbers = _mm256_sub_epi8(_mm256_or_si256(low, sixteens), _mm256_set1_epi8(bias as i8));
+        _mm256_storeu_si256(to.cast(), numbers)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> __m256i {
+        _mm256_loadu_si256(p.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: __m256i) {
+        _mm256_storeu_si256(p.cast(), v)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_bytes(v: __m256i, left: i32, mask: u8) -> __m256i {
+        let by = _mm_cvtsi32_si128(left.abs());
+        let moved = if left < 0 { _mm256_srl_epi16(v, by) } else { _mm256_sll_epi16(v, by) };
+        _mm256_and_si256(moved, _mm256_set1_epi8(mask as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn or_bytes(a: __m256i, b: __m256i) -> __m256i {
+        _mm256_or_si256(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn lower_bytes(v: __m256i, by: u8) -> __m256i {
+        _mm256_sub_epi8(v, _mm256_set1_epi8(by as i8))
     }
 
     #[inline(always)]

@@ -87,6 +87,7 @@ unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*cons
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
 impl Simd for Avx512 {
     type V = __m512;
+    type Bytes = __m256i;
     const LANES: usize = 16;
     const MR: usize = 12;
     const NR: usize = 64;
@@ -94,6 +95,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_early(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
 
     #[inline(always)]
@@ -173,25 +179,61 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn splat_f16(p: *const u8) -> __m512 {
-        _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned()))
-    }
-
-    #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> __m512 {
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
     }
 
     #[inline(always)]
-    unsafe fn load_low(p: *const u8) -> __m512 {
-        let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-        _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)))
+    unsafe fn load_bf16_in_turn(p: *const bf16) -> (__m512, __m512) {
+        let pairs = _mm512_loadu_si512(p.cast());
+        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd))
     }
 
     #[inline(always)]
-    unsafe fn load_high(p: *const u8) -> __m512 {
-        let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-        _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes))
+    unsafe fn widen_f16(p: *const u8) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(p.cast::<u16>().read_unaligned()))))
+    }
+
+    #[inline(always)]
+    unsafe fn widen_first_f16(p: *const u8) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64(p.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8, fifth: u32, bias: u8, to: *mut u8) {
+        let bytes = _mm_loadu_si128(from.cast());
+        let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(bytes), _mm_srli_epi16::<4>(bytes));
+        let low = _mm256_and_si256(both, _mm256_set1_epi8(15));
+        let numbers = _mm256_mask_add_epi8(low, fifth, low, _mm256_set1_epi8(16));
+        _mm256_storeu_si256(to.cast(), _mm256_sub_epi8(numbers, _mm256_set1_epi8(bias as i8)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> __m256i {
+        _mm256_loadu_si256(p.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: __m256i) {
+        _mm256_storeu_si256(p.cast(), v)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_bytes(v: __m256i, left: i32, mask: u8) -> __m256i {
+        let by = _mm_cvtsi32_si128(left.abs());
+        let moved = if left < 0 { _mm256_srl_epi16(v, by) } else { _mm256_sll_epi16(v, by) };
+        _mm256_and_si256(moved, _mm256_set1_epi8(mask as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn or_bytes(a: __m256i, b: __m256i) -> __m256i {
+        _mm256_or_si256(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn lower_bytes(v: __m256i, by: u8) -> __m256i {
+        _mm256_sub_epi8(v, _mm256_set1_epi8(by as i8))
     }
 
     #[inline(always)]

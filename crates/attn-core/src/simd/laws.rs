@@ -105,10 +105,11 @@ impl Job for Widening {
             // SAFETY: LANES >= 2 bytes are readable; the instruction set as above.
             unsafe {
                 assert_eq!(lanes::<S>(S::load_i8(from)), expect(|x| f32::from(x as i8)), "{}", self.0);
-                assert_eq!(lanes::<S>(S::load_low(from)), expect(|x| f32::from(x & 15)), "{}", self.0);
-                assert_eq!(lanes::<S>(S::load_high(from)), expect(|x| f32::from(x >> 4)), "{}", self.0);
                 let scale = f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
-                assert!(lanes::<S>(S::splat_f16(from)).into_iter().all(|x| same(x, scale)), "{}", self.0);
+                assert!(same(S::widen_f16(from), scale), "{}", self.0);
+                if bytes.len() - at >= 8 {
+                    assert!(same(S::widen_first_f16(from), scale), "{}", self.0);
+                }
             }
         }
     }
@@ -117,6 +118,51 @@ impl Job for Widening {
 #[test]
 fn narrow_numbers_are_widened_exactly() {
     on_every_path(Widening);
+}
+
+struct Packed(KernelPath);
+
+impl Job for Packed {
+    unsafe fn run<S: Simd>(self) {
+        let numbers: Vec<bf16> = (0..2 * S::LANES).map(|i| bf16::from_f32(i as f32 - 3.5)).collect();
+        // SAFETY: 2 LANES numbers are there; the instruction set is by this function's contract.
+        let (even, odd) = unsafe { S::load_bf16_in_turn(numbers.as_ptr()) };
+        // SAFETY: as above.
+        let both = unsafe { [lanes::<S>(even), lanes::<S>(odd)] };
+        for (i, x) in numbers.iter().enumerate() {
+            assert_eq!(both[i % 2][i / 2], x.to_f32(), "{}: number {i}", self.0);
+        }
+        let all: [u8; 32] = std::array::from_fn(|i| (i * 41 + 3) as u8);
+        for (left, mask) in [(0, 255), (0, 15), (-4, 15), (-3, 1), (2, 16), (4, 48), (-7, 1)] {
+            let mut got = [0u8; 32];
+            // SAFETY: 32 bytes are read and written.
+            unsafe {
+                let moved = S::shift_bytes(S::load_bytes(all.as_ptr()), left, mask);
+                let low = S::shift_bytes(S::load_bytes(all.as_ptr()), 0, 64);
+                S::store_bytes(got.as_mut_ptr(), S::lower_bytes(S::or_bytes(moved, low), 32));
+            }
+            for (got, x) in got.into_iter().zip(all) {
+                let moved = if left < 0 { x >> -left } else { x << left };
+                assert_eq!(got, (moved & mask | x & 64).wrapping_sub(32), "{}: {x} by {left}, {mask}", self.0);
+            }
+        }
+        let bytes: [u8; 16] = std::array::from_fn(|i| (i * 37 + 11) as u8);
+        for (fifth, bias) in [(0, 0), (0, 8), (0x8123_4567, 0), (0x8123_4567, 16), (u32::MAX, 16)] {
+            let mut got = [0u8; 32];
+            // SAFETY: 16 bytes are read and 32 written.
+            unsafe { S::nibbles(bytes.as_ptr(), fifth, bias, got.as_mut_ptr()) };
+            for (i, got) in got.into_iter().enumerate() {
+                let nibble = bytes[i % 16] >> (i / 16 * 4) & 15;
+                let want = (nibble + 16 * (fifth >> i & 1) as u8).wrapping_sub(bias);
+                assert_eq!(got, want, "{}: number {i} with {fifth:x} less {bias}", self.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_numbers_come_apart_in_order() {
+    on_every_path(Packed);
 }
 
 struct Exponential(KernelPath);

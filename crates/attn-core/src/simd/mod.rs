@@ -9,6 +9,7 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod dots;
 mod isa;
 #[cfg(test)]
 mod laws;
@@ -44,6 +45,8 @@ const EXP2: [f32; 6] = [1.000_000_1, 0.693_146_94, 0.240_221_2, 0.055_507_13, 0.
 pub(crate) trait Simd: Copy + 'static {
     /// A vector of `LANES` f32 numbers.
     type V: Copy;
+    /// 32 bytes.
+    type Bytes: Copy;
     /// Numbers per vector.
     const LANES: usize;
     /// Rows of the micro-kernels; divides `ROWS`.
@@ -72,6 +75,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const bf16) -> Self::V;
     /// `LANES` numbers, widened.
     unsafe fn load_f16(p: *const f16) -> Self::V;
+    /// `2 * LANES` numbers, widened: the even ones, and the odd ones.
+    unsafe fn load_bf16_in_turn(p: *const bf16) -> (Self::V, Self::V);
 
     /// `f(0)` to `f(LANES - 1)`.
     #[inline(always)]
@@ -83,30 +88,47 @@ pub(crate) trait Simd: Copy + 'static {
         // SAFETY: LANES <= 16 numbers are in the buffer; the caller vouches for the instruction set.
         unsafe { Self::load(buffer.as_ptr()) }
     }
-    /// `LANES` copies of one f16, which need not be aligned.
-    #[inline(always)]
-    unsafe fn splat_f16(p: *const u8) -> Self::V {
-        // SAFETY: two bytes are readable at p by the caller's word.
-        unsafe { Self::splat(p.cast::<f16>().read_unaligned().to_f32()) }
-    }
     /// `LANES` signed bytes.
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> Self::V {
         // SAFETY: LANES bytes are readable at p by the caller's word.
         unsafe { Self::from_fn(|i| f32::from(*p.cast::<i8>().add(i))) }
     }
-    /// The lower four bits of `LANES` bytes.
+    /// One f16, which need not be aligned.
     #[inline(always)]
-    unsafe fn load_low(p: *const u8) -> Self::V {
-        // SAFETY: as for `load_i8`.
-        unsafe { Self::from_fn(|i| f32::from(*p.add(i) & 15)) }
+    unsafe fn widen_f16(p: *const u8) -> f32 {
+        // SAFETY: two bytes are readable at p by the caller's word.
+        unsafe { p.cast::<f16>().read_unaligned().to_f32() }
     }
-    /// The upper four bits of `LANES` bytes.
+    /// The same for the first of eight readable bytes.
     #[inline(always)]
-    unsafe fn load_high(p: *const u8) -> Self::V {
-        // SAFETY: as for `load_i8`.
-        unsafe { Self::from_fn(|i| f32::from(*p.add(i) >> 4)) }
+    unsafe fn widen_first_f16(p: *const u8) -> f32 {
+        // SAFETY: two of the bytes are readable at p by the caller's word.
+        unsafe { Self::widen_f16(p) }
     }
+    /// Writes 32 bytes: the lower four bits of each of 16 bytes, then the upper ones, plus 16 where `fifth` has a bit, the
+    /// first number's lowest, less `bias`.
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8, fifth: u32, bias: u8, to: *mut u8) {
+        for i in 0..16 {
+            // SAFETY: 16 bytes are readable and 32 writable by the caller's word.
+            unsafe {
+                let (byte, bits) = (*from.add(i), fifth >> i);
+                *to.add(i) = (byte & 15 | (bits as u8 & 1) << 4).wrapping_sub(bias);
+                *to.add(i + 16) = (byte >> 4 | ((bits >> 16) as u8 & 1) << 4).wrapping_sub(bias);
+            }
+        }
+    }
+
+    /// 32 bytes.
+    unsafe fn load_bytes(p: *const u8) -> Self::Bytes;
+    unsafe fn store_bytes(p: *mut u8, v: Self::Bytes);
+    /// Every byte moved left by `left` bits, right if that is negative, and what `mask` keeps of it. The bits that a byte
+    /// loses are not in the mask.
+    unsafe fn shift_bytes(v: Self::Bytes, left: i32, mask: u8) -> Self::Bytes;
+    unsafe fn or_bytes(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Every byte less `by`, modulo 256.
+    unsafe fn lower_bytes(v: Self::Bytes, by: u8) -> Self::Bytes;
 
     /// Splits x into the integer n nearest to it and 2^n, for -127 <= x <= 127; 2^n is 0 for n = -127.
     unsafe fn round_and_power(x: Self::V) -> (Self::V, Self::V);
@@ -143,6 +165,10 @@ pub(crate) trait Simd: Copy + 'static {
     /// Asks for the line of memory at `p`, whether it exists or not, where the instruction set can.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+
+    /// The same, into the second-level cache alone: what is to come later holds up none of the first one's misses.
+    #[inline(always)]
+    unsafe fn prefetch_early(_p: *const u8) {}
 
     /// `dst[j * dst_stride + i] = src[i * src_stride + j]` for `LANES` rows and columns; written line after line, so that
     /// the end of a line may be overwritten by the next.
@@ -358,11 +384,22 @@ pub(crate) trait Element: candle_core::WithDType + Default {
     fn narrow(x: f32) -> Self;
     /// Rounds all of `xs` to the nearest.
     fn narrow_all(xs: &[f32], to: &mut [Self]);
+    /// Whether [`load_two`](Self::load_two) gives the even numbers and the odd ones.
+    const IN_TURN: bool = false;
     /// `LANES` numbers, widened.
     ///
     /// # Safety
     /// As [`Simd::load`].
     unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+    /// `2 * LANES` numbers, widened, in the order that takes the least time.
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    #[inline(always)]
+    unsafe fn load_two<S: Simd>(p: *const Self) -> (S::V, S::V) {
+        // SAFETY: by the caller's word.
+        unsafe { (Self::load::<S>(p), Self::load::<S>(p.add(S::LANES))) }
+    }
 }
 
 impl Element for f32 {
@@ -391,7 +428,7 @@ impl Element for f32 {
 }
 
 macro_rules! half_element {
-    ($type:ty, $load:ident, $narrow_all:expr) => {
+    ($type:ty, $load:ident, $narrow_all:expr $(, $more:item)*) => {
         impl Element for $type {
             const IS_F32: bool = false;
 
@@ -415,11 +452,23 @@ macro_rules! half_element {
                 // SAFETY: by the caller's word.
                 unsafe { S::$load(p) }
             }
+
+            $($more)*
         }
     };
 }
 
-half_element!(bf16, load_bf16, round_bf16);
+half_element!(
+    bf16,
+    load_bf16,
+    round_bf16,
+    const IN_TURN: bool = true;,
+    #[inline(always)]
+    unsafe fn load_two<S: Simd>(p: *const Self) -> (S::V, S::V) {
+        // SAFETY: by the caller's word.
+        unsafe { S::load_bf16_in_turn(p) }
+    }
+);
 half_element!(f16, load_f16, |xs: &[f32], to: &mut [f16]| to.convert_from_f32_slice(xs));
 
 /// Rounds to nearest, ties to even, without a branch, so that the compiler vectorises it for the instruction set it is

@@ -63,6 +63,7 @@ unsafe fn widen(halves: uint16x4_t) -> float32x4_t {
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
 impl Simd for Neon {
     type V = float32x4_t;
+    type Bytes = uint8x16x2_t;
     const LANES: usize = 4;
     const MR: usize = 6;
     const NR: usize = 16;
@@ -144,8 +145,59 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn splat_f16(p: *const u8) -> float32x4_t {
-        widen(vdup_n_u16(p.cast::<u16>().read_unaligned()))
+    unsafe fn widen_f16(p: *const u8) -> f32 {
+        vgetq_lane_f32::<0>(widen(vdup_n_u16(p.cast::<u16>().read_unaligned())))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> float32x4_t {
+        let bytes = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned()));
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_in_turn(p: *const bf16) -> (float32x4_t, float32x4_t) {
+        let pairs = vreinterpretq_u32_u16(vld1q_u16(p.cast()));
+        let odd = vandq_u32(pairs, vdupq_n_u32(0xffff_0000));
+        (vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs)), vreinterpretq_f32_u32(odd))
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8, fifth: u32, bias: u8, to: *mut u8) {
+        const OWN: [u8; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+        let (bytes, own, bits) = (vld1q_u8(from), vld1_u8(OWN.as_ptr()), fifth.to_le_bytes());
+        let own = vcombine_u8(own, own);
+        for (half, low) in [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)].into_iter().enumerate() {
+            let spread = vcombine_u8(vdup_n_u8(bits[2 * half]), vdup_n_u8(bits[2 * half + 1]));
+            let sixteens = vandq_u8(vtstq_u8(spread, own), vdupq_n_u8(16));
+            vst1q_u8(to.add(16 * half), vsubq_u8(vorrq_u8(low, sixteens), vdupq_n_u8(bias)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> uint8x16x2_t {
+        vld1q_u8_x2(p)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: uint8x16x2_t) {
+        vst1q_u8_x2(p, v)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_bytes(v: uint8x16x2_t, left: i32, mask: u8) -> uint8x16x2_t {
+        let (by, mask) = (vdupq_n_s8(left as i8), vdupq_n_u8(mask));
+        uint8x16x2_t(vandq_u8(vshlq_u8(v.0, by), mask), vandq_u8(vshlq_u8(v.1, by), mask))
+    }
+
+    #[inline(always)]
+    unsafe fn or_bytes(a: uint8x16x2_t, b: uint8x16x2_t) -> uint8x16x2_t {
+        uint8x16x2_t(vorrq_u8(a.0, b.0), vorrq_u8(a.1, b.1))
+    }
+
+    #[inline(always)]
+    unsafe fn lower_bytes(v: uint8x16x2_t, by: u8) -> uint8x16x2_t {
+        uint8x16x2_t(vsubq_u8(v.0, vdupq_n_u8(by)), vsubq_u8(v.1, vdupq_n_u8(by)))
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 
 impl Simd for Portable {
     type V = V;
+    type Bytes = [u8; 32];
     const LANES: usize = 8;
     const MR: usize = 4;
     const NR: usize = 8;
@@ -95,10 +96,44 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_in_turn(p: *const bf16) -> (V, V) {
+        // SAFETY: sixteen numbers are readable at p by the caller's word.
+        let at = |i: usize| unsafe { (*p.add(i)).to_f32() };
+        (std::array::from_fn(|i| at(2 * i)), std::array::from_fn(|i| at(2 * i + 1)))
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> V {
         // SAFETY: eight numbers are readable at p by the caller's word.
         let raw = unsafe { p.cast::<[f16; 8]>().read() };
         raw.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> [u8; 32] {
+        // SAFETY: 32 bytes are readable at p by the caller's word.
+        unsafe { p.cast::<[u8; 32]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: [u8; 32]) {
+        // SAFETY: 32 bytes are writable at p by the caller's word.
+        unsafe { p.cast::<[u8; 32]>().write(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_bytes(v: [u8; 32], left: i32, mask: u8) -> [u8; 32] {
+        v.map(|x| if left < 0 { x >> -left } else { x << left } & mask)
+    }
+
+    #[inline(always)]
+    unsafe fn or_bytes(a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn lower_bytes(v: [u8; 32], by: u8) -> [u8; 32] {
+        v.map(|x| x.wrapping_sub(by))
     }
 
     #[inline(always)]
