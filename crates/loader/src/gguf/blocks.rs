@@ -107,10 +107,12 @@ impl Format {
         }
     }
 
-    /// The blocks' format if they can be computed with as they are.
+    /// The format of blocks that hold the same numbers exactly and can be computed with: their own, or that of
+    /// [`as_bytes`].
     pub(crate) fn blocks(self) -> Option<GgmlDType> {
         match self {
             Self::Candle(dtype) if self.plain().is_none() => Some(dtype),
+            Self::Iq4Nl => Some(GgmlDType::Q8_0),
             _ => None,
         }
     }
@@ -135,6 +137,19 @@ impl Format {
             Ok(())
         })?;
         Ok(out)
+    }
+}
+
+/// Blocks of IQ4_NL as blocks of Q8_0 with the same numbers: what the table has are bytes, under the same scale.
+pub(crate) fn as_bytes(raw: &[u8], to: &mut [u8]) {
+    for (raw, to) in raw.chunks_exact(18).zip(to.chunks_exact_mut(34)) {
+        let ((scale, codes), (to_scale, numbers)) = (raw.split_at(2), to.split_at_mut(2));
+        to_scale.copy_from_slice(scale);
+        let (low, high) = numbers.split_at_mut(16);
+        for ((low, high), code) in low.iter_mut().zip(high).zip(codes) {
+            *low = IQ4[usize::from(code & 15)] as u8;
+            *high = IQ4[usize::from(code >> 4)] as u8;
+        }
     }
 }
 
@@ -252,6 +267,12 @@ mod tests {
         let flat = [&d[..], &[0x10; 16]].concat();
         let got = Format::Iq4Nl.widen(&flat, 32).unwrap();
         assert_eq!((got[0], got[31]), (-63.5, -52.0));
+        let codes: Vec<u8> = (0..16).map(|i| i << 4 | (15 - i)).collect();
+        let flat = [&d[..], &codes, &d[..], &[0x3c; 16]].concat();
+        let mut bytes = vec![0; 68];
+        as_bytes(&flat, &mut bytes);
+        let wide = Format::Candle(GgmlDType::Q8_0).widen(&bytes, 64).unwrap();
+        assert_eq!(wide, Format::Iq4Nl.widen(&flat, 64).unwrap());
         // Scale 5 of the second sub-block is 0b01_0011 = 19: low bits 3 in the high nibble, high bits 1.
         let mut raw = [&d[..], &[0b0100, 0, 0x30, 0, 0, 0], &[0x88; 128]].concat();
         let got = Format::Iq4Xs.widen(&raw, 256).unwrap();

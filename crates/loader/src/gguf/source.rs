@@ -1,6 +1,7 @@
 //! The tensors of a GGUF file under Hugging Face names, dequantised or as they are.
 
 use super::{
+    blocks::{self, Format},
     names::{Join, Undo},
     parse::Info,
 };
@@ -191,7 +192,12 @@ impl TensorSource for GgufSource {
     fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<Arc<QTensor>>> {
         let held = self.get(name)?;
         let (Some(dtype), Held::Rows(info, undo)) = (self.kept(held), held) else { return Ok(None) };
-        let raw = self.raw(info, *undo)?;
+        let mut raw = self.raw(info, *undo)?;
+        if info.format == Format::Iq4Nl {
+            let mut bytes = Aligned::new(info.dims.iter().product::<usize>() / dtype.block_size() * dtype.type_size());
+            blocks::as_bytes(raw.bytes(), bytes.bytes_mut());
+            raw = bytes;
+        }
         let tensor = QStorage::from_data(Cow::Borrowed(raw.bytes()), device, dtype)
             .and_then(|storage| QTensor::new(storage, info.dims.as_slice()));
         match tensor {
