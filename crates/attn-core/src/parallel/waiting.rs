@@ -30,6 +30,11 @@ const PIECES: usize = 8;
 const OPEN: u64 = 1 << 31;
 const NUMBER: u64 = 1 << 32;
 
+/// How many threads a state says are at work.
+fn at_work(state: u64) -> u64 {
+    state & (OPEN - 1)
+}
+
 /// The work at hand, which lives on the caller's stack.
 #[derive(Clone, Copy)]
 struct Work {
@@ -155,13 +160,13 @@ impl Pool {
     fn close(&self) {
         let mut state = self.state.fetch_and(!OPEN, Ordering::SeqCst) & !OPEN;
         let start = Instant::now();
-        while state % OPEN != 0 {
+        while at_work(state) > 0 {
             if start.elapsed() < FINISH {
                 std::hint::spin_loop();
             } else {
                 *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
                 // Whoever leaves after this looks for a sleeping caller.
-                if self.state.load(Ordering::SeqCst) % OPEN != 0 {
+                if at_work(self.state.load(Ordering::SeqCst)) > 0 {
                     std::thread::park();
                 }
             }
@@ -187,7 +192,8 @@ impl Pool {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
             }
             let left = self.state.fetch_sub(1, Ordering::SeqCst) - 1;
-            if left & (OPEN | (OPEN - 1)) == 0
+            if left & OPEN == 0
+                && at_work(left) == 0
                 && let Some(caller) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
             {
                 caller.unpark();
