@@ -7,9 +7,9 @@ use crate::bench::args::BenchArgs;
 use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
 use crate::output::{check_writable, usage};
 use crate::parse::{
-    BosChoice, DeviceName, LengthPolicy, Modes, Precision, Predict, parse_count, parse_device, parse_factor,
-    parse_length, parse_mode_factor, parse_modes, parse_pair, parse_positive, parse_positive_number, parse_predict,
-    parse_probability, parse_probability_or_zero, parse_scaling, parse_temperature, scaling_help,
+    BosChoice, CompletionFormat, DeviceName, LengthPolicy, Modes, Precision, Predict, parse_count, parse_device,
+    parse_factor, parse_length, parse_mode_factor, parse_modes, parse_pair, parse_positive, parse_positive_number,
+    parse_predict, parse_probability, parse_probability_or_zero, parse_scaling, parse_temperature, scaling_help,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
@@ -156,6 +156,12 @@ Examples:
 
 The cache is that of other Hugging Face tools: HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold.")]
     Download(DownloadArgs),
+    /// Print a shell's completions, or a manual page
+    #[command(after_help = "\
+Examples:
+  attn completions bash > ~/.local/share/bash-completion/completions/attn
+  attn completions man compare | man -l -")]
+    Completions(CompletionsArgs),
     /// Measure the speed of attention or of a whole model
     #[command(arg_required_else_help = true)]
     Bench(BenchArgs),
@@ -494,6 +500,16 @@ pub(crate) struct ExplainArgs {
     pub(crate) html: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+}
+
+/// `attn completions`
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// bash, elvish, fish, powershell, zsh, or man
+    #[arg(value_enum)]
+    pub(crate) format: CompletionFormat,
+    /// The command that the manual page is of [default: all of them, in one]
+    pub(crate) command: Option<String>,
 }
 
 /// `attn download`

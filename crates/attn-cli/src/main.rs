@@ -9,6 +9,7 @@ mod apply;
 mod args;
 mod bench;
 mod compare;
+mod completions;
 mod download;
 mod embedded;
 mod estimate;
@@ -87,6 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Download(args) => download::run(&args),
+        Command::Completions(args) => completions::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::RenderChat => template::run(),
     }

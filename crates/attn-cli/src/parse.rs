@@ -24,6 +24,18 @@ impl Precision {
     }
 }
 
+/// What `attn completions` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompletionFormat {
+    Bash,
+    Elvish,
+    Fish,
+    Powershell,
+    Zsh,
+    /// A manual page in roff.
+    Man,
+}
+
 /// `--bos`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BosChoice {

@@ -37,7 +37,8 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, searc
         write_file(path, |out| Ok(out.write_all(csv(&results.cells).as_bytes())?))?;
     }
     if let Some(path) = &args.plot {
-        let chart = svg(&results.cells, &format!("Perplexity of {} by context", about.checkpoint.name));
+        let title = format!("Perplexity of {} by context", about.checkpoint.name);
+        let chart = svg(&results.cells, &title, about.trained_context());
         write_file(path, |out| Ok(out.write_all(chart.as_bytes())?))?;
     }
     if let Some(path) = &args.report.html {

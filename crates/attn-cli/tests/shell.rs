@@ -73,6 +73,19 @@ fn a_plan_is_shown_without_measuring_and_a_first_look_is_short() {
     assert!(!text.contains("1024"), "{text}");
 }
 
+#[test]
+fn shells_and_man_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = String::from_utf8(run(&["completions", shell]).stdout).unwrap();
+        assert!(script.contains("rope-scaling") && script.contains("compare"), "{shell}");
+    }
+    let page = String::from_utf8(run(&["completions", "man", "compare"]).stdout).unwrap();
+    assert!(page.contains(".TH attn-compare") && page.contains("contexts") && !page.contains("n\\-predict"), "{page}");
+    let all = String::from_utf8(run(&["completions", "man"]).stdout).unwrap();
+    assert!(all.contains(".TH attn 1") && all.contains(".TH attn-generate") && !all.contains("render"), "{all}");
+    assert_eq!(run(&["completions", "man", "nothing"]).status.code(), Some(2));
+}
+
 /// Ctrl-C shows what was measured, and the run file alone is enough to go on.
 #[cfg(unix)]
 #[test]

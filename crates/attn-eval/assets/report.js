@@ -4,8 +4,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const hidden = new Set();
-  // A name has one colour on the whole page.
-  const order = [...new Set(data.charts.flatMap(chart => chart.views.flatMap(view => view.series.map(line => line.name))))];
+  // A name has one colour on all pages.
+  const order = data.order;
   const drawn = [];
 
   const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -21,7 +21,7 @@
 
   // Four digits and no needless zeros.
   function shown(v) {
-    if (v === null || v === undefined) return "none";
+    if (v === null || v === undefined) return "–";
     const a = Math.abs(v);
     if (a !== 0 && (a >= 1e6 || a < 1e-3)) return v.toExponential(2);
     if (Number.isInteger(v)) return String(v);

@@ -9,6 +9,7 @@ mod explain;
 mod heat;
 pub mod html;
 mod markup;
+mod palette;
 mod retrieval;
 mod svg;
 mod table;

@@ -4,7 +4,7 @@
 //! and on a dark page and its figures can be found by hovering and by screen readers.
 
 use super::markup::escape;
-use super::{figure, short};
+use super::{figure, palette, short};
 use crate::compare::{contexts, modes};
 use crate::perplexity::Cell;
 use std::fmt::Write;
@@ -16,11 +16,6 @@ const RIGHT: f64 = 600.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 380.0;
 
-/// Okabe and Ito's palette without its black, told apart with any colour vision, on light and on dark.
-const COLORS: [&str; 7] = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#b8a900"];
-/// Lines that share a colour, or lie on each other, differ in their dashes.
-const DASHES: [&str; 4] = ["none", "7 4", "2 4", "9 4 2 4"];
-
 const STYLE: &str = "
   svg { background: #ffffff; }
   text { font: 13px system-ui, sans-serif; fill: #222222; }
@@ -28,26 +23,42 @@ const STYLE: &str = "
   .grid { stroke: #dddddd; }
   .axis { stroke: #666666; }
   .line { fill: none; stroke-width: 2.2; }
+  .bar { stroke-width: 1.2; opacity: .6; }
+  .trained { stroke: #666666; stroke-dasharray: 3 4; }
   @media (prefers-color-scheme: dark) {
     svg { background: #16181d; }
     text { fill: #e6e6e6; }
     .grid { stroke: #363a43; }
-    .axis { stroke: #9a9a9a; }
+    .axis, .trained { stroke: #9a9a9a; }
   }
 ";
 
-/// The chart as an SVG document; `title` heads it.
-pub fn svg(cells: &[Cell], title: &str) -> String {
+/// The chart as an SVG document; `title` heads it, and an upright line marks the context that the model was trained for.
+pub fn svg(cells: &[Cell], title: &str, trained: Option<usize>) -> String {
     let scale = Scale::new(cells);
+    let order = palette::order(modes(cells));
+    let place = |mode: &str| order.iter().position(|name| name == mode).unwrap_or(0);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
-         height=\"{HEIGHT}\" role=\"img\" aria-label=\"{0}\">\n<title>{0}</title>\n<style>{STYLE}</style>\n\
+         height=\"{HEIGHT}\" role=\"img\" aria-label=\"{0}\">\n<title>{0}</title>\n<style>{STYLE}{1}</style>\n\
          <text class=\"title\" x=\"{LEFT}\" y=\"28\">{0}</text>\n",
-        escape(title)
+        escape(title),
+        colors()
     );
     axes(&mut out, cells, &scale);
+    if let Some(trained) = trained.filter(|&trained| contexts(cells).iter().any(|&context| context >= trained)) {
+        let x = scale.x(trained).max(LEFT);
+        let _ = writeln!(
+            out,
+            "<line class=\"trained\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{BOTTOM}\"/>\n\
+             <text x=\"{:.1}\" y=\"{}\">trained to {trained}</text>",
+            x + 6.0,
+            BOTTOM - 8.0
+        );
+    }
     let mut labels = vec![];
-    for (i, mode) in modes(cells).into_iter().enumerate() {
+    for mode in modes(cells) {
+        let i = place(mode);
         let mut points: Vec<&Cell> = cells.iter().filter(|cell| cell.mode == mode).collect();
         points.sort_by_key(|cell| cell.context);
         line(&mut out, &points, i, &scale);
@@ -58,6 +69,15 @@ pub fn svg(cells: &[Cell], title: &str) -> String {
     legend(&mut out, labels);
     out.push_str("</svg>\n");
     out
+}
+
+/// The palette as classes, on light and on dark.
+fn colors() -> String {
+    let of = |colors: [&str; 8]| -> String {
+        let class = |(i, color): (usize, &&str)| format!("  .s{i} {{ stroke: {color}; }} .d{i} {{ fill: {color}; }}\n");
+        colors.iter().enumerate().map(class).collect()
+    };
+    format!("{}@media (prefers-color-scheme: dark) {{\n{}}}\n", of(palette::LIGHT), of(palette::DARK))
 }
 
 /// From contexts and perplexities to the page, both logarithmic: a perplexity is given by its logarithm, the nats per
@@ -165,26 +185,36 @@ fn axes(out: &mut String, cells: &[Cell], scale: &Scale) {
 }
 
 fn line(out: &mut String, points: &[&Cell], index: usize, scale: &Scale) {
-    let color = COLORS[index % COLORS.len()];
+    let color = index % palette::LIGHT.len();
     let path: Vec<String> =
         points.iter().map(|cell| format!("{:.1},{:.1}", scale.x(cell.context), scale.y(cell.nll))).collect();
-    let dash = DASHES[index % DASHES.len()];
-    let _ = writeln!(
-        out,
-        "<polyline class=\"line\" stroke=\"{color}\" stroke-dasharray=\"{dash}\" points=\"{}\"/>",
-        path.join(" ")
-    );
+    let dash = dashes(index);
+    let _ =
+        writeln!(out, "<polyline class=\"line s{color}\" stroke-dasharray=\"{dash}\" points=\"{}\"/>", path.join(" "));
     for cell in points {
         let (x, y) = (scale.x(cell.context), scale.y(cell.nll));
         let name = escape(&cell.mode);
-        let (perplexity, error) = (figure(cell), short(cell.stderr));
+        let (perplexity, mut range) = (figure(cell), String::new());
+        if let Some(interval) = cell.interval.filter(|interval| interval.low > 0.0 && interval.high.is_finite()) {
+            let _ = writeln!(
+                out,
+                "<line class=\"bar s{color}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/>",
+                scale.y(interval.low.ln()),
+                scale.y(interval.high.ln())
+            );
+            range = format!(" ({} to {})", short(interval.low), short(interval.high));
+        }
         let _ = writeln!(
             out,
-            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{color}\"><title>{name} at {}: {perplexity} ±{error}\
-             </title></circle>",
+            "<circle class=\"d{color}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{name} at {}: \
+             {perplexity}{range}</title></circle>",
             cell.context
         );
     }
+}
+
+fn dashes(index: usize) -> &'static str {
+    palette::DASHES[index / palette::LIGHT.len() % palette::DASHES.len()]
 }
 
 /// Names beside the ends of their lines, moved apart where they would overlap.
@@ -202,11 +232,11 @@ fn legend(out: &mut String, mut labels: Vec<(f64, usize, &str)>) {
         limit = label.0 - GAP;
     }
     for (y, index, mode) in labels {
-        let (color, dash) = (COLORS[index % COLORS.len()], DASHES[index % DASHES.len()]);
+        let (color, dash) = (index % palette::LIGHT.len(), dashes(index));
         let (x1, x2, x) = (RIGHT + 12.0, RIGHT + 40.0, RIGHT + 48.0);
         let _ = writeln!(
             out,
-            "<line class=\"line\" stroke=\"{color}\" stroke-dasharray=\"{dash}\" x1=\"{x1}\" x2=\"{x2}\" \
+            "<line class=\"line s{color}\" stroke-dasharray=\"{dash}\" x1=\"{x1}\" x2=\"{x2}\" \
              y1=\"{y:.1}\" y2=\"{y:.1}\"/>\n<text x=\"{x}\" y=\"{:.1}\">{}</text>",
             y + 4.0,
             escape(mode)
@@ -227,18 +257,19 @@ mod tests {
             .iter()
             .flat_map(|&c| modes.iter().enumerate().map(move |(i, &m)| (m, c, 3.0 + i as f32 / 5.0)))
             .collect();
-        let chart = svg(&cells(&rows), "a <b> & \"c\"");
+        let chart = svg(&cells(&rows), "a <b> & \"c\"", Some(256));
         assert_well_formed(&chart, &[]);
         assert_eq!(chart.matches("<circle").count(), 32);
         assert_eq!(chart.matches("<polyline").count(), 8);
         assert!(modes.iter().all(|mode| chart.contains(&format!(">{mode}</text>"))));
         assert!(!chart.contains("NaN") && !chart.contains("inf"), "{chart}");
+        assert!(chart.contains("trained to 256") && chart.contains("class=\"bar"), "{chart}");
     }
 
     #[test]
     fn one_point_and_flat_lines_have_a_scale_too() {
         for rows in [vec![("none", 256, 3.0)], vec![("none", 256, 3.0), ("yarn", 512, 3.0)], vec![]] {
-            let chart = svg(&cells(&rows), "t");
+            let chart = svg(&cells(&rows), "t", None);
             assert_well_formed(&chart, &[]);
             assert!(!chart.contains("NaN"), "{chart}");
         }
@@ -263,7 +294,7 @@ mod tests {
                 }
                 let count = Scale::new(&cells).ticks().len();
                 assert!((2..=13).contains(&count), "{nats} and {more} more: {count}");
-                let chart = svg(&cells, "t");
+                let chart = svg(&cells, "t", None);
                 assert!(!chart.contains("NaN") && !chart.contains("inf"), "{chart}");
                 assert_eq!(chart.matches("<circle").count(), 2);
             }

@@ -14,6 +14,7 @@ pub use explain::explanation;
 pub use passkey::retrieval;
 
 use super::markup::{escape, script_json};
+use super::palette;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -204,7 +205,7 @@ impl Page {
             self.body,
             "<pre id=\"{id}\" tabindex=\"0\" aria-label=\"{label}\">{}</pre>\n<div class=\"actions\">\
              <button type=\"button\" data-copy=\"{id}\">Copy the {label}</button></div>",
-            escape(text)
+            text.lines().map(escape).collect::<Vec<_>>().join("\n")
         );
     }
 
@@ -291,7 +292,12 @@ impl Page {
 
     /// The whole file; `document` is kept in it as data.
     fn finish(self, document: &Value) -> String {
-        let data = script_json(&json!({ "charts": self.charts, "document": document }).to_string());
+        let views = self.charts.iter().flat_map(|chart| &chart.views);
+        let order = palette::order(views.flat_map(|view| &view.series).map(|series| series.name.as_str()));
+        let data = script_json(&json!({ "charts": self.charts, "order": order, "document": document }).to_string());
+        let css = CSS
+            .replace("--palette: light;", &palette::variables(palette::LIGHT))
+            .replace("--palette: dark;", &palette::variables(palette::DARK));
         let license = UPLOT_LICENSE.replace("*/", "* /");
         let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
                       base-uri 'none'; form-action 'none'";
@@ -301,7 +307,7 @@ impl Page {
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
              <meta name=\"color-scheme\" content=\"light dark\">\n\
              <meta name=\"generator\" content=\"attn {version}\">\n<title>{title}</title>\n\
-             <style>{UPLOT_CSS}\n{CSS}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
+             <style>{UPLOT_CSS}\n{css}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
              <script type=\"application/json\" id=\"data\">{data}</script>\n\
              <script>\n/*\n{license}*/\n{UPLOT_JS}\n</script>\n<script>\n{JS}</script>\n</body>\n</html>\n",
             version = env!("CARGO_PKG_VERSION"),
