@@ -51,22 +51,36 @@ impl Case {
         let theirs = theirs.collect::<Result<Vec<_>>>()?;
         assert_eq!(ours.len(), theirs.len());
         let largest = |x: &Tensor| x.abs()?.max_all()?.to_dtype(DType::F32)?.to_scalar::<f32>();
-        let most = theirs.iter().map(largest).collect::<Result<Vec<_>>>()?;
-        let most_of = |gradients: &[f32]| gradients.iter().copied().fold(0.0, f32::max);
-        // What is computed is exact up to the rounding of the products it sums, and the sums may cancel: where a query sees one
-        // key, the gradient of its score is the difference of two sums of dv products that are equal; and the gradient of a
-        // slope sums those of all scores, each times its distance.
+        let most = theirs.iter().map(largest).collect::<Result<Vec<_>>>()?.into_iter().fold(0.0, f32::max);
+        // What is computed is exact up to the rounding of the products it sums, and the sums may cancel. Where a query sees one
+        // key, the gradient of its score is the difference of two sums of dv products that are equal.
         let rounding = if self.dtype == DType::F32 { 1e-6 * (self.dv as f32).sqrt() } else { 4e-3 };
-        let farthest = (self.q_start + self.tq).abs_diff(self.k_start).max(self.tk) as f32;
         for (of, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
             assert_eq!((ours.dtype(), ours.dims()), (theirs.dtype(), theirs.dims()));
             let (difference, limit) = (difference(ours, theirs)?, 2.0 * self.tolerance());
-            let terms =
-                if self.bias == BiasKind::Linear && of == 3 { farthest * most_of(&most[..3]) } else { most_of(&most) };
-            let noise = largest(&(ours - theirs)?)? <= rounding * terms;
+            let noise = if of < 3 { rounding * most } else { self.noise_of_scores(of) };
+            let noise = largest(&(ours - theirs)?)? <= noise;
             assert!(difference <= limit || noise, "{name}: gradient {of} off by {difference:e} in {self:?}");
         }
         Ok(())
+    }
+}
+
+impl Case {
+    /// The rounding of the gradient of what the scores are made of, in absolute terms: tensor `of` of a call's. It sums the
+    /// gradients of scores, `p (dp - delta)`, times how much a score changes with the number. In a row the weights `p` sum to
+    /// one; `dp` is a sum of dv products of up to 2, exact to some `sqrt(dv)` roundings. And the sum may cancel: the gradients
+    /// of a row's scores sum to zero where there is no sink, which is all that a curve's start is about.
+    fn noise_of_scores(&self, of: usize) -> f32 {
+        let change = match (self.bias, of) {
+            (BiasKind::Linear, 3) => (self.q_start + self.tq).abs_diff(self.k_start).max(self.tk) as f32,
+            // Of a row's factor: distances of up to 6 times the slopes of up to nine units.
+            (BiasKind::Curve, 4) => 50.0,
+            (BiasKind::Curve, 3..) => 6.0,
+            _ => 1.0,
+        };
+        let roundings = f32::EPSILON / 2.0 * (self.dv as f32).sqrt();
+        4.0 * roundings * 3.0 * (self.dv as f32).sqrt() * change * ((self.b * self.tq) as f32).sqrt()
     }
 }
 

@@ -344,7 +344,9 @@ mod tests {
     fn values_and_gradients_are_those_of_plain_ops() -> Result<()> {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             for (dims, scale) in [([2, 3, 10], 1.0), ([1, 1, 2], 30.0), ([4, 100, 130], 4.0)] {
-                let a = (Tensor::randn(0f32, 1., &dims, &Device::Cpu)? * scale)?.to_dtype(dtype)?;
+                // The cube of what is large has to stay below f16's 65504.
+                let scale = if dtype == DType::F16 { f64::min(scale, 8.0) } else { scale };
+                let a = (Tensor::randn(0f32, 1., &dims, &Device::Cpu)?.clamp(-4f32, 4f32)? * scale)?.to_dtype(dtype)?;
                 let b = Tensor::randn(0f32, 1., &dims, &Device::Cpu)?.to_dtype(dtype)?;
                 for act in ALL {
                     check(dtype, std::slice::from_ref(&a), |x| act.forward(&x[0]))?;

@@ -102,7 +102,7 @@ mod tests {
         );
         let lines = retrieval_verdict(&found);
         assert_eq!(lines.len(), 5);
-        assert_eq!(lines[0], "4096: ntk-by-parts finds 50% (3 of 6; 95% interval 19% to 81%), none 0%");
+        assert_eq!(lines[0], "4096: ntk-by-parts finds 50% (3 of 6; 95% interval 19% to 81%), no scaling 0%");
     }
 
     #[test]
@@ -111,7 +111,8 @@ mod tests {
         found.cells.iter_mut().for_each(|cell| cell.correct = 1);
         let said = retrieval_headline(&found, None);
         assert!(
-            said.starts_with("At 65536 tokens none finds") && said.contains("can't tell it from ntk-by-parts"),
+            said.starts_with("At 65536 tokens the model without scaling finds")
+                && said.contains("can't tell it from ntk-by-parts"),
             "{said}"
         );
         for cell in found.cells.iter_mut().filter(|cell| cell.mode != "none") {
