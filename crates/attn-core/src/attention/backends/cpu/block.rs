@@ -1,6 +1,7 @@
 //! One unit of the forward pass: a block of queries goes over its keys, tile by tile, with a running softmax.
 
 use super::{
+    bias::{Bias, RowBias},
     output::part_len,
     problem::Problem,
     skip::{RowBound, visit, without_negligible},
@@ -134,7 +135,7 @@ impl<T: Element> Work<'_, '_, T> {
                 self.packed_tile::<S>(range.clone(), k0, panels, keys.end);
             }
         }
-        let (mut computed, mut matters) = ([0f32; KEYS], false);
+        let (mut computed, mut matters, plain) = ([0f32; KEYS], false, matches!(self.p.bias, Bias::None));
         for (line, i) in range.clone().enumerate() {
             let row = &self.rows[i];
             let seen = row.seen.start.clamp(keys.start, keys.end) - k0..row.seen.end.clamp(keys.start, keys.end) - k0;
@@ -142,7 +143,10 @@ impl<T: Element> Work<'_, '_, T> {
             unsafe {
                 let s = self.s.as_mut_ptr().add(line * TILE_STRIDE + from);
                 let cols = (k0 + from, seen.start - from..seen.end - from, to - from);
-                let bias = self.p.row_bias(self.unit.b, row.head, row.q).on(k0 + from..keys.end, &mut computed);
+                let bias = match plain {
+                    true => RowBias::None,
+                    false => self.p.row_bias(self.unit.b, row.head, row.q).on(k0 + from..keys.end, &mut computed),
+                };
                 let (factor, some) = softmax_step::<S>(s, cols, self.p.softcap, bias, &mut self.states[i]);
                 matters |= some;
                 if factor != 1.0 {

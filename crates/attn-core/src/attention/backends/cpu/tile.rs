@@ -295,6 +295,8 @@ pub(super) unsafe fn softmax_step<S: Simd>(
         if seen != (0..width) {
             hide(std::slice::from_raw_parts_mut(s, width), &seen, &cols);
         }
+        // Without a bias no score is so far below the others that its weight is too small for f32's normal form.
+        let decays = !matches!(bias, RowBias::None);
         let max = add_bias::<S>(s, cols.start..seen.end, k0, bias);
         let mut factor = 1.0;
         let sums = row.sums.as_mut_ptr();
@@ -309,7 +311,8 @@ pub(super) unsafe fn softmax_step<S: Simd>(
         let reference = S::splat(if row.max == f32::NEG_INFINITY { 0.0 } else { row.max });
         let mut sum = S::load(sums);
         for c in cols.step_by(S::LANES) {
-            let weight = weights::<S>(S::sub(S::load(s.add(c)), reference));
+            let exponent = S::sub(S::load(s.add(c)), reference);
+            let weight = if decays { weights::<S>(exponent) } else { S::exp2(exponent) };
             S::store(s.add(c), weight);
             sum = S::add(sum, weight);
         }
