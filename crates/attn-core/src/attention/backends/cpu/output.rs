@@ -13,20 +13,35 @@ pub(super) struct Output<'a, T> {
     pub(super) log_sums: Option<Disjoint<'a, f32>>,
 }
 
-/// What a row's sums have to be multiplied by, and the log2 of the sum of its weights and sink, given that weights are
-/// relative to a score of `max`. A row without any weight gives zeros and minus infinity.
-pub(super) fn finish(max: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
+/// What a row's sums come to.
+pub(super) struct Finished {
+    /// What they have to be multiplied by.
+    pub(super) factor: f32,
+    /// The sum of the row's weights and its sink, which are relative to a score of `top`.
+    all: f32,
+    top: f32,
+}
+
+impl Finished {
+    /// The log2 of the sum of the row's weights and sink; minus infinity if there are none.
+    pub(super) fn log_sum(&self) -> f32 {
+        self.top + self.all.log2()
+    }
+}
+
+/// Finishes a row's sum of weights that are relative to a score of `max`. A row without any weight gives zeros.
+pub(super) fn finish(max: f32, sum: f32, sink: Option<f32>) -> Finished {
     let there = sum > 0.0 || sum.is_nan();
     match sink {
-        None if there => (1.0 / sum, max + sum.log2()),
-        None => (0.0, f32::NEG_INFINITY),
-        Some(sink) if !there => (0.0, sink),
+        None if there => Finished { factor: 1.0 / sum, all: sum, top: max },
+        None => Finished { factor: 0.0, all: 0.0, top: 0.0 },
+        Some(sink) if !there => Finished { factor: 0.0, all: 1.0, top: sink },
         Some(sink) => {
             // Relative to whichever is larger, so that nothing overflows.
             let top = if sink > max { sink } else { max };
             let (scale, sink) = ((max - top).exp2(), (sink - top).exp2());
             let all = sum * scale + sink;
-            (scale / all, top + all.log2())
+            Finished { factor: scale / all, all, top }
         }
     }
 }
@@ -52,12 +67,12 @@ impl<T: Element> Output<'_, T> {
     /// # Safety
     /// As [`Disjoint::part`]: nobody else writes this row.
     pub(super) unsafe fn finish(&self, p: &Problem, (b, head, q): (usize, usize, usize), max: f32, sum: f32) -> f32 {
-        let (factor, log_sum) = finish(max, sum, p.sinks.as_ref().map(|sinks| sinks[head]));
+        let finished = finish(max, sum, p.sinks.as_ref().map(|sinks| sinks[head]));
         if let Some(log_sums) = &self.log_sums {
             // SAFETY: by the caller's word.
-            unsafe { log_sums.part((b * p.sizes.h + head) * p.sizes.tq + q, 1)[0] = log_sum };
+            unsafe { log_sums.part((b * p.sizes.h + head) * p.sizes.tq + q, 1)[0] = finished.log_sum() };
         }
-        factor
+        finished.factor
     }
 
     /// Where one row goes.
@@ -82,17 +97,22 @@ pub(super) fn part_len(p: &Problem, queries: usize) -> usize {
 mod tests {
     use super::finish;
 
+    fn finished(max: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
+        let finished = finish(max, sum, sink);
+        (finished.factor, finished.log_sum())
+    }
+
     #[test]
     fn a_sink_of_any_size_is_in_the_denominator() {
         for (max, sum, sink) in [(0.0f32, 3.0f32, 1.0f32), (-200.0, 2.0, 40.0), (300.0, 1.5, -100.0), (5.0, 1.0, 5.0)] {
             let all = f64::from(sum) * f64::from(max).exp2() + f64::from(sink).exp2();
-            let (factor, log_sum) = finish(max, sum, Some(sink));
+            let (factor, log_sum) = finished(max, sum, Some(sink));
             let wanted = f64::from(max).exp2() / all;
             assert!((f64::from(factor) - wanted).abs() <= 1e-6 * wanted.max(1e-30), "{max} {sum} {sink}");
             assert!((f64::from(log_sum) - all.log2()).abs() < 1e-4);
         }
-        assert_eq!(finish(f32::NEG_INFINITY, 0.0, None), (0.0, f32::NEG_INFINITY));
-        assert_eq!(finish(f32::NEG_INFINITY, 0.0, Some(2.0)), (0.0, 2.0));
-        assert_eq!(finish(1.0, 4.0, None), (0.25, 3.0));
+        assert_eq!(finished(f32::NEG_INFINITY, 0.0, None), (0.0, f32::NEG_INFINITY));
+        assert_eq!(finished(f32::NEG_INFINITY, 0.0, Some(2.0)), (0.0, 2.0));
+        assert_eq!(finished(1.0, 4.0, None), (0.25, 3.0));
     }
 }
