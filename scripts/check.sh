@@ -50,13 +50,16 @@ if command -v mdbook >/dev/null; then
     step "the book"
     mdbook build docs --dest-dir "$(mktemp -d)"
 fi
+# Built with the whole workspace: alone, a package asks its dependencies for other features, and all are compiled again.
+examples=${CARGO_TARGET_DIR:-target}/release/examples
+cargo build --release --workspace --examples
 step "the layer inside stock Candle models"
-cargo run --release -p integration --example stock_llama
-cargo run --release -p integration --example stock_models
+"$examples/stock_llama"
+"$examples/stock_models"
 step "encodings of one's own, and LoRA, trained"
-cargo run --release -p integration --example kerple
-cargo run --release -p integration --example fox
-cargo run --release -p integration --example lora
+"$examples/kerple"
+"$examples/fox"
+"$examples/lora"
 step "types with the CUDA features (nothing is built or run; about two minutes the first time)"
 scripts/check_cuda.sh
 if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then
