@@ -99,7 +99,9 @@ class Browser:
 
     def run(self, script):
         """The value of a JavaScript expression, promises awaited."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        # The page holds what is awaited: a promise that nothing refers to may be collected before it is kept.
+        held = f"window.heldByTheCheck = Promise.resolve({script.strip().rstrip(';')})"
+        answer = self.call("Runtime.evaluate", expression=held, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
             raise RuntimeError(details.get("exception", {}).get("description", details["text"]))
