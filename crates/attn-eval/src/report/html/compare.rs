@@ -160,21 +160,22 @@ fn applied(page: &mut Page, results: &Results) {
     }
 }
 
-/// The table with a last column that says how far each mode carries.
+/// The table with a column after the modes that says how far each carries.
 fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
     if usable.is_empty() {
         return table;
     }
-    table.heads.push(Head::number("usable to"));
+    table.heads.insert(1, Head::number("usable to"));
     for row in &mut table.rows {
         let found = usable.iter().find(|usable| row.first().is_some_and(|cell| cell.text == usable.mode));
-        row.push(match found {
+        let length = match found {
             Some(Usable { perplexity: Some(length), measured, .. }) => {
                 let more = if length == measured { "the longest measured" } else { "" };
                 Cell::count(*length).small(more)
             }
             _ => Cell::text("–"),
-        });
+        };
+        row.insert(1, length);
     }
     table
 }
@@ -292,14 +293,23 @@ fn perplexities(id: &str, caption: &str, cells: &[perplexity::Cell], measured: M
         });
         std::iter::once(Cell::text(mode)).chain(figures).collect()
     };
+    let largest = |context: usize| {
+        cells.iter().filter(|cell| cell.context == context).map(|cell| cell.factor).fold(1.0, f64::max)
+    };
+    // Said once where it is the same everywhere.
+    let one =
+        at.first().map(|&context| largest(context)).filter(|one| at.iter().all(|&context| largest(context) == *one));
     let heads = at.iter().map(|&context| {
-        let largest = cells.iter().filter(|cell| cell.context == context).map(|cell| cell.factor).fold(1.0, f64::max);
-        let scaled = if largest > 1.0 { format!(" (factor {})", factor(largest)) } else { String::new() };
+        let scaled = match largest(context) {
+            largest if largest > 1.0 && one.is_none() => format!(" (factor {})", factor(largest)),
+            _ => String::new(),
+        };
         Head::number(format!("{context} tokens{scaled}"))
     });
+    let same = one.filter(|one| *one > 1.0).map_or(String::new(), |one| format!("; factor {}", factor(one)));
     Table {
         id: id.to_string(),
-        caption: caption.to_string(),
+        caption: format!("{caption}{same}"),
         heads: std::iter::once(Head::text("mode")).chain(heads).collect(),
         rows: modes(cells).into_iter().map(row).collect(),
     }
