@@ -171,7 +171,7 @@ Examples:
 }
 
 /// Which model, and how to load it.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 pub(crate) struct ModelArgs {
     /// Hub id, folder, .gguf file, or an embedded model: tiny-austen, tiny-rope, tiny-alibi, tiny-t5,
     /// tiny-sinusoidal, tiny-learned, tiny-nope [default: tiny-austen]
@@ -183,7 +183,7 @@ pub(crate) struct ModelArgs {
 }
 
 /// How weights are loaded and where they live.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct LoadArgs {
     /// Data type to compute in
@@ -213,7 +213,7 @@ pub(crate) struct LoadArgs {
 }
 
 /// What replaces the checkpoint's own position scaling.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Position scaling")]
 pub(crate) struct RopeArgs {
     #[arg(long, value_name = "TYPE", value_parser = parse_scaling, help = scaling_help())]
@@ -259,7 +259,7 @@ impl RopeArgs {
 }
 
 /// How a text is read and cut.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Text")]
 pub(crate) struct TextArgs {
     /// The key of a .jsonl file that holds the text
@@ -355,7 +355,7 @@ pub(crate) struct PerplexityArgs {
 }
 
 /// `attn compare`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 pub(crate) struct CompareArgs {
     /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as --max-tokens and the
     /// text have four windows]
@@ -399,7 +399,7 @@ pub(crate) struct CompareArgs {
 }
 
 /// How a comparison is shown.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
     #[command(flatten)]
@@ -410,7 +410,7 @@ pub(crate) struct OutputArgs {
 }
 
 /// How measurements of any kind are shown.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct ReportArgs {
     /// Print one JSON document

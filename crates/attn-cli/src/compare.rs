@@ -42,17 +42,17 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     measure_all(args)
 }
 
+/// Whether the options say nothing of what is measured: only where it is kept and how it is shown.
+fn says_nothing(args: &CompareArgs) -> bool {
+    let Ok(Cli { command: Command::Compare(nothing) }) = Cli::try_parse_from(["attn", "compare"]) else { return false };
+    let CompareArgs { output, long, dry_run, .. } = args.clone();
+    *args == CompareArgs { output, long, dry_run, ..nothing }
+}
+
 /// The options that a run file was begun with, where it is named and nothing of what is measured is.
 fn begun(args: &CompareArgs) -> Result<Option<CompareArgs>> {
     let Some(path) = args.long.run.as_ref().filter(|path| path.exists()) else { return Ok(None) };
-    let says_nothing = args.model.model.is_none()
-        && args.text.is_empty()
-        && args.contexts.is_empty()
-        && args.modes.is_empty()
-        && args.cut.max_tokens.is_none()
-        && !args.quick
-        && !args.search;
-    if !says_nothing {
+    if !says_nothing(args) {
         return Ok(None);
     }
     let command = Run::<CellSpec>::read(path)?.header.about.command;

@@ -8,7 +8,7 @@ use clap::Args;
 use std::path::PathBuf;
 
 /// A run that may be interrupted, or measured in parts.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Long runs")]
 pub(crate) struct RunArgs {
     /// Append every finished cell to this file, and go on where it stops

@@ -3,6 +3,7 @@
 use crate::lab_args::RunArgs;
 use crate::output::{check_writable, note, print_json, print_text};
 use anyhow::Result;
+use attn_eval::compare::CellSpec;
 use attn_eval::report::About;
 use attn_eval::run::{Header, Measurable, RunFile, to_measure};
 use serde_json::json;
@@ -31,9 +32,12 @@ pub(crate) fn say_interrupted() {
     note(&advice);
 }
 
-fn begin(cells: usize, run: Option<&Path>) {
+fn begin<C: Measurable>(cells: usize, run: Option<&Path>) {
     let advice = match run {
-        Some(path) => format!("the same command goes on from there, and so does --run {} alone", path.display()),
+        Some(path) if C::KIND == CellSpec::KIND => {
+            format!("the same command goes on from there, and so does attn compare --run {}", path.display())
+        }
+        Some(_) => "the same command goes on from there".to_string(),
         None => "with --run FILE an interrupted run goes on where it stopped".to_string(),
     };
     *measured() = Some(Measured { cells, lines: vec![], advice });
@@ -73,7 +77,7 @@ pub(crate) fn measure<C: Measurable>(
     let Some(path) = &args.run else {
         let mut scores = vec![None; cells.len()];
         let all: Vec<usize> = to_measure(cells).collect();
-        begin(all.len(), None);
+        begin::<C>(all.len(), None);
         fill(&all, &mut |index, measured| {
             took(&cells[index], &measured);
             scores[index] = Some(measured);
@@ -88,7 +92,7 @@ pub(crate) fn measure<C: Measurable>(
     if missing.len() < mine.len() && !as_json {
         note(&format!("{}: {} of {} cells are there already", path.display(), mine.len() - missing.len(), mine.len()));
     }
-    begin(missing.len(), Some(path));
+    begin::<C>(missing.len(), Some(path));
     fill(&missing, &mut |index, scores| {
         took(&cells[index], &scores);
         file.append(index, scores)

@@ -105,7 +105,7 @@ pub(crate) fn parse_scaling(text: &str) -> Result<Setting, String> {
 }
 
 /// The modes that one name stands for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Modes(pub(crate) Vec<Mode>);
 
 pub(crate) fn parse_modes(text: &str) -> Result<Modes, String> {

@@ -110,6 +110,16 @@ fn an_interrupted_comparison_shows_what_it_has_and_goes_on_by_its_file() {
     let resumed = json(&["compare", "--run", path(&file), "--json"]);
     let whole = json(&args);
     assert_eq!(resumed["cells"].as_array().unwrap().len(), 6);
+    // An option that decides figures is never passed over.
+    for option in [["--factor", "3"], ["--seed", "1"], ["--rope-theta", "20000"], ["--bos", "off"], ["--dtype", "bf16"]]
+    {
+        let other = run(&[&["compare", "--run", path(&file)][..], &option].concat());
+        assert!(
+            !other.status.success() && stderr(&other).contains("is a run with another"),
+            "{option:?}: {}",
+            stderr(&other)
+        );
+    }
     for (a, b) in resumed["cells"].as_array().unwrap().iter().zip(whole["cells"].as_array().unwrap()) {
         assert_eq!((&a["mode"], &a["nll"]), (&b["mode"], &b["nll"]));
     }
