@@ -6,6 +6,7 @@ use anyhow::Result;
 use attn_core::PositionOverride;
 use attn_core::position::PositionConfig;
 use attn_eval::compare::{Answer, Applied, Factor, Plan, Recommendation, change, factor_at};
+use attn_eval::search::flags;
 use attn_models::spec::ModelSpec;
 
 /// The options for the setting that is recommended, and for each program that can't be told it, those of the best setting
@@ -51,7 +52,7 @@ impl Setting {
         let mode = name.parse().map_err(anyhow::Error::msg)?;
         let change = change(plan, mode, factor_at(&opened.model, plan, context)?)?;
         let spec = opened.model.spec().with_positions(&change)?;
-        let flags = flags(&change, &spec);
+        let flags = flags(&written_out(&change, &spec)?).join(" ");
         let called = model.map_or(String::new(), |model| format!(" {model}"));
         let mut options = vec![("attn", format!("attn generate{called} {flags}"))];
         let config = &opened.checkpoint.config;
@@ -83,23 +84,18 @@ impl Setting {
     }
 }
 
-/// The setting as options of this program, a method's numbers written out.
-fn flags(change: &PositionOverride, spec: &ModelSpec) -> String {
+/// The change with the numbers of its method, which it may leave to their defaults, written out: they depend on the longest
+/// text, which another command doesn't know.
+fn written_out(change: &PositionOverride, spec: &ModelSpec) -> Result<PositionOverride> {
+    let mut change = change.clone();
     let method = spec.stack.layers.iter().find_map(|layer| match layer.attention.position() {
-        PositionConfig::Extended(config) => config.method.map(|method| method.to_string()),
+        PositionConfig::Extended(config) => config.method,
         _ => None,
     });
-    let scaling = change.rope.scaling.clone().filter(|scaling| scaling != "none" || method.is_none());
-    let log_n = change.extend.log_n.then(|| attn_core::position::extend::LOG_N.to_string());
-    let name: Vec<String> = [scaling, method, log_n].into_iter().flatten().collect();
-    let mut flags = vec![];
-    if !name.is_empty() {
-        flags.push(format!("--rope-scaling {}", name.join("+")));
+    for (name, value) in method.iter().flat_map(|method| method.numbers()) {
+        change.extend = change.extend.with_param(name, &value.to_string())?;
     }
-    let rope = &change.rope;
-    flags.extend(rope.factor.map(|factor| format!("--rope-factor {factor}")));
-    flags.extend(rope.theta.map(|theta| format!("--rope-theta {theta}")));
-    flags.extend(rope.original_context.map(|n| format!("--rope-original-context {n}")));
-    flags.extend(rope.params.iter().map(|(key, value)| format!("--rope-param {key}={value}")));
-    flags.join(" ")
+    // A method is over no scaling unless one is named.
+    change.rope.scaling = change.rope.scaling.filter(|scaling| method.is_none() || scaling != "none");
+    Ok(change)
 }

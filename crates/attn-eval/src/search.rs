@@ -448,7 +448,7 @@ fn name_of(change: &PositionOverride) -> String {
 }
 
 /// The command line's options for an override.
-fn flags(change: &PositionOverride) -> Vec<String> {
+pub fn flags(change: &PositionOverride) -> Vec<String> {
     let rope = &change.rope;
     let mut flags = vec![];
     let mut add = |flag: &str, value: String| flags.extend([flag.to_string(), value]);
