@@ -7,7 +7,7 @@
 //! zero. Modes that never see what lies further back than a window are not recommended beside others that do: perplexity
 //! hardly shows what they lose. They are a baseline instead.
 
-use super::{Mode, Pair, Results, best, contexts, modes};
+use super::{Mode, Pair, Results, contexts, modes};
 use crate::perplexity::Cell;
 use crate::stats::{Interval, MIN_WINDOWS};
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,23 @@ pub struct Recommendation {
     pub applied: Vec<Applied>,
 }
 
+/// The modes that are the model as it is: its config's own scaling, and none.
+const OWN: [&str; 2] = ["checkpoint", "none"];
+
+impl Versus {
+    /// Whether the other mode is the model as it is, or the model without its scaling.
+    pub(crate) fn is_own(&self) -> bool {
+        OWN.contains(&self.mode.as_str())
+    }
+}
+
+impl Recommendation {
+    /// Whether the setting is the model as it is, or the model without its scaling.
+    pub(crate) fn is_own(&self) -> bool {
+        OWN.contains(&self.mode.as_str())
+    }
+}
+
 /// What the cells of a comparison come to; `None` if there are none. `one_factor` says that a mode has the same factor at all
 /// lengths, and so is one setting.
 pub fn recommend(results: &Results, one_factor: bool, trained: Option<usize>) -> Option<Recommendation> {
@@ -210,7 +227,7 @@ impl<'a> Table<'a> {
     /// The model as it is: its config's own scaling, else none.
     fn baseline(&self) -> Option<&'a str> {
         let all = modes(self.cells);
-        ["checkpoint", "none"].into_iter().find_map(|own| all.iter().copied().find(|mode| *mode == own))
+        OWN.into_iter().find_map(|own| all.iter().copied().find(|mode| *mode == own))
     }
 
     /// By how much `a` exceeds `b`.
@@ -299,7 +316,7 @@ impl<'a> Table<'a> {
         let dropping = all.iter().copied().filter(|other| drops_keys(other));
         let nll = |mode: &str| self.cell(mode, longest).map_or(f64::INFINITY, |cell| cell.nll);
         let dropping = dropping.min_by(|a, b| nll(a).total_cmp(&nll(b)));
-        let of_all = ["checkpoint", "none"].into_iter().filter(|own| all.contains(own)).chain(dropping);
+        let of_all = OWN.into_iter().filter(|own| all.contains(own)).chain(dropping);
         of_all.filter(|other| *other != mode).filter_map(|other| self.versus(mode, other, longest)).collect()
     }
 
@@ -343,7 +360,8 @@ fn drops_keys(mode: &str) -> bool {
     parsed(mode).is_some_and(Mode::drops_keys)
 }
 
-fn takes_factor(mode: &str) -> bool {
+/// Whether the frequencies of the mode of this name depend on a factor.
+pub(crate) fn takes_factor(mode: &str) -> bool {
     parsed(mode).is_some_and(Mode::takes_factor)
 }
 
@@ -362,7 +380,7 @@ pub(crate) fn far_text(results: &Results) -> Option<(Versus, String)> {
         there.min_by(|a, b| a.nll.total_cmp(&b.nll)).map(|cell| cell.mode.clone())
     };
     let (keeping, dropping) = (of(false)?, of(true)?);
-    if table.same(&keeping, &dropping, longest) || best(&results.cells, longest).is_none() {
+    if table.same(&keeping, &dropping, longest) {
         return None;
     }
     Some((table.versus(&keeping, &dropping, longest)?, keeping))

@@ -17,8 +17,8 @@ mod encodings;
 mod mode;
 pub(crate) mod results;
 
-pub(crate) use advice::far_text;
 pub use advice::{Answer, Applied, ForConfigs, Recommendation, Usable, Versus, recommend};
+pub(crate) use advice::{far_text, takes_factor};
 pub use encodings::encodings;
 pub use mode::{Factor, Mode};
 pub(crate) use results::differences;

@@ -144,9 +144,12 @@ impl Results {
 
     /// Fills in what they come to, unless it is there.
     pub fn recommend(&mut self, about: &About) {
-        if self.recommendation.is_none() {
-            self.recommendation = recommend(self, about.one_factor(), about.trained_context());
-        }
+        self.recommendation = self.recommended(about.one_factor(), about.trained_context());
+    }
+
+    /// What they come to: what is there, else what [`recommend`] says.
+    pub(crate) fn recommended(&self, one_factor: bool, trained: Option<usize>) -> Option<Recommendation> {
+        self.recommendation.clone().or_else(|| recommend(self, one_factor, trained))
     }
 }
 

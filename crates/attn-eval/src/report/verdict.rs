@@ -2,7 +2,7 @@
 //! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
 use super::{figure, short};
-use crate::compare::{Answer, Mode, Recommendation, Results, Versus, best, contexts, far_text, recommend};
+use crate::compare::{Answer, Recommendation, Results, Versus, best, contexts, far_text, takes_factor};
 use crate::perplexity::Cell;
 use crate::search::Search;
 use crate::stats::{Difference, Interval, MIN_WINDOWS};
@@ -20,8 +20,7 @@ pub struct Verdict {
 
 /// What the results say of a model trained for `trained` tokens; `one_factor` as in [`recommend`](crate::compare::recommend).
 pub fn verdict(results: &Results, one_factor: bool, trained: Option<usize>) -> Verdict {
-    let found = results.recommendation.clone().or_else(|| recommend(results, one_factor, trained));
-    let Some(found) = found else {
+    let Some(found) = results.recommended(one_factor, trained) else {
         return Verdict { headline: "Nothing was compared.".to_string(), lines: vec![], lengths: vec![] };
     };
     let lines = [cost(&found), for_configs(&found), far_sentence(results)].into_iter().flatten().collect();
@@ -48,11 +47,10 @@ fn headline(found: &Recommendation, trained: Option<usize>) -> String {
     let (context, perplexity) = (found.context, short(found.perplexity));
     let name = setting(&found.mode, found.factor);
     let start = trained.map_or("Over these lengths".to_string(), |n| format!("Past the {n} tokens trained"));
-    let own = |mode: &&Versus| ["none", "checkpoint"].contains(&mode.mode.as_str());
     let others: Vec<String> = found
         .baselines
         .iter()
-        .filter(own)
+        .filter(|other| other.is_own())
         .map(|other| match other.mode.as_str() {
             "none" => format!("without scaling {}", short(other.perplexity)),
             mode => format!("with {} {}", called(mode), short(other.perplexity)),
@@ -64,7 +62,7 @@ fn headline(found: &Recommendation, trained: Option<usize>) -> String {
             format!("At {context} tokens the perplexity is {perplexity}. Nothing was compared with {name}.")
         }
         Answer::Within => match trained {
-            Some(n) if ["none", "checkpoint"].contains(&found.mode.as_str()) => {
+            Some(n) if found.is_own() => {
                 format!("Within the {n} tokens trained no scaling is needed: perplexity {perplexity} at {context}.")
             }
             _ => format!("Of what was compared, {name} has the lowest perplexity, {perplexity} at {context} tokens."),
@@ -110,10 +108,6 @@ fn text_for(found: &Recommendation) -> String {
     found.windows_needed.map_or(String::new(), |n| format!(" (--max-tokens {})", n * found.context))
 }
 
-fn takes_factor(mode: &str) -> bool {
-    mode.parse().is_ok_and(Mode::takes_factor)
-}
-
 /// What the setting costs at the trained length.
 fn cost(found: &Recommendation) -> Option<String> {
     if found.answer != Answer::Use {
@@ -128,7 +122,7 @@ fn costs(cost: &Versus) -> String {
     let Some(interval) = cost.interval else {
         return format!("has a perplexity {} higher, from too few windows to say how surely", percent(cost.nll));
     };
-    let range = format!("({} to {})", percent(interval.low), percent(interval.high));
+    let range = range(interval);
     match interval {
         Interval { low, .. } if low > 0.0 => format!("costs {} {range}", percent(cost.nll)),
         Interval { high, .. } if high < 0.0 => format!("lowers the perplexity by {} {range}", percent(-cost.nll)),
@@ -157,8 +151,7 @@ fn far_sentence(results: &Results) -> Option<String> {
     let (versus, keeping) = far_text(results)?;
     let (keeping, dropping, context) = (called(&keeping), &versus.mode, versus.context);
     let interval = versus.interval?;
-    let (gap, range) =
-        (percent(versus.nll.abs()), |i: Interval| format!("({} to {})", percent(i.low), percent(i.high)));
+    let gap = percent(versus.nll.abs());
     Some(if interval.low > 0.0 {
         format!(
             "No mode uses what lies further back on this text: {dropping}, which drops it, is better than {keeping}, the \
@@ -193,7 +186,7 @@ pub fn search_sentence(search: &Search) -> String {
             "The scaling found has a perplexity {gap} from that of {stock}, from too few windows to say how surely."
         );
     };
-    let range = format!("({} to {})", percent(interval.low), percent(interval.high));
+    let range = range(interval);
     if interval.high < 0.0 {
         format!("The scaling found beats {stock}, the best stock mode: perplexity {gap} {range}.")
     } else {
@@ -231,7 +224,7 @@ fn line(cells: &[Cell], context: usize) -> Option<String> {
         let few = format!("{} of the {MIN_WINDOWS} windows it takes to say how surely", winner.windows);
         return Some(format!("{context}: lowest for {mode} ({perplexity}), {name} {gap} higher; {few}"));
     };
-    let range = format!("({} to {})", percent(low), percent(high));
+    let range = range(Interval { low, high });
     if difference.is_real() == Some(true) {
         return Some(format!("{context}: lowest for {mode} ({perplexity}), {name} {gap} higher {range}"));
     }
@@ -247,6 +240,11 @@ fn line(cells: &[Cell], context: usize) -> Option<String> {
 fn same(a: &Cell, b: &Cell) -> bool {
     let base = |cell: &Cell| cell.same_as.clone().unwrap_or_else(|| cell.mode.clone());
     base(a) == base(b)
+}
+
+/// The 95 % interval of a difference.
+fn range(Interval { low, high }: Interval) -> String {
+    format!("({} to {})", percent(low), percent(high))
 }
 
 /// A difference in nats as a ratio of perplexities.

@@ -2,7 +2,7 @@
 
 use super::provenance::provenance;
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
-use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes, recommend};
+use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes};
 use crate::perplexity::{self, BUCKETS};
 use crate::report::{About, Document, ENCODINGS, Verdict, factor, search_sentence, short, verdict};
 use crate::search::Search;
@@ -61,8 +61,7 @@ fn answer(page: &mut Page, about: &About, results: &Results, search: Option<&Sea
 fn figures(page: &mut Page, about: &About, results: &Results) {
     page.heading("Perplexity by context");
     page.chart(by_context(&results.cells));
-    let found = results.recommendation.clone();
-    let found = found.or_else(|| recommend(results, about.one_factor(), about.trained_context()));
+    let found = results.recommended(about.one_factor(), about.trained_context());
     let usable = found.map_or(vec![], |found| found.usable);
     page.table(&with_usable(whole_windows("perplexity", "Perplexity, with its 95% interval", &results.cells), &usable));
     if !usable.is_empty() {
