@@ -27,11 +27,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         (None, Some(file)) => text::read_file(file)?,
         (None, None) => return usage("there is no prompt: give one with -p or -f"),
     };
-    if args.chat {
-        // Before the weights are read.
-        model::checkpoint(args.model.model.as_deref(), &args.model.load)?.0.require_chat_template()?;
-    }
-    let opened = model::open(&args.model)?;
+    let opened = model::open_checked(&args.model, |checkpoint| {
+        if args.chat {
+            checkpoint.require_chat_template()?;
+        }
+        Ok(())
+    })?;
     let ids = encode(&opened, &prompt, args)?;
     let most = match args.n_predict {
         Predict::AtMost(n) => n,

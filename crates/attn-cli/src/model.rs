@@ -34,7 +34,7 @@ pub(crate) struct Opened {
 /// # Errors
 /// Anything the loader or the model refuses, and a device that isn't there.
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
-    open_as(args, args.rope.to_override()?)
+    open_checked(args, |_| Ok(()))
 }
 
 /// [`open`] as the checkpoint itself is, for commands that apply the scaling themselves.
@@ -42,13 +42,26 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
 /// # Errors
 /// As [`open`].
 pub(crate) fn open_plain(args: &ModelArgs) -> Result<Opened> {
-    open_as(args, attn_core::PositionOverride::default())
+    open_as(args, attn_core::PositionOverride::default(), |_| Ok(()))
 }
 
-fn open_as(args: &ModelArgs, positions: attn_core::PositionOverride) -> Result<Opened> {
+/// [`open`], unless `check` refuses the checkpoint, before its weights are read.
+///
+/// # Errors
+/// As [`open`]; whatever `check` fails with.
+pub(crate) fn open_checked(args: &ModelArgs, check: impl FnOnce(&Checkpoint) -> Result<()>) -> Result<Opened> {
+    open_as(args, args.rope.to_override()?, check)
+}
+
+fn open_as(
+    args: &ModelArgs,
+    positions: attn_core::PositionOverride,
+    check: impl FnOnce(&Checkpoint) -> Result<()>,
+) -> Result<Opened> {
     set_threads(args.load.threads)?;
     let device = device(args.load.device)?;
     let (checkpoint, name) = checkpoint(args.model.as_deref(), &args.load)?;
+    check(&checkpoint)?;
     let dtype = args.load.dtype.dtype();
     let check_memory = !args.load.no_memory_check;
     if check_memory && matches!(device, Device::Cpu) {
