@@ -87,18 +87,14 @@ impl Exact<'_> {
         let blocks = blocks_of::<B>(product.data);
         let outputs = blocks.chunks_exact(product.depth / B::WEIGHTS);
         for (blocks, ys) in outputs.zip(product.ys.chunks_exact_mut(activations.rows)) {
-            let mut first = 0;
-            while first < ys.len() {
-                let together = if ys.len() - first == 1 { 1 } else { 4.min(ys.len() - first) };
-                let ys = &mut ys[first..first + together];
-                // SAFETY: the instruction set is there; the activations have the rows from `first` on.
+            for (i, ys) in ys.chunks_mut(4).enumerate() {
+                // SAFETY: the instruction set is there; the activations have the rows from `4 * i` on.
                 unsafe {
-                    match together {
-                        1 => tile::<S, B, 1>(activations, first, blocks, product.ahead, ys),
-                        _ => tile::<S, B, 4>(activations, first, blocks, product.ahead, ys),
+                    match ys.len() {
+                        1 => tile::<S, B, 1>(activations, 4 * i, blocks, product.ahead, ys),
+                        _ => tile::<S, B, 4>(activations, 4 * i, blocks, product.ahead, ys),
                     }
                 }
-                first += together;
             }
         }
     }

@@ -295,7 +295,7 @@ pub(super) unsafe fn softmax_step<S: Simd>(
         if seen != (0..width) {
             hide(std::slice::from_raw_parts_mut(s, width), &seen, &cols);
         }
-        // Without a bias no score is so far below the others that its weight is too small for f32's normal form.
+        // Without a bias scores are hardly ever so far below the others that a weight is too small for f32's normal form.
         let decays = !matches!(bias, RowBias::None);
         let max = add_bias::<S>(s, cols.start..seen.end, k0, bias);
         let mut factor = 1.0;
