@@ -18,6 +18,7 @@ mod kerple;
 mod laws;
 pub mod learned;
 pub mod nope;
+mod over;
 mod positions;
 pub mod rope;
 mod shaw;
@@ -37,6 +38,7 @@ pub use frequencies::Frequencies;
 pub use kerple::{Kerple, KerpleKernel};
 pub use learned::{Learned, LearnedConfig};
 pub use nope::{Nope, NopeConfig};
+pub use over::{Over, QueryStep};
 pub use positions::{Positions, Resolution};
 pub use rope::{
     Layout, Rope, RopeConfig, RopeDefaults, RopeOverride, RopeReading, RopeScaling, RotaryTable, RotaryTableConfig,
@@ -44,7 +46,7 @@ pub use rope::{
 };
 pub use shaw::Shaw;
 pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
-pub use ssmax::Ssmax;
+pub use ssmax::{LearnedLog, Ssmax};
 pub use t5::{T5Bias, T5Config};
 pub use temperature::Temperature;
 pub use xpos::{Xpos, XposConfig};

@@ -1,16 +1,17 @@
 //! Scalable softmax (Nakanishi 2025, arXiv:2501.19399): the scores of a query times a learned number per head and the log of
 //! how many keys it sees, so that attention does not go flat over long texts. Combines with another encoding.
 
-use super::{BiasContext, Context, Part, PositionEncoding, Resolution};
-use crate::ScoreBias;
+use super::{Context, Over, PositionEncoding, over::QueryStep};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use std::sync::Arc;
 
 /// Another encoding, with scores that grow with the log of the position.
+pub type Ssmax = Over<LearnedLog>;
+
+/// Queries times `s ln(i + 1)` for a learned `s` per head.
 #[derive(Debug, Clone)]
-pub struct Ssmax {
-    inner: Arc<dyn PositionEncoding>,
+pub struct LearnedLog {
     /// `(heads,)`
     scale: Tensor,
 }
@@ -30,46 +31,17 @@ impl Ssmax {
     /// A tensor of another rank.
     pub fn from_scale(inner: Arc<dyn PositionEncoding>, scale: Tensor) -> Result<Self> {
         scale.dims1()?;
-        Ok(Self { inner, scale })
+        Ok(Self { inner, step: LearnedLog { scale } })
     }
 }
 
-impl PositionEncoding for Ssmax {
-    /// Placed by the other encoding, times `s ln(i + 1)`.
-    fn queries(&self, q: &Tensor, at: &Context) -> Result<Tensor> {
+impl QueryStep for LearnedLog {
+    fn change(&self, q: &Tensor, at: &Context) -> Result<Tensor> {
         let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let logs = at.positions.all().map(|i| (i as f64).ln_1p()).collect::<Vec<_>>();
         let shape = (at.positions.rows(), 1, at.positions.len(), 1);
         let logs = Tensor::from_vec(logs, shape, q.device())?.to_dtype(dtype)?;
         let factors = self.scale.to_dtype(dtype)?.reshape((1, (), 1, 1))?.broadcast_mul(&logs)?;
-        self.inner.queries(q, at)?.to_dtype(dtype)?.broadcast_mul(&factors)?.to_dtype(q.dtype())
-    }
-
-    fn keys(&self, k: &Tensor, at: &Context) -> Result<Tensor> {
-        self.inner.keys(k, at)
-    }
-
-    fn remember(&self, at: &Context, last: Option<&Tensor>) -> Result<Option<Tensor>> {
-        self.inner.remember(at, last)
-    }
-
-    fn bias(&self, at: &BiasContext) -> Result<ScoreBias> {
-        self.inner.bias(at)
-    }
-
-    fn sinks(&self) -> Option<Tensor> {
-        self.inner.sinks()
-    }
-
-    fn parts(&self) -> &[Part] {
-        self.inner.parts()
-    }
-
-    fn resolve(&self, len: usize) -> Resolution {
-        self.inner.resolve(len)
-    }
-
-    fn max_positions(&self) -> Option<usize> {
-        self.inner.max_positions()
+        q.to_dtype(dtype)?.broadcast_mul(&factors)?.to_dtype(q.dtype())
     }
 }

@@ -2,11 +2,9 @@
 //! with the logarithm of their position. The frequencies' scaling in such a name is [`rope::scaling`](crate::position::rope::scaling)'s.
 
 use super::ExtendConfig;
-use crate::ScoreBias;
 use crate::position::rope::scaling::{self, SchemeInfo};
 use crate::position::{
-    BiasContext, Context, Part, PositionConfig, PositionEncoding, Resolution, Rope, RopeConfig, RopeOverride,
-    Temperature,
+    Context, Over, PositionConfig, PositionEncoding, QueryStep, Rope, RopeConfig, RopeOverride, Temperature,
 };
 use candle_core::{Result, Tensor, bail};
 use std::{fmt, str::FromStr, sync::Arc};
@@ -203,7 +201,7 @@ impl ExtendedConfig {
         let Some(trained_context) = self.log_n else { return Ok(inner) };
         let temperature = Temperature::LogN { trained_context };
         temperature.check()?;
-        Ok(Arc::new(Tempered { inner, temperature }))
+        Ok(Arc::new(Over { inner, step: temperature }))
     }
 
     /// True if texts of `len` tokens are placed as by the rotation alone.
@@ -212,44 +210,9 @@ impl ExtendedConfig {
     }
 }
 
-/// An encoding whose queries are multiplied by a temperature.
-#[derive(Debug)]
-struct Tempered {
-    inner: Arc<dyn PositionEncoding>,
-    temperature: Temperature,
-}
-
-impl PositionEncoding for Tempered {
-    fn queries(&self, q: &Tensor, at: &Context) -> Result<Tensor> {
-        self.temperature.apply(&self.inner.queries(q, at)?, at.positions)
-    }
-
-    fn keys(&self, k: &Tensor, at: &Context) -> Result<Tensor> {
-        self.inner.keys(k, at)
-    }
-
-    fn remember(&self, at: &Context, last: Option<&Tensor>) -> Result<Option<Tensor>> {
-        self.inner.remember(at, last)
-    }
-
-    fn bias(&self, at: &BiasContext) -> Result<ScoreBias> {
-        self.inner.bias(at)
-    }
-
-    fn sinks(&self) -> Option<Tensor> {
-        self.inner.sinks()
-    }
-
-    fn parts(&self) -> &[Part] {
-        self.inner.parts()
-    }
-
-    fn resolve(&self, len: usize) -> Resolution {
-        self.inner.resolve(len)
-    }
-
-    fn max_positions(&self) -> Option<usize> {
-        self.inner.max_positions()
+impl QueryStep for Temperature {
+    fn change(&self, q: &Tensor, at: &Context) -> Result<Tensor> {
+        self.apply(q, at.positions)
     }
 }
 
