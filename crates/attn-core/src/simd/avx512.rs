@@ -84,6 +84,20 @@ unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*cons
     }
 }
 
+/// 2^(x - floor(x))
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn power_of_fraction(x: __m512) -> __m512 {
+    // `scalef` takes the floor itself.
+    let f = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x);
+    let mut y = _mm512_set1_ps(EXP2[5]);
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[4]));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[3]));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[2]));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[1]));
+    _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[0]))
+}
+
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
 impl Simd for Avx512 {
     type V = __m512;
@@ -244,15 +258,13 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn exp2(x: __m512) -> __m512 {
-        // x - floor(x); `scalef` takes the floor itself.
-        let f = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x);
-        let mut y = _mm512_set1_ps(EXP2[5]);
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[4]));
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[3]));
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[2]));
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[1]));
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[0]));
-        _mm512_scalef_ps(y, x)
+        _mm512_scalef_ps(power_of_fraction(x), x)
+    }
+
+    #[inline(always)]
+    unsafe fn exp2_cut(x: __m512) -> __m512 {
+        let matters = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(x, _mm512_set1_ps(-100.0));
+        _mm512_maskz_scalef_ps(matters, power_of_fraction(x), x)
     }
 
     #[inline(always)]

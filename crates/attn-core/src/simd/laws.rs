@@ -184,6 +184,15 @@ impl Job for Exponential {
             assert_eq!(exp2(x), 0.0, "{}: 2^{x}", self.0);
         }
         assert!(exp2(f32::NAN).is_nan(), "{}", self.0);
+        // SAFETY: as above.
+        let cut = |x: f32| unsafe { lanes::<S>(S::exp2_cut(S::splat(x)))[0] };
+        for x in [-100.0, -100.5, -126.5, -140.0, -1e9, f32::NEG_INFINITY] {
+            assert_eq!(cut(x), 0.0, "{}: 2^{x}", self.0);
+        }
+        for x in [-80.25f32, -60.0, -1.5, 0.0, 0.3, 8.0] {
+            assert!((cut(x) / exp2(x) - 1.0).abs() < 1e-3, "{}: 2^{x}", self.0);
+        }
+        assert!(cut(f32::NAN).is_nan(), "{}", self.0);
     }
 }
 

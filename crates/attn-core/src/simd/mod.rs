@@ -151,6 +151,17 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
+    /// 2^x, and 0 from -100 down: products of numbers too small for f32's normal form take a hundred times as long.
+    #[inline(always)]
+    unsafe fn exp2_cut(x: Self::V) -> Self::V {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            // What `exp2` makes of -100, to the last bit: the polynomial at 0 times an exact power of two.
+            let least = Self::splat(EXP2[0] * f32::from_bits((127 - 100) << 23));
+            Self::sub(Self::exp2(Self::max(Self::splat(-100.0), x)), least)
+        }
+    }
+
     /// `n < LANES` numbers, the rest zero.
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V {

@@ -5,8 +5,11 @@ use crate::attention::{
     bias::ScoreBias,
     view::{Sizes, numbers},
 };
-use candle_core::{CpuStorage, D, DType, Device, Layout, Result, Storage, Tensor, bail};
-use std::ops::{Deref, Range};
+use candle_core::{D, DType, Device, Layout, Result, Storage, Tensor, bail};
+use std::{
+    borrow::Cow,
+    ops::{Deref, Range},
+};
 
 /// log2(e): scores are kept in units of a factor of two, because 2^x is what the hardware helps with.
 pub(super) const LOG2E: f32 = std::f32::consts::LOG2_E;
@@ -24,10 +27,10 @@ pub(super) enum Bias<'a> {
         columns: usize,
         first: i64,
     },
-    /// `(b, h, tq)` and `(b, h, tk)`; their difference is taken before it is scaled, which loses less.
+    /// Numbers of the queries, `(b, h, tq)`, and of the keys; their difference is taken before it is scaled, which loses less.
     Keys {
         queries: Vec<f32>,
-        keys: Vec<f32>,
+        keys: KeyRows<'a>,
     },
     Bank(Bank),
     Curve(Lines),
@@ -35,6 +38,41 @@ pub(super) enum Bias<'a> {
         data: &'a [f32],
         strides: [usize; 4],
     },
+}
+
+/// A number per head and key, `(b, h, tk)`. Where many queries read the row of their head, rows begin on cache lines: a
+/// vector that crosses them is loaded twice, and Candle's buffers are aligned to 16 bytes.
+pub(super) struct KeyRows<'a> {
+    numbers: Cow<'a, [f32]>,
+    /// Where the first row begins.
+    start: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl<'a> KeyRows<'a> {
+    /// Numbers in a cache line.
+    const LINE: usize = 16;
+    /// Up to this many queries, rows are used where they lie.
+    const FEW_QUERIES: usize = 8;
+
+    fn new(rows: &'a [f32], s: &Sizes) -> Self {
+        let width = s.tk;
+        if s.tq <= Self::FEW_QUERIES {
+            return Self { numbers: rows.into(), start: 0, width, stride: width };
+        }
+        let stride = width.next_multiple_of(Self::LINE);
+        let mut numbers = vec![0.0; s.b * s.h * stride + Self::LINE];
+        let start = numbers.as_ptr().align_offset(size_of::<f32>() * Self::LINE).min(Self::LINE);
+        for (to, from) in numbers[start..].chunks_exact_mut(stride.max(1)).zip(rows.chunks_exact(width.max(1))) {
+            to[..width].copy_from_slice(from);
+        }
+        Self { numbers: numbers.into(), start, width, stride }
+    }
+
+    pub(super) fn row(&self, i: usize) -> &[f32] {
+        &self.numbers[self.start + i * self.stride..][..self.width]
+    }
 }
 
 /// Coefficients of every query, and vectors by distance.
@@ -57,12 +95,19 @@ pub(super) struct BiasSource {
 
 impl BiasSource {
     pub(super) fn new(bias: &ScoreBias, s: &Sizes) -> Result<Self> {
-        let ScoreBias::Dense(bias) = bias else { return Ok(Self { tensor: None }) };
-        let mut bias = bias.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        if bias.rank() > 0 && bias.dim(D::Minus1)? > 1 && bias.stride()[bias.rank() - 1] > 1 {
-            bias = bias.contiguous()?;
-        }
-        Ok(Self { tensor: Some(bias.broadcast_as((s.b, s.h, s.tq, s.tk))?) })
+        let here = |x: &Tensor| x.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu);
+        let tensor = match bias {
+            ScoreBias::Keys { keys, .. } => Some(here(keys)?.contiguous()?),
+            ScoreBias::Dense(bias) => {
+                let mut bias = here(bias)?;
+                if bias.rank() > 0 && bias.dim(D::Minus1)? > 1 && bias.stride()[bias.rank() - 1] > 1 {
+                    bias = bias.contiguous()?;
+                }
+                Some(bias.broadcast_as((s.b, s.h, s.tq, s.tk))?)
+            }
+            _ => None,
+        };
+        Ok(Self { tensor })
     }
 
     pub(super) fn lock(&self) -> Option<(impl Deref<Target = Storage> + '_, &Layout)> {
@@ -83,7 +128,11 @@ impl<'a> Bias<'a> {
             ScoreBias::Relative { table, first } => {
                 Self::Relative { table: in_twos(table)?, columns: table.dim(1)?, first: *first }
             }
-            ScoreBias::Keys { queries, keys } => Self::Keys { queries: numbers(queries)?, keys: numbers(keys)? },
+            ScoreBias::Keys { queries, .. } => {
+                let (data, layout) = borrowed(locked)?;
+                let keys = &data[layout.start_offset()..][..s.b * s.h * s.tk];
+                Self::Keys { queries: numbers(queries)?, keys: KeyRows::new(keys, s) }
+            }
             ScoreBias::RowBank { rows, bank, first } => {
                 let (heads, width, columns) = bank.dims3()?;
                 let (rows, bank) = (numbers(rows)?, numbers(bank)?);
@@ -91,23 +140,28 @@ impl<'a> Bias<'a> {
             }
             ScoreBias::Curve(curve) => Self::Curve(Lines::new(curve, s)?),
             ScoreBias::Dense(_) => {
-                let Some((storage, layout)) = locked else { bail!("attend: the dense bias is gone") };
-                let Storage::Cpu(storage) = &**storage else { bail!("attend: the dense bias is not on the CPU") };
-                Self::dense(storage, layout, s)?
+                let (data, layout) = borrowed(locked)?;
+                Self::dense(data, layout, s)?
             }
         })
     }
 
-    fn dense(storage: &'a CpuStorage, layout: &Layout, s: &Sizes) -> Result<Self> {
+    fn dense(data: &'a [f32], layout: &Layout, s: &Sizes) -> Result<Self> {
         let &[b, h, q, k] = layout.stride() else { bail!("attend: dense bias of {:?}", layout.dims()) };
         let (dims, strides) = ([s.b, s.h, s.tq, s.tk], [b, h, q, k]);
-        let data = storage.as_slice::<f32>()?;
         let last: usize = dims.iter().zip(strides).map(|(n, stride)| n.saturating_sub(1) * stride).sum();
         match data.get(layout.start_offset()..=layout.start_offset() + last) {
             Some(data) if k <= 1 => Ok(Self::Dense { data, strides }),
             _ => bail!("attend: dense bias with layout {layout:?}"),
         }
     }
+}
+
+/// The numbers of a [`BiasSource`] that has some.
+fn borrowed<'a>(locked: &'a Option<(impl Deref<Target = Storage>, &Layout)>) -> Result<(&'a [f32], &'a Layout)> {
+    let Some((storage, layout)) = locked else { bail!("attend: the bias is gone") };
+    let Storage::Cpu(storage) = &**storage else { bail!("attend: the bias is not on the CPU") };
+    Ok((storage.as_slice::<f32>()?, layout))
 }
 
 /// What is added to one row of scores. Keys are counted from the call's first.
@@ -130,6 +184,13 @@ pub(super) enum RowBias<'a> {
         values: &'a [f32],
         origin: f32,
     },
+    /// `slope * values[key - first] + start`
+    Line {
+        values: &'a [f32],
+        first: usize,
+        slope: f32,
+        start: f32,
+    },
     /// Numbers that are computed for the keys of a tile, see [`RowBias::on`].
     Computed(Computed<'a>),
 }
@@ -147,6 +208,20 @@ impl<'a> RowBias<'a> {
     /// The same for `keys` alone, whose numbers go to `line` if they have to be computed.
     #[inline(always)]
     pub(super) fn on<'l>(self, keys: Range<usize>, line: &'l mut [f32]) -> RowBias<'l>
+    where
+        'a: 'l,
+    {
+        if let Self::Computed(Computed::Curve { lines, head, factor, origin }) = self
+            && let Some((slope, start, values)) = lines.straight(head, factor, origin, keys.clone())
+        {
+            return RowBias::Line { values, first: keys.start, slope: slope * LOG2E, start: start * LOG2E };
+        }
+        self.written(keys, line)
+    }
+
+    /// As [`RowBias::on`], where all that is computed goes to `line`.
+    #[inline(always)]
+    pub(super) fn written<'l>(self, keys: Range<usize>, line: &'l mut [f32]) -> RowBias<'l>
     where
         'a: 'l,
     {

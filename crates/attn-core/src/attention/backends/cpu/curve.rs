@@ -33,16 +33,22 @@ struct Network {
 
 /// True if the lines of `curve` can be followed along a row: distances never fall and nothing is negative.
 pub(super) fn follows(curve: &Curve) -> Result<bool> {
-    let (distances, rows) = (numbers(&curve.distances)?, numbers(&curve.rows)?);
-    Ok(distances.is_sorted() && distances.iter().chain(&rows).all(|x| *x >= 0.0 && x.is_finite()))
+    Ok(are_lines_of(&numbers(&curve.distances)?, &numbers(&curve.rows)?))
+}
+
+/// To the end even where the answer is known early: that way vectors of numbers are looked at.
+fn are_lines_of(distances: &[f32], rows: &[f32]) -> bool {
+    let sound = |xs: &[f32]| xs.iter().fold(true, |all, x| all & (*x >= 0.0) & x.is_finite());
+    let falls = distances.iter().zip(distances.iter().skip(1)).fold(false, |any, (a, b)| any | (a > b));
+    sound(distances) && sound(rows) && !falls
 }
 
 impl Lines {
     pub(super) fn new(curve: &Curve, s: &Sizes) -> Result<Self> {
-        if !follows(curve)? {
+        let (mut reversed, rows) = (numbers(&curve.distances)?, numbers(&curve.rows)?);
+        if !are_lines_of(&reversed, &rows) {
             bail!("attend: the distances of a curve must never fall, and be positive or zero as its rows")
         }
-        let mut reversed = numbers(&curve.distances)?;
         let distances = reversed.len();
         reversed.reverse();
         reversed.resize(distances + s.tk, reversed[distances - 1]);
@@ -58,7 +64,7 @@ impl Lines {
                 lines.push(network.line(head, start, middle(&bends, line)));
             }
         }
-        let (rows, rows_differ) = (numbers(&curve.rows)?, curve.rows.dim(0)? > 1);
+        let rows_differ = curve.rows.dim(0)? > 1;
         Ok(Self { reversed, distances, rows, rows_differ, queries: s.tq, bends, lines, network })
     }
 
@@ -75,18 +81,36 @@ impl Lines {
         &self.reversed[at.min(self.distances)..]
     }
 
+    /// Slope by distance, start and the distances of `keys`, if the row's bias is one straight line on them, as it is on most
+    /// tiles.
+    #[inline(always)]
+    pub(super) fn straight(
+        &self,
+        head: usize,
+        factor: f32,
+        origin: i64,
+        keys: std::ops::Range<usize>,
+    ) -> Option<(f32, f32, &[f32])> {
+        let distances = self.of_keys(origin, keys.start).get(..keys.len())?;
+        let line = self.only_line(factor, distances)?;
+        let (slope, start) = self.lines[head * (self.bends.len() + 1) + line];
+        Some((slope * factor, start, distances))
+    }
+
+    /// The line that all of these distances, which fall, are on, if it is one.
+    #[inline(always)]
+    fn only_line(&self, factor: f32, distances: &[f32]) -> Option<usize> {
+        let (first, last) = (distances.first()? * factor, distances.last()? * factor);
+        let line = self.bends.partition_point(|bend| *bend < first);
+        (line == 0 || last > self.bends[line - 1]).then_some(line)
+    }
+
     /// Calls `each` with every line that the keys are on, in the keys' order, and which of the keys those are.
     #[inline(always)]
     fn along(&self, factor: f32, distances: &[f32], mut each: impl FnMut(usize, std::ops::Range<usize>)) {
         // x falls from key to key, so lines are met from the last to the first.
         let Some(first) = distances.first() else { return };
-        let mut line = self.bends.partition_point(|bend| *bend < first * factor);
-        let last = distances[distances.len() - 1] * factor;
-        if line == 0 || last > self.bends[line - 1] {
-            // A tile is mostly on one line.
-            return each(line, 0..distances.len());
-        }
-        let mut from = 0;
+        let (mut line, mut from) = (self.bends.partition_point(|bend| *bend < first * factor), 0);
         loop {
             let to = match line.checked_sub(1) {
                 Some(below) => from + distances[from..].partition_point(|x| x * factor > self.bends[below]),

@@ -110,7 +110,7 @@ impl<'a> Problem<'a> {
             }
             Bias::Keys { queries, keys } => {
                 let row = b * s.h + head;
-                RowBias::Difference { values: &keys[row * s.tk..][..s.tk], origin: queries[row * s.tq + q] }
+                RowBias::Difference { values: keys.row(row), origin: queries[row * s.tq + q] }
             }
             Bias::Bank(bank) => {
                 let (coefficients, vectors) = bank.row(s, b, head, q);

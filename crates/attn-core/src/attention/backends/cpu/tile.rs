@@ -247,6 +247,19 @@ pub(super) unsafe fn add_bias<S: Simd>(s: *mut f32, cols: Range<usize>, k0: usiz
                     max = S::max(biased::<S>(s.add(whole), S::sub(origin, value), factor), max);
                 }
             }
+            RowBias::Line { values, first, slope, start } => {
+                let (values, s) = (&values[k0 + cols.start - first..k0 + cols.end - first], s.add(cols.start));
+                let (whole, slope) = (values.len() / S::LANES * S::LANES, S::splat(slope));
+                let start = S::splat(start);
+                for c in (0..whole).step_by(S::LANES) {
+                    let value = S::fma(slope, S::load(values.as_ptr().add(c)), start);
+                    max = S::max(plus::<S>(s.add(c), value), max);
+                }
+                if whole < values.len() {
+                    let value = S::load_first(values.as_ptr().add(whole), values.len() - whole);
+                    max = S::max(plus::<S>(s.add(whole), S::fma(slope, value, start)), max);
+                }
+            }
             RowBias::Computed(_) => unreachable!("a bias that is computed is made into values first"),
         }
         max
@@ -262,6 +275,20 @@ unsafe fn biased<S: Simd>(s: *mut f32, a: S::V, b: S::V) -> S::V {
     // SAFETY: by the caller's word.
     unsafe {
         let sum = S::fma(a, b, S::load(s));
+        S::store(s, sum);
+        sum
+    }
+}
+
+/// Adds `a` to the scores at `s`, and returns them.
+///
+/// # Safety
+/// As [`biased`].
+#[inline(always)]
+unsafe fn plus<S: Simd>(s: *mut f32, a: S::V) -> S::V {
+    // SAFETY: by the caller's word.
+    unsafe {
+        let sum = S::add(a, S::load(s));
         S::store(s, sum);
         sum
     }
@@ -296,7 +323,7 @@ pub(super) unsafe fn softmax_step<S: Simd>(
             hide(std::slice::from_raw_parts_mut(s, width), &seen, &cols);
         }
         // Without a bias scores are hardly ever so far below the others that a weight is too small for f32's normal form.
-        let decays = !matches!(bias, RowBias::None);
+        let plain = matches!(bias, RowBias::None);
         let max = add_bias::<S>(s, cols.start..seen.end, k0, bias);
         let mut factor = 1.0;
         let sums = row.sums.as_mut_ptr();
@@ -309,14 +336,11 @@ pub(super) unsafe fn softmax_step<S: Simd>(
             row.max = max;
         }
         let reference = S::splat(if row.max == f32::NEG_INFINITY { 0.0 } else { row.max });
-        let mut sum = S::load(sums);
-        for c in cols.step_by(S::LANES) {
-            let exponent = S::sub(S::load(s.add(c)), reference);
-            let weight = if decays { weights::<S>(exponent) } else { S::exp2(exponent) };
-            S::store(s.add(c), weight);
-            sum = S::add(sum, weight);
+        if plain {
+            weigh::<S, false>(s, cols, reference, sums);
+        } else {
+            weigh::<S, true>(s, cols, reference, sums);
         }
-        S::store(sums, sum);
         (factor, S::any_above(max, S::splat(row.max - NEGLIGIBLE)))
     }
 }
@@ -329,18 +353,23 @@ fn hide(line: &mut [f32], seen: &Range<usize>, cols: &Range<usize>) {
     line[cols.end..].fill(0.0);
 }
 
-/// Powers of two, where those below 2^-100 become zero: products of numbers too small for f32's normal form take a hundred
-/// times as long.
+/// Turns the scores of `cols` into weights relative to `reference`, and adds them to the sums of the lanes. With `CUT`,
+/// weights below 2^-100 become zero.
 ///
 /// # Safety
-/// The machine has the instruction set of `S`.
+/// As [`cap_scores`]; a vector of sums is at `sums`.
 #[inline(always)]
-unsafe fn weights<S: Simd>(exponents: S::V) -> S::V {
-    // SAFETY: arithmetic only.
+unsafe fn weigh<S: Simd, const CUT: bool>(s: *mut f32, cols: Range<usize>, reference: S::V, sums: *mut f32) {
+    // SAFETY: by the caller's word.
     unsafe {
-        let least = S::splat(-100.0);
-        // As it is computed, so that what is hidden is zero to the last bit.
-        S::sub(S::exp2(S::max(least, exponents)), S::exp2(least))
+        let mut sum = S::load(sums);
+        for c in cols.step_by(S::LANES) {
+            let exponent = S::sub(S::load(s.add(c)), reference);
+            let weight = if CUT { S::exp2_cut(exponent) } else { S::exp2(exponent) };
+            S::store(s.add(c), weight);
+            sum = S::add(sum, weight);
+        }
+        S::store(sums, sum);
     }
 }
 
@@ -359,7 +388,7 @@ pub(super) unsafe fn exp_and_gradient<S: Simd>(
     for c in cols.step_by(S::LANES) {
         // SAFETY: by the caller's word.
         unsafe {
-            let weight = weights::<S>(S::sub(S::load(s.add(c)), S::splat(log_sum)));
+            let weight = S::exp2_cut(S::sub(S::load(s.add(c)), S::splat(log_sum)));
             let gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
             S::store(s.add(c), weight);
             S::store(g.add(c), gradient);

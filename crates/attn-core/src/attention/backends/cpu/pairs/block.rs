@@ -308,7 +308,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
                 let mut lines = computed.chunks_mut(KEYS);
                 for (i, row) in rows.iter().enumerate() {
                     let line = lines.next().unwrap_or_default();
-                    match p.row_bias(self.unit.b, row.head, row.q).on(keys.clone(), line) {
+                    match p.row_bias(self.unit.b, row.head, row.q).written(keys.clone(), line) {
                         RowBias::Values { values, first, factor } => {
                             (all.rows[i], all.first, all.factor) = (values, first, factor);
                         }
@@ -316,7 +316,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
                             (all.rows[i], all.factor) = (values, LOG2E);
                             all.origins.get_or_insert([0.0; LANES])[i] = origin;
                         }
-                        RowBias::None | RowBias::Ramp { .. } | RowBias::Computed(_) => {}
+                        RowBias::None | RowBias::Ramp { .. } | RowBias::Line { .. } | RowBias::Computed(_) => {}
                     }
                 }
                 Some(LaneBias::Rows(all))
