@@ -63,7 +63,7 @@ impl Setting {
             let length = ropes.main().extended_context();
             let transformers = format!("\"rope_parameters\": {dictionary}, \"max_position_embeddings\": {length}");
             options.push(("transformers", transformers));
-            options.push(("vLLM", ropes.vllm(config, &parameters, model.unwrap_or("MODEL"), context)));
+            options.push(("vLLM", ropes.vllm(config, model.unwrap_or("MODEL"), context)));
             options.push(("llama.cpp", ropes.llama_cpp(context)));
         }
         Ok(Self { mode: name.to_string(), options })

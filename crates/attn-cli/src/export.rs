@@ -37,7 +37,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     }
     let served = args.out.as_ref().map_or_else(|| served_name(args), |out| out.display().to_string());
     let length = args.context.unwrap_or(context);
-    let vllm = ropes.vllm(&config, &parameters, &served, length);
+    let vllm = ropes.vllm(&config, &served, length);
     let llama_cpp = ropes.llama_cpp(length);
     if args.json {
         let folder = args.out.as_ref().map(|out| out.display().to_string());

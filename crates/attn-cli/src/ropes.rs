@@ -7,7 +7,13 @@ use attn_models::spec::{AttentionSpec, ModelSpec};
 use serde_json::{Map, Value};
 
 /// The rotary encodings of a model, as far as a config has room for them.
-pub(crate) enum Ropes {
+pub(crate) struct Ropes {
+    kinds: Kinds,
+    /// Whether they are of DeepSeek's latent attention.
+    latent: bool,
+}
+
+enum Kinds {
     /// One for all layers that have any.
     Alike(RopeConfig),
     /// One per type of layer, the full ones first.
@@ -34,17 +40,16 @@ impl Ropes {
         }
         found.sort_by_key(|(kind, _)| *kind);
         let Some((_, first)) = found.first() else { bail!("{name} has no rotary position encoding to export") };
-        match found.iter().all(|(_, rope)| rope == first) {
-            true => Ok(Self::Alike(first.clone())),
-            false => Ok(Self::ByType(found)),
-        }
+        let latent = spec.stack.layers.iter().any(|layer| matches!(layer.attention, AttentionSpec::Latent(_)));
+        let alike = found.iter().all(|(_, rope)| rope == first);
+        Ok(Self { kinds: if alike { Kinds::Alike(first.clone()) } else { Kinds::ByType(found) }, latent })
     }
 
     /// That of the layers which see everything.
     pub(crate) fn main(&self) -> &RopeConfig {
-        match self {
-            Self::Alike(rope) => rope,
-            Self::ByType(ropes) => &ropes[0].1,
+        match &self.kinds {
+            Kinds::Alike(rope) => rope,
+            Kinds::ByType(ropes) => &ropes[0].1,
         }
     }
 
@@ -54,18 +59,29 @@ impl Ropes {
     /// # Errors
     /// A scaling that transformers has no name for.
     pub(crate) fn parameters(&self, config: &Value) -> Result<Map<String, Value>> {
-        let of = |rope: &RopeConfig| -> Result<Value> { Ok(Value::Object(rope.to_hf()?)) };
-        match self {
-            Self::ByType(ropes) => ropes.iter().map(|(kind, rope)| Ok(((*kind).to_string(), of(rope)?))).collect(),
-            Self::Alike(rope) => {
+        self.dictionary(config, &|rope| Ok(rope.to_hf()?))
+    }
+
+    /// A `rope_parameters` of whatever `of` makes of each encoding.
+    fn dictionary(
+        &self,
+        config: &Value,
+        of: &dyn Fn(&RopeConfig) -> Result<Map<String, Value>>,
+    ) -> Result<Map<String, Value>> {
+        let entry = |rope: &RopeConfig| -> Result<Value> { Ok(Value::Object(of(rope)?)) };
+        match &self.kinds {
+            Kinds::ByType(ropes) => ropes.iter().map(|(kind, rope)| Ok(((*kind).to_string(), entry(rope)?))).collect(),
+            Kinds::Alike(rope) => {
                 let types = text_config(config).unwrap_or(config).get("rope_parameters").and_then(Value::as_object);
                 let types = types.filter(|dict| dict.values().any(Value::is_object));
                 match types {
-                    None => Ok(rope.to_hf()?),
+                    None => of(rope),
                     Some(types) => types
                         .iter()
-                        .filter(|(_, entry)| entry.is_object() || entry.is_null())
-                        .map(|(kind, entry)| Ok((kind.clone(), if entry.is_null() { Value::Null } else { of(rope)? })))
+                        .filter(|(_, known)| known.is_object() || known.is_null())
+                        .map(|(kind, known)| {
+                            Ok((kind.clone(), if known.is_null() { Value::Null } else { entry(rope)? }))
+                        })
                         .collect(),
                 }
             }
@@ -73,16 +89,31 @@ impl Ropes {
     }
 
     /// vLLM's options for a model with this config, which is served under the name `served`.
-    pub(crate) fn vllm(&self, config: &Value, parameters: &Map<String, Value>, served: &str, length: usize) -> String {
+    pub(crate) fn vllm(&self, config: &Value, served: &str, length: usize) -> String {
         let inside = text_config(config).is_some().then_some("text_config");
-        serving::vllm(self.main(), parameters, inside, served, length)
+        // DeepSeek's attention has keys of its own there.
+        let of = |rope: &RopeConfig| match self.latent {
+            true => Ok(rope.to_hf()?),
+            false => serving::vllm_parameters(rope, length).map_err(anyhow::Error::msg),
+        };
+        match self.dictionary(config, &of) {
+            Err(why) => serving::none(&why.to_string()),
+            Ok(parameters) => match serving::differs_in_latent(&parameters).filter(|_| self.latent) {
+                Some(why) => serving::none(why),
+                None => serving::vllm(&parameters, inside, served, length),
+            },
+        }
     }
 
     /// llama.cpp's options.
     pub(crate) fn llama_cpp(&self, length: usize) -> String {
-        match self {
-            Self::Alike(rope) => serving::llama_cpp(rope, length),
-            Self::ByType(_) => serving::LAYERS_DIFFER.to_string(),
+        match &self.kinds {
+            Kinds::Alike(rope) if self.latent && !rope.scaling.is_none() => serving::none(
+                "its YaRN also scales the scores, by numbers of the GGUF file: convert the exported folder with \
+                 convert_hf_to_gguf.py",
+            ),
+            Kinds::Alike(rope) => serving::llama_cpp(rope, length),
+            Kinds::ByType(_) => serving::none(serving::LAYERS_DIFFER),
         }
     }
 }

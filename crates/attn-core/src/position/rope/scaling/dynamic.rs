@@ -66,11 +66,11 @@ impl Scheme for Dynamic {
         Ok(HfRope { rope_type: Self::INFO.name, theta: rotary.theta, keys: self.write() })
     }
 
-    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Err("llama.cpp has no scaling that grows with the length")
+    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Err("llama.cpp has no scaling that grows with the length".into())
     }
 
-    fn differs_in_vllm(&self) -> Option<&'static str> {
-        Some("vLLM's dynamic scaling has one base for all lengths, that of the largest")
+    fn to_vllm(&self, _rotary: Rotary, _context: usize) -> std::result::Result<Dict, String> {
+        Err("vLLM's dynamic scaling has one base for all lengths, that of the largest".into())
     }
 }

@@ -47,7 +47,7 @@ impl Scheme for FreqFactors {
         Ok(HfRope { rope_type: "longrope", theta: rotary.theta, keys })
     }
 
-    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Err(TENSORS_OF_GGUF)
+    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Err(TENSORS_OF_GGUF.into())
     }
 }

@@ -34,8 +34,8 @@ impl Scheme for Linear {
         Some(self.factor)
     }
 
-    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
+    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
         let flags = format!("--rope-scaling linear --rope-scale {}", self.factor);
-        Ok(LlamaCpp { flags, theta: rotary.theta, differs: vec![] })
+        Ok(LlamaCpp { flags, theta: rotary.theta })
     }
 }

@@ -79,7 +79,7 @@ impl Scheme for Llama3 {
         Some(self.original_max_position_embeddings)
     }
 
-    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Err(TENSORS_OF_GGUF)
+    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Err(TENSORS_OF_GGUF.into())
     }
 }

@@ -109,7 +109,20 @@ impl Scheme for LongRope {
         Ok(HfRope { rope_type: Self::INFO.name, theta: rotary.theta, keys })
     }
 
-    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Err(TENSORS_OF_GGUF)
+    /// vLLM takes one set of divisors for all texts, and reads no `attention_factor`.
+    fn to_vllm(&self, rotary: Rotary, context: usize) -> std::result::Result<Dict, String> {
+        if context > self.original_max_position_embeddings {
+            return Err(format!(
+                "vLLM takes the long factors for every text once --max-model-len is past {}, and this encoding for longer \
+                 texts alone",
+                self.original_max_position_embeddings
+            ));
+        }
+        let attention = self.attention_factor(rotary, context);
+        Ok(dict([("short_mscale", Some(attention.into())), ("long_mscale", Some(attention.into()))]))
+    }
+
+    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Err(TENSORS_OF_GGUF.into())
     }
 }

@@ -242,13 +242,16 @@ impl RopeScaling {
     ///
     /// # Errors
     /// Why there are none.
-    pub fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
+    pub fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
         each!(self, scheme => scheme.to_llama_cpp(rotary))
     }
 
-    /// Why vLLM, given the exported config, computes something else; `None` if it computes the same.
-    pub fn differs_in_vllm(&self) -> Option<&'static str> {
-        each!(self, scheme => scheme.differs_in_vllm())
+    /// Keys that vLLM needs beside those of [`to_hf`](Self::to_hf) to compute the same, when it serves up to `context` tokens.
+    ///
+    /// # Errors
+    /// Why it computes something else.
+    pub fn to_vllm(&self, rotary: Rotary, context: usize) -> std::result::Result<Dict, String> {
+        each!(self, scheme => scheme.to_vllm(rotary, context))
     }
 
     /// See [`Scheme::under`].

@@ -48,7 +48,7 @@ impl Scheme for Ntk {
         Ok(HfRope { rope_type: "default", theta: self.scaled(rotary).theta, keys: Dict::new() })
     }
 
-    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Ok(LlamaCpp { flags: "--rope-scaling none".into(), theta: self.scaled(rotary).theta, differs: vec![] })
+    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Ok(LlamaCpp { flags: "--rope-scaling none".into(), theta: self.scaled(rotary).theta })
     }
 }

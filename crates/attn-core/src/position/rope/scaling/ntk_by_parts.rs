@@ -63,7 +63,11 @@ impl Scheme for NtkByParts {
         Ok(HfRope { rope_type: "yarn", theta: rotary.theta, keys })
     }
 
-    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Ok(self.ramp.to_llama_cpp(rotary, self.factor, self.original_max_position_embeddings, 1.0))
+    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        self.ramp.to_llama_cpp(rotary, self.factor, self.original_max_position_embeddings, 1.0)
+    }
+
+    fn to_vllm(&self, _rotary: Rotary, _context: usize) -> std::result::Result<Dict, String> {
+        Ok(Ramp::to_vllm(self.factor, 1.0))
     }
 }

@@ -58,8 +58,8 @@ impl Scheme for Proportional {
         bail!("rope: {OF_THE_ARCHITECTURE}")
     }
 
-    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Err(OF_THE_ARCHITECTURE)
+    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Err(OF_THE_ARCHITECTURE.into())
     }
 
     /// The share of turning pairs survives any override.

@@ -79,21 +79,43 @@ impl Ramp {
         rotary.plain().iter().enumerate().map(blend).collect()
     }
 
+    /// Beside `attention_factor`, which some versions of vLLM's YaRN read and others drop without a word, the factor that
+    /// those multiply their own by, and that newer ones drop.
+    pub(super) fn to_vllm(factor: f64, attention: f64) -> Dict {
+        let own = yarn_mscale(factor, 1.0);
+        if (attention / own - 1.0).abs() <= 1e-9 {
+            return Dict::new();
+        }
+        dict([("attention_factor", Some(attention.into())), ("attn_factor", Some((attention / own).into()))])
+    }
+
     /// llama.cpp's YaRN, which has an attention factor of its own (`llama_context`'s constructor overwrites
     /// `--yarn-attn-factor`) and rounds the ramp's ends.
-    pub(super) fn to_llama_cpp(self, rotary: Rotary, factor: f64, original: usize, attention: f64) -> LlamaCpp {
+    pub(super) fn to_llama_cpp(
+        self,
+        rotary: Rotary,
+        factor: f64,
+        original: usize,
+        attention: f64,
+    ) -> std::result::Result<LlamaCpp, String> {
         let mut differs = vec![];
-        if (attention / yarn_mscale(factor, 1.0) - 1.0).abs() > 1e-9 {
-            differs.push(format!("llama.cpp computes its own attention factor, where this scaling has {attention}"));
+        let own = yarn_mscale(factor, 1.0);
+        if (attention / own - 1.0).abs() > 1e-9 {
+            differs.push(format!(
+                "llama.cpp computes an attention factor of its own, {own:.6}, where this scaling has {attention:.6}"
+            ));
         }
         if !self.truncate {
             differs.push("llama.cpp rounds the ramp's ends to whole dimensions".to_string());
+        }
+        if !differs.is_empty() {
+            return Err(differs.join("; "));
         }
         let flags = format!(
             "--rope-scaling yarn --rope-scale {factor} --yarn-orig-ctx {original} --yarn-beta-fast {} \
              --yarn-beta-slow {}",
             self.beta_fast, self.beta_slow
         );
-        LlamaCpp { flags, theta: rotary.theta, differs }
+        Ok(LlamaCpp { flags, theta: rotary.theta })
     }
 }

@@ -128,8 +128,6 @@ pub struct LlamaCpp {
     pub flags: String,
     /// The value of `--rope-freq-base`.
     pub theta: f64,
-    /// In what llama.cpp's result differs nevertheless.
-    pub differs: Vec<String>,
 }
 
 /// A way to stretch RoPE past its trained context. One file implements it for one type; the table in
@@ -200,13 +198,16 @@ pub(crate) trait Scheme: Sized {
     ///
     /// # Errors
     /// Why there are none.
-    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Err("llama.cpp has no such scaling")
+    fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Err("llama.cpp has no such scaling".into())
     }
 
-    /// Why vLLM, given the exported config, computes something else; `None` if it computes the same.
-    fn differs_in_vllm(&self) -> Option<&'static str> {
-        None
+    /// Keys that vLLM needs beside those of [`to_hf`](Self::to_hf) to compute the same, when it serves up to `context` tokens.
+    ///
+    /// # Errors
+    /// Why it computes something else.
+    fn to_vllm(&self, _rotary: Rotary, _context: usize) -> std::result::Result<Dict, String> {
+        Ok(Dict::new())
     }
 
     /// What takes the place of the scheme `wanted` where this one is a part of the architecture that no override may

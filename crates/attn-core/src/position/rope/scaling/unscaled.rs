@@ -31,7 +31,7 @@ impl Scheme for Unscaled {
         rotary.plain()
     }
 
-    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Ok(LlamaCpp { flags: "--rope-scaling none".into(), theta: rotary.theta, differs: vec![] })
+    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        Ok(LlamaCpp { flags: "--rope-scaling none".into(), theta: rotary.theta })
     }
 }

@@ -114,7 +114,11 @@ impl Scheme for Yarn {
         self.mscale_all_dim.filter(|all| *all != 0.0).map_or(1.0, |all| yarn_mscale(self.factor, all).powi(2))
     }
 
-    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, &'static str> {
-        Ok(self.ramp.to_llama_cpp(rotary, self.factor, self.original_max_position_embeddings, self.attention()))
+    fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
+        self.ramp.to_llama_cpp(rotary, self.factor, self.original_max_position_embeddings, self.attention())
+    }
+
+    fn to_vllm(&self, _rotary: Rotary, _context: usize) -> std::result::Result<Dict, String> {
+        Ok(Ramp::to_vllm(self.factor, self.attention()))
     }
 }
