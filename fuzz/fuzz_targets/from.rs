@@ -9,10 +9,10 @@ fuzz_target!(|data: &[u8]| {
     for width in [40, 120] {
         let _ = table(&results.cells, &[], TableStyle { width, color: true });
     }
-    let _ = (verdict(&results, about.one_factor(), about.trained_context()), csv(&results.cells));
-    let chart = svg(&results.cells, &about.checkpoint.name);
+    let _ = (verdict(&results, about.one_factor(), about.trained_context()), csv(&results));
+    let chart = svg(&results.cells, &about.checkpoint.name, None);
     assert!(!chart.contains("NaN") && !chart.contains("\"inf"), "{chart}");
-    let _ = html::comparison(&about, &results);
+    let _ = html::comparison(&about, &results, None);
     // What is accepted is accepted again once it is written.
     let text = serde_json::to_string(&Document::new(&about, &results)).expect("a document is JSON");
     read_document(&text).expect("what is written is read");

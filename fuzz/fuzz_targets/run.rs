@@ -1,10 +1,10 @@
-//! A run file of `attn compare` and `attn passkey`: read, gone on with, merged with itself and summed up.
+//! A run file of `attn compare` and `attn retrieval`: read, gone on with, merged with itself and summed up.
 #![no_main]
 
 use anyhow::Result;
-use attn_eval::compare::{self, CellSpec, Results};
-use attn_eval::passkey::{self, PasskeySpec};
+use attn_eval::compare::{LabSpec, Results, sum_up};
 use attn_eval::report::{About, TableStyle, csv, html, svg, table, verdict};
+use attn_eval::retrieval::{RetrievalSpec, summarise};
 use attn_eval::run::{Header, Measurable, Run, RunFile, Shard, kind, resealed};
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
@@ -71,9 +71,9 @@ fn file<C: Measurable + std::fmt::Debug>(data: &[u8], show: fn(&Run<C>) -> Resul
     }
 }
 
-fn compared(run: &Run<CellSpec>) -> Result<()> {
+fn compared(run: &Run<LabSpec>) -> Result<()> {
     let about = &run.header.about;
-    shown(about, &compare::summarise(&run.header.cells, &run.scores, about.settings.seed)?)
+    shown(about, &sum_up(&run.header.cells, &run.scores, about)?)
 }
 
 fn shown(about: &About, results: &Results) -> Result<()> {
@@ -81,15 +81,13 @@ fn shown(about: &About, results: &Results) -> Result<()> {
     for width in [40, 120] {
         let _ = table(&results.cells, &[], TableStyle { width, color: true });
     }
-    let _ = (verdict(results, about.one_factor(), about.trained_context()), csv(&results.cells));
-    let _ = svg(&results.cells, &about.checkpoint.name);
-    html::comparison(about, results).map(drop)
+    let _ = (verdict(results, about.one_factor(), about.trained_context()), csv(results));
+    let _ = svg(&results.cells, &about.checkpoint.name, None);
+    html::comparison(about, results, None).map(drop)
 }
 
-fn retrieved(run: &Run<PasskeySpec>) -> Result<()> {
-    let about = &run.header.about;
-    let haystack = about.texts.first().map_or("essay", |text| text.name.as_str());
-    let grid = passkey::summarise(haystack, about.settings.seed, 1, &run.header.cells, &run.scores)?;
-    let _ = attn_eval::report::heat(&grid, TableStyle { width: 80, color: true });
-    Ok(())
+fn retrieved(run: &Run<RetrievalSpec>) -> Result<()> {
+    let found = summarise(&run.header.cells, &run.scores, &run.header.about)?;
+    let _ = attn_eval::report::heat(&found, TableStyle { width: 80, color: true });
+    html::retrieval(&run.header.about, &found).map(drop)
 }

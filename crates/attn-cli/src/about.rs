@@ -97,7 +97,8 @@ fn settings(opened: &Opened, args: &ModelArgs, bos: BosChoice, plan: &Plan) -> S
         }
         .to_string(),
         keep_quantized: args.load.keep_quantized,
-        passkey: None,
+        usable: !plan.between.is_empty(),
+        retrieval: None,
     }
 }
 

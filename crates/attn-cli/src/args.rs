@@ -4,18 +4,20 @@
 //! several commands share are structs that the commands flatten in.
 
 use crate::bench::args::BenchArgs;
-use crate::lab_args::{ExportArgs, MergeArgs, PasskeyArgs, RunArgs};
+use crate::lab_args::{ExportArgs, MergeArgs, RetrievalArgs, RunArgs, TrialArgs};
 use crate::output::{check_writable, usage};
 use crate::parse::{
-    BosChoice, CompletionFormat, DeviceName, LengthPolicy, Modes, Precision, Predict, parse_count, parse_device,
-    parse_factor, parse_length, parse_mode_factor, parse_modes, parse_pair, parse_positive, parse_positive_number,
-    parse_predict, parse_probability, parse_probability_or_zero, parse_scaling, parse_temperature, scaling_help,
+    BosChoice, CompletionFormat, DeviceName, LengthPolicy, Measured, Modes, Precision, Predict, parse_count,
+    parse_device, parse_factor, parse_length, parse_measured, parse_mode_factor, parse_modes, parse_pair,
+    parse_positive, parse_positive_number, parse_predict, parse_probability, parse_probability_or_zero, parse_scaling,
+    parse_temperature, scaling_help,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
 use attn_core::position::extend::Setting;
 use attn_core::{PositionOverride, RopeOverride};
 use attn_eval::compare::{Factor, Mode};
+use attn_eval::retrieval::TASKS;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -54,6 +56,18 @@ fn compare_help(examples: &str) -> String {
     format!("{examples}\n\nModes:\n{}\n\nIn the result, * marks the lowest perplexity of a context.", modes.join("\n"))
 }
 
+/// What follows the options of `attn retrieval`: examples and what the tasks are.
+fn tasks_list(examples: &str) -> String {
+    let width = TASKS.iter().map(|task| task.name.len()).max().unwrap_or(0);
+    let tasks: Vec<String> = TASKS.iter().map(|task| format!("  {:width$}  {}", task.name, task.summary)).collect();
+    format!(
+        "{examples}\n\nTasks:\n{}\n\nA single number counts if it is the first in the answer, exactly. Every mode gets the same \
+         trials. A context that does not\nfit is left out with a warning. A task that the model can't do where it was trained \
+         is not counted.",
+        tasks.join("\n")
+    )
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -83,17 +97,21 @@ Examples:
   attn compare --html report.html --csv cells.csv --plot chart.svg
   attn compare --from cells.json --html report.html
   attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
+  attn compare MODEL --text book.txt --contexts 8192 --tasks ppl,retrieval --usable
   attn compare MODEL --text book.txt --contexts 16384 --search"))]
     Compare(CompareArgs),
-    /// Measure retrieval: is a number hidden far back in the text still found?
-    #[command(after_help = "\
+    /// Measure retrieval: is what is hidden far back in the text still found?
+    #[command(after_help = tasks_list("\
+Examples:
+  attn retrieval MODEL --contexts 4096,8192 --modes none,dynamic,yarn
+  attn retrieval MODEL --tasks all --haystack book.txt --contexts 8192 --depths 0,0.5,1 --trials 10 --json"))]
+    Retrieval(RetrievalArgs),
+    /// attn retrieval --tasks passkey: is a number hidden far back in the text still found?
+    #[command(after_help = tasks_list("\
 Examples:
   attn passkey MODEL --contexts 4096,8192,16384 --modes none,dynamic,yarn
-  attn passkey MODEL --haystack book.txt --contexts 8192 --depths 0,0.5,1 --trials 10 --json
-
-The task is that of Mohtashami and Jaggi (2023): a number of 5 digits is hidden in irrelevant text, and the
-model is asked for it. An answer counts if it is exactly that number. Every mode gets the same trials.")]
-    Passkey(PasskeyArgs),
+  attn passkey MODEL --haystack book.txt --contexts 8192 --depths 0,0.5,1 --trials 10 --json"))]
+    Passkey(RetrievalArgs),
     /// Write a checkpoint with another position scaling in its config, and the options to serve it with
     #[command(after_help = "\
 Examples:
@@ -370,6 +388,12 @@ pub(crate) struct CompareArgs {
     /// Compare few modes at the trained context and at twice it, for a first look
     #[arg(long)]
     pub(crate) quick: bool,
+    /// What is measured: ppl, and retrieval or the names of its tasks (attn retrieval --help has them)
+    #[arg(long, value_name = "TASK,..", value_delimiter = ',', default_value = "ppl", value_parser = parse_measured)]
+    pub(crate) tasks: Vec<Measured>,
+    /// Find out by bisection how far each mode carries, between the trained and the longest context
+    #[arg(long, conflicts_with_all = ["search", "shard"])]
+    pub(crate) usable: bool,
     /// Say what would be measured and about how long it takes, and end
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -379,10 +403,12 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     /// Show the result that --json wrote to this file, without measuring anything
-    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run", "contexts", "modes", "search", "quick", "dry_run", "stride", "max_tokens"])]
+    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run", "contexts", "modes", "search", "quick", "dry_run", "tasks", "usable", "stride", "max_tokens"])]
     pub(crate) from: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) long: RunArgs,
+    #[command(flatten)]
+    pub(crate) trials: TrialArgs,
     /// Search for a better scaling at the one context named: chosen on half of the windows, confirmed on the others
     #[arg(long, conflicts_with_all = ["run", "stride"], help_heading = "Search")]
     pub(crate) search: bool,

@@ -4,17 +4,20 @@ use crate::about;
 use crate::args::{Cli, Command, CompareArgs};
 use crate::model::{self, Opened};
 use crate::output::{note, usage};
-use crate::parse::Modes;
+use crate::parse::{Measured, Modes};
 use crate::perplexity::{tokens, work};
 use crate::present::{self, present, present_from};
 use crate::progress::Progress;
 use crate::text::{self, Source};
-use crate::{apply, embedded, estimate, inspect, long_run, memory};
+use crate::{apply, embedded, estimate, inspect, long_run, memory, retrieval};
 use anyhow::{Result, bail};
 use attn_core::PositionOverride;
-use attn_eval::compare::{CellSpec, Comparison, Factor, Mode, Plan, Results, Text, encodings, summarise};
-use attn_eval::perplexity::{Cell, Scores};
+use attn_eval::compare::{
+    Comparison, Factor, Lab, LabScores, LabSpec, Mode, Plan, Results, Text, encodings, lengths_between, sum_up,
+};
+use attn_eval::perplexity::Cell;
 use attn_eval::report::{About, TextInfo};
+use attn_eval::retrieval::{Grid, Haystack, RetrievalPlan, Task};
 use attn_eval::run::Run;
 use attn_eval::search::search;
 use attn_eval::stats::MIN_WINDOWS;
@@ -55,7 +58,7 @@ fn begun(args: &CompareArgs) -> Result<Option<CompareArgs>> {
     if !says_nothing(args) {
         return Ok(None);
     }
-    let command = Run::<CellSpec>::read(path)?.header.about.command;
+    let command = Run::<LabSpec>::read(path)?.header.about.command;
     let Ok(Cli { command: Command::Compare(begun) }) = Cli::try_parse_from(&command) else {
         bail!("{} was begun with a command that this version does not know: {}", path.display(), command.join(" "))
     };
@@ -76,12 +79,15 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     let most = args.cut.max_tokens.unwrap_or_else(usual);
     // Beside the embedded model as it comes: what other encodings do.
     let plain = args.model.model.is_none() && args.modes.is_empty() && args.long.run.is_none();
+    let tasks = tasks(args);
+    // Things are hidden in the first text, unless another is named.
+    let haystack = !tasks.is_empty() && args.trials.haystack.is_none() && !args.text.is_empty();
     let mut first = String::new();
     let (mut texts, mut infos) = (vec![], vec![]);
     let paths: Vec<Option<&Path>> =
         if args.text.is_empty() { vec![None] } else { args.text.iter().map(|path| Some(path.as_path())).collect() };
     for path in paths {
-        let keep = plain && texts.is_empty();
+        let keep = (plain || haystack) && texts.is_empty();
         let read = tokens(&opened, path, &args.cut.text_field, most, &mut |part| {
             if keep && first.len() < KEPT {
                 first.push_str(part);
@@ -100,14 +106,17 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     for &context in &plan.contexts {
         memory::check(&opened, context, |context| work(&opened.model, context))?;
     }
+    let mut about = about::about(&opened, &args.model, args.cut.bos, &plan, infos)?;
+    let info = about.texts.first().cloned().filter(|_| haystack);
+    let trials = trials(args, &opened, &plan, tasks, info.map(|info| (info, first.as_str())))?;
+    let grid = trials.as_ref().map(|(trials, info)| grid(&opened, trials, info.as_ref(), &mut about)).transpose()?;
+    let lab = Lab::new(comparison, grid.flatten());
     if args.dry_run {
-        return estimate::show(&opened, &comparison, &plan, args.output.report.json);
+        return estimate::show(&opened, &lab, &plan, args.output.report.json);
     }
-    let about = about::about(&opened, &args.model, args.cut.bos, &plan, infos)?;
-    estimate::announce(&opened, &comparison, &plan)?;
-    let Some(scores) = measure(args, &comparison, &about)? else { return Ok(()) };
-    let mut results = summarise(comparison.specs(), &scores, plan.seed)?;
-    results.recommend(&about);
+    estimate::announce(&opened, &lab, &plan)?;
+    let Some(scores) = measure(args, &lab, &about)? else { return Ok(()) };
+    let mut results = sum_up(lab.specs(), &scores, &about)?;
     if let Some(found) = &mut results.recommendation {
         found.applied = apply::applied(&opened, args.model.model.as_deref(), &plan, found)?;
     }
@@ -137,15 +146,73 @@ fn other_encodings(
     encodings(&models, &Text { name, tokens }, &contexts, bos, plan.seed, &mut report)
 }
 
+/// The retrieval tasks asked for.
+fn tasks(args: &CompareArgs) -> Vec<&'static Task> {
+    let of = |measured: &Measured| match measured {
+        Measured::Perplexity => vec![],
+        Measured::Retrieval(tasks) => tasks.0.clone(),
+    };
+    args.tasks.iter().flat_map(of).collect()
+}
+
+/// The grid of trials beside the perplexities, if one was asked for, with what is known of the text that things are hidden in:
+/// the one that is named for it, else `first`, the first of the texts, as far as it is used.
+fn trials<'a>(
+    args: &CompareArgs,
+    opened: &'a Opened,
+    plan: &Plan,
+    tasks: Vec<&'static Task>,
+    first: Option<(TextInfo, &str)>,
+) -> Result<Option<(RetrievalPlan<'a>, Option<TextInfo>)>> {
+    if tasks.is_empty() {
+        return Ok(None);
+    }
+    let tokenizer = opened.tokenizer()?;
+    let named = args.trials.haystack.as_deref().map(|path| text::read_text(path, &args.cut.text_field)).transpose()?;
+    let (haystack, info) = match (named, first) {
+        (None, Some((info, text))) => {
+            let haystack = Haystack::text(&info.name, text, tokenizer)?;
+            let used = haystack.tokens();
+            (haystack, Some(TextInfo { used, ..info }))
+        }
+        (named, _) => retrieval::haystack(named, tokenizer)?,
+    };
+    Ok(Some((retrieval::trials(&args.trials, plan.clone(), tasks, haystack, tokenizer), info)))
+}
+
+/// The grid ready to run; `None`, with a warning, if no context can be measured.
+fn grid<'a>(
+    opened: &Opened,
+    trials: &'a RetrievalPlan<'a>,
+    haystack: Option<&TextInfo>,
+    about: &mut About,
+) -> Result<Option<Grid<'a>>> {
+    retrieval::check_decoder(opened)?;
+    let grid = Grid::new(&opened.model, trials, &|context| retrieval::fits(opened, context));
+    match grid {
+        Ok(grid) => {
+            about.settings.retrieval = Some(retrieval::settings(trials, &grid, haystack.cloned()));
+            retrieval::warn(&grid);
+            Ok(Some(grid))
+        }
+        Err(error) => {
+            note(&format!("warning: retrieval: {error:#}"));
+            Ok(None)
+        }
+    }
+}
+
 /// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
-fn measure(args: &CompareArgs, comparison: &Comparison, about: &About) -> Result<Option<Vec<Option<Scores>>>> {
-    long_run::measure(&args.long, args.output.report.json, about, comparison.specs(), &mut |indices, done| {
+fn measure(args: &CompareArgs, lab: &Lab, about: &About) -> Result<Option<Vec<Option<LabScores>>>> {
+    let mut fill = |indices: &[usize], done: &mut long_run::Done<'_, LabScores>| {
         let mut progress = Progress::new();
         let mut report = |at: attn_eval::compare::Progress| {
             progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
         };
-        comparison.run(indices, &mut report, done)
-    })
+        lab.run(indices, &mut report, done)
+    };
+    let mut next = |scores: &[Option<LabScores>]| lab.next(scores, about);
+    long_run::measure(&args.long, args.output.report.json, about, lab.specs(), &mut fill, &mut next)
 }
 
 /// Searches for a better scaling rather than comparing the modes.
@@ -172,6 +239,12 @@ fn check(args: &CompareArgs) -> Result<()> {
     }
     if args.search && args.contexts.len() != 1 {
         return usage("--search is for one context: name it with --contexts");
+    }
+    if !args.tasks.contains(&Measured::Perplexity) {
+        return usage("compare measures perplexity: add ppl to --tasks, or use attn retrieval");
+    }
+    if args.usable && args.factor == Factor::Auto {
+        return usage("--usable is of settings, which have one factor for all lengths: not with --factor auto");
     }
     long_run::check(&args.long)?;
     present::check(&args.output)
@@ -206,13 +279,23 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
     let rope = args.model.rope.to_override()?.rope;
     let trained = rope.original_context.or(opened.model.trained_context());
     let bos = opened.bos(args.cut.bos)?;
-    let contexts = match args.contexts.as_slice() {
+    let judged = args.usable || !tasks(args).is_empty() || args.factor == Factor::Longest;
+    let contexts = unique(match args.contexts.as_slice() {
         [] if args.quick => default_contexts(trained, tokens).into_iter().take(2).collect(),
         [] => default_contexts(trained, tokens),
-        named => with_trained(named, trained.filter(|_| args.factor == Factor::Longest && !args.search), tokens),
+        named => with_trained(named, trained.filter(|_| judged && !args.search), tokens),
+    });
+    let between = match trained {
+        _ if !args.usable => vec![],
+        Some(trained) if contexts.contains(&trained) => lengths_between(trained, &contexts),
+        Some(trained) => {
+            return usage(format!("--usable holds lengths against the trained one: add {trained} to --contexts"));
+        }
+        None => return usage("--usable holds lengths against the trained one: name it with --rope-original-context"),
     };
     Ok(Plan {
-        contexts: unique(contexts),
+        contexts,
+        between,
         modes: if args.quick && args.modes.is_empty() { quick_modes(opened) } else { modes(&args.modes, opened) },
         factor: args.factor,
         stride: args.cut.stride,
@@ -264,7 +347,7 @@ fn default_contexts(trained: Option<usize>, tokens: usize) -> Vec<usize> {
 
 /// The contexts named, and before them the trained one if all of them are past it: what a setting costs there belongs to its
 /// judgement.
-fn with_trained(named: &[usize], trained: Option<usize>, tokens: usize) -> Vec<usize> {
+pub(crate) fn with_trained(named: &[usize], trained: Option<usize>, tokens: usize) -> Vec<usize> {
     let before = trained.filter(|&n| n <= tokens && named.iter().all(|&context| context > n));
     before.into_iter().chain(named.iter().copied()).collect()
 }

@@ -5,8 +5,9 @@ use crate::memory;
 use crate::model::Opened;
 use crate::output::{note, print_json, print_text};
 use crate::perplexity::work;
+use crate::retrieval;
 use anyhow::Result;
-use attn_eval::compare::{Comparison, Plan};
+use attn_eval::compare::{Lab, Plan};
 use attn_eval::run::to_measure;
 use candle_core::Tensor;
 use serde_json::json;
@@ -25,35 +26,46 @@ struct Estimate {
     /// Windows per context.
     windows: BTreeMap<usize, usize>,
     tokens: usize,
+    /// Prompts of retrieval.
+    prompts: usize,
     /// Bytes beside the weights.
     memory: u64,
     time: Duration,
 }
 
 impl Estimate {
-    fn new(opened: &Opened, comparison: &Comparison, plan: &Plan) -> Result<Self> {
-        let indices: Vec<usize> = to_measure(comparison.specs()).collect();
+    fn new(opened: &Opened, lab: &Lab, plan: &Plan) -> Result<Self> {
+        let indices: Vec<usize> = to_measure(lab.specs()).collect();
+        let (comparison, (of_texts, of_grid)) = (lab.comparison(), lab.split(&indices));
         let longest = plan.contexts.iter().copied().max().unwrap_or(0);
         let mut windows = BTreeMap::new();
         for &context in &plan.contexts {
             windows.insert(context, comparison.windows(context));
         }
-        let (tokens, total) = comparison.work(&indices);
+        let (tokens, total) = comparison.work(&of_texts);
+        let (prompts, more, work_of_grid) = lab.grid().map_or((0, 0, 0.0), |grid| grid.work(&of_grid));
+        let memory = memory::needed(opened, &work(&opened.model, longest));
+        let of_prompts = if prompts > 0 { memory::needed(opened, &retrieval::work(longest)) } else { 0 };
         let per_second = comparison.cost(longest.min(TRIAL)) * TRIAL as f64 / trial(opened)?.as_secs_f64().max(1e-6);
         Ok(Self {
             measurements: indices.len(),
             windows,
-            tokens,
-            memory: memory::needed(opened, &work(&opened.model, longest)),
-            time: Duration::from_secs_f64((total / per_second).min(1e9)),
+            tokens: tokens + more,
+            prompts,
+            memory: memory.max(of_prompts),
+            time: Duration::from_secs_f64(((total + work_of_grid) / per_second).min(1e9)),
         })
     }
 
     fn lines(&self, plan: &Plan) -> String {
         let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
         let windows: Vec<String> = self.windows.iter().map(|(context, n)| format!("{n} of {context} tokens")).collect();
+        let prompts =
+            if self.prompts > 0 { format!("prompts  {} of retrieval\n", self.prompts) } else { String::new() };
+        // How many measurements bisection takes depends on what it finds.
+        let more = if plan.between.is_empty() { "" } else { ", and those of --usable" };
         format!(
-            "modes    {}\nwindows  {}\nin all   {} measurements, {} tokens to read\nmemory   about {} MB beside the \
+            "modes    {}\nwindows  {}\n{prompts}in all   {} measurements{more}, {} tokens to read\nmemory   about {} MB beside the \
              weights\ntime     about {} on this machine\n",
             modes.join(", "),
             windows.join(", "),
@@ -91,13 +103,13 @@ fn spoken(time: Duration) -> String {
 ///
 /// # Errors
 /// The trial fails, or stdout can't be written.
-pub(crate) fn show(opened: &Opened, comparison: &Comparison, plan: &Plan, as_json: bool) -> Result<()> {
-    let estimate = Estimate::new(opened, comparison, plan)?;
+pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, as_json: bool) -> Result<()> {
+    let estimate = Estimate::new(opened, lab, plan)?;
     if as_json {
         let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
         return print_json(&json!({
             "modes": modes, "contexts": plan.contexts, "windows": estimate.windows, "tokens": estimate.tokens,
-            "measurements": estimate.measurements, "memory_bytes": estimate.memory,
+            "measurements": estimate.measurements, "prompts": estimate.prompts, "memory_bytes": estimate.memory,
             "seconds": estimate.time.as_secs_f64(),
         }));
     }
@@ -108,11 +120,11 @@ pub(crate) fn show(opened: &Opened, comparison: &Comparison, plan: &Plan, as_jso
 ///
 /// # Errors
 /// The trial fails.
-pub(crate) fn announce(opened: &Opened, comparison: &Comparison, plan: &Plan) -> Result<()> {
+pub(crate) fn announce(opened: &Opened, lab: &Lab, plan: &Plan) -> Result<()> {
     if !stderr().is_terminal() {
         return Ok(());
     }
-    let estimate = Estimate::new(opened, comparison, plan)?;
+    let estimate = Estimate::new(opened, lab, plan)?;
     if estimate.time >= SHORT {
         note(estimate.lines(plan).trim_end());
     }

@@ -43,6 +43,13 @@ fn begin<C: Measurable>(cells: usize, run: Option<&Path>) {
     *measured() = Some(Measured { cells, lines: vec![], advice });
 }
 
+/// More cells than was known at the beginning.
+fn go_on(cells: usize) {
+    if let Some(measured) = measured().as_mut() {
+        measured.cells += cells;
+    }
+}
+
 fn took<C: Measurable>(cell: &C, scores: &C::Scores) {
     if let Some(measured) = measured().as_mut() {
         measured.lines.push(format!("{} at {}: {}", cell.mode(), cell.context(), C::figure(scores)));
@@ -55,6 +62,9 @@ pub(crate) type Done<'a, S> = dyn FnMut(usize, S) -> Result<()> + 'a;
 /// Measures the cells of these indices and hands each on.
 pub(crate) type Fill<'a, S> = dyn FnMut(&[usize], &mut Done<'_, S>) -> Result<()> + 'a;
 
+/// Says which cells are to be measured further, given what was measured.
+pub(crate) type Next<'a, S> = dyn FnMut(&[Option<S>]) -> Result<Vec<usize>> + 'a;
+
 /// What can be known to be wrong before anything is loaded.
 ///
 /// # Errors
@@ -63,7 +73,8 @@ pub(crate) fn check(args: &RunArgs) -> Result<()> {
     args.run.as_deref().map_or(Ok(()), check_writable)
 }
 
-/// Measures every cell with `fill`, or those that the run file does not have; `None` if only a part was asked for.
+/// Measures every cell with `fill`, or those that the run file does not have, and then what `next` asks for until it asks for
+/// no more; `None` if only a part was asked for.
 ///
 /// # Errors
 /// The run file is another run's or can't be written; whatever `fill` fails with.
@@ -73,16 +84,21 @@ pub(crate) fn measure<C: Measurable>(
     about: &About,
     cells: &[C],
     fill: &mut Fill<'_, C::Scores>,
+    next: &mut Next<'_, C::Scores>,
 ) -> Result<Option<Vec<Option<C::Scores>>>> {
     let Some(path) = &args.run else {
         let mut scores = vec![None; cells.len()];
-        let all: Vec<usize> = to_measure(cells).collect();
-        begin::<C>(all.len(), None);
-        fill(&all, &mut |index, measured| {
-            took(&cells[index], &measured);
-            scores[index] = Some(measured);
-            Ok(())
-        })?;
+        let mut wanted: Vec<usize> = to_measure(cells).collect();
+        begin::<C>(wanted.len(), None);
+        while !wanted.is_empty() {
+            fill(&wanted, &mut |index, measured| {
+                took(&cells[index], &measured);
+                scores[index] = Some(measured);
+                Ok(())
+            })?;
+            wanted = next(&scores)?;
+            go_on(wanted.len());
+        }
         measured().take();
         return Ok(Some(scores));
     };
@@ -93,10 +109,18 @@ pub(crate) fn measure<C: Measurable>(
         note(&format!("{}: {} of {} cells are there already", path.display(), mine.len() - missing.len(), mine.len()));
     }
     begin::<C>(missing.len(), Some(path));
-    fill(&missing, &mut |index, scores| {
-        took(&cells[index], &scores);
-        file.append(index, scores)
-    })?;
+    let mut wanted = missing;
+    loop {
+        fill(&wanted, &mut |index, scores| {
+            took(&cells[index], &scores);
+            file.append(index, scores)
+        })?;
+        wanted = if args.shard.is_none() { next(&file.run.scores)? } else { vec![] };
+        if wanted.is_empty() {
+            break;
+        }
+        go_on(wanted.len());
+    }
     measured().take();
     let Some(shard) = args.shard else { return Ok(Some(file.run.scores)) };
     let (shard, name, still) = (shard.to_string(), path.display().to_string(), file.run.missing().len());

@@ -26,10 +26,10 @@ mod merge;
 mod model;
 mod output;
 mod parse;
-mod passkey;
 mod perplexity;
 mod present;
 mod progress;
+mod retrieval;
 mod ropes;
 mod serving;
 mod template;
@@ -37,6 +37,7 @@ mod text;
 mod train;
 
 use args::{Cli, Command};
+use attn_eval::retrieval::Task;
 use clap::{Parser, error::ErrorKind};
 use output::{StdoutClosed, UsageError};
 use std::process::ExitCode;
@@ -80,7 +81,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Compare(args) => compare::run(&args),
-        Command::Passkey(args) => passkey::run(&args),
+        Command::Retrieval(args) => retrieval::run(&args, Task::defaults()),
+        Command::Passkey(args) => retrieval::run(&args, Task::named("passkey").unwrap_or_default()),
         Command::Export(args) => export::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Train(args) => train::run(&args),

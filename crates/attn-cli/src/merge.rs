@@ -4,8 +4,8 @@ use crate::lab_args::MergeArgs;
 use crate::output::usage;
 use crate::present::{self, present};
 use anyhow::{Result, bail};
-use attn_eval::compare::{CellSpec, summarise};
-use attn_eval::passkey::{self, PasskeySpec};
+use attn_eval::compare::{LabSpec, sum_up};
+use attn_eval::retrieval::{self, RetrievalSpec};
 use attn_eval::run::{Measurable, Run, kind, to_measure};
 
 /// Cells that an error about missing ones names before it only counts.
@@ -19,22 +19,17 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     present::check(&args.output)?;
     // All runs have to be of one kind; reading them says so if they are not.
     let first = args.runs.first().map(|path| kind(path)).transpose()?;
-    if first.as_deref() == Some(PasskeySpec::KIND) {
+    if first.as_deref() == Some(RetrievalSpec::KIND) {
         if args.output.plot.is_some() {
-            return usage("--plot is for runs of attn compare; these are of attn passkey");
+            return usage("--plot is for runs of attn compare; these are of attn retrieval");
         }
-        let Run { header, scores, .. } = merged::<PasskeySpec>(args)?;
-        let about = &header.about;
-        let haystack = about.texts.first().map_or("essay", |text| text.name.as_str());
-        let trials = about.settings.passkey.as_ref().map_or(0, |settings| settings.trials);
-        let grid = passkey::summarise(haystack, about.settings.seed, trials, &header.cells, &scores)?;
-        return crate::passkey::show(&args.output.report, about, &grid);
+        let Run { header, scores, .. } = merged::<RetrievalSpec>(args)?;
+        let found = retrieval::summarise(&header.cells, &scores, &header.about)?;
+        return crate::retrieval::show(&args.output.report, &header.about, &found);
     }
-    let Run { header, scores, .. } = merged::<CellSpec>(args)?;
-    let about = &header.about;
-    let mut results = summarise(&header.cells, &scores, about.settings.seed)?;
-    results.recommend(about);
-    present(&args.output, about, &results, None)
+    let Run { header, scores, .. } = merged::<LabSpec>(args)?;
+    let results = sum_up(&header.cells, &scores, &header.about)?;
+    present(&args.output, &header.about, &results, None)
 }
 
 /// The runs as one that lacks nothing.

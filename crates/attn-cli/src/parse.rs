@@ -3,6 +3,7 @@
 use attn_core::position::extend::{LOG_N, METHODS, Setting};
 use attn_core::position::rope::scaling;
 use attn_eval::compare::{Factor, Mode};
+use attn_eval::retrieval::{TASKS, Task};
 use candle_core::DType;
 use clap::ValueEnum;
 
@@ -110,6 +111,39 @@ pub(crate) struct Modes(pub(crate) Vec<Mode>);
 
 pub(crate) fn parse_modes(text: &str) -> Result<Modes, String> {
     Mode::named(text).map(Modes)
+}
+
+/// The retrieval tasks that one name stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tasks(pub(crate) Vec<&'static Task>);
+
+pub(crate) fn parse_tasks(text: &str) -> Result<Tasks, String> {
+    Task::named(text).map(Tasks)
+}
+
+/// What `attn retrieval --tasks` takes.
+pub(crate) fn tasks_help() -> String {
+    let names: Vec<&str> = TASKS.iter().map(|task| task.name).collect();
+    let usual: Vec<&str> = Task::defaults().iter().map(|task| task.name).collect();
+    format!(
+        "What is hidden and asked for: {}, or all; RULER's names do too [default: {}; passkey alone for attn passkey]",
+        names.join(", "),
+        usual.join(",")
+    )
+}
+
+/// What `attn compare` measures.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Measured {
+    Perplexity,
+    Retrieval(Tasks),
+}
+
+pub(crate) fn parse_measured(text: &str) -> Result<Measured, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "ppl" | "perplexity" => Ok(Measured::Perplexity),
+        name => parse_tasks(name).map(Measured::Retrieval).map_err(|known| format!("{known}, ppl")),
+    }
 }
 
 pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {

@@ -6,7 +6,8 @@ use crate::text;
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
 use attn_eval::report::{
-    About, Document, ENCODINGS, TableStyle, Verdict, csv, html, read_document, search_sentence, svg, table, verdict,
+    About, Document, ENCODINGS, TableStyle, Verdict, csv, found as found_table, html, read_document, search_sentence,
+    svg, table, verdict,
 };
 use attn_eval::search::Search;
 use std::path::Path;
@@ -34,7 +35,7 @@ pub(crate) fn check(args: &OutputArgs) -> Result<()> {
 /// A file or stdout can't be written.
 pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, search: Option<&Search>) -> Result<()> {
     if let Some(path) = &args.report.csv {
-        write_file(path, |out| Ok(out.write_all(csv(&results.cells).as_bytes())?))?;
+        write_file(path, |out| Ok(out.write_all(csv(results).as_bytes())?))?;
     }
     if let Some(path) = &args.plot {
         let title = format!("Perplexity of {} by context", about.checkpoint.name);
@@ -91,6 +92,10 @@ fn report(about: &About, results: &Results) -> String {
     let usable = results.recommendation.as_ref().map_or(&[][..], |found| &found.usable);
     out.push_str(&table(&results.cells, usable, style));
     out.push('\n');
+    if let Some(retrieval) = &results.retrieval {
+        out.push_str(&found_table(retrieval, style));
+        out.push('\n');
+    }
     let Verdict { headline, lines, .. } = verdict(results, about.one_factor(), about.trained_context());
     line(&mut out, &headline);
     for sentence in lines {

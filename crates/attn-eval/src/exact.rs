@@ -19,6 +19,24 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     }
 }
 
+/// Numbers that may be absent.
+pub(crate) mod optional {
+    use serde::{Deserializer, Serializer};
+
+    /// Writes a number as a string, and null for none.
+    pub(crate) fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    /// Reads a finite number from a string.
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+        super::deserialize(deserializer).map(Some)
+    }
+}
+
 /// Numbers that may be too large for an `f64`, such as the perplexity of 800 nats: JSON has no infinity, so null stands for
 /// it.
 pub(crate) mod or_too_large {

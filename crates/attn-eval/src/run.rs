@@ -344,7 +344,7 @@ pub fn resealed(bytes: &[u8]) -> Vec<u8> {
     lines.collect::<Vec<_>>().concat()
 }
 
-/// What a run file measures, as its first line says: `compare` or `passkey`.
+/// What a run file measures, as its first line says: `compare` or `retrieval`.
 ///
 /// # Errors
 /// The file can't be read or is no run file.

@@ -1,8 +1,8 @@
 use super::*;
-use crate::compare::CellSpec;
-use crate::passkey::{PasskeyScores, PasskeySpec};
-use crate::perplexity::{ScoreOptions, Scores, score_with};
-use crate::report::{CheckpointInfo, Machine, PasskeySettings, RopeSettings, Settings, TextInfo, Versions};
+use crate::compare::{CellSpec, LabScores, LabSpec};
+use crate::perplexity::{Bucket, ScoreOptions, Scores, score_with};
+use crate::report::{CheckpointInfo, Machine, RopeSettings, Settings, TextInfo, Versions};
+use crate::retrieval::{RetrievalScores, RetrievalSpec};
 use crate::windows::WindowOptions;
 
 fn about() -> About {
@@ -41,7 +41,8 @@ fn about() -> About {
             dtype: "f32".into(),
             device: "cpu".into(),
             keep_quantized: false,
-            passkey: None,
+            usable: false,
+            retrieval: None,
         },
         machines: vec![Machine { os: "o".into(), arch: "a".into(), cpu: None, cores: 1, threads: 1 }],
     }
@@ -55,6 +56,7 @@ fn cells() -> Vec<CellSpec> {
         mode: mode.into(),
         factor: 1.0,
         same_as: None,
+        between: false,
     };
     vec![cell(8, "none"), cell(8, "yarn"), cell(16, "none"), cell(16, "yarn")]
 }
@@ -274,15 +276,67 @@ fn figures_that_no_run_measures_are_refused_by_line() {
 
 #[test]
 fn trials_that_were_not_asked_for_are_refused() {
-    let spec = PasskeySpec { context: 64, depth: 0.5, mode: "none".into(), factor: 1.0, same_as: None };
-    let scores = |trials, correct| PasskeyScores { trials, correct, seconds: 1.0 };
-    let mut about = about();
-    assert!(spec.check(&scores(3, 2), &about).is_err());
-    about.settings.passkey = Some(PasskeySettings { depths: vec![0.5], trials: 3 });
-    spec.check(&scores(3, 3), &about).unwrap();
-    for wrong in [scores(3, 4), scores(4, 3), scores(0, 0), scores(usize::MAX, usize::MAX)] {
-        assert!(spec.check(&wrong, &about).is_err(), "{wrong:?}");
+    let spec = RetrievalSpec {
+        task: "multi-value".into(),
+        context: 512,
+        depth: None,
+        trials: 3,
+        mode: "none".into(),
+        factor: 1.0,
+        same_as: None,
+        between: false,
+    };
+    let answer = Bucket { sum: 9.5, tokens: 30 };
+    let scores =
+        |trials: usize, found, wanted| RetrievalScores { found, wanted, answers: vec![answer; trials], seconds: 1.0 };
+    spec.check(&scores(3, 12, 12), &about()).unwrap();
+    let other = RetrievalSpec { task: "needles".into(), ..spec.clone() };
+    assert!(other.check(&scores(3, 12, 12), &about()).unwrap_err().to_string().contains("needles"));
+    for wrong in [scores(3, 13, 12), scores(4, 3, 16), scores(4, 3, 12), scores(0, 0, 0), scores(3, 3, 3)] {
+        assert!(spec.check(&wrong, &about()).is_err(), "{wrong:?}");
     }
+    for answer in
+        [Bucket { sum: 1.0, tokens: 0 }, Bucket { sum: 1.0, tokens: 1000 }, Bucket { sum: f64::NAN, tokens: 3 }]
+    {
+        let wrong = RetrievalScores { answers: vec![answer; 3], ..scores(3, 3, 12) };
+        assert!(spec.check(&wrong, &about()).is_err(), "{wrong:?}");
+    }
+}
+
+/// A run of both kinds of cells: each line is read as what its cell is, and a measurement of the other kind is refused.
+#[test]
+fn a_run_holds_perplexity_and_retrieval() {
+    let (_keep, path) = file();
+    let trials = RetrievalSpec {
+        task: "passkey".into(),
+        context: 512,
+        depth: Some(0.1),
+        trials: 2,
+        mode: "none".into(),
+        factor: 1.1,
+        same_as: None,
+        between: false,
+    };
+    let specs = vec![
+        LabSpec::Text(cells()[0].clone()),
+        LabSpec::Retrieval(trials.clone()),
+        LabSpec::Text(CellSpec { between: true, ..cells()[2].clone() }),
+        LabSpec::Retrieval(RetrievalSpec { between: true, depth: None, ..trials }),
+    ];
+    let answers = vec![Bucket { sum: 0.1, tokens: 5 }, Bucket { sum: 1.0 / 3.0, tokens: 5 }];
+    let found = LabScores::Retrieval(RetrievalScores { found: 1, wanted: 2, answers, seconds: 0.5 });
+    let mut run = RunFile::open(&path, Header::new(about(), specs.clone())).unwrap();
+    assert_eq!(run.run.missing(), [0, 1], "those between are measured only where they are asked for");
+    assert!(run.append(0, found.clone()).unwrap_err().to_string().contains("cell 0"));
+    run.append(0, LabScores::Text(scores(1.0))).unwrap();
+    run.append(1, found.clone()).unwrap();
+    run.append(3, found.clone()).unwrap();
+    drop(run);
+    let read = Run::<LabSpec>::read(&path).unwrap();
+    assert_eq!(read.header.cells, specs);
+    assert_eq!((read.scores[0].clone(), read.scores[2].clone()), (Some(LabScores::Text(scores(1.0))), None));
+    assert_eq!((read.scores[1].as_ref(), read.scores[3].as_ref()), (Some(&found), Some(&found)));
+    assert!(read.missing().is_empty());
 }
 
 #[test]

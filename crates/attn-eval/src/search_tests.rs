@@ -92,6 +92,7 @@ fn windows_of_the_two_halves_share_no_token() {
         [Text { name: "a".into(), tokens: tokens.clone() }, Text { name: "b".into(), tokens: tokens[..350].to_vec() }];
     let plan = Plan {
         contexts: vec![100],
+        between: vec![],
         modes: vec![],
         factor: crate::compare::Factor::Auto,
         stride: None,

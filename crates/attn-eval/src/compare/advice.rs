@@ -4,10 +4,11 @@
 //! A setting is judged by its worst length, the trained one included: what it loses there against the best mode of that
 //! length, for whoever serves a model serves short texts with it too. It is recommended only
 //! if it really beats the model as it is, that is if the 95 % interval of the difference on the same windows leaves out
-//! zero. Modes that never see what lies further back than a window are not recommended beside others that do: perplexity
+//! zero. Where retrieval was measured too, both have a say ([`weigh`](super::weigh)). Modes that never see what lies further back than a window are not recommended beside others that do: perplexity
 //! hardly shows what they lose. They are a baseline instead.
 
-use super::{Mode, Pair, Results, contexts, modes};
+use super::usable::usable;
+use super::{Mode, Pair, Results, Usable, Weighed, contexts, modes};
 use crate::perplexity::Cell;
 use crate::stats::{Interval, MIN_WINDOWS};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub enum Answer {
     Keep,
     /// The best setting can't be told from the model as it is.
     Undecided,
+    /// What is better by perplexity is worse by retrieval.
+    Disagree,
     /// Too few windows for any interval.
     TooLittleText,
     /// No length is past the trained one.
@@ -58,18 +61,6 @@ pub struct ForConfigs {
     pub perplexity: f64,
     /// What it costs at the trained length, against the model as it is.
     pub cost_at_trained: Option<Versus>,
-}
-
-/// How far a mode carries, judged by the last quarter of the windows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Usable {
-    /// The mode.
-    pub mode: String,
-    /// The longest length measured at which the last quarter is predicted as well as that of the model as it is at its
-    /// trained length, as far as the intervals can tell, and so at all shorter ones; absent if there is none.
-    pub perplexity: Option<usize>,
-    /// The longest length measured.
-    pub measured: usize,
 }
 
 /// What one program is told, to use a setting.
@@ -112,13 +103,16 @@ pub struct Recommendation {
     pub for_configs: Vec<ForConfigs>,
     /// How far each mode carries.
     pub usable: Vec<Usable>,
+    /// What retrieval says, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<Weighed>,
     /// The options of this and other programs, where the model was at hand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<Applied>,
 }
 
 /// The modes that are the model as it is: its config's own scaling, and none.
-const OWN: [&str; 2] = ["checkpoint", "none"];
+pub(super) const OWN: [&str; 2] = ["checkpoint", "none"];
 
 impl Versus {
     /// Whether the other mode is the model as it is, or the model without its scaling.
@@ -137,14 +131,15 @@ impl Recommendation {
 /// What the cells of a comparison come to; `None` if there are none. `one_factor` says that a mode has the same factor at all
 /// lengths, and so is one setting.
 pub fn recommend(results: &Results, one_factor: bool, trained: Option<usize>) -> Option<Recommendation> {
-    Table { cells: &results.cells, pairs: &results.differences, one_factor, trained }.recommend()
+    Table { results, cells: &results.cells, pairs: &results.differences, one_factor, trained }.recommend()
 }
 
-struct Table<'a> {
+pub(super) struct Table<'a> {
+    pub(super) results: &'a Results,
     cells: &'a [Cell],
     pairs: &'a [Pair],
     one_factor: bool,
-    trained: Option<usize>,
+    pub(super) trained: Option<usize>,
 }
 
 impl<'a> Table<'a> {
@@ -174,6 +169,19 @@ impl<'a> Table<'a> {
         }
         let mut others = vec![leader];
         others.extend(tied);
+        let mut settings: Vec<&str> = by_regret.iter().copied().filter(|m| self.beats_baseline(m, longest)).collect();
+        let mut retrieval = self.weighed(mode);
+        if let Some(chosen) = self.chosen_with_retrieval(&by_regret, answer, &past) {
+            (answer, others, settings) = (chosen.answer, chosen.tied, chosen.settings);
+            // Of settings that are equally good, one that every program can be told.
+            let all = || std::iter::once(chosen.mode).chain(others.iter().copied());
+            mode = all().find(|mode| in_configs(mode)).unwrap_or(chosen.mode);
+            others.push(chosen.mode);
+            retrieval = self.weighed(mode).map(|weighed| Weighed {
+                instead_of: (leader != mode && !others.contains(&leader)).then(|| leader.to_string()),
+                ..weighed
+            });
+        }
         others.retain(|other| *other != mode && !self.same(other, mode, longest));
         let cell = self.cell(mode, longest)?;
         Some(Recommendation {
@@ -187,8 +195,9 @@ impl<'a> Table<'a> {
             tied_with: others.into_iter().map(str::to_string).collect(),
             baselines: self.baselines(mode, longest),
             cost_at_trained: self.cost(mode),
-            for_configs: if answer == Answer::Use { self.for_configs(&by_regret, &past) } else { vec![] },
-            usable: self.usable(),
+            for_configs: if answer == Answer::Use { self.for_configs(&settings, &past) } else { vec![] },
+            usable: usable(self.results, self.one_factor, self.trained),
+            retrieval,
             applied: vec![],
         })
     }
@@ -208,7 +217,7 @@ impl<'a> Table<'a> {
     }
 
     /// The candidates, the one that loses least at its worst length first.
-    fn by_regret(&self, candidates: &[&'a str], lengths: &[usize]) -> Vec<&'a str> {
+    pub(super) fn by_regret(&self, candidates: &[&'a str], lengths: &[usize]) -> Vec<&'a str> {
         let regret = |mode: &&'a str| (self.regret(mode, candidates, lengths), *mode);
         let mut all: Vec<(f64, &str)> = candidates.iter().map(regret).collect();
         all.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -225,13 +234,13 @@ impl<'a> Table<'a> {
     }
 
     /// The model as it is: its config's own scaling, else none.
-    fn baseline(&self) -> Option<&'a str> {
+    pub(super) fn baseline(&self) -> Option<&'a str> {
         let all = modes(self.cells);
         OWN.into_iter().find_map(|own| all.iter().copied().find(|mode| *mode == own))
     }
 
     /// By how much `a` exceeds `b`.
-    fn versus(&self, a: &str, b: &str, context: usize) -> Option<Versus> {
+    pub(super) fn versus(&self, a: &str, b: &str, context: usize) -> Option<Versus> {
         let perplexity = self.cell(b, context)?.perplexity;
         let found = self.pairs.iter().filter(|pair| pair.context == context).find_map(|pair| {
             match (pair.mode.as_str(), pair.versus.as_str()) {
@@ -247,12 +256,12 @@ impl<'a> Table<'a> {
     }
 
     /// Whether `leader` really beats `mode` at one of the lengths.
-    fn beaten(&self, mode: &str, leader: &str, past: &[usize]) -> bool {
+    pub(super) fn beaten(&self, mode: &str, leader: &str, past: &[usize]) -> bool {
         let really = |context: usize| self.versus(mode, leader, context)?.interval.map(|i| i.low > 0.0);
         past.iter().any(|&context| really(context) == Some(true))
     }
 
-    fn beats_baseline(&self, mode: &str, context: usize) -> bool {
+    pub(super) fn beats_baseline(&self, mode: &str, context: usize) -> bool {
         let Some(own) = self.baseline() else { return true };
         self.versus(mode, own, context).and_then(|v| v.interval).is_some_and(|i| i.high < 0.0)
     }
@@ -272,7 +281,7 @@ impl<'a> Table<'a> {
     fn for_configs(&self, candidates: &[&'a str], lengths: &[usize]) -> Vec<ForConfigs> {
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let expressible: Vec<&str> = candidates.iter().copied().filter(|mode| in_configs(mode)).collect();
-        let good = self.by_regret(&expressible, lengths).into_iter().filter(|mode| self.beats_baseline(mode, longest));
+        let good = self.by_regret(&expressible, lengths).into_iter();
         let of = |mode: &str| {
             Some(ForConfigs {
                 mode: mode.to_string(),
@@ -324,32 +333,6 @@ impl<'a> Table<'a> {
         let own = self.baseline().filter(|own| self.one_factor && *own != mode)?;
         self.versus(mode, own, self.trained?)
     }
-
-    fn usable(&self) -> Vec<Usable> {
-        let reference = || {
-            let cell = self.cell(self.baseline()?, self.trained?)?;
-            cell.last_quarter_interval.map(|interval| interval.high).or(cell.last_quarter_perplexity)
-        };
-        let Some(reference) = reference() else { return vec![] };
-        let of = |mode: &str| {
-            let mut cells: Vec<&Cell> = self.cells.iter().filter(|cell| cell.mode == mode).collect();
-            cells.sort_by_key(|cell| cell.context);
-            let good = |cell: &&&Cell| {
-                let low = cell.last_quarter_interval.map(|interval| interval.low).or(cell.last_quarter_perplexity);
-                low.is_some_and(|low| low <= reference)
-            };
-            Some(Usable {
-                mode: mode.to_string(),
-                perplexity: cells.iter().take_while(good).last().map(|cell| cell.context),
-                measured: cells.last()?.context,
-            })
-        };
-        // With a factor for each length a row is no setting.
-        if !self.one_factor {
-            return vec![];
-        }
-        modes(self.cells).into_iter().filter_map(of).collect()
-    }
 }
 
 fn parsed(mode: &str) -> Option<Mode> {
@@ -374,7 +357,8 @@ fn in_configs(mode: &str) -> bool {
 /// there is none, or nothing else.
 pub(crate) fn far_text(results: &Results) -> Option<(Versus, String)> {
     let longest = contexts(&results.cells).into_iter().max()?;
-    let table = Table { cells: &results.cells, pairs: &results.differences, one_factor: true, trained: None };
+    let (cells, pairs) = (&results.cells, &results.differences);
+    let table = Table { results, cells, pairs, one_factor: true, trained: None };
     let of = |drops: bool| {
         let there = results.cells.iter().filter(|cell| cell.context == longest && drops_keys(&cell.mode) == drops);
         there.min_by(|a, b| a.nll.total_cmp(&b.nll)).map(|cell| cell.mode.clone())

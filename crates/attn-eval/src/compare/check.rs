@@ -29,6 +29,10 @@ impl Results {
             check_part(&part.cells, &part.differences, Some(text.used))
                 .with_context(|| format!("by_text {}", part.text))?;
         }
+        check_part(&self.between, &[], Some(used)).context("between")?;
+        if let Some(retrieval) = &self.retrieval {
+            retrieval.check().context("retrieval")?;
+        }
         check_part(&self.encodings, &[], None).context("encodings")
     }
 }

@@ -33,7 +33,11 @@ pub fn encodings(
             let scores = score(model, &text.tokens, &ScoreOptions { windows, length: None }, &mut |_| ())
                 .with_context(|| format!("{name} on {}", text.name))?;
             let (mode, same_as) = (name.to_string(), None);
-            cells.push(cell(&CellSpec { text: 0, context, stride, mode, factor: 1.0, same_as }, scores, seed));
+            cells.push(cell(
+                &CellSpec { text: 0, context, stride, mode, factor: 1.0, same_as, between: false },
+                scores,
+                seed,
+            ));
         }
     }
     compare_with_best(&mut cells, seed);

@@ -9,20 +9,28 @@
 //! A comparison has three steps that can be taken apart: [`Comparison::new`] lists the cells and refuses what can be
 //! refused, [`Comparison::score`] measures one of them, [`summarise`] turns the measurements into figures. Between the
 //! last two lies only [`Scores`], which a run file keeps, so cells may be measured in any order, by several machines,
-//! or before an interruption.
+//! or before an interruption. A [`Lab`] is a comparison with a grid of retrieval trials beside it, and [`sum_up`] what both
+//! come to.
 
 mod advice;
 mod check;
 mod encodings;
+mod lab;
 mod mode;
 pub(crate) mod results;
+mod usable;
+mod weigh;
 
-pub use advice::{Answer, Applied, ForConfigs, Recommendation, Usable, Versus, recommend};
+use advice::OWN;
+pub use advice::{Answer, Applied, ForConfigs, Recommendation, Versus, recommend};
 pub(crate) use advice::{far_text, takes_factor};
 pub use encodings::encodings;
+pub use lab::{Lab, LabScores, LabSpec, sum_up};
 pub use mode::{Factor, Mode};
 pub(crate) use results::differences;
 pub use results::{Pair, Results, TextResults, best, contexts, modes, summarise};
+pub use usable::{ByRetrieval, Usable, lengths_between};
+pub use weigh::{Found, Weighed};
 
 use crate::perplexity::{ScoreOptions, Scores, check_room, score};
 use crate::report::{About, short};
@@ -50,6 +58,9 @@ pub struct Text {
 pub struct Plan {
     /// Tokens per window, one row of cells each.
     pub contexts: Vec<usize>,
+    /// Further lengths, at which cells are measured only where they are asked for one by one: to find out how far a mode
+    /// carries.
+    pub between: Vec<usize>,
     /// The scalings.
     pub modes: Vec<Mode>,
     /// Their factor.
@@ -94,8 +105,11 @@ pub struct CellSpec {
     #[serde(with = "crate::exact")]
     pub factor: f64,
     /// The mode whose measurement serves this one too, the two being the same computation.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
+    /// Whether it is measured only where it is asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub between: bool,
 }
 
 impl CellSpec {
@@ -123,7 +137,7 @@ impl Measurable for CellSpec {
     }
 
     fn is_measured(&self) -> bool {
-        self.same_as.is_none()
+        self.same_as.is_none() && !self.between
     }
 
     fn agree(a: &Scores, b: &Scores) -> bool {
@@ -205,30 +219,37 @@ impl<'a> Comparison<'a> {
         ensure!(something, "there is nothing to compare");
         check_params(plan)?;
         let mut comparison = Self { texts, plan, specs: vec![], jobs: vec![] };
-        for (text, Text { name, tokens }) in texts.iter().enumerate() {
-            for &context in &plan.contexts {
-                check_room(model, context)?;
-                let windows =
-                    Windows::new(tokens.len(), &window_options(plan, context)).with_context(|| name.clone())?;
-                for variant in variants(model, plan, context)? {
-                    comparison.add(text, &windows, variant);
+        for (contexts, between) in [(&plan.contexts, false), (&plan.between, true)] {
+            for (text, Text { name, tokens }) in texts.iter().enumerate() {
+                for &context in contexts {
+                    check_room(model, context)?;
+                    let windows =
+                        Windows::new(tokens.len(), &window_options(plan, context)).with_context(|| name.clone())?;
+                    for variant in variants(model, plan, context)? {
+                        comparison.add(text, &windows, variant, between);
+                    }
                 }
             }
         }
         Ok(comparison)
     }
 
-    fn add(&mut self, text: usize, windows: &Windows, variant: Variant) {
+    fn add(&mut self, text: usize, windows: &Windows, variant: Variant, between: bool) {
         let Variant { mode, factor, model, same_as } = variant;
         let (context, stride) = (windows.context(), windows.stride());
         let same_as = same_as.map(|mode| mode.to_string());
-        self.specs.push(CellSpec { text, context, stride, mode: mode.to_string(), factor, same_as });
+        self.specs.push(CellSpec { text, context, stride, mode: mode.to_string(), factor, same_as, between });
         self.jobs.push(Job { mode, cost: cost(&model, context), model, tokens: windows.work() });
     }
 
     /// The cells.
     pub fn specs(&self) -> &[CellSpec] {
         &self.specs
+    }
+
+    /// The lengths at which cells are measured only where they are asked for one by one.
+    pub fn between(&self) -> &[usize] {
+        &self.plan.between
     }
 
     /// Windows of `context` tokens, over all texts.

@@ -3,6 +3,7 @@
 use super::{CellSpec, Recommendation, recommend};
 use crate::perplexity::{Cell, Label, Scores};
 use crate::report::About;
+use crate::retrieval::Retrieval;
 use crate::stats::{Interval, WindowNll, paired_difference};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,12 @@ pub struct Results {
     pub differences: Vec<Pair>,
     /// The same for each text, if there are several.
     pub by_text: Vec<TextResults>,
+    /// Over all texts together at lengths that were measured only to find out how far a mode carries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<Cell>,
+    /// What was found of things hidden far back, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<Retrieval>,
     /// Other models that differ in their position encoding alone, each as it is; a cell's mode is the encoding. Measured
     /// beside the embedded model, and of another tokenizer than it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -57,7 +64,8 @@ pub struct Pair {
     pub last_quarter_interval: Option<Interval>,
 }
 
-/// Sums up measurements, one per cell in the order of the specs; those that are measured as another may be absent.
+/// Sums up measurements, one per cell in the order of the specs; those that are measured as another, and those between that
+/// nothing asked for, may be absent.
 ///
 /// # Errors
 /// A measurement is missing, or two at one context are not of the same windows and can't be compared.
@@ -71,26 +79,29 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
     let texts = specs.iter().map(|spec| spec.text + 1).max().unwrap_or(0);
     let mut by_text = Vec::with_capacity(texts);
     for text in 0..texts {
-        let of_text = specs.iter().filter(|spec| spec.text == text);
+        let of_text = specs.iter().filter(|spec| spec.text == text && !spec.between);
         let cells: Result<Vec<Cell>> = of_text.map(|spec| Ok(cell(spec, measured(spec)?.clone(), seed))).collect();
         let cells = cells?;
         check_windows(&cells)?;
         let (cells, differences) = compared(cells, seed);
         by_text.push(TextResults { text, cells, differences });
     }
-    if let [_] = by_text.as_slice() {
-        let TextResults { cells, differences, .. } = by_text.remove(0);
-        return Ok(Results { cells, differences, by_text, ..Results::default() });
-    }
-    let mut cells = vec![];
-    for spec in specs.iter().filter(|spec| spec.text == 0) {
+    let pooled = |spec: &CellSpec| {
         let everywhere = specs.iter().filter(|other| other.context == spec.context && other.mode == spec.mode);
         let parts: Result<Vec<&Scores>> = everywhere.map(measured).collect();
-        cells.push(cell(spec, Scores::pooled(parts?), seed));
+        Ok(cell(spec, Scores::pooled(parts?), seed))
+    };
+    let of_first = || specs.iter().filter(|spec| spec.text == 0);
+    // Not all of these were asked for.
+    let between = of_first().filter(|spec| spec.between).filter_map(|spec| pooled(spec).ok()).collect();
+    if let [_] = by_text.as_slice() {
+        let TextResults { cells, differences, .. } = by_text.remove(0);
+        return Ok(Results { cells, differences, by_text, between, ..Results::default() });
     }
+    let cells = of_first().filter(|spec| !spec.between).map(pooled).collect::<Result<Vec<Cell>>>()?;
     check_windows(&cells)?;
     let (cells, differences) = compared(cells, seed);
-    Ok(Results { cells, differences, by_text, ..Results::default() })
+    Ok(Results { cells, differences, by_text, between, ..Results::default() })
 }
 
 /// Differences are of the same tokens: refuses cells of one context that scored other windows.
@@ -222,7 +233,7 @@ pub(crate) mod tests {
     }
 
     fn spec(text: usize, context: usize, mode: &str) -> CellSpec {
-        CellSpec { text, context, stride: context, mode: mode.into(), factor: 2.0, same_as: None }
+        CellSpec { text, context, stride: context, mode: mode.into(), factor: 2.0, same_as: None, between: false }
     }
 
     /// A comparison as if every token cost `nll` nats under a mode, plus what the text itself adds.

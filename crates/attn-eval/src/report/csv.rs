@@ -1,9 +1,49 @@
-//! CSV for spreadsheets: one line per cell, numbers in full precision, empty where there is no value.
+//! CSV for spreadsheets: one line per cell, numbers in full precision, empty where there is no value. Cells of retrieval, where
+//! that was measured, are further lines, and have further columns.
 
+use crate::compare::Results;
 use crate::perplexity::{BUCKETS, Cell};
+use crate::retrieval::RetrievalCell;
+
+/// Columns of retrieval alone.
+const RETRIEVAL: [&str; 6] = ["task", "depth", "trials", "found", "wanted", "answer_nll"];
 
 /// The cells as CSV with a header line.
-pub fn csv(cells: &[Cell]) -> String {
+pub fn csv(results: &Results) -> String {
+    let mut out = of_texts(&results.cells);
+    let Some(retrieval) = &results.retrieval else { return out };
+    let lines: Vec<&str> = out.lines().collect();
+    let columns: Vec<&str> = lines[0].split(',').chain(RETRIEVAL).collect();
+    let mut all = vec![columns.join(",")];
+    all.extend(lines[1..].iter().map(|line| format!("{line}{}", ",".repeat(RETRIEVAL.len()))));
+    all.extend(retrieval.cells.iter().map(|cell| {
+        let fields: Vec<String> = columns.iter().map(|column| field(cell, column)).collect();
+        fields.join(",")
+    }));
+    out = all.join("\n");
+    out.push('\n');
+    out
+}
+
+/// What a cell of retrieval has in a column.
+fn field(cell: &RetrievalCell, column: &str) -> String {
+    match column {
+        "mode" => cell.mode.clone(),
+        "context" => cell.context.to_string(),
+        "factor" => cell.factor.to_string(),
+        "seconds" => format!("{:.3}", cell.seconds),
+        "same_as" => cell.same_as.clone().unwrap_or_default(),
+        "task" => cell.task.clone(),
+        "depth" => cell.depth.map_or(String::new(), |depth| depth.to_string()),
+        "trials" => cell.trials.to_string(),
+        "found" => cell.found.to_string(),
+        "wanted" => cell.wanted.to_string(),
+        "answer_nll" => cell.answer_nll.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn of_texts(cells: &[Cell]) -> String {
     let mut out = String::from(
         "mode,context,stride,factor,perplexity,stderr,stderr_windows,tokens,windows,seconds,nll,\
          last_quarter_perplexity,same_as,versus,nll_difference,nll_difference_low,nll_difference_high",
@@ -49,10 +89,12 @@ fn line(cell: &Cell) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::compare::results::tests::cells;
+    use crate::report::heat::tests::retrieval;
 
     #[test]
     fn every_line_has_the_headers_columns() {
-        let text = csv(&cells(&[("none", 256, 3.0), ("yarn", 256, 3.1), ("none", 4096, 3.0)]));
+        let mut results = Results::of(cells(&[("none", 256, 3.0), ("yarn", 256, 3.1), ("none", 4096, 3.0)]), 0);
+        let text = csv(&results);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
         assert_eq!(lines.len(), 4);
         assert!(lines.iter().all(|line| line.len() == 17 + BUCKETS), "{text}");
@@ -61,5 +103,11 @@ mod tests {
         let perplexity: f64 = lines[1][4].parse().unwrap();
         assert_eq!(perplexity, nll.exp());
         assert_eq!(lines[3][6], "", "one window has no error by window");
+        results.retrieval = Some(retrieval());
+        let both = csv(&results);
+        let columns = both.lines().next().unwrap().split(',').count();
+        assert!(both.lines().all(|line| line.split(',').count() == columns), "{both}");
+        assert!(both.lines().count() == 1 + 3 + 30 && both.starts_with(text.lines().next().unwrap()), "{both}");
+        assert!(both.contains("\nntk-by-parts,8192,,2,") && both.contains(",passkey,0.5,4,2,4,0.5\n"), "{both}");
     }
 }

@@ -4,8 +4,8 @@
 
 use super::{retrieval_headline, retrieval_verdict, verdict};
 use crate::compare::Results;
-use crate::passkey::Passkey;
 use crate::perplexity::checked_sum;
+use crate::retrieval::{Retrieval, Skipped};
 use crate::search::Search;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -47,23 +47,23 @@ impl<'a> Document<'a> {
     }
 }
 
-/// A retrieval task as one JSON document.
+/// A grid of retrieval trials as one JSON document.
 #[derive(Debug, Serialize)]
-pub struct PasskeyDocument<'a> {
+pub struct RetrievalDocument<'a> {
     format: &'static str,
     model: &'a str,
     verdict: Vec<String>,
     #[serde(flatten)]
     about: &'a About,
-    passkey: &'a Passkey,
+    retrieval: &'a Retrieval,
 }
 
-impl<'a> PasskeyDocument<'a> {
+impl<'a> RetrievalDocument<'a> {
     /// The document of these results.
-    pub fn new(about: &'a About, passkey: &'a Passkey) -> Self {
-        let mut verdict = vec![retrieval_headline(passkey, about.trained_context())];
-        verdict.extend(retrieval_verdict(passkey));
-        Self { format: "attn-passkey/1", model: &about.checkpoint.name, verdict, about, passkey }
+    pub fn new(about: &'a About, retrieval: &'a Retrieval) -> Self {
+        let mut verdict = vec![retrieval_headline(retrieval, about.trained_context())];
+        verdict.extend(retrieval_verdict(retrieval));
+        Self { format: "attn-retrieval/1", model: &about.checkpoint.name, verdict, about, retrieval }
     }
 }
 
@@ -194,9 +194,12 @@ pub struct Settings {
     pub device: String,
     /// Whether a GGUF file's weights stay quantised.
     pub keep_quantized: bool,
-    /// What holds for retrieval alone.
+    /// Whether it was found out by bisection how far each mode carries.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub usable: bool,
+    /// What holds for retrieval alone, where that is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub passkey: Option<PasskeySettings>,
+    pub retrieval: Option<RetrievalSettings>,
 }
 
 /// What was put before every window, and why, for a person.
@@ -227,13 +230,19 @@ pub struct RopeSettings {
     pub params: BTreeMap<String, String>,
 }
 
-/// Settings of a retrieval task.
+/// Settings of retrieval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PasskeySettings {
-    /// Where the key stands, 0 the beginning and 1 the end.
+pub struct RetrievalSettings {
+    /// The tasks.
+    pub tasks: Vec<String>,
+    /// The text that things are hidden in; absent: the passkey paper's sentences, over and over.
+    pub haystack: Option<TextInfo>,
+    /// Where the asked-for thing stands, 0 the beginning and 1 the end, in tasks where it stands in one place.
     pub depths: Vec<f64>,
-    /// Trials per cell.
+    /// Trials per depth; tasks without depths have as many in all.
     pub trials: usize,
+    /// What could not be measured, and why.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Where a run took place.
@@ -289,7 +298,8 @@ impl About {
             dtype,
             device,
             keep_quantized,
-            passkey,
+            usable,
+            retrieval,
         } = &self.settings;
         let texts: Vec<Value> =
             self.texts.iter().map(|t| json!({"name": t.name, "sha256": t.sha256, "tokens": t.used})).collect();
@@ -314,10 +324,19 @@ impl About {
             ("--keep-quantized", json!(keep_quantized)),
         ];
         let mut identity: BTreeMap<String, Value> = entries.map(|(name, value)| (name.to_string(), value)).into();
-        if let Some(PasskeySettings { depths, trials }) = passkey {
+        if *usable {
+            identity.insert("--usable".into(), json!(usable));
+        }
+        if let Some(RetrievalSettings { tasks, haystack, depths, trials, skipped: _ }) = retrieval {
             let depths: Vec<Value> = depths.iter().map(|&depth| number(Some(depth))).collect();
-            identity.insert("--depths".into(), json!(depths));
-            identity.insert("--trials".into(), json!(trials));
+            let haystack = haystack.as_ref().map(|text| json!({"name": text.name, "sha256": text.sha256}));
+            let more = [
+                ("--tasks", json!(tasks)),
+                ("--haystack", json!(haystack)),
+                ("--depths", json!(depths)),
+                ("--trials", json!(trials)),
+            ];
+            identity.extend(more.map(|(name, value)| (name.to_string(), value)));
         }
         identity
     }

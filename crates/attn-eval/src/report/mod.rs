@@ -14,14 +14,15 @@ mod retrieval;
 mod svg;
 mod table;
 mod verdict;
+mod weighed;
 
 pub use csv::csv;
 pub use document::{
-    About, CheckpointInfo, Document, FileInfo, Machine, PasskeyDocument, PasskeySettings, RopeSettings, Settings,
+    About, CheckpointInfo, Document, FileInfo, Machine, RetrievalDocument, RetrievalSettings, RopeSettings, Settings,
     TextInfo, Versions, bos_line, read_document,
 };
 pub use explain::{explanation, ranges};
-pub use heat::heat;
+pub use heat::{found, heat};
 pub use retrieval::{retrieval_csv, retrieval_headline, retrieval_verdict};
 pub use svg::svg;
 pub use table::{TableStyle, table};

@@ -1,24 +1,22 @@
-//! What a retrieval task says: in a sentence, in a line per context, and as CSV.
+//! What retrieval says: in a sentence, in a line per task and context, and as CSV.
 
 use super::verdict::{called, listed};
-use crate::passkey::{Passkey, PasskeyCell, Share};
+use crate::retrieval::{Retrieval, RetrievalCell, Share, TaskResult};
 
-/// The modes at one context with what they found, the best first; a mode that is the same computation as one before it
-/// is left out.
-fn ranked(passkey: &Passkey, context: usize) -> Vec<(&str, Share)> {
+/// The modes with what `of` says they found, the best first; a mode that is the same computation as one before it is left out.
+fn ranked(retrieval: &Retrieval, context: usize, of: impl Fn(&str) -> Option<Share>) -> Vec<(&str, Share)> {
     let repeats = |mode: &str| {
-        let mut cells = passkey.cells.iter().filter(|cell| cell.mode == mode && cell.context == context);
-        cells.any(|cell| cell.same_as.is_some())
+        let mut totals = retrieval.totals.iter().filter(|total| total.mode == mode && total.context == context);
+        totals.any(|total| total.same_as.is_some())
     };
-    let modes = passkey.modes.iter().filter(|mode| !repeats(mode));
-    let mut found: Vec<(&str, Share)> =
-        modes.filter_map(|mode| Some((mode.as_str(), passkey.share(mode, context, None)?))).collect();
+    let modes = retrieval.modes.iter().filter(|mode| !repeats(mode));
+    let mut found: Vec<(&str, Share)> = modes.filter_map(|mode| Some((mode.as_str(), of(mode)?))).collect();
     found.sort_by(|a, b| b.1.value().total_cmp(&a.1.value()));
     found
 }
 
 /// A mode as the one who finds: "none finds the key" would be read as nobody.
-fn finder(mode: &str) -> &str {
+pub(super) fn finder(mode: &str) -> &str {
     if mode == "none" { "the model without scaling" } else { called(mode) }
 }
 
@@ -26,61 +24,98 @@ pub(super) fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
 }
 
-/// Which mode still finds the key at the longest context, and how sure that is.
-pub fn retrieval_headline(passkey: &Passkey, trained: Option<usize>) -> String {
-    let Some(&longest) = passkey.contexts.iter().max() else { return "Nothing was asked.".to_string() };
-    let found = ranked(passkey, longest);
-    let Some(&(best, share)) = found.first() else { return "Nothing was asked.".to_string() };
-    let place = match trained {
-        Some(n) if longest > n => format!("At {longest} tokens, past the {n} trained,"),
-        _ => format!("At {longest} tokens"),
-    };
-    if share.correct == 0 {
-        return format!("{place} the key is never found, under any mode.");
+/// `96% (80% to 99%)`.
+fn with_interval(share: Share) -> String {
+    let interval = share.interval();
+    format!("{} ({} to {})", percent(share.value()), percent(interval.low), percent(interval.high))
+}
+
+/// Which mode still finds things at the longest context, and how sure that is.
+pub fn retrieval_headline(retrieval: &Retrieval, trained: Option<usize>) -> String {
+    let able = retrieval.able_names();
+    if able.is_empty() {
+        return match retrieval.tasks.iter().any(|task| task.reference.is_some()) {
+            true => {
+                "The model does none of these tasks where it was trained, so they say nothing about scalings.".into()
+            }
+            false => "Only lengths past the trained one were measured, so nothing says what the model can do.".into(),
+        };
     }
-    let lead = format!("{place} {} finds the key in {} of the trials", finder(best), percent(share.value()));
-    let low = share.interval().low;
-    let tied: Vec<&str> = found[1..].iter().filter(|(_, s)| s.value() >= low).map(|(mode, _)| called(mode)).collect();
+    let at = |context: usize| ranked(retrieval, context, |mode| retrieval.pooled(mode, context));
+    let longest = retrieval.contexts.iter().copied().filter(|&context| !at(context).is_empty()).max();
+    let Some(longest) = longest else { return "No length was asked all tasks that the model can do.".to_string() };
+    let found = at(longest);
+    let Some(&(best, share)) = found.first() else { return "Nothing was asked.".to_string() };
+    let (place, what) = match trained {
+        Some(n) if longest > n => (format!("At {longest} tokens, past the {n} trained,"), listed(&able)),
+        _ => (format!("At {longest} tokens"), listed(&able)),
+    };
+    if share.value() == 0.0 {
+        return format!("{place} nothing is found, under any mode ({what}).");
+    }
+    let lead = format!("{place} {} finds {} of what is hidden ({what})", finder(best), percent(share.value()));
+    let tied = |other: &Share| share.above(*other).low <= 0.0;
+    let tied: Vec<&str> = found[1..].iter().filter(|(_, other)| tied(other)).map(|(mode, _)| called(mode)).collect();
     let none = found.iter().find(|(mode, _)| *mode == "none" && *mode != best && !tied.contains(&called(mode)));
-    let none = none.map_or(String::new(), |(_, s)| format!(", without scaling in {}", percent(s.value())));
+    let none = none.map_or(String::new(), |(_, s)| format!(", without scaling {}", percent(s.value())));
     match (found.len(), tied.as_slice()) {
         (1, _) => format!("{lead}."),
         (_, []) => format!("{lead}{none}; no other mode comes near."),
-        (_, tied) => format!("{lead}{none}; {} trials can't tell it from {}.", share.trials, listed(tied)),
+        (_, tied) => format!("{lead}{none}; {} trials can't tell it from {}.", share.trials(), listed(tied)),
     }
 }
 
-/// A line per context: every mode with what it found, the best with its interval.
-pub fn retrieval_verdict(passkey: &Passkey) -> Vec<String> {
-    let line = |&context: &usize| {
-        let found = ranked(passkey, context);
+/// Why nothing is concluded from a task, if that is so.
+pub(super) fn cannot(task: &TaskResult) -> Option<String> {
+    let name = &task.name;
+    match (task.able, task.reference, task.share.zip(task.interval)) {
+        (true, ..) => None,
+        (_, Some(context), Some((share, interval))) => Some(format!(
+            "{name} is not counted: at {context} tokens, where it was trained, the model finds {} ({} to {}).",
+            percent(share),
+            percent(interval.low),
+            percent(interval.high)
+        )),
+        _ => Some(format!("{name} is not counted: it was not measured at a length that the model was trained for.")),
+    }
+}
+
+/// A line for each task that the model can't do, then one for each other task and context: every mode with what it found, the
+/// best with its interval.
+pub fn retrieval_verdict(retrieval: &Retrieval) -> Vec<String> {
+    let line = |task: &TaskResult, context: usize| {
+        let found = ranked(retrieval, context, |mode| retrieval.share(&task.name, mode, context, None));
         let (&(best, share), others) = found.split_first()?;
-        let (low, high) = (share.interval().low, share.interval().high);
-        let figures = format!(
-            "{} ({} of {}; 95% interval {} to {})",
-            percent(share.value()),
-            share.correct,
-            share.trials,
-            percent(low),
-            percent(high)
-        );
-        if others.is_empty() && passkey.modes.len() > 1 {
-            return Some(format!("{context}: all modes are the same and find {figures}"));
+        let figures = format!("{} in {} trials", with_interval(share), share.trials());
+        let place = format!("{} at {context}", task.name);
+        if others.is_empty() && retrieval.modes.len() > 1 {
+            return Some(format!("{place}: all modes are the same and find {figures}"));
         }
         let others: Vec<String> =
             others.iter().map(|(mode, s)| format!("{} {}", called(mode), percent(s.value()))).collect();
         let rest = if others.is_empty() { String::new() } else { format!(", {}", others.join(", ")) };
-        Some(format!("{context}: {} finds {figures}{rest}", finder(best)))
+        Some(format!("{place}: {} finds {figures}{rest}", finder(best)))
     };
-    passkey.contexts.iter().filter_map(line).collect()
+    let mut lines: Vec<String> = retrieval.tasks.iter().filter_map(cannot).collect();
+    for task in retrieval.able() {
+        lines.extend(retrieval.contexts.iter().filter_map(|&context| line(task, context)));
+    }
+    lines
 }
 
 /// The cells as CSV.
-pub fn retrieval_csv(passkey: &Passkey) -> String {
-    let mut out = String::from("mode,context,depth,factor,trials,correct,seconds,same_as\n");
-    for PasskeyCell { mode, context, depth, factor, trials, correct, seconds, same_as } in &passkey.cells {
-        let same_as = same_as.as_deref().unwrap_or_default();
-        out.push_str(&format!("{mode},{context},{depth},{factor},{trials},{correct},{seconds},{same_as}\n"));
+pub fn retrieval_csv(retrieval: &Retrieval) -> String {
+    let mut out =
+        String::from("task,mode,context,depth,factor,trials,found,wanted,answer_nll,answer_tokens,seconds,same_as\n");
+    for cell in &retrieval.cells {
+        let RetrievalCell { task, mode, context, factor, trials, found, wanted, .. } = cell;
+        let RetrievalCell { answer_nll, answer_tokens, seconds, .. } = cell;
+        let depth = cell.depth.map_or(String::new(), |depth| depth.to_string());
+        let same_as = cell.same_as.as_deref().unwrap_or_default();
+        out.push_str(&format!(
+            "{task},{mode},{context},{depth},{factor},{trials},{found},{wanted},{answer_nll},{answer_tokens},{seconds},\
+             {same_as}\n"
+        ));
     }
     out
 }
@@ -88,45 +123,54 @@ pub fn retrieval_csv(passkey: &Passkey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::heat::tests::passkey;
+    use crate::report::heat::tests::{retrieval, retrieval_of};
 
-    /// "none" finds nothing, "ntk-by-parts" half of six trials a context.
+    /// "none" finds everything up to 4096 tokens and nothing further on, "ntk-by-parts" half of six trials a context.
     #[test]
     fn the_headline_names_the_mode_that_still_finds() {
-        let found = passkey();
+        let found = retrieval();
         let said = retrieval_headline(&found, Some(4096));
         assert_eq!(
             said,
-            "At 65536 tokens, past the 4096 trained, ntk-by-parts finds the key in 50% of the trials, without scaling \
-             in 0%; no other mode comes near."
+            "At 65536 tokens, past the 4096 trained, ntk-by-parts finds 50% of what is hidden (passkey), without scaling \
+             0%; no other mode comes near."
         );
         let lines = retrieval_verdict(&found);
         assert_eq!(lines.len(), 5);
-        assert_eq!(lines[0], "4096: ntk-by-parts finds 50% (3 of 6; 95% interval 19% to 81%), no scaling 0%");
+        assert_eq!(lines[1], "passkey at 8192: ntk-by-parts finds 50% (25% to 75%) in 12 trials, no scaling 0%");
     }
 
     #[test]
     fn ties_repeats_and_failures_are_told() {
-        let mut found = passkey();
-        found.cells.iter_mut().for_each(|cell| cell.correct = 1);
+        let found = retrieval_of(&|_, _, _| 2, |_| ());
         let said = retrieval_headline(&found, None);
+        let tied = "12 trials can't tell it from ntk-by-parts";
         assert!(
-            said.starts_with("At 65536 tokens the model without scaling finds")
-                && said.contains("can't tell it from ntk-by-parts"),
+            said.starts_with("At 65536 tokens the model without scaling finds 50%") && said.contains(tied),
             "{said}"
         );
-        for cell in found.cells.iter_mut().filter(|cell| cell.mode != "none") {
-            cell.same_as = Some("none".into());
-        }
-        assert!(retrieval_verdict(&found)[0].starts_with("4096: all modes are the same and find 50%"));
-        found.cells.iter_mut().for_each(|cell| cell.correct = 0);
-        assert!(retrieval_headline(&found, None).ends_with("never found, under any mode."));
+        let same = retrieval_of(&|_, _, _| 2, |spec| {
+            spec.same_as = (spec.mode != "none").then(|| "none".into());
+        });
+        assert!(retrieval_verdict(&same)[0].starts_with("passkey at 4096: all modes are the same and find 50%"));
+        let lost = retrieval_of(&|mode, context, _| if mode == "none" && context == 4096 { 4 } else { 0 }, |_| ());
+        assert!(retrieval_headline(&lost, Some(4096)).ends_with("nothing is found, under any mode (passkey)."));
+    }
+
+    #[test]
+    fn a_model_that_can_not_do_a_task_is_said_to_be_so_once() {
+        let found = retrieval_of(&|_, _, depth| usize::from(depth == 0), |_| ());
+        let said = retrieval_headline(&found, Some(4096));
+        assert!(said.contains("none of these tasks where it was trained"), "{said}");
+        let lines = retrieval_verdict(&found);
+        let wanted = "passkey is not counted: at 4096 tokens, where it was trained, the model finds 8% (1% to 35%).";
+        assert_eq!(lines, [wanted]);
     }
 
     #[test]
     fn every_cell_is_a_line_of_csv() {
-        let csv = retrieval_csv(&passkey());
+        let csv = retrieval_csv(&retrieval());
         assert_eq!(csv.lines().count(), 1 + 30);
-        assert!(csv.contains("\nntk-by-parts,8192,0.5,2,2,1,1,\n"), "{csv}");
+        assert!(csv.contains("\npasskey,ntk-by-parts,8192,0.5,2,4,2,4,0.5,20,1,\n"), "{csv}");
     }
 }

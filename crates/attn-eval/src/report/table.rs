@@ -28,7 +28,16 @@ pub fn table(cells: &[Cell], usable: &[Usable], style: TableStyle) -> String {
     let first = first_column(cells);
     let mut columns: Vec<Column> =
         contexts(cells).into_iter().map(|context| Column::of_context(cells, context)).collect();
-    columns.extend((!usable.is_empty()).then(|| Column::of_usable(cells, usable)));
+    let by_retrieval = usable.iter().any(|usable| usable.retrieval.is_some());
+    if by_retrieval {
+        let by = |usable: &Usable| usable.retrieval.as_ref().map(|found| (found.length, found.measured));
+        columns
+            .push(Column::of_usable("predicts to", cells, usable, |usable| Some((usable.perplexity, usable.measured))));
+        columns.push(Column::of_usable("finds to", cells, usable, by));
+    } else if !usable.is_empty() {
+        columns
+            .push(Column::of_usable("usable to", cells, usable, |usable| Some((usable.perplexity, usable.measured))));
+    }
     let fits = |columns: &[Column], gap: usize| {
         first + columns.iter().map(|column| column.width + gap).sum::<usize>() <= style.width
     };
@@ -43,7 +52,7 @@ pub fn table(cells: &[Cell], usable: &[Usable], style: TableStyle) -> String {
         block(&mut out, cells, &rest[..count], (first, gap), style);
         rest = &rest[count..];
     }
-    out.push_str(&legend(cells, style.width));
+    out.push_str(&legend(cells, by_retrieval, style.width));
     out
 }
 
@@ -76,16 +85,22 @@ impl Column {
         Self::new(context.to_string(), scaled, modes(cells).into_iter().map(figure).collect())
     }
 
-    fn of_usable(cells: &[Cell], usable: &[Usable]) -> Self {
+    /// How far each mode carries, by what `of` says, and what is the longest length measured.
+    fn of_usable(
+        head: &str,
+        cells: &[Cell],
+        usable: &[Usable],
+        of: impl Fn(&Usable) -> Option<(Option<usize>, usize)>,
+    ) -> Self {
         let figure = |mode: &str| {
             let found = usable.iter().find(|usable| usable.mode == mode);
-            let (length, more) = match found.map(|usable| (usable.perplexity, usable.measured)) {
+            let (length, more) = match found.and_then(&of) {
                 Some((Some(length), measured)) => (length.to_string(), if length == measured { '+' } else { ' ' }),
                 _ => (MISSING.to_string(), ' '),
             };
             (length, more, false)
         };
-        Self::new("usable to".to_string(), String::new(), modes(cells).into_iter().map(figure).collect())
+        Self::new(head.to_string(), String::new(), modes(cells).into_iter().map(figure).collect())
     }
 
     fn new(head: String, factor: String, figures: Vec<(String, char, bool)>) -> Self {
@@ -130,7 +145,7 @@ fn block(out: &mut String, cells: &[Cell], columns: &[Column], (first, gap): (us
 }
 
 /// What the marks mean, in lines of at most `width`.
-fn legend(cells: &[Cell], width: usize) -> String {
+fn legend(cells: &[Cell], by_retrieval: bool, width: usize) -> String {
     let mut parts = vec!["* lowest perplexity"];
     if cells.iter().any(|cell| cell.versus_best.as_ref().and_then(Difference::is_real) == Some(false)) {
         parts.push("~ not to be told from it (95% intervals)");
@@ -140,6 +155,9 @@ fn legend(cells: &[Cell], width: usize) -> String {
     }
     if contexts(cells).len() * modes(cells).len() > cells.len() {
         parts.push("– past the end of its positions");
+    }
+    if by_retrieval {
+        parts.push("predicts to, finds to: as well as where it was trained, by perplexity and by retrieval");
     }
     let mut lines: Vec<String> = vec![];
     for part in parts {
@@ -156,6 +174,7 @@ fn legend(cells: &[Cell], width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::ByRetrieval;
     use crate::compare::results::tests::cells;
 
     fn sample() -> Vec<Cell> {
@@ -181,12 +200,28 @@ mod tests {
             mode: mode.into(),
             perplexity,
             measured: 2048,
+            retrieval: None,
         });
         let text = table(&cells, &usable, TableStyle { width: 100, color: false });
         let line = |mode: &str| text.lines().find(|line| line.starts_with(mode)).unwrap().to_string();
         assert!(line("yarn").contains("~ ") && text.contains("~ not to be told"), "{text}");
         assert!(line("none").ends_with(" 512") && line("yarn").ends_with(" 2048+"), "{text}");
         assert!(line("linear").ends_with('–') && line("context").ends_with("usable to"), "{text}");
+        let by = |length: Option<usize>| Some(ByRetrieval { length, measured: 1024 });
+        let found = [("none", by(Some(256))), ("yarn", by(Some(1024))), ("linear", None)];
+        let usable: Vec<Usable> = usable
+            .into_iter()
+            .zip(found)
+            .map(|(usable, (mode, retrieval))| {
+                assert_eq!(usable.mode, mode);
+                Usable { retrieval, ..usable }
+            })
+            .collect();
+        let text = table(&cells, &usable, TableStyle { width: 100, color: false });
+        let line = |mode: &str| text.lines().find(|line| line.starts_with(mode)).unwrap().to_string();
+        assert!(line("context").ends_with("predicts to     finds to"), "{text}");
+        assert!(line("none").ends_with(" 512          256") && line("yarn").ends_with(" 2048+        1024+"), "{text}");
+        assert!(text.contains("finds to: as well as where it was trained"), "{text}");
         let text = table(&sample(), &[], TableStyle { width: 100, color: false });
         assert_eq!(text.lines().filter(|line| line.contains('*')).count(), 2, "{text}");
         let best = text.lines().find(|line| line.starts_with("ntk-by-parts")).unwrap();

@@ -1,7 +1,7 @@
 //! What a comparison says: what to do past the trained length, what that costs, and a sentence per length: the best mode, by
 //! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
-use super::{figure, short};
+use super::{figure, short, weighed};
 use crate::compare::{Answer, Recommendation, Results, Versus, best, contexts, far_text, takes_factor};
 use crate::perplexity::Cell;
 use crate::search::Search;
@@ -23,7 +23,8 @@ pub fn verdict(results: &Results, one_factor: bool, trained: Option<usize>) -> V
     let Some(found) = results.recommended(one_factor, trained) else {
         return Verdict { headline: "Nothing was compared.".to_string(), lines: vec![], lengths: vec![] };
     };
-    let lines = [cost(&found), for_configs(&found), far_sentence(results)].into_iter().flatten().collect();
+    let lines = [cost(&found), for_configs(&found)].into_iter().flatten();
+    let lines = lines.chain(weighed::sentences(results, &found)).chain(far_sentence(results)).collect();
     let lengths = contexts(&results.cells).into_iter().filter_map(|context| line(&results.cells, context)).collect();
     Verdict { headline: headline(&found, trained), lines, lengths }
 }
@@ -84,8 +85,16 @@ fn headline(found: &Recommendation, trained: Option<usize>) -> String {
                  tokens{others}; {more}."
             )
         }
+        Answer::Disagree => format!(
+            "{start} perplexity and retrieval disagree, so nothing is recommended. By perplexity {name} is better: {perplexity} \
+             at {context} tokens{others}. By retrieval it is worse: {}",
+            weighed::disagreement(found)
+        ),
         Answer::Keep => {
-            format!("{start} nothing compared is better than {name}: perplexity {perplexity} at {context} tokens.")
+            let finds = weighed::finds(found);
+            format!(
+                "{start} nothing compared is better than {name}: perplexity {perplexity} at {context} tokens.{finds}"
+            )
         }
         Answer::Use => {
             let tied: Vec<&str> = found.tied_with.iter().map(|mode| called(mode)).collect();
@@ -98,7 +107,8 @@ fn headline(found: &Recommendation, trained: Option<usize>) -> String {
             } else {
                 ""
             };
-            format!("{start} use {name}{each}: perplexity {perplexity} at {context} tokens{others}.{tied}")
+            let finds = weighed::finds(found);
+            format!("{start} use {name}{each}: perplexity {perplexity} at {context} tokens{others}.{finds}{tied}")
         }
     }
 }
@@ -152,10 +162,12 @@ fn far_sentence(results: &Results) -> Option<String> {
     let (keeping, dropping, context) = (called(&keeping), &versus.mode, versus.context);
     let interval = versus.interval?;
     let gap = percent(versus.nll.abs());
+    let shown =
+        if results.retrieval.is_some() { "" } else { " Whether a mode can use it, --tasks ppl,retrieval shows." };
     Some(if interval.low > 0.0 {
         format!(
             "No mode uses what lies further back on this text: {dropping}, which drops it, is better than {keeping}, the \
-             best of the others, by {gap} {} at {context} tokens. Whether a mode can use it, attn passkey shows.",
+             best of the others, by {gap} {} at {context} tokens.{shown}",
             range(interval)
         )
     } else if interval.high < 0.0 {

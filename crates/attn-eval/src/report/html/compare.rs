@@ -1,6 +1,7 @@
 //! The page of `attn compare --html`.
 
 use super::provenance::provenance;
+use super::retrieval;
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
 use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes};
 use crate::perplexity::{self, BUCKETS};
@@ -17,6 +18,9 @@ pub fn comparison(about: &About, results: &Results, search: Option<&Search>) -> 
     let mut page = Page::new(&format!("Position scalings of {}", about.checkpoint.name));
     answer(&mut page, about, results, search);
     figures(&mut page, about, results);
+    if let Some(found) = &results.retrieval {
+        retrieval::found(&mut page, about, found, "found-by-context");
+    }
     differences(&mut page, results);
     page.heading("Where along the window a mode breaks");
     page.chart(by_position(&results.cells, about.trained_context()));
@@ -52,10 +56,11 @@ fn answer(page: &mut Page, about: &About, results: &Results, search: Option<&Sea
         None => page.verdict(&headline, &[lines, lengths].concat()),
     }
     applied(page, results);
-    page.soft(
-        "Intervals hold for text like this one: they come from resampling its windows. Perplexity does not tell whether a \
-         model still finds things far back; measure that with attn passkey.",
-    );
+    let alone = " Perplexity does not tell whether a model still finds things far back: --tasks ppl,retrieval measures that too.";
+    page.soft(&format!(
+        "Intervals hold for text like this one: they come from resampling its windows.{}",
+        if results.retrieval.is_some() { "" } else { alone }
+    ));
 }
 
 fn figures(page: &mut Page, about: &About, results: &Results) {
@@ -65,10 +70,15 @@ fn figures(page: &mut Page, about: &About, results: &Results) {
     let usable = found.map_or(vec![], |found| found.usable);
     page.table(&with_usable(whole_windows("perplexity", "Perplexity, with its 95% interval", &results.cells), &usable));
     if !usable.is_empty() {
-        page.soft(
+        let by_retrieval = if usable.iter().any(|usable| usable.retrieval.is_some()) {
+            "By retrieval: at which as much is found, of the tasks that the model can do."
+        } else {
+            "It says nothing of retrieval."
+        };
+        page.soft(&format!(
             "Usable to: the longest length measured at which the last quarter of the windows is predicted as well as by the \
-             model as it is at its trained length, as far as the intervals can tell. It says nothing of retrieval.",
-        );
+             model as it is at its trained length, as far as the intervals can tell. {by_retrieval}"
+        ));
     }
     page.table(&perplexities(
         "last-quarter",
@@ -159,22 +169,31 @@ fn applied(page: &mut Page, results: &Results) {
     }
 }
 
-/// The table with a column after the modes that says how far each carries.
+/// The table with columns after the modes that say how far each carries.
 fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
-    if usable.is_empty() {
-        return table;
+    let by_retrieval = usable.iter().any(|usable| usable.retrieval.is_some());
+    let mut columns: Vec<(&str, fn(&Usable) -> Option<(Option<usize>, usize)>)> = vec![];
+    if by_retrieval {
+        let of = |usable: &Usable| usable.retrieval.as_ref().map(|found| (found.length, found.measured));
+        columns.push(("usable to, by retrieval", of));
     }
-    table.heads.insert(1, Head::number("usable to"));
-    for row in &mut table.rows {
-        let found = usable.iter().find(|usable| row.first().is_some_and(|cell| cell.text == usable.mode));
-        let length = match found {
-            Some(Usable { perplexity: Some(length), measured, .. }) => {
-                let more = if length == measured { "the longest measured" } else { "" };
-                Cell::count(*length).small(more)
-            }
-            _ => Cell::text("–"),
-        };
-        row.insert(1, length);
+    if !usable.is_empty() {
+        let head = if by_retrieval { "usable to, by perplexity" } else { "usable to" };
+        columns.push((head, |usable| Some((usable.perplexity, usable.measured))));
+    }
+    for (head, of) in columns {
+        table.heads.insert(1, Head::number(head));
+        for row in &mut table.rows {
+            let found = usable.iter().find(|usable| row.first().is_some_and(|cell| cell.text == usable.mode));
+            let length = match found.and_then(of) {
+                Some((Some(length), measured)) => {
+                    let more = if length == measured { "the longest measured" } else { "" };
+                    Cell::count(length).small(more)
+                }
+                _ => Cell::text("–"),
+            };
+            row.insert(1, length);
+        }
     }
     table
 }
@@ -463,7 +482,8 @@ pub(crate) mod tests {
                 dtype: "f32".into(),
                 device: "cpu".into(),
                 keep_quantized: false,
-                passkey: None,
+                usable: false,
+                retrieval: None,
             },
             machines: vec![Machine { os: "linux".into(), arch: "x86_64".into(), cpu: None, cores: 2, threads: 2 }],
         }
@@ -502,6 +522,30 @@ pub(crate) mod tests {
             assert!(body.contains(said), "{said}");
         }
         assert!(body.contains("+123%") && body.contains(">real<"), "the difference of 0.8 nats");
+    }
+
+    /// The whole of a comparison with retrieval beside it, in JSON and in the page.
+    #[test]
+    fn retrieval_is_shown_beside_perplexity_and_comes_back_from_json() {
+        let mut about = about();
+        about.settings.factor = Some(4.0);
+        about.settings.rope.original_context = Some(4096);
+        let rows = [("none", 256, 3.0), ("ntk-by-parts", 256, 3.0), ("none", 512, 4.0), ("ntk-by-parts", 512, 3.2)];
+        let mut results = Results::of(cells(&rows), 0);
+        results.retrieval = Some(crate::report::heat::tests::retrieval());
+        results.recommend(&about);
+        let page = comparison(&about, &results, None).unwrap();
+        let (start, end) = (page.find("<main>").unwrap(), page.find("<script type=").unwrap());
+        assert_well_formed(&page[start..end], &super::super::VOID);
+        assert!(page.contains("id=\"found-0\"") && page.contains("data-chart=\"found-by-context\""));
+        let json = serde_json::to_string(&Document::new(&about, &results)).unwrap();
+        let (_, again) = read_document(&json).unwrap();
+        assert_eq!(again.retrieval.unwrap().cells.len(), 30);
+        for (was, wrong) in [("\"found\":4", "\"found\":5"), ("\"task\":\"passkey\"", "\"task\":\"other\"")] {
+            let edited = json.replacen(was, wrong, 1);
+            let error = format!("{:#}", read_document(&edited).unwrap_err());
+            assert!(edited != json && error.contains("retrieval"), "{error}");
+        }
     }
 
     #[test]

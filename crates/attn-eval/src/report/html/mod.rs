@@ -6,12 +6,15 @@
 
 mod compare;
 mod explain;
-mod passkey;
 mod provenance;
+mod retrieval;
 
 pub use compare::comparison;
 pub use explain::explanation;
-pub use passkey::retrieval;
+pub use retrieval::retrieval;
+
+#[cfg(test)]
+pub(crate) use compare::tests::about as tests_about;
 
 use super::markup::{escape, script_json};
 use super::palette;

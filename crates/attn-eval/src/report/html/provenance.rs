@@ -1,7 +1,7 @@
 //! What was measured on what, and how to do it again: the same section in every report of measurements.
 
 use super::{Cell, Head, Page, Table};
-use crate::report::{About, factor};
+use crate::report::{About, TextInfo, factor};
 
 /// The section's content.
 pub(super) fn provenance(page: &mut Page, about: &About) {
@@ -9,7 +9,10 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
     page.code("command", "command", &command.join(" "));
     let (checkpoint, settings) = (&about.checkpoint, &about.settings);
     let windows = settings.stride.map_or("one every context (side by side)".into(), |n| format!("one every {n}"));
-    let seed_of = if settings.passkey.is_some() { "seed of the trials" } else { "bootstrap seed" };
+    let retrieval = settings.retrieval.as_ref();
+    // Beside perplexity it is both.
+    let seed_of = if retrieval.is_some() && about.texts.is_empty() { "seed of the trials" } else { "seed" };
+    let windows = if about.texts.is_empty() { String::new() } else { windows };
     page.facts(&[
         ("model", checkpoint.name.clone()),
         ("revision", checkpoint.revision.clone().unwrap_or_default()),
@@ -17,8 +20,8 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
         ("family", format!("{}, {} weights", checkpoint.family, checkpoint.parameters)),
         ("own scaling", checkpoint.rope_type.clone()),
         ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
-        ("windows", if settings.passkey.is_some() { String::new() } else { windows }),
-        ("trials", settings.passkey.as_ref().map_or(String::new(), |p| format!("{} per cell", p.trials))),
+        ("windows", windows),
+        ("trials", retrieval.map_or(String::new(), |r| format!("{} per depth", r.trials))),
         ("BOS before each", settings.bos_line()),
         ("computed in", format!("{} on {}", settings.dtype, settings.device)),
         (seed_of, settings.seed.to_string()),
@@ -32,8 +35,10 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
             format!("{cpu}, {} cores, {} threads, {} {}", machine.cores, machine.threads, machine.os, machine.arch),
         )]);
     }
-    if !about.texts.is_empty() {
-        page.table(&texts(about));
+    let haystack = retrieval.and_then(|retrieval| retrieval.haystack.as_ref());
+    let texts: Vec<&TextInfo> = about.texts.iter().chain(haystack.filter(|text| !about.texts.contains(text))).collect();
+    if !texts.is_empty() {
+        page.table(&table(&texts));
     }
     if checkpoint.files.len() > 1 {
         let rows = checkpoint.files.iter();
@@ -55,8 +60,8 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
     }
 }
 
-fn texts(about: &About) -> Table {
-    let rows = about.texts.iter().map(|text| {
+fn table(texts: &[&TextInfo]) -> Table {
+    let rows = texts.iter().map(|text| {
         vec![
             Cell::text(&text.name),
             Cell::count(text.used),

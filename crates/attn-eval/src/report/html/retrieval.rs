@@ -1,0 +1,213 @@
+//! The page of `attn retrieval --html`, and what the page of a comparison says of retrieval.
+
+use super::compare::meanings;
+use super::provenance::provenance;
+use super::{Cell, Chart, Head, Page, Series, Table, View};
+use crate::report::retrieval::percent;
+use crate::report::{About, RetrievalDocument, retrieval_headline, retrieval_verdict, short};
+use crate::retrieval::{Retrieval, Share, Total};
+use anyhow::Result;
+
+/// A grid of trials as one HTML file.
+///
+/// # Errors
+/// A number that JSON can't hold.
+pub fn retrieval(about: &About, retrieval: &Retrieval) -> Result<String> {
+    let mut page = Page::new(&format!("What {} finds far back", about.checkpoint.name));
+    let trained = about.trained_context();
+    page.soft(&format!(
+        "{}. Things are hidden in {}, and the model is asked for them at the end; {} trials per depth and context, the same \
+         for every mode.",
+        trained.map_or("Trained context unknown".to_string(), |n| format!("Trained to {n} tokens")),
+        hidden_in(about, retrieval),
+        retrieval.trials
+    ));
+    page.verdict(&retrieval_headline(retrieval, trained), &retrieval_verdict(retrieval));
+    found(&mut page, about, retrieval, "by-context");
+    meanings(&mut page, retrieval.modes.iter().map(String::as_str));
+    page.heading("How this was measured");
+    provenance(&mut page, about);
+    page.save_button("retrieval.json");
+    Ok(page.finish(&serde_json::to_value(RetrievalDocument::new(about, retrieval))?))
+}
+
+fn hidden_in<'a>(about: &About, retrieval: &'a Retrieval) -> &'a str {
+    let paper = about.settings.retrieval.as_ref().is_none_or(|settings| settings.haystack.is_none());
+    if paper { "a few sentences over and over" } else { retrieval.haystack.as_str() }
+}
+
+/// What was found, by context and by depth; the chart has this id.
+pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, id: &str) {
+    page.heading("Found, by context");
+    let tasks: Vec<(&str, String)> =
+        retrieval.tasks.iter().map(|task| (task.name.as_str(), task.summary.clone())).collect();
+    page.facts(&tasks);
+    page.soft(
+        "A single number counts if it is the first in the answer, exactly; of several things each counts that is in the answer. \
+         Intervals are Wilson's, for the trials at all depths together.",
+    );
+    page.chart(by_context(retrieval, id));
+    for (index, task) in retrieval.tasks.iter().enumerate() {
+        page.table(&shares(retrieval, index, &task.name));
+    }
+    page.begin_details("What the right answers cost");
+    page.text(
+        "Nats per token of the right answer, given the prompt: it still tells modes apart where none finds anything.",
+    );
+    for (index, task) in retrieval.tasks.iter().enumerate() {
+        page.table(&answers(retrieval, index, &task.name));
+    }
+    page.end_details();
+    if let Some(settings) = about.settings.retrieval.as_ref().filter(|settings| !settings.skipped.is_empty()) {
+        page.text("Not everything could be measured:");
+        let reasons: Vec<String> = settings.skipped.iter().map(ToString::to_string).collect();
+        reasons.iter().for_each(|reason| page.soft(reason));
+    }
+    let placed = retrieval
+        .tasks
+        .iter()
+        .enumerate()
+        .filter(|(_, task)| retrieval.cells.iter().any(|cell| cell.task == task.name && cell.depth.is_some()));
+    page.heading("Where in the context");
+    page.text("Depth 0% is the beginning of the context, 100% its end, just before the question.");
+    for (task, result) in placed {
+        for (mode, name) in retrieval.modes.iter().enumerate() {
+            page.table(&map(retrieval, (task, &result.name), (mode, name)));
+        }
+    }
+}
+
+fn by_context(retrieval: &Retrieval, id: &str) -> Chart {
+    let mut contexts = retrieval.contexts.clone();
+    contexts.sort_unstable();
+    let views = retrieval.tasks.iter().map(|task| {
+        let series = retrieval.modes.iter().map(|mode| {
+            let found: Vec<Option<Share>> =
+                contexts.iter().map(|&context| retrieval.share(&task.name, mode, context, None)).collect();
+            let percents = |of: fn(Share) -> f64| found.iter().map(|share| share.map(|s| of(s) * 100.0)).collect();
+            Series {
+                name: mode.clone(),
+                values: percents(|s| s.value()),
+                low: percents(|s| s.interval().low),
+                high: percents(|s| s.interval().high),
+            }
+        });
+        let x = contexts.iter().map(|&context| context as f64).collect();
+        View { name: task.name.clone(), x, series: series.collect(), marks: vec![] }
+    });
+    Chart {
+        id: id.into(),
+        title: "Found, by context".into(),
+        note:
+            "Share of what was hidden, at all depths, that was found; higher is better. Upright bars are 95% intervals."
+                .into(),
+        view_name: "Task",
+        xlabel: "context (tokens)",
+        ylabel: "% found",
+        xunit: "tokens",
+        xlog: true,
+        yzero: true,
+        xticks: true,
+        views: views.collect(),
+        ..Chart::default()
+    }
+}
+
+/// A share as a percentage, the deeper the colour the more was found.
+fn share_cell(share: Option<Share>) -> Cell {
+    let Some(share) = share else { return Cell::text("–") };
+    Cell::number(share.value(), percent(share.value())).heat(share.value())
+}
+
+/// Modes down, contexts across.
+fn shares(retrieval: &Retrieval, index: usize, task: &str) -> Table {
+    let row = |mode: &String| {
+        let figures = retrieval.contexts.iter().map(|&context| {
+            let share = retrieval.share(task, mode, context, None);
+            let range = share.map(Share::interval).map(|i| format!("{:.0} to {:.0}%", i.low * 100.0, i.high * 100.0));
+            share_cell(share).small(range.unwrap_or_default())
+        });
+        std::iter::once(Cell::text(mode)).chain(figures).collect()
+    };
+    Table {
+        id: format!("found-{index}"),
+        caption: format!("{task}: found, at all depths together, with its 95% interval"),
+        heads: heads(Head::text("mode"), retrieval),
+        rows: retrieval.modes.iter().map(row).collect(),
+    }
+}
+
+/// What a token of the right answer cost: modes down, contexts across.
+fn answers(retrieval: &Retrieval, index: usize, task: &str) -> Table {
+    let find = |mode: &str, context: usize| -> Option<&Total> {
+        retrieval.totals.iter().find(|total| total.task == task && total.mode == mode && total.context == context)
+    };
+    let row = |mode: &String| {
+        let figures = retrieval.contexts.iter().map(|&context| match find(mode, context) {
+            Some(total) => {
+                let range = total.answer_interval.map(|i| format!("{} to {}", short(i.low), short(i.high)));
+                Cell::number(total.answer_nll, short(total.answer_nll)).small(range.unwrap_or_default())
+            }
+            None => Cell::text("–"),
+        });
+        std::iter::once(Cell::text(mode)).chain(figures).collect()
+    };
+    Table {
+        id: format!("answers-{index}"),
+        caption: format!("{task}: nats per token of the right answer, with the 95% interval"),
+        heads: heads(Head::text("mode"), retrieval),
+        rows: retrieval.modes.iter().map(row).collect(),
+    }
+}
+
+/// A mode's heat map of a task: depths down, contexts across.
+fn map(retrieval: &Retrieval, (task, task_name): (usize, &str), (mode, mode_name): (usize, &str)) -> Table {
+    let row = |&depth: &f64| {
+        let of = |context: usize| retrieval.share(task_name, mode_name, context, Some(depth));
+        let figures = retrieval.contexts.iter().map(|&context| share_cell(of(context)));
+        std::iter::once(Cell::number(depth, percent(depth))).chain(figures).collect()
+    };
+    Table {
+        id: format!("map-{task}-{mode}"),
+        caption: format!("{task_name} under {mode_name}: found, by depth and context"),
+        heads: heads(Head::number("depth"), retrieval),
+        rows: retrieval.depths.iter().map(row).collect(),
+    }
+}
+
+fn heads(first: Head, retrieval: &Retrieval) -> Vec<Head> {
+    let contexts = retrieval.contexts.iter().map(|context| Head::number(format!("{context} tokens")));
+    std::iter::once(first).chain(contexts).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::RetrievalSettings;
+    use crate::report::heat::tests::retrieval as found;
+    use crate::report::html::tests_about;
+    use crate::report::markup::assert_well_formed;
+    use crate::retrieval::Skipped;
+
+    #[test]
+    fn a_page_shows_every_figure_and_what_is_missing() {
+        let (mut about, found) = (tests_about(), found());
+        let haystack = about.texts.pop();
+        about.texts.clear();
+        let skipped = vec![Skipped { context: 131072, task: None, reason: "<b>no memory".into() }];
+        about.settings.retrieval =
+            Some(RetrievalSettings { tasks: vec!["passkey".into()], haystack, depths: vec![], trials: 4, skipped });
+        let page = retrieval(&about, &found).unwrap();
+        let (start, end) = (page.find("<main>").unwrap(), page.find("<script type=").unwrap());
+        let body = &page[start..end];
+        assert_well_formed(body, &super::super::VOID);
+        assert!(!page.contains("<i>") && body.contains("&lt;i&gt;") && body.contains("&lt;b&gt;no memory"));
+        // Two modes of three depths and five contexts, each with the line for all depths.
+        assert_eq!(body.matches("class=\"heat\"").count(), 2 * 5 * (3 + 1));
+        assert!(body.contains("map-0-1") && body.contains("data-chart=\"by-context\"") && body.contains(">50%<"));
+        assert!(body.contains("id=\"answers-0\"") && body.contains("id=\"texts\""));
+        about.settings.retrieval = None;
+        let page = retrieval(&about, &found).unwrap();
+        assert!(page.contains("a few sentences") && !page.contains("id=\"texts\""));
+    }
+}

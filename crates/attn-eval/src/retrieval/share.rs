@@ -1,0 +1,101 @@
+//! How much was found, and how sure that is.
+
+use crate::stats::Interval;
+
+/// The normal distribution's 97.5 % quantile, squared.
+const Z2: f64 = 1.959_963_985 * 1.959_963_985;
+
+/// What was found in at least one trial. A trial counts with the share of what it asked for that was found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share {
+    /// The sum over the trials.
+    score: f64,
+    /// Trials.
+    trials: usize,
+}
+
+impl Share {
+    /// `found` things of `wanted` in so many trials, each of which asked for as many.
+    pub fn of(found: usize, wanted: usize, trials: usize) -> Self {
+        Self { score: found as f64 / wanted as f64 * trials as f64, trials }
+    }
+
+    /// From 0 to 1.
+    pub fn value(self) -> f64 {
+        self.score / self.trials as f64
+    }
+
+    /// Trials.
+    pub fn trials(self) -> usize {
+        self.trials
+    }
+
+    /// The trials of both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { score: self.score + other.score, trials: self.trials + other.trials }
+    }
+
+    /// The 95 % interval of the share (Wilson's score interval, which holds for few trials and for shares of 0 and 1 too).
+    /// Where a trial may be found in part it is wider than it has to be: nothing between 0 and 1 varies more around its mean
+    /// than what is only ever 0 or 1.
+    pub fn interval(self) -> Interval {
+        let (n, p) = (self.trials as f64, self.value());
+        let middle = (p + Z2 / (2.0 * n)) / (1.0 + Z2 / n);
+        let half = (Z2 * (p * (1.0 - p) / n + Z2 / (4.0 * n * n))).sqrt() / (1.0 + Z2 / n);
+        Interval { low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
+    }
+
+    /// The 95 % interval of by how much this share is above the other (Newcombe's hybrid score interval, 1998, number 10,
+    /// from the two intervals of Wilson's). For two modes on the same trials it is wider than it has to be, as what makes a
+    /// trial hard makes it hard for both.
+    pub fn above(self, other: Self) -> Interval {
+        let (p, q) = (self.value(), other.value());
+        let (a, b) = (self.interval(), other.interval());
+        let half = |x: f64, y: f64| (x * x + y * y).sqrt();
+        Interval { low: p - q - half(p - a.low, b.high - q), high: p - q + half(a.high - p, q - b.low) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(interval: Interval, low: f64, high: f64) {
+        assert!((interval.low - low).abs() < 1e-6 && (interval.high - high).abs() < 1e-6, "{interval:?}");
+    }
+
+    /// Against statsmodels' proportion_confint(method="wilson").
+    #[test]
+    fn intervals_are_wilsons() {
+        for (correct, trials, low, high) in [
+            (0, 10, 0.0, 0.277_533),
+            (5, 10, 0.236_593, 0.763_407),
+            (25, 25, 0.866_808, 1.0),
+            (1, 3, 0.061_492, 0.792_340),
+        ] {
+            near(Share::of(correct, trials, trials).interval(), low, high);
+        }
+        // Half of what every trial asks for is half of the trials.
+        assert_eq!(Share::of(20, 40, 10), Share::of(5, 10, 10));
+    }
+
+    /// Newcombe 1998, table II, method 10: 56 of 70 against 48 of 80, 9 of 10 against 3 of 10, 10 of 10 against 0 of 10.
+    #[test]
+    fn differences_are_newcombes() {
+        let of = |a, m, b, n| Share::of(a, m, m).above(Share::of(b, n, n));
+        let near = |interval: Interval, low: f64, high: f64| {
+            assert!((interval.low - low).abs() < 1e-4 && (interval.high - high).abs() < 1e-4, "{interval:?}");
+        };
+        near(of(56, 70, 48, 80), 0.0524, 0.3339);
+        near(of(9, 10, 3, 10), 0.1705, 0.8090);
+        near(of(10, 10, 0, 10), 0.6075, 1.0);
+        assert!(of(5, 10, 5, 10).low < 0.0 && of(5, 10, 5, 10).high > 0.0);
+    }
+
+    #[test]
+    fn trials_weigh_the_same_whatever_they_ask_for() {
+        let both = Share::of(4, 4, 4).and(Share::of(0, 16, 4));
+        assert_eq!((both.value(), both.trials()), (0.5, 8));
+    }
+}
