@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Opens a report (attn compare --html, attn explain --html) in headless Chromium and checks what a person would:
+"""Opens a report (attn compare, attn retrieval or attn explain with --html) in headless Chromium and checks what a person would:
 
     scripts/check_report.py report.html [--json report.json] [--shots FOLDER]
 
 - no error on the console, nothing loaded but the file itself, in light and dark, on a wide and on a 360 px window;
 - every chart is drawn, answers to the keyboard, and hides a line when its box is cleared;
-- tables sort; every figure of a comparison's tables is that of the JSON (to 1e-15: reading JSON may change a last digit);
+- tables sort; every figure of a comparison's and of retrieval's tables is that of the JSON (to 1e-15: reading JSON may change a last digit);
 - text stands out from its background as WCAG 2.1 AA asks, the page never scrolls sideways, ids are unique.
 
 --json: what `--json` printed for the same comparison; has to equal the data inside the page.
@@ -287,7 +287,7 @@ def check_comparison(document, tables):
     def figures(table, of):
         nonlocal compared
         for row in tables[table]["rows"]:
-            # A column before them says how far a mode carries.
+            # Columns before them say how far a mode carries.
             for context, shown in zip(contexts, row[-len(contexts):]):
                 expected = of(cells[row[0]["text"], context])
                 if expected is None:
@@ -311,6 +311,38 @@ def check_comparison(document, tables):
     for key, row in by_cell.items():
         assert same(float(row[3]["value"]), cells[key]["perplexity"]) and int(row[6]["value"]) == cells[key]["tokens"], key
         compared += 2
+    return compared
+
+
+def check_retrieval(retrieval, tables):
+    """Every share of the tables against the counts of the document."""
+    totals = {(t["task"], t["mode"], t["context"]): t for t in retrieval["totals"]}
+    cells = {(c["task"], c["mode"], c["context"], c["depth"]): c for c in retrieval["cells"]}
+    contexts, compared = retrieval["contexts"], 0
+
+    def share(shown, expected):
+        nonlocal compared
+        if expected is None:
+            assert shown.get("value") is None, shown
+            return
+        found = expected["found"] / expected["wanted"]
+        assert math.isclose(float(shown["value"]), found, rel_tol=1e-12, abs_tol=1e-12), (shown, expected)
+        assert rounded(found * 100, shown["text"]), (shown, expected)
+        compared += 1
+
+    for index, task in enumerate(task["name"] for task in retrieval["tasks"]):
+        for row in tables[f"found-{index}"]["rows"]:
+            for context, shown in zip(contexts, row[1:]):
+                share(shown, totals.get((task, row[0]["text"], context)))
+        for row in tables[f"answers-{index}"]["rows"]:
+            for context, shown in zip(contexts, row[1:]):
+                if total := totals.get((task, row[0]["text"], context)):
+                    assert same(float(shown["value"]), total["answer_nll"]), (shown, total)
+                    compared += 1
+        for number, mode in enumerate(retrieval["modes"]):
+            for row in tables.get(f"map-{index}-{number}", {"rows": []})["rows"]:
+                for context, shown in zip(contexts, row[1:]):
+                    share(shown, cells.get((task, mode, context, float(row[0]["value"]))))
     return compared
 
 
@@ -353,6 +385,11 @@ def check(browser, url, document, shots):
         compared = check_comparison(inside, tables)
         if compared < 2 * len(inside["cells"]):
             problems.append(f"only {compared} figures were compared")
+    if retrieval := inside.get("retrieval"):
+        shares = check_retrieval(retrieval, tables)
+        if shares < len(retrieval["cells"]):
+            problems.append(f"only {shares} shares were compared")
+        compared += shares
     return problems, len(tables), compared
 
 

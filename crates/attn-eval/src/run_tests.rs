@@ -328,13 +328,14 @@ fn a_run_holds_perplexity_and_retrieval() {
     let mut run = RunFile::open(&path, Header::new(about(), specs.clone())).unwrap();
     assert_eq!(run.run.missing(), [0, 1], "those between are measured only where they are asked for");
     assert!(run.append(0, found.clone()).unwrap_err().to_string().contains("cell 0"));
-    run.append(0, LabScores::Text(scores(1.0))).unwrap();
+    let text = LabScores::Text(scores(1.0));
+    run.append(0, text.clone()).unwrap();
     run.append(1, found.clone()).unwrap();
     run.append(3, found.clone()).unwrap();
     drop(run);
     let read = Run::<LabSpec>::read(&path).unwrap();
     assert_eq!(read.header.cells, specs);
-    assert_eq!((read.scores[0].clone(), read.scores[2].clone()), (Some(LabScores::Text(scores(1.0))), None));
+    assert_eq!((read.scores[0].clone(), read.scores[2].clone()), (Some(text), None));
     assert_eq!((read.scores[1].as_ref(), read.scores[3].as_ref()), (Some(&found), Some(&found)));
     assert!(read.missing().is_empty());
 }
