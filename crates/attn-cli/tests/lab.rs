@@ -356,7 +356,10 @@ fn perplexity_and_retrieval_end_in_one_document() {
     let again = [&["compare", "--run", path(&file), "--json"], &["--html", path(&page)][..]].concat();
     assert_eq!(figures(json(&again)), figures(whole.clone()));
     assert!(fs::read(&file).unwrap() == before, "nothing is measured again");
-    assert_eq!(figures(json(&["merge", path(&file), "--json"])), figures(whole.clone()));
+    // What is told to programs takes the model, which is not at hand there.
+    let mut without = figures(whole.clone());
+    without["recommendation"].as_object_mut().unwrap().remove("applied");
+    assert_eq!(figures(json(&["merge", path(&file), "--json"])), without);
     let saved = folder.path().join("saved.json");
     fs::write(&saved, whole.to_string()).unwrap();
     let shown = String::from_utf8(run(&["compare", "--from", path(&saved)]).stdout).unwrap();
@@ -376,7 +379,9 @@ fn perplexity_and_retrieval_end_in_one_document() {
     }
     let merged = json(&["merge", path(&files[0]), path(&files[1]), "--json"]);
     check_schema(&merged);
-    assert_eq!(figures(merged), figures(json(&plain)));
+    let mut without = figures(json(&plain));
+    without["recommendation"].as_object_mut().unwrap().remove("applied");
+    assert_eq!(figures(merged), without);
 }
 
 #[test]
