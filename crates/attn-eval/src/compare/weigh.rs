@@ -22,7 +22,8 @@ pub struct Weighed {
     pub context: usize,
     /// The tasks that count: those that the model can do at its trained length.
     pub tasks: Vec<String>,
-    /// What each mode finds there of all these together, the most first.
+    /// What each mode finds there of all these together, the most first; modes that are the same computation as another are left
+    /// out.
     pub found: Vec<Found>,
     /// Modes that find really more than the recommended one.
     pub better: Vec<String>,
@@ -70,7 +71,12 @@ impl<'a> Table<'a> {
     pub(super) fn weighed(&self, mode: &str) -> Option<Weighed> {
         let retrieval = self.results.retrieval.as_ref()?;
         let context = judged_at(retrieval)?;
-        let shares = retrieval.modes.iter().filter_map(|mode| Some((mode, retrieval.pooled(mode, context)?)));
+        let repeats = |other: &str| {
+            let mut at = retrieval.totals.iter().filter(|total| total.mode == other && total.context == context);
+            other != mode && at.any(|total| total.same_as.is_some())
+        };
+        let modes = retrieval.modes.iter().filter(|mode| !repeats(mode));
+        let shares = modes.filter_map(|mode| Some((mode, retrieval.pooled(mode, context)?)));
         let mut shares: Vec<(&String, Share)> = shares.collect();
         shares.sort_by(|a, b| b.1.value().total_cmp(&a.1.value()));
         let of_mode = retrieval.pooled(mode, context);

@@ -172,7 +172,9 @@ fn applied(page: &mut Page, results: &Results) {
 /// The table with columns after the modes that say how far each carries.
 fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
     let by_retrieval = usable.iter().any(|usable| usable.retrieval.is_some());
-    let mut columns: Vec<(&str, fn(&Usable) -> Option<(Option<usize>, usize)>)> = vec![];
+    /// The length to which a mode carries, and the longest measured.
+    type Reach = fn(&Usable) -> Option<(Option<usize>, usize)>;
+    let mut columns: Vec<(&str, Reach)> = vec![];
     if by_retrieval {
         let of = |usable: &Usable| usable.retrieval.as_ref().map(|found| (found.length, found.measured));
         columns.push(("usable to, by retrieval", of));
