@@ -339,11 +339,11 @@ fn perplexity_and_retrieval_end_in_one_document() {
     // "none" breaks between 256 and 1024, and four measurements find out where to a sixteenth of that.
     let usable = &whole["recommendation"]["usable"][0];
     let length = usable["perplexity"].as_u64().unwrap();
-    assert!((256..1024).contains(&length) && (length - 256) % 48 == 0, "{usable}");
+    assert!((256..1024).contains(&length) && (length - 256).is_multiple_of(48), "{usable}");
     let between = whole["between"].as_array().unwrap();
     let at: Vec<u64> =
         between.iter().filter(|cell| cell["mode"] == "none").map(|cell| cell["context"].as_u64().unwrap()).collect();
-    assert!(at.len() == 4 && at.iter().all(|length| (length - 256) % 48 == 0), "{at:?}");
+    assert!(at.len() == 4 && at.iter().all(|length| (length - 256).is_multiple_of(48)), "{at:?}");
     // tiny-austen finds no pass keys, so that retrieval says nothing, and says so.
     assert!(usable.get("retrieval").is_none() && whole["recommendation"].get("retrieval").is_none());
     let told = |document: &Value| document["verdict"].to_string().matches("passkey is not counted").count();
