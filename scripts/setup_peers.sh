@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Sets up what scripts/bench_peers.py measures against, in a folder that git ignores:
+# Sets up what scripts/bench_peers.py and scripts/check_protocols.py hold us against, in a folder that git ignores:
 #   scripts/setup_peers.sh [FOLDER]     default: .models/peers
 # It makes
-#   FOLDER/venv           torch and transformers
+#   FOLDER/venv           torch, transformers, lm-evaluation-harness and longppl
 #   FOLDER/llama.cpp/bin  llama-bench, llama-quantize and llama-perplexity, built for this machine from the sources in
 #                         the Python package llama_cpp_python
 #   FOLDER/smollm2        the same weights for everybody: SmolLM2-135M-Instruct as Hugging Face folders in f32 and bf16
-#                         and as GGUF in F32, BF16, Q8_0 and Q4_1, all expanded from the Q4_1 file
+#                         and as GGUF in F32, F16, BF16, Q8_0 and Q4_1, all expanded from the Q4_1 file
 # and builds `attn` and a stock candle-transformers Llama. Takes about 10 GB, a C++ compiler, Python 3.10 or later and
 # half an hour on two cores. What is there already is kept.
 set -euo pipefail
@@ -21,7 +21,9 @@ step "Python packages"
 [ -x "$folder/venv/bin/python" ] || python3 -m venv "$folder/venv"
 . "$folder/venv/bin/activate"
 pip install --quiet --disable-pip-version-check numpy safetensors gguf torch transformers accelerate tokenizers \
-    cmake ninja scikit-build-core
+    cmake ninja scikit-build-core lm_eval
+# Its dependencies are those above.
+pip install --quiet --disable-pip-version-check --no-deps longppl
 
 step "llama.cpp"
 if [ ! -x "$folder/llama.cpp/bin/llama-bench" ]; then
@@ -40,7 +42,7 @@ scripts/fetch_models.sh smollm2
 source=$PWD/.models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 mkdir -p "$folder/smollm2"
 ln -sf "$source" "$folder/smollm2/Q4_1.gguf"
-for type in F32 BF16 Q8_0; do
+for type in F32 F16 BF16 Q8_0; do
     [ -f "$folder/smollm2/$type.gguf" ] ||
         "$folder/llama.cpp/bin/llama-quantize" --allow-requantize "$source" "$folder/smollm2/$type.gguf" "$type"
 done
@@ -61,3 +63,5 @@ echo "$folder/venv/bin/python scripts/bench_peers.py --model $folder/smollm2 \\"
 echo "    --llama-bench $folder/llama.cpp/bin/llama-bench --candle $folder/target/release/examples/bench_candle"
 echo "$folder/venv/bin/python scripts/bench_peers.py --model $folder/smollm2 --perplexity TEXT \\"
 echo "    --llama-perplexity $folder/llama.cpp/bin/llama-perplexity"
+echo "$folder/venv/bin/python scripts/check_protocols.py target/release/attn --model $folder/smollm2/f32 --text TEXT \\"
+echo "    --gguf $folder/smollm2/F16.gguf --llama-perplexity $folder/llama.cpp/bin/llama-perplexity"

@@ -97,6 +97,7 @@ fn settings(opened: &Opened, args: &ModelArgs, bos: BosChoice, plan: &Plan) -> S
         }
         .to_string(),
         keep_quantized: args.load.keep_quantized,
+        metrics: None,
         usable: !plan.between.is_empty(),
         retrieval: None,
     }

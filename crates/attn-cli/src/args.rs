@@ -5,18 +5,20 @@
 
 use crate::bench::args::BenchArgs;
 use crate::lab_args::{ExportArgs, MergeArgs, RetrievalArgs, RunArgs, TrialArgs};
+use crate::metrics::MetricArgs;
 use crate::output::{check_writable, usage};
 use crate::parse::{
-    BosChoice, CompletionFormat, DeviceName, LengthPolicy, Measured, Modes, Precision, Predict, parse_count,
-    parse_device, parse_factor, parse_length, parse_measured, parse_mode_factor, parse_modes, parse_pair,
-    parse_positive, parse_positive_number, parse_predict, parse_probability, parse_probability_or_zero, parse_scaling,
-    parse_temperature, scaling_help,
+    BosChoice, CompletionFormat, DeviceName, LengthPolicy, Measured, Modes, Precision, Predict, ProtocolChoice,
+    parse_count, parse_device, parse_factor, parse_length, parse_measured, parse_metric, parse_mode_factor,
+    parse_modes, parse_pair, parse_positive, parse_positive_number, parse_predict, parse_probability,
+    parse_probability_or_zero, parse_protocol, parse_scaling, parse_temperature, scaling_help,
 };
 use crate::train::args::TrainArgs;
 use anyhow::Result;
 use attn_core::position::extend::Setting;
 use attn_core::{PositionOverride, RopeOverride};
 use attn_eval::compare::{Factor, Mode};
+use attn_eval::metrics::MetricName;
 use attn_eval::retrieval::TASKS;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -84,9 +86,12 @@ Examples:
   attn perplexity --context 256
   attn perplexity MODEL --text book.txt --context 4096 --stride 2048
   attn perplexity MODEL --text book.txt --context 16384 --rope-scaling dynamic --rope-factor 2 --json
+  attn perplexity MODEL --text book.txt --protocol llama.cpp --context 512
 
 Windows are full and start every --stride tokens; a window's first token is not scored, no token is
-scored twice, and all weigh the same.")]
+scored twice, and all weigh the same. --protocol names another rule, for figures to lay beside those of
+another program: windows are then those of that program, 512 tokens by default for llama.cpp, else the
+trained context. lm-eval takes a .jsonl file's documents one by one.")]
     Perplexity(PerplexityArgs),
     /// Compare position scalings on the same text: perplexity by mode and context
     #[command(after_help = compare_help("\
@@ -98,6 +103,7 @@ Examples:
   attn compare --from cells.json --html report.html
   attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
   attn compare MODEL --text book.txt --contexts 8192 --tasks ppl,retrieval --usable
+  attn compare MODEL --text book.txt --contexts 16384 --metrics longppl,kl
   attn compare MODEL --text book.txt --contexts 16384 --search"))]
     Compare(CompareArgs),
     /// Measure retrieval: is what is hidden far back in the text still found?
@@ -363,9 +369,15 @@ pub(crate) struct PerplexityArgs {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+    /// Score what another program scores: llama.cpp (llama-perplexity), stride (transformers' recipe), lm-eval (its rolling
+    /// log-likelihood); all: every token once
+    #[arg(long, value_name = "NAME", default_value = ProtocolChoice::OWN, value_parser = parse_protocol)]
+    pub(crate) protocol: ProtocolChoice,
     /// UTF-8 file, .jsonl file, or - for stdin [default: an embedded sample]
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     pub(crate) text: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) metrics: MetricArgs,
     #[command(flatten)]
     pub(crate) cut: TextArgs,
     #[command(flatten)]
@@ -415,6 +427,11 @@ pub(crate) struct CompareArgs {
     /// Candidates to try beside the modes
     #[arg(long, value_name = "N", default_value_t = 40, requires = "search", help_heading = "Search", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) search_budget: usize,
+    /// What the search makes low: ppl, longppl or kl
+    #[arg(long, value_name = "METRIC", default_value = "ppl", requires = "search", help_heading = "Search", value_parser = parse_metric)]
+    pub(crate) objective: MetricName,
+    #[command(flatten)]
+    pub(crate) metrics: MetricArgs,
     /// UTF-8 file, .jsonl file, or - for stdin; repeatable [default: an embedded sample]
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     pub(crate) text: Vec<PathBuf>,

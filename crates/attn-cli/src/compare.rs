@@ -15,11 +15,12 @@ use attn_core::PositionOverride;
 use attn_eval::compare::{
     Comparison, Factor, Lab, LabScores, LabSpec, Mode, Plan, Results, Text, encodings, lengths_between, sum_up,
 };
+use attn_eval::metrics::Metrics;
 use attn_eval::perplexity::Cell;
 use attn_eval::report::{About, TextInfo};
 use attn_eval::retrieval::{Grid, Haystack, RetrievalPlan, Task};
 use attn_eval::run::Run;
-use attn_eval::search::search;
+use attn_eval::search::{Objective, search};
 use attn_eval::stats::MIN_WINDOWS;
 use attn_models::Options;
 use clap::Parser;
@@ -99,14 +100,19 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     }
     let plan = plan(args, &opened, texts.iter().map(|text| text.tokens.len()).min().unwrap_or(0))?;
     hint(args, &opened, &plan);
+    let trained = plan.rope.original_context.or(opened.model.trained_context());
+    let metrics = args.metrics.of(&opened, trained, args.objective)?;
     if args.search {
-        return find(args, &opened, &texts, &plan, infos);
+        return find(args, &opened, &texts, &plan, metrics, infos);
     }
-    let comparison = Comparison::new(&opened.model, &texts, &plan)?;
+    let comparison = Comparison::new(&opened.model, &texts, &plan)?.with_metrics(metrics)?;
+    let longest = plan.contexts.iter().copied().max().unwrap_or(0);
+    memory::check_kept(&opened, comparison.kept_bytes(), &work(&opened.model, longest))?;
     for &context in &plan.contexts {
         memory::check(&opened, context, |context| work(&opened.model, context))?;
     }
     let mut about = about::about(&opened, &args.model, args.cut.bos, &plan, infos)?;
+    about.settings.metrics = metrics.map(|metrics| metrics.settings);
     let info = about.texts.first().cloned().filter(|_| haystack);
     let trials = trials(args, &opened, &plan, tasks, info.map(|info| (info, first.as_str())))?;
     let grid = trials.as_ref().map(|(trials, info)| grid(&opened, trials, info.as_ref(), &mut about)).transpose()?;
@@ -216,13 +222,22 @@ fn measure(args: &CompareArgs, lab: &Lab, about: &About) -> Result<Option<Vec<Op
 }
 
 /// Searches for a better scaling rather than comparing the modes.
-fn find(args: &CompareArgs, opened: &Opened, texts: &[Text], plan: &Plan, infos: Vec<TextInfo>) -> Result<()> {
+fn find(
+    args: &CompareArgs,
+    opened: &Opened,
+    texts: &[Text],
+    plan: &Plan,
+    metrics: Option<Metrics>,
+    infos: Vec<TextInfo>,
+) -> Result<()> {
+    let objective = Objective { metric: args.objective, metrics };
     let mut progress = Progress::new();
-    let found = search(&opened.model, texts, plan, args.search_budget, &mut |done, total| {
+    let found = search(&opened.model, texts, plan, args.search_budget, objective, &mut |done, total| {
         progress.set(done, total, "searching");
     })?;
     drop(progress);
-    let about = about::about(opened, &args.model, args.cut.bos, plan, infos)?;
+    let mut about = about::about(opened, &args.model, args.cut.bos, plan, infos)?;
+    about.settings.metrics = metrics.map(|metrics| metrics.settings);
     let results = Results::of(vec![found.stock.clone(), found.winner.cell.clone()], plan.seed);
     present(&args.output, &about, &results, Some(&found))
 }
@@ -246,6 +261,7 @@ fn check(args: &CompareArgs) -> Result<()> {
     if args.usable && args.factor == Factor::Auto {
         return usage("--usable is of settings, which have one factor for all lengths: not with --factor auto");
     }
+    args.metrics.check(args.objective)?;
     long_run::check(&args.long)?;
     present::check(&args.output)
 }

@@ -44,7 +44,7 @@ impl Estimate {
         }
         let (tokens, total) = comparison.work(&of_texts);
         let (prompts, more, work_of_grid) = lab.grid().map_or((0, 0, 0.0), |grid| grid.work(&of_grid));
-        let memory = memory::needed(opened, &work(&opened.model, longest));
+        let memory = memory::needed(opened, &work(&opened.model, longest)) + comparison.kept_bytes();
         let of_prompts = if prompts > 0 { memory::needed(opened, &retrieval::work(longest)) } else { 0 };
         let per_second = comparison.cost(longest.min(TRIAL)) * TRIAL as f64 / trial(opened)?.as_secs_f64().max(1e-6);
         Ok(Self {

@@ -28,6 +28,27 @@ pub(crate) fn check(opened: &Opened, tokens: usize, work: impl Fn(usize) -> Work
     }
 }
 
+/// Refuses to keep `kept` bytes of what the model as it is predicts beside a run that asks `work` of it, if they don't fit.
+///
+/// # Errors
+/// They do not.
+pub(crate) fn check_kept(opened: &Opened, kept: u64, work: &Workload) -> Result<()> {
+    let bytes = kept.saturating_add(total(&opened.model, work));
+    match available(Path::new("/")) {
+        Some(free)
+            if kept > 0 && bytes > free && opened.check_memory && matches!(opened.model.device(), Device::Cpu) =>
+        {
+            bail!(
+                "the divergence takes about {} of memory, most of it to keep what the model as it is predicts, but {} are \
+                 free: leave kl out of --metrics, or use fewer tokens (--max-tokens)",
+                shown(bytes),
+                shown(free)
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses weights of `bytes` bytes that do not fit.
 ///
 /// # Errors

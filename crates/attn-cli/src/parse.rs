@@ -3,6 +3,8 @@
 use attn_core::position::extend::{LOG_N, METHODS, Setting};
 use attn_core::position::rope::scaling;
 use attn_eval::compare::{Factor, Mode};
+use attn_eval::metrics::MetricName;
+use attn_eval::protocol::Protocol;
 use attn_eval::retrieval::{TASKS, Task};
 use candle_core::DType;
 use clap::ValueEnum;
@@ -64,6 +66,25 @@ pub(crate) enum DeviceName {
     Metal,
 }
 
+/// `--protocol`: another program's way to take perplexity, or this one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProtocolChoice(pub(crate) Option<Protocol>);
+
+impl ProtocolChoice {
+    /// The name of this program's own.
+    pub(crate) const OWN: &'static str = "all";
+
+    fn name(self) -> &'static str {
+        self.0.map_or(Self::OWN, Protocol::name)
+    }
+}
+
+impl serde::Serialize for ProtocolChoice {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// `--n-predict`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Predict {
@@ -78,6 +99,17 @@ pub(crate) enum LengthPolicy {
     Declared,
     Exact,
     Fixed(usize),
+}
+
+pub(crate) fn parse_metric(text: &str) -> Result<MetricName, String> {
+    text.parse()
+}
+
+pub(crate) fn parse_protocol(text: &str) -> Result<ProtocolChoice, String> {
+    if text == ProtocolChoice::OWN {
+        return Ok(ProtocolChoice(None));
+    }
+    text.parse().map(|found| ProtocolChoice(Some(found))).map_err(|known: String| format!("{known}, all"))
 }
 
 pub(crate) fn parse_device(text: &str) -> Result<DeviceName, String> {

@@ -2,11 +2,14 @@
 
 use crate::args::PerplexityArgs;
 use crate::model::{self, Opened};
-use crate::output::{print_json, print_text};
+use crate::output::{print_json, print_text, usage};
+use crate::parse::ProtocolChoice;
 use crate::progress::Progress;
+use crate::protocol::{self, PerSize};
 use crate::text::{self, Tokens};
-use crate::{inspect, memory};
+use crate::{inspect, memory, metrics};
 use anyhow::Result;
+use attn_eval::metrics::{MetricName, MetricSettings};
 use attn_eval::perplexity::{Cell, Label, ScoreOptions, check_room, rows, score};
 use attn_eval::report::bos_line;
 use attn_eval::windows::{WindowOptions, Windows};
@@ -24,11 +27,21 @@ const LONGEST_DEFAULT: usize = 2048;
 /// The model or the text can't be read, or the text can't be cut as asked.
 pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     text::check(args.text.as_slice())?;
+    args.metrics.check(MetricName::Ppl)?;
+    let only_perplexity = args.metrics.metrics == [MetricName::Ppl];
+    if let Some(protocol) = args.protocol.0 {
+        if !only_perplexity {
+            return usage(format!("--metrics is for --protocol all: {protocol} has perplexity alone"));
+        }
+        return protocol::run(args, protocol);
+    }
+    if !only_perplexity {
+        return metrics::run(args);
+    }
     let opened = model::open(&args.model)?;
     let most = args.cut.max_tokens.unwrap_or(usize::MAX);
     let tokens = tokens(&opened, args.text.as_deref(), &args.cut.text_field, most, &mut |_| ())?.ids;
-    let trained = opened.model.trained_context().unwrap_or(512).min(LONGEST_DEFAULT);
-    let context = args.context.unwrap_or(trained.min(tokens.len()));
+    let context = window(args, &opened.model, tokens.len());
     let (mode, factor) = inspect::scaling(&opened.model);
     let bos = opened.bos(args.cut.bos)?;
     let options = ScoreOptions {
@@ -47,17 +60,34 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     })?;
     drop(progress);
     let cell = scores.cell(&Label { mode, factor, context, stride: windows.stride(), seed: 0 });
-    let report = Report { cell, bos, bos_choice: args.cut.bos.name() };
+    let report = Report::new(cell, bos, args, None);
     if args.json { print_json(&report) } else { print_text(&summary(&report)) }
 }
 
-/// A cell, and what was put before its windows.
+/// Tokens per window for a text of `tokens`: those asked for, else the trained context, as far as that is not long.
+pub(crate) fn window(args: &PerplexityArgs, model: &Model, tokens: usize) -> usize {
+    let trained = model.trained_context().unwrap_or(512).min(LONGEST_DEFAULT);
+    args.context.unwrap_or(trained.min(tokens))
+}
+
+/// A cell, and how it was come to.
 #[derive(Serialize)]
-struct Report {
+pub(crate) struct Report {
     #[serde(flatten)]
     cell: Cell,
     bos: Option<u32>,
     bos_choice: &'static str,
+    protocol: ProtocolChoice,
+    #[serde(flatten)]
+    per_size: Option<PerSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics: Option<MetricSettings>,
+}
+
+impl Report {
+    pub(crate) fn new(cell: Cell, bos: Option<u32>, args: &PerplexityArgs, per_size: Option<PerSize>) -> Self {
+        Self { cell, bos, bos_choice: args.cut.bos.name(), protocol: args.protocol, per_size, metrics: None }
+    }
 }
 
 /// What scoring windows of `context` tokens asks of a model.
@@ -84,7 +114,8 @@ pub(crate) fn tokens(
     text::tokenize(path, field, opened.tokenizer()?, most, also)
 }
 
-fn summary(report: &Report) -> String {
+/// The figures for a terminal.
+pub(crate) fn summary(report: &Report) -> String {
     let cell = &report.cell;
     let mut out = String::new();
     if cell.perplexity.is_finite() {
@@ -101,6 +132,12 @@ fn summary(report: &Report) -> String {
     }
     if let Some(last) = cell.last_quarter_perplexity.filter(|last| last.is_finite()) {
         out.push_str(&format!("last        {last:.4}  (last quarter of each window)\n"));
+    }
+    if let Some(sizes) = &report.per_size {
+        out.push_str(&sizes.lines());
+    }
+    if let Some(protocol) = report.protocol.0 {
+        out.push_str(&format!("protocol    {protocol}: {}\n", protocol.scored()));
     }
     out.push_str(&format!(
         "tokens      {} scored in {} windows of {}, one every {}\n",

@@ -6,8 +6,8 @@ use crate::text;
 use anyhow::{Context, Result};
 use attn_eval::compare::Results;
 use attn_eval::report::{
-    About, Document, ENCODINGS, TableStyle, Verdict, csv, found as found_table, html, read_document, search_sentence,
-    svg, table, verdict,
+    About, Document, ENCODINGS, TableStyle, Verdict, csv, found as found_table, html, metrics, read_document,
+    search_sentence, svg, table, verdict,
 };
 use attn_eval::search::Search;
 use std::path::Path;
@@ -91,6 +91,7 @@ fn report(about: &About, results: &Results) -> String {
     out.push('\n');
     let usable = results.recommendation.as_ref().map_or(&[][..], |found| &found.usable);
     out.push_str(&table(&results.cells, usable, style));
+    out.push_str(&metrics(&results.cells));
     out.push('\n');
     if let Some(retrieval) = &results.retrieval {
         out.push_str(&found_table(retrieval, style));
@@ -137,6 +138,7 @@ fn found(about: &About, results: &Results, search: &Search) -> String {
     line(&mut out, &split);
     out.push('\n');
     out.push_str(&table(&results.cells, &[], style));
+    out.push_str(&metrics(&results.cells));
     out.push('\n');
     line(&mut out, &search_sentence(search));
     out.push('\n');

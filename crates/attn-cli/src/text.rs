@@ -215,17 +215,34 @@ impl Documents<'_> {
         if line.trim().is_empty() {
             return Ok(());
         }
-        let at = || format!("{}, line {}", self.name, self.lines);
-        let value: serde_json::Value = serde_json::from_str(&line).with_context(at)?;
-        let Some(text) = value.get(self.field).and_then(|text| text.as_str()) else {
-            bail!("{}: there is no text under {:?} (--text-field names another key)", at(), self.field);
-        };
-        for part in [if self.found > 0 { "\n\n" } else { "" }, text] {
+        let text = document(&line, self.name, self.lines, self.field)?;
+        for part in [if self.found > 0 { "\n\n" } else { "" }, text.as_str()] {
             *wanted = *wanted && (part.is_empty() || take(part)?);
         }
         self.found += 1;
         Ok(())
     }
+}
+
+/// The text that a line of JSON Lines has under `field`.
+fn document(line: &str, name: &str, number: usize, field: &str) -> Result<String> {
+    let at = || format!("{name}, line {number}");
+    let mut value: serde_json::Value = serde_json::from_str(line).with_context(at)?;
+    match value.get_mut(field).map(serde_json::Value::take) {
+        Some(serde_json::Value::String(text)) => Ok(text),
+        _ => bail!("{}: there is no text under {field:?} (--text-field names another key)", at()),
+    }
+}
+
+/// The documents of a `.jsonl` file one by one, in memory as a whole; `None` for any other file, which is one.
+///
+/// # Errors
+/// As [`tokenize`].
+pub(crate) fn documents(path: Option<&Path>, field: &str) -> Result<Option<Vec<String>>> {
+    let Some(path) = path.filter(|path| is_lines(path)) else { return Ok(None) };
+    let (text, name) = (read_file(path)?, path.display().to_string());
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(i, line)| document(line, &name, i + 1, field)).collect::<Result<_>>().map(Some)
 }
 
 /// Reads a UTF-8 file, `-` for stdin, that is to be in memory as a whole.

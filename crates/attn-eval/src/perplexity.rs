@@ -5,6 +5,7 @@
 //! delta method (`perplexity * error of the mean`): `stderr` takes the tokens as independent, which is what llama.cpp
 //! prints; `stderr_windows` takes only whole windows as independent, and is usually the larger and the honest one.
 
+use crate::metrics::Metric;
 use crate::stats::{self, Difference, Interval, WindowNll};
 use crate::windows::{Window, WindowOptions, Windows};
 use anyhow::{Context, Result, ensure};
@@ -66,9 +67,21 @@ pub struct Cell {
     /// Paired difference to the best mode at this context, in a comparison.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versus_best: Option<Difference>,
+    /// Perplexity of the key tokens, where it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longppl: Option<Metric>,
+    /// Divergence from the model as it is within its trained context, in nats per token, where it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<Metric>,
     /// What each window contributed, in the order of the text.
     #[serde(skip)]
     pub window_nll: Vec<WindowNll>,
+    /// What the key tokens of each contributed.
+    #[serde(skip)]
+    pub longppl_nll: Option<Vec<WindowNll>>,
+    /// By how much the tokens of each diverge.
+    #[serde(skip)]
+    pub kl_nll: Option<Vec<WindowNll>>,
 }
 
 /// How a cell is named and its intervals drawn.
@@ -181,6 +194,12 @@ pub struct Scores {
     pub windows: Vec<WindowNll>,
     /// Sum of negative log-likelihoods and number of tokens by position, in [`CURVE`] parts.
     pub curve: Vec<Bucket>,
+    /// What the key tokens of each window contributed, where LongPPL is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longppl: Option<Vec<WindowNll>>,
+    /// What the tokens of each window diverge from the reference, where that is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<Vec<WindowNll>>,
     /// Wall-clock time of the scoring.
     pub seconds: f64,
 }
@@ -207,6 +226,11 @@ impl Scores {
     pub fn pooled<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
         parts.into_iter().fold(Self::default(), |mut all, part| {
             all.windows.extend_from_slice(&part.windows);
+            for (all, part) in [(&mut all.longppl, &part.longppl), (&mut all.kl, &part.kl)] {
+                if let Some(part) = part {
+                    all.get_or_insert_default().extend_from_slice(part);
+                }
+            }
             all.curve.resize(CURVE, Bucket::default());
             for (sum, bucket) in all.curve.iter_mut().zip(&part.curve) {
                 sum.sum += bucket.sum;
@@ -218,7 +242,13 @@ impl Scores {
     }
 
     /// Adds a window's `row` of likelihoods (entry `p - 1` belongs to position `p`) at its scored `positions`.
-    fn add(&mut self, row: &[f32], positions: std::ops::Range<usize>, context: usize, first: usize) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        row: &[f32],
+        positions: std::ops::Range<usize>,
+        context: usize,
+        first: usize,
+    ) -> Result<()> {
         self.curve.resize(CURVE, Bucket::default());
         let mut window = WindowNll { tokens: positions.len(), ..WindowNll::default() };
         for (offset, position) in positions.enumerate() {
@@ -238,6 +268,15 @@ impl Scores {
         Ok(())
     }
 
+    /// Lets the mean of the last window count for `tokens` tokens, however many it is of.
+    pub(crate) fn weigh_last(&mut self, tokens: usize) {
+        if let Some(window) = self.windows.last_mut().filter(|window| window.tokens != tokens) {
+            let share = tokens as f64 / window.tokens as f64;
+            let (sum, squares) = (window.sum * share, window.squares * share);
+            *window = WindowNll { sum, squares, tokens, ..*window };
+        }
+    }
+
     /// Refuses what scoring windows of `context` tokens of a text of `used` can't have come to.
     pub(crate) fn check(&self, context: usize, used: usize) -> Result<()> {
         let most = f64::from(f32::MAX);
@@ -253,6 +292,11 @@ impl Scores {
         }
         let scored = checked_sum(self.windows.iter().map(|window| window.tokens));
         ensure!(scored.is_some_and(|n| 0 < n && n <= used), "its windows don't score a part of the {used} tokens");
+        for metric in [&self.longppl, &self.kl].into_iter().flatten() {
+            let alike = metric.len() == self.windows.len();
+            let within = |(m, w): (&WindowNll, &WindowNll)| m.tokens <= w.tokens && within(m.sum, m.tokens, most);
+            ensure!(alike && metric.iter().zip(&self.windows).all(within), "its metrics are not those of its windows");
+        }
         let by_position = checked_sum(self.curve.iter().map(|bucket| bucket.tokens));
         let sums = self.curve.iter().all(|bucket| within(bucket.sum, bucket.tokens, most));
         let whole = self.curve.len() == CURVE && by_position == scored && sums;
@@ -287,7 +331,11 @@ impl Scores {
             curve: self.curve.chunks(1).map(Bucket::mean).collect(),
             same_as: None,
             versus_best: None,
+            longppl: self.longppl.as_ref().map(|windows| Metric::longppl(windows, label.seed)),
+            kl: self.kl.as_ref().map(|windows| Metric::kl(windows, label.seed)),
             window_nll: self.windows,
+            longppl_nll: self.longppl,
+            kl_nll: self.kl,
         }
     }
 }

@@ -41,6 +41,7 @@ fn about() -> About {
             dtype: "f32".into(),
             device: "cpu".into(),
             keep_quantized: false,
+            metrics: None,
             usable: false,
             retrieval: None,
         },

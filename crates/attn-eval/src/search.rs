@@ -11,6 +11,7 @@
 //! ones. Windows lie side by side, so that no token is in both halves.
 
 use crate::compare::{Mode, Pair, Plan, Text, change, check_params, variants, window_options};
+use crate::metrics::{MetricName, Metrics, Reference};
 use crate::perplexity::{Cell, Label, Scores, score_windows, scorer};
 use crate::rng::Rng;
 use crate::stats::{MIN_WINDOWS, WindowNll, mean};
@@ -32,6 +33,8 @@ const HALVINGS: usize = 3;
 pub struct Search {
     /// Tokens per window.
     pub context: usize,
+    /// What was to be low: `ppl`, `longppl` or `kl`.
+    pub objective: &'static str,
     /// Seed of the order and of the bootstrap.
     pub seed: u64,
     /// What candidates were chosen on.
@@ -72,8 +75,44 @@ pub struct Tried {
     pub params: BTreeMap<String, String>,
     /// Windows it was tried on.
     pub windows: usize,
-    /// Nats per token on those.
+    /// What was to be low, in nats per token that counts for it, on those.
     pub nll: f64,
+}
+
+/// What a search is to make low.
+#[derive(Debug, Clone, Copy)]
+pub struct Objective<'a> {
+    /// The metric.
+    pub metric: MetricName,
+    /// Those that are taken beside perplexity, the metric among them unless it is perplexity itself.
+    pub metrics: Option<Metrics<'a>>,
+}
+
+impl Objective<'_> {
+    /// What the windows contribute to it.
+    fn of(&self, scores: Scores) -> Vec<WindowNll> {
+        match self.metric {
+            MetricName::Ppl => scores.windows,
+            MetricName::LongPpl => scores.longppl.unwrap_or_default(),
+            MetricName::Kl => scores.kl.unwrap_or_default(),
+        }
+    }
+
+    /// Refuses texts without key tokens to choose or to confirm by.
+    fn check(&self, references: &[Reference]) -> Result<()> {
+        let keys = |keep: fn(usize) -> bool| {
+            let windows = references.iter().enumerate().filter(|(index, _)| keep(*index));
+            windows.map(|(_, reference)| reference.keys.len()).sum::<usize>()
+        };
+        // The first rung, the second and the windows that confirm.
+        let found = [keys(|i| i % 4 == 0), keys(|i| i % 4 == 2), keys(|i| i % 2 == 1)];
+        ensure!(
+            self.metric != MetricName::LongPpl || !found.contains(&0),
+            "a part of the windows has no key token to search by: take a longer text, longer windows or a smaller \
+             --trunc-len"
+        );
+        Ok(())
+    }
 }
 
 /// The scaling that was best on the choosing windows.
@@ -260,29 +299,35 @@ impl Chooser<'_, '_> {
 /// Where a search stands: windows measured, and how many there will be at most.
 pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
 
-/// Searches for the scaling of the lowest perplexity at the plan's one context, beginning from its modes.
+/// Searches for the scaling that makes the objective lowest at the plan's one context, beginning from its modes.
 ///
 /// # Errors
 /// Not exactly one context, overlapping windows, too few windows to split, a mode the model can't take, parameters that
-/// would be searched for.
+/// would be searched for; no key tokens, where LongPPL is the objective.
 pub fn search(
     model: &Model,
     texts: &[Text],
     plan: &Plan,
     budget: usize,
+    objective: Objective<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Search> {
     let [context] = plan.contexts[..] else { bail!("a search is for one context: name it with --contexts") };
     ensure!(plan.stride.is_none(), "a search takes windows side by side: without a stride");
     ensure!(plan.rope.params.is_empty() && plan.rope.theta.is_none(), "a search finds theta and parameters itself");
     check_params(plan)?;
-    let cut = cut(texts, plan, context)?;
+    let mut cut = cut(texts, plan, context)?;
+    if let Some(metrics) = objective.metrics {
+        metrics.check(context)?;
+        cut.refer(metrics)?;
+        objective.check(&cut.references)?;
+    }
     let stock = stock(model, plan, context)?;
     let (mut done, most) = (0, (budget + stock.len()) * cut.windows.len().div_ceil(2));
     let mut measure = |rope: &PositionOverride, windows: &[usize]| {
         progress(done, most);
         done += windows.len();
-        Ok(cut.measure(model, rope, windows, plan.length)?.windows)
+        Ok(objective.of(cut.measure(model, rope, windows, plan.length)?))
     };
     let all: Vec<usize> = (0..cut.windows.len()).collect();
     let chosen = choose(&mut measure, &stock, &all, plan.rope.original_context, budget, plan.seed)?;
@@ -299,6 +344,7 @@ pub fn search(
     let difference = results.into_iter().next().context("two modes have a difference")?;
     Ok(Search {
         context,
+        objective: objective.metric.name(),
         seed: plan.seed,
         choosing_windows: cut.spans(|index| index % 2 == 0),
         confirming_windows: cut.spans(|index| index % 2 == 1),
@@ -393,6 +439,9 @@ struct Cut<'a> {
     texts: &'a [Text],
     cuts: Vec<Windows>,
     windows: Vec<(usize, Window)>,
+    metrics: Option<Metrics<'a>>,
+    /// What the reference made of the windows, where further metrics are taken.
+    references: Vec<Reference>,
 }
 
 fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
@@ -411,10 +460,20 @@ fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
          tokens, and there are {}",
         windows.len()
     );
-    Ok(Cut { texts, cuts, windows })
+    Ok(Cut { texts, cuts, windows, metrics: None, references: vec![] })
 }
 
-impl Cut<'_> {
+impl<'a> Cut<'a> {
+    /// Takes these metrics of every window.
+    fn refer(&mut self, metrics: Metrics<'a>) -> Result<()> {
+        for (text, window) in &self.windows {
+            let (tokens, some) = (&self.texts[*text].tokens, std::slice::from_ref(window));
+            self.references.extend(metrics.references(tokens, &self.cuts[*text], some, &mut |_| ())?);
+        }
+        self.metrics = Some(metrics);
+        Ok(())
+    }
+
     fn measure(
         &self,
         model: &Model,
@@ -427,9 +486,17 @@ impl Cut<'_> {
         for &index in indices {
             let (text, window) = &self.windows[index];
             let cut = &self.cuts[*text];
-            let mut nll = scorer(&model, cut.context(), length);
-            let some = std::slice::from_ref(window);
-            parts.push(score_windows(&mut nll, &self.texts[*text].tokens, cut, some, &mut |_| ())?);
+            let (tokens, some) = (&self.texts[*text].tokens, std::slice::from_ref(window));
+            parts.push(match &self.metrics {
+                None => {
+                    let mut nll = scorer(&model, cut.context(), length);
+                    score_windows(&mut nll, tokens, cut, some, &mut |_| ())?
+                }
+                Some(metrics) => {
+                    let reference = std::slice::from_ref(&self.references[index]);
+                    metrics.score(&model, tokens, (cut, some), reference, length, &mut |_| ())?
+                }
+            });
         }
         Ok(Scores::pooled(&parts))
     }

@@ -89,6 +89,11 @@ impl Windows {
         self.stride
     }
 
+    /// The token put before every window, if there is one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
     /// The windows in the order of the text.
     pub fn windows(&self) -> &[Window] {
         &self.windows

@@ -10,6 +10,7 @@ pub mod config;
 pub mod encodings;
 pub mod families;
 mod finite;
+mod likelihood;
 pub mod memory;
 mod mlp;
 mod model;

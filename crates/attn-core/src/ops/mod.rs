@@ -13,12 +13,14 @@
 //! | [`add_norm`] | residual sum and its norm | every input (then in two passes) |
 //! | [`split_heads`], [`merge_heads`] | `(b, t, n d)` to `(b, n, t, d)` and back | input |
 //! | [`nll`] | `log(sum(exp(logits))) - logits[target]` | logits |
+//! | [`kl_divergence`] | `sum(p log(p / q))` of two rows of logits | both, in plain ops |
 
 mod activation;
 mod add;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod heads;
+mod kl;
 mod nll;
 mod norm;
 mod rows;
@@ -26,5 +28,6 @@ mod rows;
 pub use activation::{Activation, gated, gated_pair};
 pub use add::add;
 pub use heads::{merge_heads, split_heads};
+pub use kl::kl_divergence;
 pub use nll::nll;
 pub use norm::{NormKind, add_norm, norm};

@@ -31,7 +31,7 @@ struct Forward<'a> {
 
 /// The largest of a row, in 32 independent maxima; NaN if any is.
 #[inline(always)]
-fn largest(row: &[f32]) -> f32 {
+pub(super) fn largest(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 32];
     let (whole, rest) = row.as_chunks::<32>();
     for chunk in whole {

@@ -1,7 +1,8 @@
 //! What a saved comparison may say: only what a measurement can come to. Reports are drawn from it, and whoever reads them
 //! takes the figures for measured ones.
 
-use super::results::{Pair, Results, contexts};
+use super::results::{MetricDifference, Pair, Results, contexts};
+use crate::metrics::Metric;
 use crate::perplexity::{BUCKETS, CURVE, Cell};
 use crate::report::About;
 use crate::stats::Interval;
@@ -79,9 +80,22 @@ fn check_cell(cell: &Cell, used: Option<usize>) -> Result<()> {
     for interval in [cell.interval, cell.last_quarter_interval].into_iter().flatten() {
         ensure!(interval.low >= 0.0 && interval.low <= interval.high, "{interval:?} is no interval of a perplexity");
     }
+    check_metric(cell.longppl, cell, 1.0 - ROUNDING).context("LongPPL")?;
+    check_metric(cell.kl, cell, -ROUNDING).context("divergence")?;
     let parts = (cell.position_nll.len(), cell.curve.len());
     ensure!(parts == (BUCKETS, CURVE), "it has {} and {} parts by position", parts.0, parts.1);
     cell.position_nll.iter().chain(&cell.curve).flatten().try_for_each(|&nll| check_nll(nll))
+}
+
+/// A metric beside perplexity, of at least `least`.
+fn check_metric(metric: Option<Metric>, cell: &Cell, least: f64) -> Result<()> {
+    let Some(Metric { value, interval, tokens }) = metric else { return Ok(()) };
+    ensure!(tokens <= cell.tokens && (tokens > 0 || value.is_none()), "it is not of {tokens} of {}", cell.tokens);
+    ensure!(value.is_none_or(|value| value >= least), "it can't be {value:?}");
+    if let Some(Interval { low, high }) = interval {
+        ensure!(value.is_some() && low <= high, "{low} to {high} is no interval");
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -127,6 +141,9 @@ fn check_pair(pair: &Pair, cells: &[Cell]) -> Result<()> {
     };
     let nll = find(&pair.mode)?.nll - find(&pair.versus)?.nll;
     check_difference(pair.nll, pair.interval, nll)?;
+    for MetricDifference { nll, interval } in [pair.longppl, pair.kl].into_iter().flatten() {
+        check_difference(nll, interval, nll)?;
+    }
     match pair.last_quarter_nll {
         // What the last quarters cost is in their perplexities alone, which need not be numbers.
         Some(last) => check_difference(last, pair.last_quarter_interval, last),
@@ -170,7 +187,10 @@ mod tests {
     #[test]
     fn what_no_measurement_can_be_is_refused_with_its_cell() {
         type Edit = fn(&mut Results);
-        let cases: [(&str, Edit); 19] = [
+        fn metric(value: f64, tokens: usize) -> Option<Metric> {
+            Some(Metric { value: Some(value), interval: None, tokens })
+        }
+        let cases: [(&str, Edit); 22] = [
             ("scores none", |r| r.cells[1].context = 0),
             ("stride", |r| r.cells[1].stride = 0),
             ("stride", |r| r.cells[1].stride = 257),
@@ -185,6 +205,9 @@ mod tests {
             ("tokens", |r| r.cells[1].tokens = usize::MAX),
             ("tokens", |r| (r.cells[1].tokens, r.cells[1].windows) = (5000, usize::MAX)),
             ("interval", |r| r.cells[1].interval = Some(Interval { low: 3.0, high: 2.0 })),
+            ("LongPPL", |r| r.cells[1].longppl = metric(0.5, 9)),
+            ("divergence", |r| r.cells[1].kl = metric(-0.5, 9)),
+            ("divergence", |r| r.cells[1].kl = metric(0.5, 5000)),
             ("parts", |r| r.cells[1].curve.truncate(3)),
             ("twice", |r| r.cells[1].mode = "none".into()),
             ("name", |r| r.cells[1].mode = "\u{1b}[2J".into()),

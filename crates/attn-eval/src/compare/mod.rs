@@ -28,10 +28,11 @@ pub use encodings::encodings;
 pub use lab::{Lab, LabScores, LabSpec, sum_up};
 pub use mode::{Factor, Mode};
 pub(crate) use results::differences;
-pub use results::{Pair, Results, TextResults, best, contexts, modes, summarise};
+pub use results::{MetricDifference, Pair, Results, TextResults, best, contexts, modes, summarise};
 pub use usable::{ByRetrieval, Usable, lengths_between};
 pub use weigh::{Found, Weighed};
 
+use crate::metrics::{Metrics, Reference};
 use crate::perplexity::{ScoreOptions, Scores, check_room, score};
 use crate::report::{About, short};
 use crate::run::{Measurable, to_measure};
@@ -43,6 +44,9 @@ use attn_core::{PositionOverride, RopeOverride};
 use attn_models::Model;
 use attn_models::spec::AttentionSpec;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
 
 /// A text as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +145,7 @@ impl Measurable for CellSpec {
     }
 
     fn agree(a: &Scores, b: &Scores) -> bool {
-        a.windows == b.windows && a.curve == b.curve
+        a.windows == b.windows && a.curve == b.curve && a.longppl == b.longppl && a.kl == b.kl
     }
 
     fn figure(scores: &Scores) -> String {
@@ -161,6 +165,16 @@ pub struct Comparison<'a> {
     plan: &'a Plan,
     specs: Vec<CellSpec>,
     jobs: Vec<Job>,
+    metrics: Option<Metrics<'a>>,
+    /// What the reference made of the windows of the last text and context that were measured.
+    references: RefCell<Option<Kept>>,
+}
+
+/// What the reference makes of the windows of one text and context.
+#[derive(Debug)]
+struct Kept {
+    of: (usize, usize),
+    references: Rc<Vec<Reference>>,
 }
 
 /// What it takes to measure a cell.
@@ -218,7 +232,8 @@ impl<'a> Comparison<'a> {
         let something = !plan.modes.is_empty() && !plan.contexts.is_empty() && !texts.is_empty();
         ensure!(something, "there is nothing to compare");
         check_params(plan)?;
-        let mut comparison = Self { texts, plan, specs: vec![], jobs: vec![] };
+        let references = RefCell::new(None);
+        let mut comparison = Self { texts, plan, specs: vec![], jobs: vec![], metrics: None, references };
         for (contexts, between) in [(&plan.contexts, false), (&plan.between, true)] {
             for (text, Text { name, tokens }) in texts.iter().enumerate() {
                 for &context in contexts {
@@ -242,6 +257,17 @@ impl<'a> Comparison<'a> {
         self.jobs.push(Job { mode, cost: cost(&model, context), model, tokens: windows.work() });
     }
 
+    /// Takes further metrics in every cell.
+    ///
+    /// # Errors
+    /// A context that a metric has nothing to say of.
+    pub fn with_metrics(self, metrics: Option<Metrics<'a>>) -> Result<Self> {
+        for (metrics, &context) in metrics.iter().flat_map(|m| self.plan.contexts.iter().map(move |c| (m, c))) {
+            metrics.check(context)?;
+        }
+        Ok(Self { metrics, ..self })
+    }
+
     /// The cells.
     pub fn specs(&self) -> &[CellSpec] {
         &self.specs
@@ -260,8 +286,32 @@ impl<'a> Comparison<'a> {
 
     /// Tokens to read for the cells of these indices, and the work in millions of floating-point operations.
     pub fn work(&self, indices: &[usize]) -> (usize, f64) {
-        let jobs = indices.iter().map(|&index| &self.jobs[index]);
-        jobs.fold((0, 0.0), |(tokens, work), job| (tokens + job.tokens, work + job.tokens as f64 * job.cost))
+        let jobs = indices.iter().enumerate().map(|(i, &index)| {
+            let (job, more) = (&self.jobs[index], self.reference_tokens(indices, i));
+            (job.tokens + more, (job.tokens + more) as f64 * job.cost)
+        });
+        jobs.fold((0, 0.0), |(tokens, work), (t, w)| (tokens + t, work + w))
+    }
+
+    /// Tokens that the reference reads before the `i`-th of these cells is measured: what it made of the windows is kept as
+    /// long as cells of the same text and context follow.
+    fn reference_tokens(&self, indices: &[usize], i: usize) -> usize {
+        let Some(metrics) = &self.metrics else { return 0 };
+        let of = |i: usize| (self.specs[indices[i]].text, self.specs[indices[i]].context);
+        if i > 0 && of(i - 1) == of(i) {
+            return 0;
+        }
+        let context = of(i).1;
+        self.jobs[indices[i]].tokens / context * metrics.work(context)
+    }
+
+    /// Bytes that are kept of what the reference makes of the windows of one text and context, at most.
+    pub fn kept_bytes(&self) -> u64 {
+        let kept = |metrics: &Metrics| {
+            let cells = self.specs.iter().zip(&self.jobs);
+            cells.map(|(spec, job)| metrics.kept_bytes(job.tokens / spec.context, spec.context)).max().unwrap_or(0)
+        };
+        self.metrics.as_ref().map_or(0, kept)
     }
 
     /// Millions of floating-point operations per token of a window of `context`.
@@ -278,7 +328,37 @@ impl<'a> Comparison<'a> {
         let windows = window_options(self.plan, spec.context);
         let options = ScoreOptions { windows, length: self.plan.length };
         let Text { name, tokens } = &self.texts[spec.text];
-        score(&job.model, tokens, &options, progress).with_context(|| format!("{name}, mode {}", job.mode))
+        let named = || format!("{name}, mode {}", job.mode);
+        let Some(metrics) = &self.metrics else {
+            return score(&job.model, tokens, &options, progress).with_context(named);
+        };
+        let windows = Windows::new(tokens.len(), &options.windows)?;
+        let references = self.references(metrics, spec, &windows, progress)?;
+        let started = Instant::now();
+        let cut = (&windows, windows.windows());
+        let scores = metrics.score(&job.model, tokens, cut, &references, options.length, progress);
+        scores.map(|scores| Scores { seconds: started.elapsed().as_secs_f64(), ..scores }).with_context(named)
+    }
+
+    /// What the reference makes of a cell's windows: kept from the cell before, or measured.
+    fn references(
+        &self,
+        metrics: &Metrics,
+        spec: &CellSpec,
+        windows: &Windows,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Rc<Vec<Reference>>> {
+        let of = (spec.text, spec.context);
+        if let Some(kept) = self.references.borrow().as_ref().filter(|kept| kept.of == of) {
+            return Ok(kept.references.clone());
+        }
+        // Those of another context first make room.
+        self.references.replace(None);
+        let Text { name, tokens } = &self.texts[spec.text];
+        let measured = metrics.references(tokens, windows, windows.windows(), progress);
+        let references = Rc::new(measured.with_context(|| format!("{name}, the model as it is"))?);
+        self.references.replace(Some(Kept { of, references: references.clone() }));
+        Ok(references)
     }
 
     /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
@@ -292,9 +372,10 @@ impl<'a> Comparison<'a> {
         done: &mut dyn FnMut(usize, Scores) -> Result<()>,
     ) -> Result<()> {
         let work = |tokens: usize, job: &Job| (tokens as f64 * job.cost) as usize;
-        let total = indices.iter().map(|&i| work(self.jobs[i].tokens, &self.jobs[i])).sum();
+        let tokens = |i: usize| self.jobs[indices[i]].tokens + self.reference_tokens(indices, i);
+        let total = (0..indices.len()).map(|i| work(tokens(i), &self.jobs[indices[i]])).sum();
         let mut before = 0;
-        for &index in indices {
+        for (i, &index) in indices.iter().enumerate() {
             let (spec, job) = (&self.specs[index], &self.jobs[index]);
             let mut read = 0;
             let mut report = |tokens| {
@@ -305,7 +386,7 @@ impl<'a> Comparison<'a> {
             report(0);
             let scores = self.score(index, &mut report)?;
             done(index, scores)?;
-            before += work(job.tokens, job);
+            before += work(tokens(i), job);
         }
         Ok(())
     }

@@ -62,6 +62,21 @@ pub struct Pair {
     pub last_quarter_nll: Option<f64>,
     /// Its bootstrap 95 % interval.
     pub last_quarter_interval: Option<Interval>,
+    /// The same over the key tokens, where LongPPL is taken and there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longppl: Option<MetricDifference>,
+    /// The same of the divergence, where it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<MetricDifference>,
+}
+
+/// By how much a metric of one mode exceeds that of another.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MetricDifference {
+    /// Nats per token that counts.
+    pub nll: f64,
+    /// Its bootstrap 95 % interval, windows resampled; absent with too few that have such tokens.
+    pub interval: Option<Interval>,
 }
 
 /// Sums up measurements, one per cell in the order of the specs; those that are measured as another, and those between that
@@ -173,6 +188,11 @@ fn pair(a: &Cell, b: &Cell, seed: u64) -> Pair {
         cell.window_nll.iter().map(WindowNll::last_quarter).filter(|w| w.tokens > 0).collect()
     };
     let (last_a, last_b) = (last(a), last(b));
+    let of_metric = |a: &Option<Vec<WindowNll>>, b: &Option<Vec<WindowNll>>| {
+        let some = |windows: &[WindowNll]| -> Vec<_> { windows.iter().copied().filter(|w| w.tokens > 0).collect() };
+        let (a, b) = (some(a.as_ref()?), some(b.as_ref()?));
+        (!a.is_empty()).then(|| difference(&a, &b)).map(|(nll, interval)| MetricDifference { nll, interval })
+    };
     let (nll, interval) = difference(&a.window_nll, &b.window_nll);
     let last = (!last_a.is_empty()).then(|| difference(&last_a, &last_b));
     Pair {
@@ -183,6 +203,8 @@ fn pair(a: &Cell, b: &Cell, seed: u64) -> Pair {
         interval,
         last_quarter_nll: last.map(|(nll, _)| nll),
         last_quarter_interval: last.and_then(|(_, interval)| interval),
+        longppl: of_metric(&a.longppl_nll, &b.longppl_nll),
+        kl: of_metric(&a.kl_nll, &b.kl_nll),
     }
 }
 

@@ -51,6 +51,7 @@ fn of_texts(cells: &[Cell]) -> String {
     for eighth in 1..=BUCKETS {
         out.push_str(&format!(",nll_eighth_{eighth}"));
     }
+    out.push_str(",longppl,longppl_low,longppl_high,key_tokens,kl,kl_low,kl_high");
     out.push('\n');
     for cell in cells {
         out.push_str(&line(cell).join(","));
@@ -82,6 +83,13 @@ fn line(cell: &Cell) -> Vec<String> {
         optional(versus.and_then(|d| d.high)),
     ];
     fields.extend(cell.position_nll.iter().map(|&nll| optional(nll)));
+    for metric in [cell.longppl, cell.kl] {
+        let interval = metric.and_then(|metric| metric.interval);
+        fields.push(optional(metric.and_then(|metric| metric.value)));
+        fields.extend([interval.map(|i| i.low), interval.map(|i| i.high)].map(optional));
+    }
+    let keys = cell.longppl.map_or(String::new(), |metric| metric.tokens.to_string());
+    fields.insert(fields.len() - 3, keys);
     fields
 }
 
@@ -89,7 +97,9 @@ fn line(cell: &Cell) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::compare::results::tests::cells;
+    use crate::metrics::Metric;
     use crate::report::heat::tests::retrieval;
+    use crate::stats::Interval;
 
     #[test]
     fn every_line_has_the_headers_columns() {
@@ -97,7 +107,7 @@ mod tests {
         let text = csv(&results);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
         assert_eq!(lines.len(), 4);
-        assert!(lines.iter().all(|line| line.len() == 17 + BUCKETS), "{text}");
+        assert!(lines.iter().all(|line| line.len() == 24 + BUCKETS), "{text}");
         assert_eq!(lines[2][..2], ["yarn", "256"]);
         let nll: f64 = lines[1][10].parse().unwrap();
         let perplexity: f64 = lines[1][4].parse().unwrap();
@@ -109,5 +119,11 @@ mod tests {
         assert!(both.lines().all(|line| line.split(',').count() == columns), "{both}");
         assert!(both.lines().count() == 1 + 3 + 30 && both.starts_with(text.lines().next().unwrap()), "{both}");
         assert!(both.contains("\nntk-by-parts,8192,,2,") && both.contains(",passkey,0.5,4,2,4,0.5\n"), "{both}");
+        let interval = Some(Interval { low: 1.5, high: 2.5 });
+        results.retrieval = None;
+        results.cells.truncate(1);
+        results.cells[0].longppl = Some(Metric { value: Some(2.0), interval, tokens: 7 });
+        results.cells[0].kl = Some(Metric { value: Some(0.25), interval: None, tokens: 255 });
+        assert!(csv(&results).ends_with(",2,1.5,2.5,7,0.25,,\n"), "{}", csv(&results));
     }
 }

@@ -4,6 +4,7 @@
 
 use super::{retrieval_headline, retrieval_verdict, verdict};
 use crate::compare::Results;
+use crate::metrics::MetricSettings;
 use crate::perplexity::checked_sum;
 use crate::retrieval::{Retrieval, Skipped};
 use crate::search::Search;
@@ -194,6 +195,9 @@ pub struct Settings {
     pub device: String,
     /// Whether a GGUF file's weights stay quantised.
     pub keep_quantized: bool,
+    /// Metrics beside perplexity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricSettings>,
     /// Whether it was found out by bisection how far each mode carries.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub usable: bool,
@@ -298,6 +302,7 @@ impl About {
             dtype,
             device,
             keep_quantized,
+            metrics,
             usable,
             retrieval,
         } = &self.settings;
@@ -324,6 +329,9 @@ impl About {
             ("--keep-quantized", json!(keep_quantized)),
         ];
         let mut identity: BTreeMap<String, Value> = entries.map(|(name, value)| (name.to_string(), value)).into();
+        if let Some(metrics) = metrics {
+            identity.insert("--metrics".into(), json!(metrics));
+        }
         if *usable {
             identity.insert("--usable".into(), json!(usable));
         }

@@ -9,6 +9,7 @@ mod explain;
 mod heat;
 pub mod html;
 mod markup;
+mod metrics;
 mod palette;
 mod retrieval;
 mod svg;
@@ -23,6 +24,7 @@ pub use document::{
 };
 pub use explain::{explanation, ranges};
 pub use heat::{found, heat};
+pub use metrics::metrics;
 pub use retrieval::{retrieval_csv, retrieval_headline, retrieval_verdict};
 pub use svg::svg;
 pub use table::{TableStyle, table};

@@ -2,7 +2,9 @@
 //! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
 use super::{figure, short, weighed};
-use crate::compare::{Answer, Recommendation, Results, Versus, best, contexts, far_text, takes_factor};
+use crate::compare::{
+    Answer, MetricDifference, Pair, Recommendation, Results, Versus, best, contexts, far_text, takes_factor,
+};
 use crate::perplexity::Cell;
 use crate::search::Search;
 use crate::stats::{Difference, Interval, MIN_WINDOWS};
@@ -188,21 +190,30 @@ fn far_sentence(results: &Results) -> Option<String> {
 /// Whether the search was worth it.
 pub fn search_sentence(search: &Search) -> String {
     let stock = called(&search.stock.mode);
-    let difference = &search.difference;
+    let Pair { nll, interval, longppl, kl, .. } = search.difference;
     if search.winner.cell.nll == search.stock.nll {
         return format!("Nothing better than {stock} was found.");
     }
-    let gap = percent(difference.nll);
-    let Some(interval) = difference.interval else {
+    let of = |metric: Option<MetricDifference>| metric.map_or((f64::NAN, None), |metric| (metric.nll, metric.interval));
+    let (name, (nll, interval)) = match search.objective {
+        "longppl" => ("LongPPL", of(longppl)),
+        "kl" => ("divergence", of(kl)),
+        _ => ("perplexity", (nll, interval)),
+    };
+    // A divergence is a number of nats and no logarithm of anything.
+    let nats = search.objective == "kl";
+    let gap = if nats { format!("{nll:+.4} nats per token") } else { percent(nll) };
+    let Some(interval) = interval else {
         return format!(
-            "The scaling found has a perplexity {gap} from that of {stock}, from too few windows to say how surely."
+            "The scaling found has a {name} {gap} from that of {stock}, from too few windows to say how surely."
         );
     };
-    let range = range(interval);
-    if interval.high < 0.0 {
-        format!("The scaling found beats {stock}, the best stock mode: perplexity {gap} {range}.")
+    let Interval { low, high } = interval;
+    let range = if nats { format!("[{low:+.4}, {high:+.4}]") } else { range(interval) };
+    if high < 0.0 {
+        format!("The scaling found beats {stock}, the best stock mode: {name} {gap} {range}.")
     } else {
-        format!("The scaling found can't be told from {stock}, the best stock mode: perplexity {gap} {range}.")
+        format!("The scaling found can't be told from {stock}, the best stock mode: {name} {gap} {range}.")
     }
 }
 

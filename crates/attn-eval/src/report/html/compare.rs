@@ -4,7 +4,9 @@ use super::provenance::provenance;
 use super::retrieval;
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
 use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes};
+use crate::metrics::Metric;
 use crate::perplexity::{self, BUCKETS};
+use crate::report::metrics;
 use crate::report::{About, Document, ENCODINGS, Verdict, factor, search_sentence, short, verdict};
 use crate::search::Search;
 use crate::stats::{Difference, Interval};
@@ -85,11 +87,21 @@ fn figures(page: &mut Page, about: &About, results: &Results) {
         "Perplexity of the last quarter of each window: what far positions cost",
         &results.cells,
         &|cell| (cell.last_quarter_perplexity, cell.last_quarter_interval),
+        short,
     ));
+    type Kind = (&'static str, &'static str, fn(&perplexity::Cell) -> Option<Metric>, fn(f64) -> String);
+    let kinds: [Kind; 2] =
+        [("longppl", metrics::LONGPPL, |cell| cell.longppl, short), ("kl", metrics::KL, |cell| cell.kl, metrics::nats)];
+    for (id, caption, of, shown) in kinds {
+        if results.cells.iter().any(|cell| of(cell).is_some()) {
+            let measured = |cell: &perplexity::Cell| of(cell).map_or((None, None), |m| (m.value, m.interval));
+            page.table(&perplexities(id, caption, &results.cells, &measured, shown));
+        }
+    }
 }
 
 fn whole_windows(id: &str, caption: &str, cells: &[perplexity::Cell]) -> Table {
-    perplexities(id, caption, cells, &|cell| (Some(cell.perplexity), cell.interval))
+    perplexities(id, caption, cells, &|cell| (Some(cell.perplexity), cell.interval), short)
 }
 
 fn differences(page: &mut Page, results: &Results) {
@@ -293,7 +305,13 @@ fn by_position(cells: &[perplexity::Cell], trained: Option<usize>) -> Chart {
 type Measured<'a> = &'a dyn Fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);
 
 /// Modes down, contexts across.
-fn perplexities(id: &str, caption: &str, cells: &[perplexity::Cell], measured: Measured) -> Table {
+fn perplexities(
+    id: &str,
+    caption: &str,
+    cells: &[perplexity::Cell],
+    measured: Measured,
+    shown: fn(f64) -> String,
+) -> Table {
     let at = contexts(cells);
     let lowest = |context: usize| {
         let here = cells.iter().filter(|cell| cell.context == context).filter_map(|cell| measured(cell).0);
@@ -303,13 +321,13 @@ fn perplexities(id: &str, caption: &str, cells: &[perplexity::Cell], measured: M
         let figures = at.iter().map(|&context| {
             let Some(cell) = find(cells, context, mode) else { return Cell::text("–") };
             let (value, interval) = measured(cell);
-            let shown = Cell::optional(value, short);
-            let shown = match (&cell.same_as, interval) {
-                (Some(same), _) => shown.small(format!("same as {same}")),
-                (None, Some(Interval { low, high })) => shown.small(format!("{} to {}", short(low), short(high))),
-                (None, None) => shown,
+            let figure = Cell::optional(value, shown);
+            let figure = match (&cell.same_as, interval) {
+                (Some(same), _) => figure.small(format!("same as {same}")),
+                (None, Some(Interval { low, high })) => figure.small(format!("{} to {}", shown(low), shown(high))),
+                (None, None) => figure,
             };
-            if value.is_some_and(|value| value <= lowest(context)) { shown.class("best") } else { shown }
+            if value.is_some_and(|value| value <= lowest(context)) { figure.class("best") } else { figure }
         });
         std::iter::once(Cell::text(mode)).chain(figures).collect()
     };
@@ -484,6 +502,7 @@ pub(crate) mod tests {
                 dtype: "f32".into(),
                 device: "cpu".into(),
                 keep_quantized: false,
+                metrics: None,
                 usable: false,
                 retrieval: None,
             },
@@ -505,6 +524,8 @@ pub(crate) mod tests {
             interval: Some(Interval { low: 0.7, high: 0.9 }),
             last_quarter_nll: None,
             last_quarter_interval: None,
+            longppl: None,
+            kl: None,
         }];
         Results { cells, differences, by_text, ..Results::default() }
     }

@@ -1,0 +1,440 @@
+//! Metrics that see the far text.
+//!
+//! Most tokens of a text can be told from the few hundred before them, so perplexity hardly shows what a model makes of the
+//! rest. Two metrics look where it matters. Both hold a setting against the *reference*: the model as it is, within the
+//! context it was trained for.
+//!
+//! - **LongPPL** (Fang et al. 2024, What is Wrong with Perplexity for Long-context Language Modeling?): the perplexity of
+//!   the key tokens alone, those that the reference tells well from the whole window (at less than `-beta` nats) and much
+//!   worse, by more than `alpha` nats, from the last `trunc_len` tokens of it. Defined as in the Python package `longppl`:
+//!   `sliding_window` tokens share one short context, and a key token stands for its characters, so that a token that shares
+//!   a character with one counts too. In a window past the trained context, the reference reads the trained context's tokens
+//!   of it at most; there the package would take the model past what it was trained for as the judge.
+//! - **KL divergence** from the reference: by how many nats per token a setting's prediction, from the whole window, departs
+//!   from the reference's prediction of the same token. It is exactly 0 for the model as it is, within the trained context.
+
+use crate::perplexity::{ScoreOptions, Scores, rows, score_windows};
+use crate::stats::{Interval, WindowNll, mean, mean_interval};
+use crate::windows::{Window, Windows};
+use anyhow::{Context, Result, ensure};
+use attn_models::Model;
+use candle_core::Tensor;
+use loader::Tokenizer;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+use std::time::Instant;
+
+/// How key tokens are told from others.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct KeyTokens {
+    /// Tokens of the short context at least.
+    pub trunc_len: usize,
+    /// Tokens that share a short context, which grows by as many.
+    pub sliding_window: usize,
+    /// Nats by which the short context has to be worse.
+    pub alpha: f64,
+    /// Log-likelihood from the whole context that has to be exceeded.
+    pub beta: f64,
+}
+
+impl KeyTokens {
+    /// The package's: 4096 and 1024 tokens, 2 nats and -2; for models trained to less than 8192 tokens half of that and an
+    /// eighth.
+    pub fn for_trained(trained: Option<usize>) -> Self {
+        let trunc_len = trained.map_or(4096, |trained| (trained / 2).clamp(1, 4096));
+        Self { trunc_len, sliding_window: (trunc_len / 4).max(1), alpha: 2.0, beta: -2.0 }
+    }
+}
+
+/// What a setting is measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricName {
+    /// Perplexity of all tokens.
+    Ppl,
+    /// Perplexity of the key tokens.
+    LongPpl,
+    /// Divergence from the reference.
+    Kl,
+}
+
+impl MetricName {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ppl, Self::LongPpl, Self::Kl];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ppl => "ppl",
+            Self::LongPpl => "longppl",
+            Self::Kl => "kl",
+        }
+    }
+}
+
+impl fmt::Display for MetricName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for MetricName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|metric| metric.name() == text);
+        found.ok_or_else(|| format!("known: {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+/// Metrics beside perplexity, as a report names them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MetricSettings {
+    /// How the tokens of LongPPL are found; absent if it is not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longppl: Option<KeyTokens>,
+    /// Whether the divergence is taken.
+    pub kl: bool,
+}
+
+/// Which metrics are taken, and by what they are judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Metrics<'a> {
+    /// The model as it is.
+    pub model: &'a Model,
+    /// Its tokenizer, which says which tokens share a character.
+    pub tokenizer: &'a Tokenizer,
+    /// The context it was trained for, beyond which it is not asked; `None`: unknown, so that there is no such bound.
+    pub trained: Option<usize>,
+    /// Which.
+    pub settings: MetricSettings,
+}
+
+/// What the reference makes of one window.
+#[derive(Debug, Clone, Default)]
+pub struct Reference {
+    /// Where in the window's ids its key tokens stand, of those that are scored in it.
+    pub keys: Vec<usize>,
+    /// Hidden states `(n, hidden_size)` from which its `n` scored tokens are predicted.
+    hidden: Option<Tensor>,
+}
+
+/// What a metric came to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// The figure; `None` where no token counts, or it is more than a number can say.
+    pub value: Option<f64>,
+    /// Bootstrap 95 % interval, windows resampled; absent with fewer than [`crate::stats::MIN_WINDOWS`] that have tokens.
+    pub interval: Option<Interval>,
+    /// Tokens it is of.
+    pub tokens: usize,
+}
+
+impl Metric {
+    /// That of windows: their mean, through `shown`.
+    fn new(windows: &[WindowNll], seed: u64, shown: fn(f64) -> f64) -> Self {
+        let tokens = windows.iter().map(|window| window.tokens).sum();
+        let value = (tokens > 0).then(|| shown(mean(windows))).filter(|value| value.is_finite());
+        let interval = value.and(mean_interval(windows, seed));
+        let interval = interval.map(|Interval { low, high }| Interval { low: shown(low), high: shown(high) });
+        Self { value, interval, tokens }
+    }
+
+    /// LongPPL of windows' key tokens.
+    pub fn longppl(windows: &[WindowNll], seed: u64) -> Self {
+        Self::new(windows, seed, f64::exp)
+    }
+
+    /// The mean divergence of windows.
+    pub fn kl(windows: &[WindowNll], seed: u64) -> Self {
+        Self::new(windows, seed, |nats| nats)
+    }
+}
+
+impl Metrics<'_> {
+    /// Refuses windows in which no token can be a key token.
+    ///
+    /// # Errors
+    /// They are no longer than the short context.
+    pub fn check(&self, context: usize) -> Result<()> {
+        if let Some(KeyTokens { trunc_len, .. }) = self.settings.longppl {
+            ensure!(
+                trunc_len < context,
+                "LongPPL holds a context of {context} against one of {trunc_len} tokens: take a shorter one (--trunc-len), \
+                 or longer windows"
+            );
+        }
+        Ok(())
+    }
+
+    /// Tokens that the reference reads of a window of `context`.
+    pub fn work(&self, context: usize) -> usize {
+        let full: usize = passes_within(context, self.longest(context)).iter().map(|(input, _)| input.len()).sum();
+        let short = self.settings.longppl.map_or(0, |keys| {
+            let tail = context.saturating_sub(keys.trunc_len);
+            tail + tail.div_ceil(keys.sliding_window) * keys.trunc_len
+        });
+        full + short
+    }
+
+    /// Bytes that `windows` references to windows of `context` keep, and the logits that they are held against.
+    pub fn kept_bytes(&self, windows: usize, context: usize) -> u64 {
+        let (hidden, logits) = (self.model.spec().hidden_size, self.model.logits_at_once() * self.model.vocab_size());
+        let numbers = windows.saturating_mul(context).saturating_mul(hidden).saturating_add(logits);
+        if self.settings.kl { numbers.saturating_mul(4) as u64 } else { 0 }
+    }
+
+    /// What the reference makes of a window: of its ids, the first of which is a token put before it if `lead`, those at
+    /// `scored` count. `progress` is told the number of tokens read after each forward pass.
+    ///
+    /// # Errors
+    /// A forward pass fails, or its likelihoods are no numbers.
+    pub fn reference(
+        &self,
+        ids: &[u32],
+        lead: bool,
+        scored: Range<usize>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Reference> {
+        let hidden = self.full(ids, lead, progress)?;
+        let keys = match &self.settings.longppl {
+            Some(keys) => self.keys(keys, ids, lead, &hidden, progress)?,
+            None => vec![],
+        };
+        let hidden =
+            if self.settings.kl { Some(hidden.narrow(0, scored.start - 1, scored.len())?.contiguous()?) } else { None };
+        Ok(Reference { keys: keys.into_iter().filter(|key| scored.contains(key)).collect(), hidden })
+    }
+
+    /// Hidden states `(t - 1, hidden_size)` of the reference after every token of a window but the last.
+    fn full(&self, ids: &[u32], lead: bool, progress: &mut dyn FnMut(usize)) -> Result<Tensor> {
+        let mut parts = vec![];
+        for (input, new) in passes_within(ids.len(), self.longest(ids.len())) {
+            let n = input.len();
+            let hidden = self.hidden(&[part(ids, lead, input)], self.longest(ids.len()))?.squeeze(0)?;
+            parts.push(hidden.narrow(0, n - new, new)?);
+            progress(n);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Tokens of a window of `t` that the reference reads at once.
+    fn longest(&self, t: usize) -> usize {
+        self.trained.unwrap_or(t).clamp(1, t)
+    }
+
+    /// Hidden states `(b, t, hidden_size)` of rows of equal length.
+    fn hidden(&self, rows: &[Vec<u32>], length: usize) -> Result<Tensor> {
+        let ids = Tensor::from_vec(rows.concat(), (rows.len(), rows[0].len()), self.model.device())?;
+        Ok(self.model.hidden(&ids, length, None)?)
+    }
+
+    /// The key tokens of a window, of which `full` are the hidden states from the whole context.
+    fn keys(
+        &self,
+        options: &KeyTokens,
+        ids: &[u32],
+        lead: bool,
+        full: &Tensor,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<usize>> {
+        let (t, first) = (ids.len(), options.trunc_len);
+        if t <= first {
+            return Ok(vec![]);
+        }
+        let targets = |range: Range<usize>| Tensor::new(&ids[range], self.model.device());
+        let states = full.narrow(0, first - 1, t - first)?.unsqueeze(0)?;
+        let full = self.model.nll_after(&states, &targets(first..t)?.unsqueeze(0)?)?.squeeze(0)?.to_vec1::<f32>()?;
+        let starts: Vec<usize> = (0..t - first).step_by(options.sliding_window).collect();
+        let end = |start: usize| (start + first + options.sliding_window).min(t);
+        let mut short = Vec::with_capacity(full.len());
+        // The last is as long as the others, or alone.
+        for alike in starts.chunk_by(|&a, &b| end(a) - a == end(b) - b) {
+            for batch in alike.chunks(rows(end(0))) {
+                let n = end(batch[0]) - batch[0] - first;
+                let inputs: Vec<Vec<u32>> = batch.iter().map(|&start| part(ids, lead, start..end(start) - 1)).collect();
+                let hidden = self.hidden(&inputs, first + n)?.narrow(1, first - 1, n)?;
+                let wanted: Vec<u32> =
+                    batch.iter().flat_map(|&start| &ids[start + first..end(start)]).copied().collect();
+                let wanted = Tensor::from_vec(wanted, (batch.len(), n), self.model.device())?;
+                short.extend(self.model.nll_after(&hidden, &wanted)?.flatten_all()?.to_vec1::<f32>()?);
+                progress(inputs.iter().map(Vec::len).sum());
+            }
+        }
+        let finite = full.iter().chain(&short).all(|nll| nll.is_finite());
+        ensure!(finite, "the model as it is gives a log-likelihood that is no number");
+        let is_key =
+            |(full, short): (&f32, &f32)| f64::from(short - full) > options.alpha && f64::from(*full) < -options.beta;
+        let found: Vec<usize> = (first..t).filter(|&i| is_key((&full[i - first], &short[i - first]))).collect();
+        Ok(as_text(&spans(self.tokenizer, ids)?, &found))
+    }
+
+    /// Scores a text under `model`, window by window against the reference. `progress` is told the number of tokens read
+    /// after each forward pass.
+    ///
+    /// # Errors
+    /// As [`crate::perplexity::score`]; windows that a metric has nothing to say of.
+    pub fn measure(
+        &self,
+        model: &Model,
+        tokens: &[u32],
+        options: &ScoreOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Scores> {
+        let started = Instant::now();
+        let windows = Windows::new(tokens.len(), &options.windows)?;
+        self.check(windows.context())?;
+        let mut parts = vec![];
+        for some in windows.windows().chunks(rows(windows.context())) {
+            let references = self.references(tokens, &windows, some, progress)?;
+            parts.push(self.score(model, tokens, (&windows, some), &references, options.length, progress)?);
+        }
+        Ok(Scores { seconds: started.elapsed().as_secs_f64(), ..Scores::pooled(&parts) })
+    }
+
+    /// Scores some windows of a text, against what the reference made of them.
+    ///
+    /// # Errors
+    /// As [`crate::perplexity::score`].
+    pub(crate) fn score(
+        &self,
+        model: &Model,
+        tokens: &[u32],
+        (windows, some): (&Windows, &[Window]),
+        references: &[Reference],
+        length: Option<usize>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Scores> {
+        let (mut longppl, mut kl) = (vec![], vec![]);
+        let mut next = some.iter().zip(references);
+        let t = windows.context();
+        let mut nll = |batch: &[Vec<u32>]| -> Result<Vec<Vec<f32>>> {
+            let ids = Tensor::from_vec(batch.concat(), (batch.len(), t), model.device())?;
+            let hidden = model.hidden(&ids, length.unwrap_or(t), None)?.narrow(1, 0, t - 1)?;
+            let rows: Vec<Vec<f32>> = model.nll_after(&hidden, &ids.narrow(1, 1, t - 1)?)?.to_vec2()?;
+            for (i, row) in rows.iter().enumerate() {
+                let (window, reference) = next.next().context("every window has a reference")?;
+                longppl.push(sums(reference.keys.iter().map(|key| row[key - 1])));
+                if let Some(known) = &reference.hidden {
+                    let scored = windows.positions(window);
+                    let hidden = hidden.get(i)?.narrow(0, scored.start - 1, scored.len())?;
+                    let found = model.divergence(known, &hidden)?.to_vec1::<f32>()?;
+                    // Below 0 by rounding alone.
+                    kl.push(sums(found.into_iter().map(|nats| if nats < 0.0 { 0.0 } else { nats })));
+                }
+            }
+            Ok(rows)
+        };
+        let mut scores = score_windows(&mut nll, tokens, windows, some, progress)?;
+        let finite = longppl.iter().chain(&kl).all(|window: &WindowNll| window.sum.is_finite());
+        ensure!(finite, "a log-likelihood is no number");
+        scores.longppl = self.settings.longppl.map(|_| longppl);
+        scores.kl = self.settings.kl.then_some(kl);
+        Ok(scores)
+    }
+
+    /// What the reference makes of some windows of a text.
+    ///
+    /// # Errors
+    /// As [`reference`](Self::reference).
+    pub(crate) fn references(
+        &self,
+        tokens: &[u32],
+        windows: &Windows,
+        some: &[Window],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Reference>> {
+        let lead = windows.bos().is_some();
+        let of =
+            |window: &Window| self.reference(&windows.ids(window, tokens), lead, windows.positions(window), progress);
+        some.iter().map(of).collect()
+    }
+}
+
+/// The passes over a window of `t` tokens of which at most `longest` are read at once: what is read, and how many hidden
+/// states of its end are new. From the second on a pass has three quarters of `longest` before what is new. No state is
+/// needed after the last token.
+fn passes_within(t: usize, longest: usize) -> Vec<(Range<usize>, usize)> {
+    let (end, step) = (t - 1, (longest / 4).max(1));
+    let mut passes = vec![];
+    let mut done = 0;
+    while done < end {
+        let to = if done == 0 { longest.min(end) } else { (done + step).min(end) };
+        passes.push((to.saturating_sub(longest)..to, to - done));
+        done = to;
+    }
+    passes
+}
+
+/// A part of a window, which begins with the token put before the text if the window does.
+fn part(ids: &[u32], lead: bool, range: Range<usize>) -> Vec<u32> {
+    let mut part = ids[range].to_vec();
+    if lead {
+        part[0] = ids[0];
+    }
+    part
+}
+
+/// Numbers of one window, summed up.
+fn sums(numbers: impl Iterator<Item = f32>) -> WindowNll {
+    numbers.map(f64::from).fold(WindowNll::default(), |sum, x| WindowNll {
+        sum: sum.sum + x,
+        squares: sum.squares + x * x,
+        tokens: sum.tokens + 1,
+        ..sum
+    })
+}
+
+/// A character has at most four bytes, so that what is incomplete after more tokens never completes.
+const MAX_HELD: usize = 4;
+
+/// The characters that each token has a part in, by index: of a character whose bytes are in several tokens, each of them has
+/// one.
+fn spans(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<Range<usize>>> {
+    let mut spans: Vec<Range<usize>> = Vec::with_capacity(ids.len());
+    // Where the tokens begin that are decoded together, in tokens and in characters; whether the last one was cut.
+    let (mut group, mut before, mut cut) = (0, 0, false);
+    for i in 0..ids.len() {
+        let text = tokenizer.decode(&ids[group..=i], false)?;
+        let last = spans.last().map_or(0, |span| span.end);
+        let start = if cut { last - 1 } else { last };
+        let end = (before + text.chars().count()).max(start + 1);
+        spans.push(start..end);
+        cut = text.ends_with(char::REPLACEMENT_CHARACTER) && i - group < MAX_HELD;
+        if !cut {
+            (group, before) = (i + 1, end);
+        }
+    }
+    Ok(spans)
+}
+
+/// The tokens within the characters of the key tokens, which are found in the text rather than among the tokens: the package
+/// allows for another tokenizer than the one that they were found with.
+fn as_text(spans: &[Range<usize>], keys: &[usize]) -> Vec<usize> {
+    let mut parts: Vec<Range<usize>> = vec![];
+    for span in keys.iter().map(|&key| &spans[key]) {
+        match parts.last_mut().filter(|part| part.end == span.start) {
+            Some(part) => part.end = span.end,
+            None => parts.push(span.clone()),
+        }
+    }
+    let (mut found, mut part) = (vec![], 0);
+    let mut i = 0;
+    while i < spans.len() && part < parts.len() {
+        let (span, within) = (&spans[i], &parts[part]);
+        if span.start >= within.start && span.end <= within.end {
+            found.push(i);
+            i += 1;
+        } else if span.start < within.start {
+            i += 1;
+        } else {
+            part += 1;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

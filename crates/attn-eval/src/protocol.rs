@@ -1,0 +1,308 @@
+//! Perplexity as other programs take it, so that figures can be laid beside theirs.
+//!
+//! Programs differ in which tokens they score and what stands before each, and so in their figures for one model and one
+//! text. A protocol here is the list of passes that a program makes over a text:
+//!
+//! - [`LlamaCpp`](Protocol::LlamaCpp), llama.cpp's `llama-perplexity`: windows side by side, of which the second half is
+//!   scored (of `n` tokens those from `n / 2 + 1` on). Where a text begins with a BOS token, every window's first token is
+//!   replaced by it.
+//! - [`Stride`](Protocol::Stride), the recipe of transformers' page "Perplexity of fixed-length models": a window starts
+//!   every `stride` tokens and ends, at the latest, with the text; the tokens that no window before scored are. The mean of
+//!   every window but the first counts for one token less than it is of, and so does this one: the recipe subtracts the
+//!   token that is lost to the shift of labels, also where none is.
+//! - [`LmEval`](Protocol::LmEval), lm-evaluation-harness's `loglikelihood_rolling`: every token of a document is scored,
+//!   in windows side by side with one token of context before each; the first token of a document comes after a prefix
+//!   token (BOS, else EOS), and the last window is filled up with context. Documents are taken one by one.
+
+use crate::perplexity::{Scores, rows};
+use anyhow::{Context, Result, ensure};
+use attn_models::Model;
+use candle_core::Tensor;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+use std::time::Instant;
+
+/// Whose perplexity is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// llama.cpp's `llama-perplexity`.
+    LlamaCpp,
+    /// The strided recipe of transformers' documentation.
+    Stride,
+    /// lm-evaluation-harness's `loglikelihood_rolling`.
+    LmEval,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::LlamaCpp, Self::Stride, Self::LmEval];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LlamaCpp => "llama.cpp",
+            Self::Stride => "stride",
+            Self::LmEval => "lm-eval",
+        }
+    }
+
+    /// Which tokens are scored, in a few words.
+    pub fn scored(self) -> &'static str {
+        match self {
+            Self::LlamaCpp => "the second half of every window, as llama-perplexity has it",
+            Self::Stride => "the new tokens of every window, as transformers' strided recipe has it",
+            Self::LmEval => "every token, as lm-evaluation-harness's rolling log-likelihood has it",
+        }
+    }
+
+    /// Tokens that the program takes per window unless told otherwise, for a model of this trained context.
+    pub fn default_context(self, trained: Option<usize>) -> usize {
+        match self {
+            Self::LlamaCpp => 512,
+            Self::Stride | Self::LmEval => trained.unwrap_or(2048),
+        }
+    }
+
+    /// Tokens from one window's start to the next unless told otherwise.
+    pub fn default_stride(self, context: usize) -> usize {
+        match self {
+            Self::Stride => context.min(512),
+            Self::LlamaCpp | Self::LmEval => context,
+        }
+    }
+
+    /// The passes over a document of `len` tokens. `first`: the BOS token that replaces every window's first token
+    /// (llama.cpp), or the prefix (lm-eval, which can't do without); the strided recipe has neither.
+    ///
+    /// # Errors
+    /// A window too small to score anything in, a stride that skips text, or a text of less than one window.
+    pub fn passes(self, len: usize, context: usize, stride: usize, first: Option<u32>) -> Result<Vec<Pass>> {
+        ensure!(context >= 2, "a context of {context} leaves no token to score: it has to be at least 2");
+        ensure!((1..=context).contains(&stride), "a stride of {stride} skips text, or never gets on, with {context}");
+        match self {
+            Self::LlamaCpp => llama_cpp(len, context, first),
+            Self::Stride => strided(len, context, stride),
+            Self::LmEval => lm_eval(len, context, first),
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|protocol| protocol.name() == text);
+        found.ok_or_else(|| format!("known: {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+/// One pass of the model over a part of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// A token before those of the text.
+    pub lead: Option<u32>,
+    /// The tokens of the text, those that are scored included.
+    pub text: Range<usize>,
+    /// How many are scored, at the end.
+    pub scored: usize,
+    /// For how many tokens their mean counts.
+    pub counts: usize,
+    /// Tokens that the program feeds, which length-dependent scalings resolve for.
+    pub length: usize,
+}
+
+impl Pass {
+    /// The ids, of which the last is only predicted.
+    fn ids(&self, tokens: &[u32]) -> Vec<u32> {
+        self.lead.into_iter().chain(tokens[self.text.clone()].iter().copied()).collect()
+    }
+
+    /// Tokens of the pass, the last included.
+    #[allow(clippy::len_without_is_empty)] // none is empty
+    pub fn len(&self) -> usize {
+        self.text.len() + usize::from(self.lead.is_some())
+    }
+
+    /// Whether the two can go through the model side by side.
+    fn like(&self, other: &Self) -> bool {
+        (self.len(), self.scored, self.length) == (other.len(), other.scored, other.length)
+    }
+}
+
+fn llama_cpp(len: usize, context: usize, bos: Option<u32>) -> Result<Vec<Pass>> {
+    let scored = context - 1 - context / 2;
+    ensure!(scored > 0, "a context of {context} has no second half to score: it has to be at least 3");
+    // The tool itself asks for two windows of text; `--chunks` then takes as few as one.
+    ensure!(len >= context, "the text has {len} tokens to use, too few for one window of {context}");
+    let windows = (0..len / context).map(|i| {
+        let start = i * context + usize::from(bos.is_some());
+        Pass { lead: bos, text: start..(i + 1) * context, scored, counts: scored, length: context }
+    });
+    Ok(windows.collect())
+}
+
+fn strided(len: usize, context: usize, stride: usize) -> Result<Vec<Pass>> {
+    ensure!(len >= 2, "a text of {len} tokens has none to score");
+    let mut passes = vec![];
+    let mut scored_to = 0;
+    for start in (0..len).step_by(stride) {
+        let text = start..(start + context).min(len);
+        // The first token of a window has nothing before it.
+        let scored = (text.end - scored_to).min(text.len() - 1);
+        let counts = text.end - scored_to - 1;
+        scored_to = text.end;
+        if counts > 0 {
+            passes.push(Pass { lead: None, length: text.len(), text, scored, counts });
+        }
+        if scored_to == len {
+            break;
+        }
+    }
+    Ok(passes)
+}
+
+fn lm_eval(len: usize, context: usize, prefix: Option<u32>) -> Result<Vec<Pass>> {
+    let prefix = prefix.context("the first token of a document is predicted from a BOS or EOS token: there is none")?;
+    let first = len.min(context);
+    let mut passes = vec![];
+    if first > 0 {
+        passes.push(Pass { lead: Some(prefix), text: 0..first, scored: first, counts: first, length: first });
+    }
+    let mut scored_to = first;
+    while scored_to < len {
+        let scored = context.min(len - scored_to);
+        scored_to += scored;
+        // `context` tokens are fed, and the last one predicted is not among them.
+        let text = scored_to - context - 1..scored_to;
+        passes.push(Pass { lead: None, text, scored, counts: scored, length: context });
+    }
+    Ok(passes)
+}
+
+/// Turns a batch of equally long rows of ids into the negative log-likelihoods of the last `n` of each, for sequences that
+/// are resolved as of a length.
+pub type TailScorer<'a> = dyn FnMut(&[Vec<u32>], usize, usize) -> Result<Vec<Vec<f32>>> + 'a;
+
+/// What a model makes of the last `n` tokens of rows. Length-dependent scalings resolve for `length`, or for that of the
+/// program whose protocol it is.
+pub(crate) fn tail_scorer(
+    model: &Model,
+    length: Option<usize>,
+) -> impl FnMut(&[Vec<u32>], usize, usize) -> Result<Vec<Vec<f32>>> {
+    move |batch, n, own| {
+        let t = batch.first().map_or(0, Vec::len);
+        let ids = Tensor::from_vec(batch.concat(), (batch.len(), t), model.device())?;
+        // The last token is predicted, and nothing from it.
+        let hidden = model.hidden(&ids.narrow(1, 0, t - 1)?, length.unwrap_or(own), None)?;
+        let (hidden, targets) = (hidden.narrow(1, t - 1 - n, n)?, ids.narrow(1, t - n, n)?);
+        Ok(model.nll_after(&hidden, &targets)?.to_vec2()?)
+    }
+}
+
+/// Scores the passes over `tokens` under `model`. `progress` is told the number of tokens read after each forward pass.
+///
+/// # Errors
+/// The model has no room for a pass, or a likelihood isn't finite.
+pub fn score_passes(
+    model: &Model,
+    tokens: &[u32],
+    passes: &[Pass],
+    length: Option<usize>,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Scores> {
+    score_passes_with(&mut tail_scorer(model, length), tokens, passes, progress)
+}
+
+/// [`score_passes`] under anything that can tell likelihoods.
+///
+/// # Errors
+/// As [`score_passes`].
+pub fn score_passes_with(
+    nll: &mut TailScorer<'_>,
+    tokens: &[u32],
+    passes: &[Pass],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Scores> {
+    let started = Instant::now();
+    let longest = passes.iter().map(Pass::len).max().unwrap_or(0);
+    let mut scores = Scores::default();
+    for alike in passes.chunk_by(Pass::like) {
+        for batch in alike.chunks(rows(longest)) {
+            let first = &batch[0];
+            let ids: Vec<Vec<u32>> = batch.iter().map(|pass| pass.ids(tokens)).collect();
+            let found = nll(&ids, first.scored, first.length).context("scoring a window")?;
+            for (pass, tail) in batch.iter().zip(&found) {
+                let from = pass.len() - pass.scored;
+                let row = [vec![f32::NAN; from - 1], tail.clone()].concat();
+                scores.add(&row, from..pass.len(), longest, pass.text.end - pass.scored)?;
+                scores.weigh_last(pass.counts);
+            }
+            progress(batch.len() * first.len());
+        }
+    }
+    scores.seconds = started.elapsed().as_secs_f64();
+    Ok(scores)
+}
+
+/// What a text is beside its tokens, for figures that don't depend on the tokenizer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes in UTF-8.
+    pub bytes: usize,
+    /// Words, as lm-evaluation-harness counts them: the pieces between runs of white space, one more than there are runs.
+    pub words: usize,
+}
+
+impl Size {
+    /// That of a text.
+    pub fn of(text: &str) -> Self {
+        let mut counter = SizeCounter::default();
+        counter.push(text);
+        counter.size()
+    }
+
+    /// Both sizes together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, words: self.words + other.words }
+    }
+}
+
+/// Takes the [`Size`] of a text that comes in parts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SizeCounter {
+    bytes: usize,
+    /// Runs of white space so far.
+    runs: usize,
+    /// Whether the last one goes on.
+    inside: bool,
+}
+
+impl SizeCounter {
+    /// Takes the next part.
+    pub fn push(&mut self, text: &str) {
+        self.bytes += text.len();
+        for c in text.chars() {
+            // What Python takes for white space, beside what Unicode calls so.
+            let space = c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+            self.runs += usize::from(space && !self.inside);
+            self.inside = space;
+        }
+    }
+
+    /// The size so far.
+    pub fn size(&self) -> Size {
+        Size { bytes: self.bytes, words: self.runs + 1 }
+    }
+}
+
+#[cfg(test)]
+#[path = "protocol_tests.rs"]
+mod tests;
