@@ -27,6 +27,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "t5", "none"]
+# Those that --encodings takes besides.
+MORE = ["kerple", "kerple-power", "fire", "fox", "xpos", "ssmax", "shaw", "cope", "learned-frequencies", "rope-sinks"]
 SCALINGS = ["linear", "ntk", "dynamic", "yarn"]
 NOVELS = ["sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey"]
 HELD_OUT = "persuasion"
@@ -52,7 +54,7 @@ def arguments():
     p.add_argument("--learning-rate", type=float, default=2e-3)
     p.add_argument("--eval-tokens", type=int, default=32768)
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    p.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=ENCODINGS)
+    p.add_argument("--encodings", nargs="+", choices=ENCODINGS + MORE, default=ENCODINGS)
     return p.parse_args()
 
 

@@ -4,13 +4,13 @@ use crate::TensorSource;
 use crate::builder::Builder;
 use crate::config::{Notes, UnknownKeys};
 use crate::families;
-use crate::spec::{ModelSpec, StackSpec};
+use crate::spec::{AttentionSpec, LayerSpec, ModelSpec, MultiHeadSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
-use attn_core::position::{self, PositionConfig};
+use attn_core::position::{self, LearnedTensor, PositionConfig, learned_tensors};
 use attn_core::{Linear, PositionEncoding, PositionOverride, Positions, Resolution, ops, profile};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -77,7 +77,10 @@ struct Tables {
 #[derive(Debug, Default)]
 struct StackTables {
     absolute: Option<Tensor>,
+    /// What all layers share.
     layers: Option<Tensor>,
+    /// What each layer has of its own, by name; empty for encodings that learn nothing.
+    own: Vec<HashMap<String, Tensor>>,
 }
 
 impl StackTables {
@@ -97,7 +100,8 @@ impl StackTables {
             }
             _ => None,
         };
-        Ok(Self { absolute, layers })
+        let own = spec.layers.iter().map(|layer| own_tensors(layer, weights)).collect::<Result<_>>()?;
+        Ok(Self { absolute, layers, own })
     }
 
     /// Builds the encodings of a stack; layers with equal configs share one.
@@ -110,18 +114,32 @@ impl StackTables {
         let embedding = position::build_embedding(&spec.embedding.position, at(&self.absolute))?;
         let mut built: Vec<(&PositionConfig, Arc<dyn PositionEncoding>)> = Vec::new();
         let mut layers = Vec::with_capacity(spec.layers.len());
-        for layer in &spec.layers {
+        for (layer, own) in spec.layers.iter().zip(&self.own) {
             let config = layer.attention.position();
-            let shared = built.iter().find(|(c, _)| *c == config).map(|(_, e)| e.clone());
+            let shared = built.iter().find(|(c, _)| *c == config && own.is_empty()).map(|(_, e)| e.clone());
             let encoding = match shared {
                 Some(encoding) => encoding,
-                None => position::build(config, at(&self.layers))?,
+                None if own.is_empty() => position::build(config, at(&self.layers))?,
+                None => position::build(config, Some(VarBuilder::from_tensors(own.clone(), DType::F32, device)))?,
             };
             built.push((config, encoding.clone()));
             layers.push(encoding);
         }
         Ok(Encodings { embedding, layers })
     }
+}
+
+/// The tensors that a layer's encoding learns, in f32 whatever the model's dtype: distances need more than bf16's eight bits.
+fn own_tensors(layer: &LayerSpec, weights: &Builder) -> Result<HashMap<String, Tensor>> {
+    let AttentionSpec::MultiHead(MultiHeadSpec { position, position_prefix: Some(prefix), .. }) = &layer.attention
+    else {
+        return Ok(HashMap::new());
+    };
+    let named = learned_tensors(position)?.into_iter().map(|LearnedTensor { name, shape, .. }| {
+        let full = format!("{}{prefix}{name}", layer.prefix);
+        Ok((name, weights.tensor_as(&full, shape.dims(), DType::F32)?))
+    });
+    named.collect()
 }
 
 impl Model {

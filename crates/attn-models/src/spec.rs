@@ -269,11 +269,10 @@ impl ModelSpec {
                     continue;
                 }
             };
-            let Some(rope) = position.rope() else {
+            let Some(over) = position.with_override(change)? else {
                 unlimited = unlimited.or(mask.reach().is_none().then_some(i));
                 continue;
             };
-            let over = change.over(rope)?;
             if let PositionConfig::Extended(config) = &over {
                 for part in config.build()?.parts() {
                     mask.intersect(&part.region)?;

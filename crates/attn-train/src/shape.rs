@@ -4,44 +4,43 @@
 //! positions the checkpoint is a plain `llama`, which transformers and llama.cpp load; the others are `attn_decoder`.
 
 use anyhow::{Result, ensure};
+use attn_core::position::{LearnedTensor, learned_tensors};
 use attn_eval::rng::Rng;
+use attn_models::families::ENCODINGS;
+use attn_models::spec::AttentionSpec;
 use candle_core::{Device, Tensor};
+use candle_nn::{Init, init::NormalOrUniform};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::{fmt, str::FromStr};
 
-/// The encodings that a model can be trained with.
+/// An encoding that a model can be trained with: one of [`ENCODINGS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Position {
-    /// Fixed sinusoids on the embeddings.
-    Sinusoidal,
-    /// A learned table on the embeddings.
-    Learned,
-    /// T5's learned bias by bucketed distance.
-    T5,
-    /// A linear bias.
-    Alibi,
-    /// Rotated queries and keys.
-    Rope,
-    /// None.
-    None,
-}
+pub struct Position(&'static str);
 
 impl Position {
+    /// Rotated queries and keys.
+    pub const ROPE: Self = Self("rope");
+
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Sinusoidal, Self::Learned, Self::T5, Self::Alibi, Self::Rope, Self::None];
+    pub fn all() -> impl Iterator<Item = Self> {
+        ENCODINGS.into_iter().map(Self)
+    }
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        self.0
+    }
+
+    /// Whether queries and keys are rotated.
+    fn rotates(self) -> bool {
+        ["rope", "rope-sinks", "xpos", "learned-frequencies", "ssmax"].contains(&self.0)
+    }
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Sinusoidal => "sinusoidal",
-            Self::Learned => "learned",
-            Self::T5 => "t5",
-            Self::Alibi => "alibi",
-            Self::Rope => "rope",
-            Self::None => "none",
-        })
+        f.write_str(self.0)
     }
 }
 
@@ -49,10 +48,8 @@ impl FromStr for Position {
     type Err = String;
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|p| p.to_string() == name)
-            .ok_or_else(|| "known: sinusoidal, learned, t5, alibi, rope, none".into())
+        let known = || format!("known: {}", ENCODINGS.join(", "));
+        Self::all().find(|position| position.0 == name).ok_or_else(known)
     }
 }
 
@@ -93,7 +90,7 @@ impl Shape {
     /// Heads that don't divide.
     pub fn config(&self) -> Result<Value> {
         self.check()?;
-        let rope = self.position == Position::Rope;
+        let rope = self.position == Position::ROPE;
         let mut config = json!({
             "architectures": [if rope { "LlamaForCausalLM" } else { "AttnDecoder" }],
             "model_type": if rope { "llama" } else { "attn_decoder" },
@@ -111,75 +108,130 @@ impl Shape {
             "bos_token_id": 0,
             "eos_token_id": 0,
         });
-        if rope {
+        if self.position.rotates() {
             config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0});
             config["rope_theta"] = json!(10000.0);
-        } else {
-            config["position_encoding"] = json!(self.position.to_string());
         }
-        if self.position == Position::T5 {
-            config["relative_attention_num_buckets"] = json!(32);
-            config["relative_attention_max_distance"] = json!(128);
+        if !rope {
+            config["position_encoding"] = json!(self.position.name());
+        }
+        match self.position.name() {
+            "t5" => {
+                config["relative_attention_num_buckets"] = json!(32);
+                config["relative_attention_max_distance"] = json!(128);
+            }
+            // What is learned has to be met in training, so it ends well before the context does.
+            "shaw" => config["shaw_max_distance"] = json!((self.context / 2).max(1)),
+            "cope" => config["cope_positions"] = json!(64),
+            "fire" => config["fire_units"] = json!(32),
+            _ => {}
         }
         Ok(config)
     }
 
-    /// Names and shapes of the tensors, with the standard deviation they start from; `None` starts at one.
-    fn tensors(&self) -> Vec<(String, Vec<usize>, Option<f64>)> {
+    /// Names and shapes of the tensors, with what they start as.
+    fn tensors(&self) -> Result<Vec<(String, Vec<usize>, Init)>> {
         const STD: f64 = 0.02;
+        let normal = |stdev| Init::Randn { mean: 0.0, stdev };
         // GPT-2: what joins the residual stream starts smaller the more there is of it.
-        let joins = STD / (2.0 * self.layers as f64).sqrt();
-        let (h, d) = (self.hidden, self.hidden / self.heads);
+        let joins = normal(STD / (2.0 * self.layers as f64).sqrt());
+        let (h, d, std) = (self.hidden, self.hidden / self.heads, normal(STD));
+        let position = self.position.name();
         // The sinusoidal model scales its embeddings by sqrt(hidden).
-        let embedding = if self.position == Position::Sinusoidal { (h as f64).powf(-0.5) } else { STD };
+        let embedding = if position == "sinusoidal" { normal((h as f64).powf(-0.5)) } else { std };
         let mut all = vec![
-            ("model.embed_tokens.weight".to_string(), vec![self.vocab, h], Some(embedding)),
-            ("model.norm.weight".to_string(), vec![h], None),
+            ("model.embed_tokens.weight".to_string(), vec![self.vocab, h], embedding),
+            ("model.norm.weight".to_string(), vec![h], Init::Const(1.0)),
         ];
-        match self.position {
-            Position::Learned => {
-                all.push(("model.embed_positions.weight".into(), vec![self.context, h], Some(STD)));
-            }
-            Position::T5 => {
-                all.push(("model.relative_attention_bias.weight".into(), vec![32, self.heads], Some(STD)));
-            }
+        match position {
+            "learned" => all.push(("model.embed_positions.weight".into(), vec![self.context, h], std)),
+            "t5" => all.push(("model.relative_attention_bias.weight".into(), vec![32, self.heads], std)),
             _ => {}
         }
         for i in 0..self.layers {
-            let mut add = |name: &str, shape: [usize; 2], std| {
-                all.push((format!("model.layers.{i}.{name}.weight"), shape.to_vec(), Some(std)));
+            let mut add = |name: &str, shape: [usize; 2], init| {
+                all.push((format!("model.layers.{i}.{name}.weight"), shape.to_vec(), init));
             };
-            add("self_attn.q_proj", [self.heads * d, h], STD);
-            add("self_attn.k_proj", [self.kv_heads * d, h], STD);
-            add("self_attn.v_proj", [self.kv_heads * d, h], STD);
+            add("self_attn.q_proj", [self.heads * d, h], std);
+            add("self_attn.k_proj", [self.kv_heads * d, h], std);
+            add("self_attn.v_proj", [self.kv_heads * d, h], std);
             add("self_attn.o_proj", [h, self.heads * d], joins);
-            add("mlp.gate_proj", [self.intermediate, h], STD);
-            add("mlp.up_proj", [self.intermediate, h], STD);
+            add("mlp.gate_proj", [self.intermediate, h], std);
+            add("mlp.up_proj", [self.intermediate, h], std);
             add("mlp.down_proj", [h, self.intermediate], joins);
             for norm in ["input_layernorm", "post_attention_layernorm"] {
-                all.push((format!("model.layers.{i}.{norm}.weight"), vec![h], None));
+                all.push((format!("model.layers.{i}.{norm}.weight"), vec![h], Init::Const(1.0)));
             }
         }
-        all
+        // Last, so that the other weights are the same under every encoding.
+        for (i, layer) in attn_models::families::spec(&self.config()?)?.stack.layers.iter().enumerate() {
+            let AttentionSpec::MultiHead(attention) = &layer.attention else { continue };
+            if attention.sinks.is_some() {
+                all.push((format!("model.layers.{i}.self_attn.sinks"), vec![self.heads], Init::Const(0.0)));
+            }
+            if let Some(prefix) = &attention.position_prefix {
+                for LearnedTensor { name, shape, init } in learned_tensors(&attention.position)? {
+                    all.push((format!("model.layers.{i}.{prefix}{name}"), shape.into_dims(), init));
+                }
+            }
+        }
+        Ok(all)
     }
 
-    /// The first weights, drawn from `seed`: normal with GPT-2's deviations, norms at one.
+    /// The first weights, drawn from `seed`: normal with GPT-2's deviations, norms at one, and what an encoding learns as it
+    /// says.
     ///
     /// # Errors
     /// Heads that don't divide.
     pub fn weights(&self, seed: u64) -> Result<BTreeMap<String, Tensor>> {
         self.check()?;
         let mut rng = Rng::new(seed);
-        let mut tensor = |(name, shape, std): (String, Vec<usize>, Option<f64>)| {
-            let n = shape.iter().product();
-            let data: Vec<f32> = match std {
-                Some(std) => (0..n).map(|_| (normal(&mut rng) * std) as f32).collect(),
-                None => vec![1.0; n],
-            };
+        let mut tensor = |(name, shape, init): (String, Vec<usize>, Init)| {
+            let data =
+                (0..shape.iter().product()).map(|_| draw(&mut rng, init, &shape)).collect::<Result<Vec<f32>>>()?;
             Ok((name, Tensor::from_vec(data, shape, &Device::Cpu)?))
         };
-        self.tensors().into_iter().map(&mut tensor).collect()
+        self.tensors()?.into_iter().map(&mut tensor).collect()
     }
+}
+
+/// A first number of a tensor of `shape`.
+fn draw(rng: &mut Rng, init: Init, shape: &[usize]) -> Result<f32> {
+    Ok(match init {
+        Init::Const(value) => value,
+        Init::Randn { mean, stdev } => mean + stdev * normal(rng),
+        Init::Uniform { lo, up } => lo + (up - lo) * rng.unit(),
+        Init::Kaiming { dist, fan, non_linearity } => {
+            let stdev = non_linearity.gain() / (fan.for_shape(&shape.into()) as f64).sqrt();
+            match dist {
+                NormalOrUniform::Normal => stdev * normal(rng),
+                NormalOrUniform::Uniform => 3f64.sqrt() * stdev * (2.0 * rng.unit() - 1.0),
+            }
+        }
+    } as f32)
+}
+
+/// The config of a Llama checkpoint without its rotation, everything else as it is: what DroPE (Gelberg et al. 2025,
+/// arXiv:2512.12167) trains on for a while.
+///
+/// # Errors
+/// A checkpoint of another family: their blocks are not Llama's.
+pub fn without_positions(config: &Value) -> Result<Value> {
+    let mut config = config.clone();
+    let model_type = config["model_type"].as_str().unwrap_or_default();
+    ensure!(
+        ["llama", "attn_decoder"].contains(&model_type),
+        "positions can be dropped from checkpoints of the type llama, this one is {model_type}"
+    );
+    if let Some(keys) = config.as_object_mut() {
+        for key in ["rope_theta", "rope_scaling", "rope_parameters", "xpos_scale_base"] {
+            keys.remove(key);
+        }
+        keys.insert("model_type".into(), json!("attn_decoder"));
+        keys.insert("architectures".into(), json!(["AttnDecoder"]));
+        keys.insert("position_encoding".into(), json!("none"));
+    }
+    Ok(config)
 }
 
 /// A draw from the standard normal distribution (Box and Muller 1958).
@@ -191,7 +243,7 @@ fn normal(rng: &mut Rng) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attn_models::{Model, Options};
+    use attn_models::{Model, Options, RopeLength, Session};
     use std::{collections::HashMap, sync::Arc};
 
     fn small(position: Position) -> Shape {
@@ -201,7 +253,7 @@ mod tests {
     /// The model takes exactly these tensors: it refuses missing and unused ones.
     #[test]
     fn every_encoding_loads_and_starts_near_uniform() {
-        for position in Position::ALL {
+        for position in Position::all() {
             let shape = small(position);
             let weights: HashMap<String, Tensor> = shape.weights(1).unwrap().into_iter().collect();
             let model = Model::load(&shape.config().unwrap(), Arc::new(weights), &Options::default()).unwrap();
@@ -209,7 +261,51 @@ mod tests {
             let nll = model.nll(&ids, 32).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
             assert!((nll - 300f32.ln()).abs() < 1.0, "{position}: {nll}");
             assert_eq!(position.to_string().parse(), Ok(position));
+            // Whatever the encoding learns, the rest starts alike.
+            let rope = small(Position::ROPE).weights(1).unwrap();
+            let q = "model.layers.1.self_attn.q_proj.weight";
+            let same = |w: &BTreeMap<String, Tensor>| w[q].to_vec2::<f32>().unwrap();
+            if !["sinusoidal", "learned", "t5"].contains(&position.name()) {
+                assert_eq!(same(&shape.weights(1).unwrap()), same(&rope), "{position}");
+            }
         }
+    }
+
+    /// Whatever an encoding keeps beside the keys, and however it counts positions: token by token is one prefill.
+    #[test]
+    fn every_encoding_decodes_as_it_prefills() {
+        for position in Position::all() {
+            let shape = small(position);
+            let mut weights: HashMap<String, Tensor> = shape.weights(1).unwrap().into_iter().collect();
+            // Numbers that start at zero would do nothing.
+            for (name, tensor) in weights.iter_mut().filter(|(name, _)| name.contains("self_attn")) {
+                let noise = Tensor::randn(0f32, 0.3, tensor.shape(), &Device::Cpu).unwrap();
+                *tensor = (&*tensor + noise).unwrap_or_else(|e| panic!("{name}: {e}"));
+            }
+            let model = Model::load(&shape.config().unwrap(), Arc::new(weights), &Options::default()).unwrap();
+            let ids = Tensor::from_iter((0..30u32).map(|i| i * 7 % 300), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+            let whole = model.logits(&ids, 30).unwrap();
+            let mut session = Session::new(&model, RopeLength::Declared(30), None).unwrap();
+            let mut start = 0;
+            for n in [4, 1, 1, 11, 1, 1, 1, 10] {
+                let logits = session.feed_all(&ids.narrow(1, start, n).unwrap()).unwrap();
+                let off = (logits - whole.narrow(1, start, n).unwrap()).unwrap().abs().unwrap().max_all().unwrap();
+                let off = off.to_scalar::<f32>().unwrap();
+                assert!(off < 2e-4, "{position}: {n} tokens from {start} differ by {off:e}");
+                start += n;
+            }
+        }
+    }
+
+    #[test]
+    fn a_rotation_is_dropped_from_llamas_alone() {
+        let config = small(Position::ROPE).config().unwrap();
+        let dropped = without_positions(&config).unwrap();
+        let weights: HashMap<String, Tensor> = small(Position::ROPE).weights(1).unwrap().into_iter().collect();
+        let model = Model::load(&dropped, Arc::new(weights), &Options::default()).unwrap();
+        assert!(model.spec().stack.encodings().iter().all(|group| group.config.rope().is_none()));
+        let qwen = without_positions(&json!({"model_type": "qwen2"})).unwrap_err().to_string();
+        assert!(qwen.contains("qwen2"), "{qwen}");
     }
 
     #[test]
@@ -220,14 +316,14 @@ mod tests {
         let var = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 20_000.0;
         assert!(mean.abs() < 0.03 && (var - 1.0).abs() < 0.05, "{mean} {var}");
         let flat =
-            |seed| small(Position::Rope).weights(seed).unwrap()["model.embed_tokens.weight"].to_vec2::<f32>().unwrap();
+            |seed| small(Position::ROPE).weights(seed).unwrap()["model.embed_tokens.weight"].to_vec2::<f32>().unwrap();
         assert_eq!(flat(7), flat(7));
         assert_ne!(flat(7), flat(8));
     }
 
     #[test]
     fn heads_that_do_not_divide_are_refused() {
-        assert!(Shape { heads: 5, ..small(Position::Rope) }.config().is_err());
-        assert!(Shape { kv_heads: 4, ..small(Position::Rope) }.weights(0).is_err());
+        assert!(Shape { heads: 5, ..small(Position::ROPE) }.config().is_err());
+        assert!(Shape { kv_heads: 4, ..small(Position::ROPE) }.weights(0).is_err());
     }
 }

@@ -178,8 +178,9 @@ impl Trainer {
         let parameters: Vec<_> = self.parameters.iter_mut().collect();
         parameters.into_par_iter().zip(gradients).try_for_each(|((name, parameter), gradient)| -> Result<()> {
             let mut weights = parameter.var.flatten_all()?.to_vec1::<f32>()?;
-            // Norms and biases don't decay, nor does T5's table of biases.
-            let decays = parameter.var.rank() >= 2 && !name.contains("relative_attention_bias");
+            // Norms and biases don't decay, nor do the curves and tables of an encoding; projections do.
+            let of_encoding = name.contains("relative_attention_bias") || name.contains(".self_attn.position.");
+            let decays = parameter.var.rank() >= 2 && (!of_encoding || name.ends_with("_proj.weight"));
             s.adamw.update(&mut weights, &gradient, &mut parameter.moments, (number, rate, scale), decays);
             Ok(parameter.var.set(&Tensor::from_vec(weights, parameter.var.shape(), &Device::Cpu)?)?)
         })?;

@@ -55,7 +55,7 @@ fn losses(steps: &[Step]) -> Vec<(f64, f64)> {
 fn threads_change_nothing() {
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| losses(&run(&mut trainer(Position::Rope, "f32").0, 3)))
+        pool.install(|| losses(&run(&mut trainer(Position::ROPE, "f32").0, 3)))
     };
     let one = on(1);
     assert!([2, 3, 5, 16].map(on).iter().all(|other| *other == one));
@@ -63,7 +63,7 @@ fn threads_change_nothing() {
 
 #[test]
 fn every_encoding_learns_and_every_weight_has_a_gradient() {
-    for position in Position::ALL {
+    for position in Position::all() {
         // `step` fails if a weight, the tables of positions included, got no gradient.
         let steps = run(&mut trainer(position, "f32").0, 8);
         assert!(steps[7].loss < steps[0].loss - 0.3, "{position}: {:?}", losses(&steps));
@@ -72,7 +72,7 @@ fn every_encoding_learns_and_every_weight_has_a_gradient() {
 
 #[test]
 fn bf16_follows_f32() {
-    let (full, half) = (run(&mut trainer(Position::Rope, "f32").0, 8), run(&mut trainer(Position::Rope, "bf16").0, 8));
+    let (full, half) = (run(&mut trainer(Position::ROPE, "f32").0, 8), run(&mut trainer(Position::ROPE, "bf16").0, 8));
     for (a, b) in full.iter().zip(&half) {
         assert!((a.loss - b.loss).abs() < 0.05, "{} and {}", a.loss, b.loss);
     }
@@ -81,17 +81,17 @@ fn bf16_follows_f32() {
 #[test]
 fn resuming_gives_bit_equal_losses_and_weights() {
     let out = tempfile::tempdir().unwrap();
-    let (mut whole, tokenizer) = trainer(Position::T5, "f32");
+    let (mut whole, tokenizer) = trainer("t5".parse().unwrap(), "f32");
     let expected = losses(&run(&mut whole, 8));
 
-    let (mut first, _) = trainer(Position::T5, "f32");
+    let (mut first, _) = trainer("t5".parse().unwrap(), "f32");
     run(&mut first, 3);
     first.save(out.path(), &tokenizer).unwrap();
     run(&mut first, 5);
     first.save(out.path(), &tokenizer).unwrap();
     run(&mut first, 6); // lost
 
-    let (mut second, _) = trainer(Position::T5, "f32");
+    let (mut second, _) = trainer("t5".parse().unwrap(), "f32");
     assert!(second.resume(out.path()).unwrap());
     assert_eq!(second.done(), 5);
     assert_eq!(losses(&run(&mut second, 8)), expected[5..]);
@@ -113,16 +113,16 @@ fn resuming_gives_bit_equal_losses_and_weights() {
 #[test]
 fn other_settings_are_refused_by_name_and_partial_checkpoints_ignored() {
     let out = tempfile::tempdir().unwrap();
-    let (mut first, tokenizer) = trainer(Position::Rope, "f32");
+    let (mut first, tokenizer) = trainer(Position::ROPE, "f32");
     assert!(!first.resume(out.path()).unwrap(), "nothing to resume");
     run(&mut first, 1);
     first.save(out.path(), &tokenizer).unwrap();
     std::fs::create_dir(out.path().join(".checkpoint-0000009.partial")).unwrap();
 
-    let (mut other, _) = trainer(Position::Alibi, "f32");
+    let (mut other, _) = trainer("alibi".parse().unwrap(), "f32");
     let error = other.resume(out.path()).unwrap_err().to_string();
     assert!(error.contains("another config"), "{error}");
-    let (mut same, _) = trainer(Position::Rope, "f32");
+    let (mut same, _) = trainer(Position::ROPE, "f32");
     assert!(same.resume(out.path()).unwrap());
     assert_eq!(same.done(), 1);
 }
@@ -130,7 +130,7 @@ fn other_settings_are_refused_by_name_and_partial_checkpoints_ignored() {
 #[test]
 fn old_checkpoints_go_and_the_log_forgets_lost_steps() {
     let out = tempfile::tempdir().unwrap();
-    let (mut trainer, tokenizer) = trainer(Position::None, "f32");
+    let (mut trainer, tokenizer) = trainer("none".parse().unwrap(), "f32");
     let mut log = Log::open(out.path(), 0).unwrap();
     for _ in 0..4 {
         log.add(&trainer.step().unwrap()).unwrap();
@@ -151,7 +151,7 @@ fn old_checkpoints_go_and_the_log_forgets_lost_steps() {
 #[test]
 fn a_damaged_checkpoint_is_refused_by_tensor() {
     let out = tempfile::tempdir().unwrap();
-    let (mut trainer_, tokenizer) = trainer(Position::Rope, "f32");
+    let (mut trainer_, tokenizer) = trainer(Position::ROPE, "f32");
     run(&mut trainer_, 1);
     let folder = trainer_.save(out.path(), &tokenizer).unwrap();
     for (file, part) in
@@ -164,10 +164,10 @@ fn a_damaged_checkpoint_is_refused_by_tensor() {
             let mut flipped = whole.clone();
             flipped[at] ^= 4;
             std::fs::write(&path, flipped).unwrap();
-            let error = format!("{:#}", trainer(Position::Rope, "f32").0.resume(out.path()).unwrap_err());
+            let error = format!("{:#}", trainer(Position::ROPE, "f32").0.resume(out.path()).unwrap_err());
             assert!(error.contains(file) && error.contains(part), "{file} at {at}: {error}");
         }
         std::fs::write(&path, whole).unwrap();
     }
-    assert!(trainer(Position::Rope, "f32").0.resume(out.path()).unwrap());
+    assert!(trainer(Position::ROPE, "f32").0.resume(out.path()).unwrap());
 }

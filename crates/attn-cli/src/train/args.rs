@@ -4,6 +4,7 @@ use crate::args::LoadArgs;
 use crate::parse::{parse_count, parse_positive, parse_positive_number, parse_temperature};
 use attn_train::shape::Position;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 
 /// `attn train`
@@ -19,6 +20,9 @@ pub(crate) struct TrainArgs {
     /// Folder for checkpoints, the log and the result
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// Train a rotary checkpoint on without its rotation, which a short run gets over (DroPE)
+    #[arg(long, requires = "model")]
+    pub(crate) drop_positions: bool,
     #[command(flatten)]
     pub(crate) shape: ShapeArgs,
     /// Steps of the whole run
@@ -60,8 +64,8 @@ pub(crate) struct TrainArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "New model")]
 pub(crate) struct ShapeArgs {
-    /// sinusoidal, learned, t5, alibi, rope or none [default: rope]
-    #[arg(long, value_name = "ENCODING")]
+    /// Position encoding [default: rope]
+    #[arg(long, value_name = "ENCODING", value_parser = position())]
     pub(crate) position: Option<Position>,
     /// A tokenizer.json to use [default: one trained on the text]
     #[arg(long, value_name = "FILE", conflicts_with = "vocab")]
@@ -84,4 +88,9 @@ pub(crate) struct ShapeArgs {
     /// Key and value heads
     #[arg(long, value_name = "N", default_value_t = 2, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) kv_heads: usize,
+}
+
+/// The encodings by name, which the help lists.
+fn position() -> impl TypedValueParser<Value = Position> {
+    PossibleValuesParser::new(Position::all().map(Position::name)).try_map(|name| name.parse::<Position>())
 }

@@ -6,11 +6,11 @@ use crate::output::{note, print_json, print_text, usage};
 use crate::parse::DeviceName;
 use crate::progress::Progress;
 use crate::{model, text};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use args::TrainArgs;
 use attn_train::adamw::AdamW;
 use attn_train::checkpoint::{Log, lock, write_all};
-use attn_train::shape::{Position, Shape};
+use attn_train::shape::{Position, Shape, without_positions};
 use attn_train::{Settings, Step, Trainer, bpe};
 use candle_core::{DType, Device, Tensor};
 use loader::Tokenizer;
@@ -130,7 +130,7 @@ fn fresh(args: &TrainArgs) -> Result<Start> {
         None => train_tokenizer(&args.text, s.vocab)?,
     };
     let shape = Shape {
-        position: s.position.unwrap_or(Position::Rope),
+        position: s.position.unwrap_or(Position::ROPE),
         vocab: tokenizer.vocab_size(),
         context: args.context,
         hidden: s.hidden,
@@ -147,14 +147,18 @@ fn fresh(args: &TrainArgs) -> Result<Start> {
     })
 }
 
-/// A checkpoint, trained further as it is: its config decides positions and shape.
+/// A checkpoint, trained further as it is: its config decides shape and, unless they are dropped, positions.
 fn tuned(args: &TrainArgs) -> Result<Start> {
     let (s, name) = (&args.shape, args.model.as_deref().unwrap_or_default());
     if s.position.is_some() || s.tokenizer.is_some() {
         return usage(format!("--position and --tokenizer are for a new model; {name} has its own"));
     }
     let (checkpoint, name) = model::checkpoint(args.model.as_deref(), &args.load)?;
-    model::spec(&checkpoint.config, &name, &args.load)?;
+    let config = match args.drop_positions {
+        true => without_positions(&checkpoint.config).with_context(|| format!("--drop-positions: {name}"))?,
+        false => checkpoint.config.clone(),
+    };
+    model::spec(&config, &name, &args.load)?;
     let tokenizer = model::tokenizer(&checkpoint, &name)?;
     let source = checkpoint.weights.clone();
     let weights = source.names().into_iter().map(|name| {
@@ -164,7 +168,7 @@ fn tuned(args: &TrainArgs) -> Result<Start> {
     Ok(Start {
         tokenizer: json(tokenizer)?,
         tokens: encode(tokenizer, &args.text, tokenizer.eos_ids.first().copied())?,
-        config: checkpoint.config.clone(),
+        config,
         weights: weights.collect::<Result<_>>()?,
     })
 }

@@ -32,7 +32,13 @@ impl Fox {
 impl PositionEncoding for Fox {
     /// The running sums of `ln sigmoid(gate)`, `(b, h, t, 1)`, f32 or f64.
     fn remember(&self, at: &Context, last: Option<&Tensor>) -> Result<Option<Tensor>> {
-        let logits = self.gate.forward(at.hidden("fox")?)?.transpose(1, 2)?;
+        let hidden = at.hidden("fox")?;
+        // Sums over a long text need more than bf16's eight bits, so the gates are computed in the dtype of their weights.
+        let hidden = match self.gate.weight() {
+            Some(weight) => &hidden.to_dtype(weight.dtype())?,
+            None => hidden,
+        };
+        let logits = self.gate.forward(hidden)?.transpose(1, 2)?;
         let logits = if logits.dtype() == DType::F64 { logits } else { logits.to_dtype(DType::F32)? };
         // ln sigmoid(x) = min(x, 0) - ln(1 + exp(-|x|)), which never overflows.
         let gates = (logits.minimum(0f64)? - (logits.abs()?.neg()?.exp()? + 1.0)?.log()?)?;

@@ -26,6 +26,7 @@ pub mod sinusoidal;
 mod ssmax;
 pub mod t5;
 mod temperature;
+mod trained;
 mod xpos;
 
 pub use alibi::{Alibi, AlibiConfig};
@@ -41,14 +42,15 @@ pub use nope::{Nope, NopeConfig};
 pub use over::{Over, QueryStep};
 pub use positions::{Positions, Resolution};
 pub use rope::{
-    Layout, Rope, RopeConfig, RopeDefaults, RopeOverride, RopeReading, RopeScaling, RotaryTable, RotaryTableConfig,
-    yarn_mscale,
+    Layout, LearnedFrequencies, Rope, RopeConfig, RopeDefaults, RopeOverride, RopeReading, RopeScaling, RotaryTable,
+    RotaryTableConfig, yarn_mscale,
 };
 pub use shaw::Shaw;
 pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 pub use ssmax::{LearnedLog, Ssmax};
 pub use t5::{T5Bias, T5Config};
 pub use temperature::Temperature;
+pub use trained::{LearnedTensor, TrainedConfig, learned_tensors};
 pub use xpos::{Xpos, XposConfig};
 
 use crate::ScoreBias;
@@ -162,20 +164,43 @@ pub enum PositionConfig {
     Alibi(AlibiConfig),
     /// A learned bias on the scores by bucketed distance.
     T5(T5Config),
+    /// Rotated queries and keys that decay with the distance.
+    Xpos(XposConfig),
+    /// Learned with the model, layer by layer.
+    Trained(TrainedConfig),
 }
 
 impl PositionConfig {
     /// The rotation, if there is one.
     pub fn rope(&self) -> Option<&RopeConfig> {
         match self {
-            Self::Rope(rope) | Self::Extended(ExtendedConfig { rope, .. }) => Some(rope),
+            Self::Rope(rope)
+            | Self::Extended(ExtendedConfig { rope, .. })
+            | Self::Xpos(XposConfig { rope, .. })
+            | Self::Trained(TrainedConfig::Ssmax { rope, .. }) => Some(rope),
             _ => None,
         }
+    }
+
+    /// With its rotation changed; `None` if it has none.
+    ///
+    /// # Errors
+    /// As [`PositionOverride::over`]; a method by parts for an encoding that is more than a rotation.
+    pub fn with_override(&self, change: &PositionOverride) -> Result<Option<Self>> {
+        let Some(rope) = self.rope() else { return Ok(None) };
+        Ok(Some(match (self, change.over(rope)?) {
+            (Self::Rope(_) | Self::Extended(_), changed) => changed,
+            (Self::Xpos(config), Self::Rope(rope)) => Self::Xpos(XposConfig { rope, ..config.clone() }),
+            (Self::Trained(TrainedConfig::Ssmax { heads, .. }), Self::Rope(rope)) => {
+                Self::Trained(TrainedConfig::Ssmax { rope, heads: *heads })
+            }
+            _ => bail!("methods that place near and far keys differently are for plain rotations"),
+        }))
     }
 }
 
 /// Builds the encoding of an attention layer. `vb` stands at the encoding's own table for those that learn one
-/// (`...relative_attention_bias`); for the others its device is all that matters, and without it they live on the CPU.
+/// (`...relative_attention_bias`), or at the layer's own numbers; for the others its device is all that matters, and without it they live on the CPU.
 ///
 /// # Errors
 /// Values out of range, a learned encoding without a `vb` or without its tensor there, and encodings that are added to
@@ -190,6 +215,8 @@ pub fn build(config: &PositionConfig, vb: Option<VarBuilder>) -> Result<Arc<dyn 
             Arc::new(Alibi::new(config, vb.as_ref().map_or(&Device::Cpu, |vb| vb.device()))?)
         }
         PositionConfig::T5(config) => Arc::new(T5Bias::new(config, table("T5", vb)?)?),
+        PositionConfig::Xpos(config) => Arc::new(Xpos::new(config)?),
+        PositionConfig::Trained(config) => config.build(table(config.name(), vb)?)?,
         PositionConfig::Sinusoidal(_) => bail!("sinusoidal positions are added to embeddings, not to attention"),
         PositionConfig::Learned(_) => bail!("learned positions are added to embeddings, not to attention"),
     })

@@ -1,6 +1,8 @@
 //! What an encoding comes to in numbers, for people and for JSON.
 
-use attn_core::position::{AlibiConfig, Layout, PositionConfig, RopeConfig, SinusoidalLayout, T5Config, Temperature};
+use attn_core::position::{
+    AlibiConfig, Layout, PositionConfig, RopeConfig, SinusoidalLayout, T5Config, Temperature, TrainedConfig,
+};
 use serde::Serialize;
 use std::f64::consts::TAU;
 
@@ -121,6 +123,8 @@ pub fn describe(encoding: &PositionConfig, len: usize) -> Description {
         }
         PositionConfig::Alibi(config) => alibi(config),
         PositionConfig::T5(config) => t5(config),
+        PositionConfig::Xpos(config) => Description { kind: "xpos", ..rope(&config.rope, len) },
+        PositionConfig::Trained(config) => trained(config, len),
     }
 }
 
@@ -158,6 +162,23 @@ fn wavelengths(inv_freq: &[f64]) -> Vec<Option<f64>> {
 fn alibi(config: &AlibiConfig) -> Description {
     let slopes = config.slopes().iter().map(|s| s * config.scale).collect();
     Description { kind: "alibi", slopes, ..Default::default() }
+}
+
+/// What is learned is in the weights; the rest is told here.
+fn trained(config: &TrainedConfig, len: usize) -> Description {
+    let kind = config.name();
+    match config {
+        TrainedConfig::Frequencies { rope: config } | TrainedConfig::Ssmax { rope: config, .. } => {
+            Description { kind, ..rope(config, len) }
+        }
+        TrainedConfig::Shaw { head_dim, max_distance } => {
+            Description { kind, head_dim: Some(*head_dim), max_distance: Some(*max_distance), ..Default::default() }
+        }
+        TrainedConfig::Kerple { .. }
+        | TrainedConfig::Fire { .. }
+        | TrainedConfig::Fox { .. }
+        | TrainedConfig::Cope { .. } => Description { kind, ..Default::default() },
+    }
 }
 
 fn t5(config: &T5Config) -> Description {

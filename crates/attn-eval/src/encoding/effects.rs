@@ -7,7 +7,7 @@
 
 use super::analysis::{decay, discrimination, discrimination_horizon, smallest_base};
 use attn_core::position::rope::scaling;
-use attn_core::position::{AlibiConfig, ExtendedConfig, PositionConfig, RopeConfig, T5Config, build};
+use attn_core::position::{AlibiConfig, ExtendedConfig, PositionConfig, RopeConfig, T5Config, TrainedConfig, build};
 use attn_core::position::{BiasContext, Context};
 use attn_core::{PositionEncoding, Positions};
 use candle_core::{Device, Result};
@@ -212,6 +212,11 @@ pub fn effects(
                 out.bias = Some(BiasMap::new(&*build(encoding, vb)?, reach, config.bidirectional)?);
             }
         }
+        PositionConfig::Xpos(config) => out.rope = Some(RopeEffects::new(&config.rope, trained, length)?),
+        PositionConfig::Trained(TrainedConfig::Ssmax { rope, .. }) => {
+            out.rope = Some(RopeEffects::new(rope, trained, length)?);
+        }
+        PositionConfig::Trained(_) => {}
         PositionConfig::Nope(config) => {
             out.temperature = config.temperature.map(|t| Curve::new("temperature", length, |p| t.at(p)));
         }

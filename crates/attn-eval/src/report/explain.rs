@@ -92,6 +92,9 @@ impl Page {
                 let end = group.encoding.max_position_embeddings.unwrap_or(0);
                 self.text(&format!("A table with one learned vector per position. It ends at {end}: no longer sequence can be read, and no scaling applies."));
             }
+            "kerple" | "kerple-power" | "fire" | "fox" | "shaw" | "cope" | "learned-frequencies" => {
+                self.text("What it does is in the weights, and differs from layer to layer. No scaling of RoPE applies to it.");
+            }
             "nope" if group.effects.temperature.is_none() => {
                 self.text("Nothing tells these layers where a token stands, but for the causal mask. There is nothing to scale.");
             }
@@ -329,7 +332,18 @@ pub(super) fn title(group: &ExplainedGroup) -> String {
         "t5" => "Relative bias",
         "learned" => "Learned positions",
         "sinusoidal" => "Sinusoidal positions",
-        _ => "No encoding",
+        "rotary_table" => "RoPE from a table",
+        "xpos" => "xPos",
+        "kerple" => "Kerple, logarithmic",
+        "kerple-power" => "Kerple, by powers",
+        "fire" => "FIRE",
+        "fox" => "Forget gates (FoX)",
+        "shaw" => "Relative keys (Shaw)",
+        "cope" => "Contextual positions (CoPE)",
+        "ssmax" => "RoPE with scalable softmax",
+        "learned-frequencies" => "RoPE with learned frequencies",
+        "nope" => "No encoding",
+        other => other,
     };
     facts.extend(group.sliding_window.map(|n| format!("window {n}")));
     facts.extend(group.chunk.map(|n| format!("chunks of {n}")));

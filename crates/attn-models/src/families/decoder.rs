@@ -1,14 +1,37 @@
 //! Llama's block under any position encoding: what `attn train` trains to compare encodings with nothing else changed.
 //!
-//! `position_encoding` is `sinusoidal`, `learned`, `t5`, `alibi`, `rope` or `none`; all other keys are Llama's. The
-//! sinusoids are added to embeddings scaled by `sqrt(hidden_size)` (Vaswani et al. 2017); ALiBi and T5 keep the scale of
-//! the scores.
+//! `position_encoding` names one of [`ENCODINGS`]; all other keys are Llama's, but for the few that an encoding has of its own.
+//! The sinusoids are added to embeddings scaled by `sqrt(hidden_size)` (Vaswani et al. 2017); ALiBi and T5 keep the scale of
+//! the scores. What an encoding learns in a layer is under `self_attn.position.`, and sinks are `self_attn.sinks`.
 
 use super::{Common, LLAMA_NORMS, activation, llama_rope, nope, pre_norm};
 use crate::config::Config;
 use crate::spec::{ModelSpec, NormSpec, TableSpec};
-use attn_core::position::{AlibiConfig, LearnedConfig, PositionConfig, SinusoidalConfig, T5Config};
+use attn_core::position::{
+    AlibiConfig, KerpleKernel, LearnedConfig, PositionConfig, RopeConfig, SinusoidalConfig, T5Config, TrainedConfig,
+    XposConfig,
+};
 use candle_core::{Result, bail};
+
+/// What `position_encoding` may be.
+pub const ENCODINGS: [&str; 16] = [
+    "sinusoidal",
+    "learned",
+    "t5",
+    "alibi",
+    "rope",
+    "none",
+    "xpos",
+    "learned-frequencies",
+    "ssmax",
+    "rope-sinks",
+    "kerple",
+    "kerple-power",
+    "fire",
+    "fox",
+    "shaw",
+    "cope",
+];
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let common = Common::read(c)?;
@@ -16,23 +39,16 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let intermediate = c.size(&["intermediate_size"])?;
     let act = activation(c, "hidden_act", "silu")?;
     let Some(encoding) = c.text_opt("position_encoding")? else { bail!("config.json: position_encoding is missing") };
-    let (heads, hidden) = (common.heads, common.hidden_size);
-    let bias = match encoding {
-        "alibi" => PositionConfig::Alibi(AlibiConfig::new(heads)),
-        "t5" => {
-            let mut t5 = T5Config::new(heads, false);
-            t5.buckets = c.size_opt("relative_attention_num_buckets")?.unwrap_or(t5.buckets);
-            t5.max_distance = c.size_opt("relative_attention_max_distance")?.unwrap_or(t5.max_distance);
-            PositionConfig::T5(t5)
-        }
-        "rope" => llama_rope(c, common.head_dim)?,
-        "sinusoidal" | "learned" | "none" => nope(),
-        other => bail!("config.json: position_encoding: unknown encoding {other}"),
-    };
+    let hidden = common.hidden_size;
+    let position = in_attention(c, &common, encoding)?;
     let norm = |name: &str| NormSpec::rms(name, hidden, eps);
     let layers = (0..common.layers).map(|i| {
         let mlp = common.gated_mlp(intermediate, false, act);
-        pre_norm(format!("layers.{i}."), common.attention(false, bias.clone()), mlp, LLAMA_NORMS.map(norm))
+        let mut attention = common.attention(false, position.clone());
+        let learns = matches!(position, PositionConfig::Trained(_));
+        attention.position_prefix = learns.then(|| "self_attn.position.".into());
+        attention.sinks = (encoding == "rope-sinks").then(|| "self_attn.sinks".into());
+        pre_norm(format!("layers.{i}."), attention, mlp, LLAMA_NORMS.map(norm))
     });
     let tied = c.flag("tie_word_embeddings", false)?;
     let mut spec = common.decoder("attn_decoder", layers.collect(), norm("norm"), tied);
@@ -51,4 +67,49 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         _ => {}
     }
     Ok(spec)
+}
+
+/// What acts in the layers' attention.
+fn in_attention(c: &Config, common: &Common, encoding: &str) -> Result<PositionConfig> {
+    let (heads, head_dim, hidden_size) = (common.heads, common.head_dim, common.hidden_size);
+    let rope = || -> Result<RopeConfig> {
+        match llama_rope(c, head_dim)? {
+            PositionConfig::Rope(rope) => Ok(rope),
+            _ => bail!("config.json: position_encoding: {encoding} needs a rotation"),
+        }
+    };
+    let kerple = |kernel| PositionConfig::Trained(TrainedConfig::Kerple { kernel, heads });
+    Ok(match encoding {
+        "alibi" => PositionConfig::Alibi(AlibiConfig::new(heads)),
+        "t5" => {
+            let mut t5 = T5Config::new(heads, false);
+            t5.buckets = c.size_opt("relative_attention_num_buckets")?.unwrap_or(t5.buckets);
+            t5.max_distance = c.size_opt("relative_attention_max_distance")?.unwrap_or(t5.max_distance);
+            PositionConfig::T5(t5)
+        }
+        "rope" | "rope-sinks" => llama_rope(c, head_dim)?,
+        "sinusoidal" | "learned" | "none" => nope(),
+        "xpos" => {
+            let scale_base = c.number_or("xpos_scale_base", 512.0)?;
+            PositionConfig::Xpos(XposConfig { scale_base, ..XposConfig::new(rope()?) })
+        }
+        "learned-frequencies" => PositionConfig::Trained(TrainedConfig::Frequencies { rope: rope()? }),
+        "ssmax" => PositionConfig::Trained(TrainedConfig::Ssmax { rope: rope()?, heads }),
+        "kerple" => kerple(KerpleKernel::Logarithmic),
+        "kerple-power" => kerple(KerpleKernel::Power),
+        "fire" => {
+            let units = c.size_opt("fire_units")?.unwrap_or(32);
+            PositionConfig::Trained(TrainedConfig::Fire { heads, units })
+        }
+        "fox" => PositionConfig::Trained(TrainedConfig::Fox { hidden_size, heads }),
+        "shaw" => {
+            let max_distance = c.size_opt("shaw_max_distance")?.unwrap_or(common.max_positions / 2).max(1);
+            PositionConfig::Trained(TrainedConfig::Shaw { head_dim, max_distance })
+        }
+        "cope" => {
+            let positions = c.size_opt("cope_positions")?.unwrap_or(64);
+            PositionConfig::Trained(TrainedConfig::Cope { head_dim, positions })
+        }
+        other => bail!("config.json: position_encoding: unknown encoding {other}; known: {}", ENCODINGS.join(", ")),
+    })
 }

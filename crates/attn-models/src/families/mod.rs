@@ -54,6 +54,7 @@ mod starcoder2;
 mod t5;
 mod xglm;
 
+pub use decoder::ENCODINGS;
 pub use sketch::{Positions, positions};
 
 use crate::Architecture;

@@ -69,6 +69,8 @@ pub struct MultiHeadSpec {
     pub source: Option<usize>,
     /// Position encoding.
     pub position: PositionConfig,
+    /// Where the tensors are that the encoding learns in this layer, under the layer's prefix.
+    pub position_prefix: Option<String>,
     /// Whether a rotary override from the command line applies: not to Gemma 3's local layers.
     pub overridable: bool,
 }
@@ -99,6 +101,7 @@ impl MultiHeadSpec {
             sinks: None,
             source: None,
             position,
+            position_prefix: None,
             overridable: true,
         }
     }

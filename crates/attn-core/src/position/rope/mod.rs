@@ -12,12 +12,14 @@ pub mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod export;
+mod learned_frequencies;
 pub mod overrides;
 mod rotary_table;
 pub mod scaling;
 mod table;
 
 pub use config::{Layout, RopeConfig, RopeDefaults, RopeReading};
+pub use learned_frequencies::LearnedFrequencies;
 pub use overrides::RopeOverride;
 pub use rotary_table::{RotaryTable, RotaryTableConfig};
 pub use scaling::{Ramp, RopeScaling, SchemeInfo, yarn_mscale};
