@@ -220,6 +220,7 @@ fn about(plan: &Plan, trials: usize, depths: Vec<f64>) -> About {
         device: "cpu".into(),
         keep_quantized: false,
         usable: true,
+        metrics: None,
         retrieval: Some(RetrievalSettings {
             tasks: vec!["passkey".into()],
             haystack: None,
