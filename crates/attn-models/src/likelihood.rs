@@ -3,9 +3,26 @@
 
 use crate::Model;
 use attn_core::ops;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
+
+/// Scores computed at a time by [`Model::nll`]: tokens times vocabulary, 64 MiB in f32.
+const MAX_LOGITS: usize = 1 << 24;
 
 impl Model {
+    /// Tokens whose logits are held at once.
+    pub fn logits_at_once(&self) -> usize {
+        (MAX_LOGITS / self.vocab_size()).max(1)
+    }
+
+    /// Negative log-likelihoods of tokens 1.. of each row of ids `(b, t)` u32: `(b, t - 1)` f32 on the CPU.
+    pub fn nll(&self, ids: &Tensor, length: usize) -> Result<Tensor> {
+        let (_, t) = ids.dims2()?;
+        if t < 2 {
+            bail!("a row of {t} tokens has none to score")
+        }
+        self.nll_after(&self.hidden(ids, length, None)?.narrow(1, 0, t - 1)?, &ids.narrow(1, 1, t - 1)?)
+    }
+
     /// Negative log-likelihoods of `targets` `(b, n)` u32, each as the next token after the hidden state at its place in
     /// `hidden` `(b, n, hidden_size)`, which [`hidden`](Self::hidden) returned: `(b, n)` f32 on the CPU.
     ///

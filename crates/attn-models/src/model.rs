@@ -7,7 +7,7 @@ use crate::families;
 use crate::spec::{AttentionSpec, LayerSpec, ModelSpec, MultiHeadSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
 use attn_core::position::{self, LearnedTensor, PositionConfig, learned_tensors};
-use attn_core::{Linear, PositionEncoding, PositionOverride, Positions, Resolution, ops, profile};
+use attn_core::{Linear, PositionEncoding, PositionOverride, Positions, Resolution, profile};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::{collections::HashMap, sync::Arc};
@@ -46,9 +46,6 @@ pub enum Architecture {
     /// Logits of a decoder that attends to an encoded prompt (T5).
     EncoderDecoder,
 }
-
-/// Scores computed at a time by [`Model::nll`]: tokens times vocabulary, 64 MiB in f32.
-const MAX_LOGITS: usize = 1 << 24;
 
 /// A loaded model; cloning shares the weights.
 #[derive(Debug, Clone)]
@@ -332,31 +329,6 @@ impl Model {
     /// Logits `(b, t, vocab)` f32 of ids `(b, t)` u32 in one prefill; see [`hidden`](Self::hidden) for `length`.
     pub fn logits(&self, ids: &Tensor, length: usize) -> Result<Tensor> {
         self.head_logits(&self.hidden(ids, length, None)?)
-    }
-
-    /// Tokens whose logits [`nll`](Self::nll) holds at once.
-    pub fn logits_at_once(&self) -> usize {
-        (MAX_LOGITS / self.vocab_size()).max(1)
-    }
-
-    /// Negative log-likelihoods of tokens 1.. of each row of ids `(b, t)` u32: `(b, t - 1)` f32 on the CPU.
-    ///
-    /// The head runs in chunks, so no `(b, t, vocab)` tensor is ever held.
-    pub fn nll(&self, ids: &Tensor, length: usize) -> Result<Tensor> {
-        let (b, t) = ids.dims2()?;
-        if t < 2 {
-            bail!("a row of {t} tokens has none to score")
-        }
-        let hidden = self.hidden(ids, length, None)?.narrow(1, 0, t - 1)?.reshape((b * (t - 1), ()))?;
-        let targets = ids.narrow(1, 1, t - 1)?.flatten_all()?;
-        let chunk = self.logits_at_once();
-        let chunks = (0..b * (t - 1)).step_by(chunk).map(|start| {
-            let rows = chunk.min(b * (t - 1) - start);
-            let logits = self.head_logits(&hidden.narrow(0, start, rows)?)?;
-            ops::nll(&logits, &targets.narrow(0, start, rows)?)
-        });
-        let nll = Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?;
-        nll.reshape((b, t - 1))?.to_device(&Device::Cpu)
     }
 
     /// Greedy choice per row of logits `(b, vocab)`: `(b, 1)` u32.
