@@ -212,10 +212,7 @@ fn grid<'a>(
 fn measure(args: &CompareArgs, lab: &Lab, about: &About) -> Result<Option<Vec<Option<LabScores>>>> {
     let mut fill = |indices: &[usize], done: &mut long_run::Done<'_, LabScores>| {
         let mut progress = Progress::new();
-        let mut report = |at: attn_eval::compare::Progress| {
-            progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
-        };
-        lab.run(indices, &mut report, done)
+        lab.run(indices, &mut |at| progress.set_cell(&at), done)
     };
     let mut next = |scores: &[Option<LabScores>]| lab.next(scores, about);
     long_run::measure(&args.long, args.output.report.json, about, lab.specs(), &mut fill, &mut next)

@@ -34,6 +34,11 @@ impl Progress {
         Self { bar }
     }
 
+    /// Reports which cell of a grid is measured.
+    pub(crate) fn set_cell(&mut self, at: &attn_eval::compare::Progress) {
+        self.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
+    }
+
     /// Reports where the work stands.
     pub(crate) fn set(&mut self, done: usize, total: usize, message: &str) {
         self.bar.set_length(total as u64);

@@ -51,10 +51,7 @@ pub(crate) fn run(args: &RetrievalArgs, usual: Vec<&'static Task>) -> Result<()>
         grid.specs(),
         &mut |indices, done| {
             let mut progress = Progress::new();
-            let mut report = |at: attn_eval::compare::Progress| {
-                progress.set(at.done, at.total, &format!("{} at {}", at.mode, at.context));
-            };
-            grid.run(indices, &mut report, done)
+            grid.run(indices, &mut |at| progress.set_cell(&at), done)
         },
         &mut |_| Ok(vec![]),
     )?;
