@@ -33,12 +33,13 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The error function with an absolute error below 5e-7: a rational approximation on -4..4 (Eigen's).
+/// The error function with an absolute error below 5e-7: a rational approximation on -4..4 (Eigen's). Outside it is 1 or -1
+/// in f32, and exactly so here: GELU multiplies what is left of it by `x`, which may be large.
 #[allow(clippy::excessive_precision)] // as published
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let s = x * x;
+    let near = x.clamp(-4.0, 4.0);
+    let s = near * near;
     let mut p = -2.726_142_2e-10;
     for c in [2.770_681_4e-8, -2.101_024_1e-6, -5.692_506_6e-5, -7.349_906_4e-4, -2.954_599_8e-3, -1.609_603_3e-2] {
         p = p * s + c;
@@ -47,7 +48,7 @@ fn erf(x: f32) -> f32 {
     for c in [-2.133_740_6e-4, -1.682_827_e-3, -7.373_329e-3, -1.426_473_9e-2] {
         q = q * s + c;
     }
-    x * p / q
+    if x.abs() >= 4.0 { x.signum() } else { near * p / q }
 }
 
 macro_rules! function {
@@ -336,6 +337,17 @@ mod tests {
             let largest = exact.abs()?.max_all()?.to_scalar::<f64>()?;
             let worst = (ours - exact)?.abs()?.max_all()?.to_scalar::<f64>()?;
             assert!(worst <= tolerance * largest.max(1.0), "{dtype:?}: off by {worst} of {largest}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn far_below_zero_nothing_is_left() -> Result<()> {
+        let xs = Tensor::new(&[[-1e4f32, -120.0, -35.0, -8.0], [-1e4, -120.0, -35.0, 1e4]], &Device::Cpu)?;
+        for activation in [Activation::GeluErf, Activation::GeluTanh, Activation::Silu] {
+            let found = activation.forward(&xs)?.to_vec2::<f32>()?;
+            assert!(found[0][..3].iter().all(|x| x.abs() < 1e-12), "{activation:?}: {found:?}");
+            assert_eq!(found[1][3], 1e4, "{activation:?}");
         }
         Ok(())
     }
