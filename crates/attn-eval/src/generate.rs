@@ -1,11 +1,11 @@
 //! Text generation: the loop between a session and a sampler.
 
+use crate::clock::Clock;
 use crate::sample::Sampler;
 use anyhow::{Context, Result, ensure};
 use attn_models::{Architecture, Model, RopeLength, Session};
 use candle_core::Tensor;
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 /// When to stop, and under which frequencies to run.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ pub fn generate(
 ) -> Result<Generated> {
     ensure!(model.architecture() != Architecture::Encoder, "the model is an encoder and can't generate text");
     ensure!(!prompt.is_empty(), "the prompt is empty: there is nothing to continue");
-    let started = Instant::now();
+    let clock = Clock::start();
     let mut session = Session::new(model, options.length, None)?;
     let mut history = prompt.to_vec();
     if model.architecture() == Architecture::EncoderDecoder {
@@ -63,11 +63,11 @@ pub fn generate(
         stopped: false,
     };
     let mut logits = session.feed(&row(&history, model)?)?;
-    result.prompt_seconds = started.elapsed().as_secs_f64();
+    result.prompt_seconds = clock.seconds();
     for _ in 0..options.max_new {
         let token = sampler.next(logits.squeeze(0)?.to_vec1()?, &history)?;
         if result.new_tokens == 0 {
-            result.prompt_seconds = started.elapsed().as_secs_f64();
+            result.prompt_seconds = clock.seconds();
         }
         result.new_tokens += 1;
         result.stopped = options.stop.contains(&token);
@@ -83,7 +83,7 @@ pub fn generate(
             logits = session.feed(&row(&[token], model)?)?;
         }
     }
-    result.decode_seconds = started.elapsed().as_secs_f64() - result.prompt_seconds;
+    result.decode_seconds = clock.seconds() - result.prompt_seconds;
     Ok(result)
 }
 

@@ -8,6 +8,7 @@
 //! It depends on models only through `attn-models`, knows nothing about checkpoints' files or hubs, and prints nothing.
 //! The one file it reads and writes is the run file of a long comparison ([`run`]).
 
+mod clock;
 pub mod compare;
 pub mod encoding;
 mod exact;

@@ -13,6 +13,7 @@
 //! - **KL divergence** from the reference: by how many nats per token a setting's prediction, from the whole window, departs
 //!   from the reference's prediction of the same token. It is exactly 0 for the model as it is, within the trained context.
 
+use crate::clock::Clock;
 use crate::perplexity::{ScoreOptions, Scores, rows, score_windows};
 use crate::stats::{Interval, WindowNll, mean, mean_interval};
 use crate::windows::{Window, Windows};
@@ -24,7 +25,6 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
-use std::time::Instant;
 
 /// How key tokens are told from others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -282,7 +282,7 @@ impl Metrics<'_> {
         options: &ScoreOptions,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Scores> {
-        let started = Instant::now();
+        let clock = Clock::start();
         let windows = Windows::new(tokens.len(), &options.windows)?;
         self.check(windows.context())?;
         let mut parts = vec![];
@@ -290,7 +290,7 @@ impl Metrics<'_> {
             let references = self.references(tokens, &windows, some, progress)?;
             parts.push(self.score(model, tokens, (&windows, some), &references, options.length, progress)?);
         }
-        Ok(Scores { seconds: started.elapsed().as_secs_f64(), ..Scores::pooled(&parts) })
+        Ok(Scores { seconds: clock.seconds(), ..Scores::pooled(&parts) })
     }
 
     /// Scores some windows of a text, against what the reference made of them.

@@ -5,6 +5,7 @@
 //! delta method (`perplexity * error of the mean`): `stderr` takes the tokens as independent, which is what llama.cpp
 //! prints; `stderr_windows` takes only whole windows as independent, and is usually the larger and the honest one.
 
+use crate::clock::Clock;
 use crate::metrics::Metric;
 use crate::stats::{self, Difference, Interval, WindowNll};
 use crate::windows::{Window, WindowOptions, Windows};
@@ -12,7 +13,6 @@ use anyhow::{Context, Result, ensure};
 use attn_models::Model;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
 
 /// Into how many parts a window is cut for `nll` by position.
 pub const BUCKETS: usize = 8;
@@ -46,7 +46,7 @@ pub struct Cell {
     pub tokens: usize,
     /// Windows scored.
     pub windows: usize,
-    /// Wall-clock time of the scoring.
+    /// Wall-clock time of the scoring; 0 where there is no clock (wasm32-unknown-unknown).
     pub seconds: f64,
     /// Mean negative log-likelihood in nats per token.
     pub nll: f64,
@@ -161,10 +161,10 @@ pub fn score_with(
     options: &ScoreOptions,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Scores> {
-    let started = Instant::now();
+    let clock = Clock::start();
     let windows = Windows::new(tokens.len(), &options.windows)?;
     score_windows(nll, tokens, &windows, windows.windows(), progress)
-        .map(|scores| Scores { seconds: started.elapsed().as_secs_f64(), ..scores })
+        .map(|scores| Scores { seconds: clock.seconds(), ..scores })
 }
 
 /// Scores some of a text's windows; seconds are left at 0.
@@ -200,7 +200,7 @@ pub struct Scores {
     /// What the tokens of each window diverge from the reference, where that is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl: Option<Vec<WindowNll>>,
-    /// Wall-clock time of the scoring.
+    /// Wall-clock time of the scoring; 0 where there is no clock (wasm32-unknown-unknown).
     pub seconds: f64,
 }
 

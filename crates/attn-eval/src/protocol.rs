@@ -14,6 +14,7 @@
 //!   in windows side by side with one token of context before each; the first token of a document comes after a prefix
 //!   token (BOS, else EOS), and the last window is filled up with context. Documents are taken one by one.
 
+use crate::clock::Clock;
 use crate::perplexity::{Scores, rows};
 use anyhow::{Context, Result, ensure};
 use attn_models::Model;
@@ -21,7 +22,6 @@ use candle_core::Tensor;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
-use std::time::Instant;
 
 /// Whose perplexity is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,7 +230,7 @@ pub fn score_passes_with(
     passes: &[Pass],
     progress: &mut dyn FnMut(usize),
 ) -> Result<Scores> {
-    let started = Instant::now();
+    let clock = Clock::start();
     let longest = passes.iter().map(Pass::len).max().unwrap_or(0);
     let mut scores = Scores::default();
     for alike in passes.chunk_by(Pass::like) {
@@ -247,7 +247,7 @@ pub fn score_passes_with(
             progress(batch.len() * first.len());
         }
     }
-    scores.seconds = started.elapsed().as_secs_f64();
+    scores.seconds = clock.seconds();
     Ok(scores)
 }
 

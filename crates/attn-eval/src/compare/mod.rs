@@ -32,6 +32,7 @@ pub use results::{MetricDifference, Pair, Results, TextResults, best, contexts, 
 pub use usable::{ByRetrieval, Usable, lengths_between};
 pub use weigh::{Found, Weighed};
 
+use crate::clock::Clock;
 use crate::metrics::{Metrics, Reference};
 use crate::perplexity::{ScoreOptions, Scores, check_room, score};
 use crate::report::{About, short};
@@ -46,7 +47,6 @@ use attn_models::spec::AttentionSpec;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Instant;
 
 /// A text as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -334,10 +334,10 @@ impl<'a> Comparison<'a> {
         };
         let windows = Windows::new(tokens.len(), &options.windows)?;
         let references = self.references(metrics, spec, &windows, progress)?;
-        let started = Instant::now();
+        let clock = Clock::start();
         let cut = (&windows, windows.windows());
         let scores = metrics.score(&job.model, tokens, cut, &references, options.length, progress);
-        scores.map(|scores| Scores { seconds: started.elapsed().as_secs_f64(), ..scores }).with_context(named)
+        scores.map(|scores| Scores { seconds: clock.seconds(), ..scores }).with_context(named)
     }
 
     /// What the reference makes of a cell's windows: kept from the cell before, or measured.

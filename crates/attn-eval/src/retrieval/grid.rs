@@ -3,6 +3,7 @@
 use super::haystack::Haystack;
 use super::list::numbered;
 use super::tasks::{Body, Task};
+use crate::clock::Clock;
 use crate::compare::{Mode, Plan, Progress, check_params, cost, variants};
 use crate::perplexity::{Bucket, check_room};
 use crate::report::About;
@@ -14,7 +15,6 @@ use attn_models::{Model, RopeLength, Session};
 use candle_core::Tensor;
 use loader::Tokenizer;
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
 
 /// Tokens by which the prompts of a task may differ before its body is filled up.
 const SLACK: usize = 8;
@@ -278,7 +278,7 @@ impl<'a> Grid<'a> {
             let (mode, model, work) = &self.jobs[index];
             let spec = &self.specs[index];
             let task = spec.task()?;
-            let started = Instant::now();
+            let clock = Clock::start();
             let wanted = spec.trials * task.wanted;
             let mut scores = RetrievalScores { found: 0, wanted, answers: vec![], seconds: 0.0 };
             for trial in 0..spec.trials {
@@ -290,7 +290,7 @@ impl<'a> Grid<'a> {
                 scores.found += found;
                 scores.answers.push(answer);
             }
-            scores.seconds = started.elapsed().as_secs_f64();
+            scores.seconds = clock.seconds();
             done(index, scores)?;
             before += *work as usize;
         }

@@ -34,6 +34,7 @@ use parse::Header;
 #[cfg(test)]
 pub(crate) use pre::all_splits;
 pub(crate) use pre::is_known_split;
+#[cfg(feature = "hub")]
 pub(crate) use split::part_names;
 use std::{collections::BTreeMap, io::Read, path::Path, sync::Arc};
 
