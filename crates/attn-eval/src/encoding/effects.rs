@@ -290,7 +290,8 @@ fn scalings(
     (named.iter().map(effect).collect(), curves)
 }
 
-fn pairs(current: &[f64], unscaled: &[f64], trained: usize) -> Vec<Pair> {
+/// The pairs of frequencies `current` in a model trained for `trained` tokens under the frequencies `unscaled`.
+pub fn pairs(current: &[f64], unscaled: &[f64], trained: usize) -> Vec<Pair> {
     let turning = |f: f64| (f > 0.0).then_some(std::f64::consts::TAU / f);
     let pair = |(pair, (&inv_freq, &plain)): (usize, (&f64, &f64))| Pair {
         pair,
@@ -302,7 +303,9 @@ fn pairs(current: &[f64], unscaled: &[f64], trained: usize) -> Vec<Pair> {
 }
 
 impl ScalingEffect {
-    fn new(name: &str, config: &RopeConfig, unscaled: &[f64], length: usize, searched: usize) -> Self {
+    /// What the scaling of `config`, called `name`, makes of the frequencies `unscaled` in sequences of `length` tokens; its
+    /// horizon is looked for below `searched`.
+    pub fn new(name: &str, config: &RopeConfig, unscaled: &[f64], length: usize, searched: usize) -> Self {
         let frequencies = config.frequencies(length);
         let divided_by: Vec<Option<f64>> = unscaled
             .iter()

@@ -2,7 +2,9 @@
 
 pub mod analysis;
 mod describe;
+mod distances;
 pub mod effects;
 
 pub use describe::{Description, describe};
+pub use distances::seen_distances;
 pub use effects::Effects;

@@ -10,7 +10,7 @@ mod heat;
 pub mod html;
 mod markup;
 mod metrics;
-mod palette;
+pub mod palette;
 mod retrieval;
 mod svg;
 mod table;
