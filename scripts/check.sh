@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Formatting, lints, tests, documentation, the README's main command and the types under the feature `cuda`: what has
 # to pass before a change lands.
-# Needs a Rust toolchain and nothing else; the report is checked in a browser where Chromium is installed.
+# Needs a Rust toolchain and nothing else; the report and the playground are checked in a browser where Chromium is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -70,4 +70,14 @@ if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then
     scripts/check_report.py "$pages/compare.html" --json "$pages/compare.json"
     cargo run --release -- explain --html "$pages/explain.html" >/dev/null
     scripts/check_report.py "$pages/explain.html"
+fi
+step "the playground, built and in a browser"
+if scripts/build_playground.sh; then
+    if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then
+        scripts/check_playground.py "${CARGO_TARGET_DIR:-target}/release/attn"
+    else
+        echo "skipped: Chromium is not installed (CHROMIUM names another browser of its family)"
+    fi
+elif [ $? -ne 3 ]; then
+    exit 1
 fi

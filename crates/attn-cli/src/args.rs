@@ -172,6 +172,16 @@ Examples:
 MODEL may also be a config.json. Shown are wavelengths against the trained context, what each scaling
 does to every frequency, RoPE's decay, how far its base reaches, ALiBi's slopes and T5's buckets.")]
     Explain(ExplainArgs),
+    /// Lessons on position encodings in a browser, on this program's own code and models
+    #[command(after_help = "\
+Examples:
+  attn playground
+  attn playground --no-open --port 8000
+  attn playground --out site                   the files for any web host
+
+The page is built by scripts/build_playground.sh and looked for beside this program. It is served to this
+machine alone, and loads nothing from elsewhere.")]
+    Playground(PlaygroundArgs),
     /// Fetch a model from the Hugging Face hub into the cache
     #[command(after_help = "\
 Examples:
@@ -543,6 +553,23 @@ pub(crate) struct ExplainArgs {
     pub(crate) html: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+}
+
+/// `attn playground`
+#[derive(Debug, Args)]
+pub(crate) struct PlaygroundArgs {
+    /// The folder that scripts/build_playground.sh wrote [default: playground beside or above the program]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Write the page's files into this folder instead of serving them
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["port", "no_open"])]
+    pub(crate) out: Option<PathBuf>,
+    /// The port to serve on; 0 takes any that is free
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) port: u16,
+    /// Don't open a browser
+    #[arg(long)]
+    pub(crate) no_open: bool,
 }
 
 /// `attn completions`

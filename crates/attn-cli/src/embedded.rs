@@ -45,8 +45,12 @@ impl Embedded {
     /// The checkpoint that MODEL means, if it is one of these; a file or folder of the name comes first.
     pub(crate) fn find(model: Option<&str>) -> Option<&'static Self> {
         let Some(name) = model else { return Some(&DEFAULT) };
-        let all = std::iter::once(&DEFAULT).chain(ENCODINGS.iter().map(|(_, model)| model));
-        all.into_iter().find(|model| model.name == name && !Path::new(name).exists())
+        Self::all().find(|model| model.name == name && !Path::new(name).exists())
+    }
+
+    /// All of them.
+    pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
+        std::iter::once(&DEFAULT).chain(ENCODINGS.iter().map(|(_, model)| model))
     }
 
     /// Opens it.
@@ -60,6 +64,11 @@ impl Embedded {
     /// Its files but the config.
     pub(crate) fn files(&self) -> [(&'static str, &'static [u8]); 2] {
         [("model.safetensors", self.weights), ("tokenizer.json", self.tokenizer)]
+    }
+
+    /// Its files.
+    pub(crate) fn everything(&self) -> impl Iterator<Item = (&'static str, &'static [u8])> {
+        self.files().into_iter().chain([("config.json", self.config)])
     }
 }
 

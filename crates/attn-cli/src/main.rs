@@ -28,6 +28,7 @@ mod model;
 mod output;
 mod parse;
 mod perplexity;
+mod playground;
 mod present;
 mod progress;
 mod protocol;
@@ -91,6 +92,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logits(args) => logits::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Playground(args) => playground::run(&args),
         Command::Download(args) => download::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Bench(args) => bench::run(&args),
