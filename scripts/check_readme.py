@@ -3,9 +3,10 @@
 
     scripts/check_readme.py path/to/attn
 
-Commands run on an embedded model and a short text in the place of MODEL and of texts, with short contexts; what needs a chat
-model or trains for minutes is only checked for options that `--help` doesn't know.
+Commands run as they stand, with a small model and a short text in the place of the reader's own, and with short contexts. The model is
+the embedded one, or where a command needs a folder, a checkpoint that is trained here for two steps.
 """
+import json
 import os
 import re
 import shlex
@@ -16,9 +17,20 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MOST_WORDS = 1200
 # What stands for the reader's own things.
-STAND_INS = {"MODEL": "tiny-austen", "4096,8192,16384": "256,512", "4096,8192": "256", "8192": "512", "131072": "2048"}
+STAND_INS = {"MODEL": "tiny-austen", "4096,8192,16384": "256,512", "4096,8192": "128,256", "8192": "512", "131072": "2048"}
+# What is added so that a command ends soon.
+SHORT = {
+    "train": "--steps 2 --hidden 32 --intermediate 64 --layers 1 --heads 2 --kv-heads 1 --batch 2 --context 64".split(),
+    "retrieval": ["--trials", "1", "--modes", "none"],
+    "compare": ["--trials", "1", "--modes", "none,yarn"],
+    "bench": ["--runs", "1"],
+}
+# Commands that need a checkpoint in a folder rather than the embedded model.
+WANT_FOLDER = ("generate", "export")
+# A chat template, which a model trained here has not.
+TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 # Commands whose options alone are checked, and why.
-ONLY_OPTIONS = {"generate": "needs a chat model", "train": "takes minutes", "export": "needs a checkpoint in a folder"}
+ONLY_OPTIONS = {"playground": "serves until it is stopped"}
 
 
 def commands(text):
@@ -43,8 +55,23 @@ def run(attn, words, scratch):
     text = os.path.join(scratch, "text.txt")
     words = [STAND_INS.get(w, text if w.endswith(".txt") else w) for w in words]
     words = [os.path.join(scratch, w) if w in ("DIR", "report.html") or w.startswith("runs/") else w for w in words]
-    result = subprocess.run([attn, *words[1:]], capture_output=True, text=True)
+    if words[1] in WANT_FOLDER:
+        words = [checkpoint(scratch) if w == "tiny-austen" else w for w in words]
+    result = subprocess.run([attn, *words[1:], *SHORT.get(words[1], [])], capture_output=True, text=True)
     return None if result.returncode == 0 else result.stderr.strip()
+
+
+def checkpoint(scratch):
+    return os.path.join(scratch, "checkpoint")
+
+
+def make_checkpoint(attn, scratch):
+    out = checkpoint(scratch)
+    command = [attn, "train", "--text", os.path.join(scratch, "text.txt"), "--out", out, *SHORT["train"]]
+    subprocess.run(command, capture_output=True, check=True)
+    config = os.path.join(out, "tokenizer_config.json")
+    known = json.load(open(config, encoding="utf-8")) if os.path.exists(config) else {}
+    json.dump({**known, "chat_template": TEMPLATE}, open(config, "w", encoding="utf-8"))
 
 
 def main():
@@ -60,7 +87,9 @@ def main():
     checked = 0
     with tempfile.TemporaryDirectory() as scratch:
         sample = open(os.path.join(ROOT, "models", "sample.txt"), encoding="utf-8").read(20000)
-        open(os.path.join(scratch, "text.txt"), "w", encoding="utf-8").write(sample)
+        with open(os.path.join(scratch, "text.txt"), "w", encoding="utf-8") as file:
+            file.write(sample)
+        make_checkpoint(attn, scratch)
         for command in commands(text):
             words = shlex.split(command)
             if words[0] != "attn" or len(words) < 2:
@@ -68,7 +97,8 @@ def main():
             checked += 1
             unknown = unknown_options(attn, words)
             fault = f"unknown: {', '.join(unknown)}" if unknown else None
-            if not fault and "MODEL" in words and words[1] not in ONLY_OPTIONS:
+            # A name alone, as in running text, is no command to run.
+            if not fault and len(words) > 2 and words[1] not in ONLY_OPTIONS:
                 fault = run(attn, words, scratch)
             if fault:
                 faults.append(f"{command}: {fault}")
