@@ -150,7 +150,9 @@ export class Plot {
         svg("text", { class: "tick", x: left - 6, y: place.y(value) + 4, "text-anchor": "end" }, short(value)));
     }
     if (x.label) parts.push(svg("text", { class: "axis", x: (left + place.right) / 2, y: height - 6, "text-anchor": "middle" }, x.label));
-    for (const mark of marks) parts.push(...this.mark(mark));
+    // Labels of upright marks stand one below another, so that neighbours stay legible.
+    let upright = 0;
+    for (const mark of marks) parts.push(...this.mark(mark, mark.x === undefined || mark.x === null ? 0 : upright++));
     const clip = `clip${Plot.count = (Plot.count ?? 0) + 1}`;
     parts.push(svg("clipPath", { id: clip }, svg("rect", { x: left, y: top - 3, width: place.right - left, height: place.bottom - top + 6 })));
     const lines = series.map(line => svg("path", { d: this.path(line), style: stroke(line), class: line.faint ? "faint" : null }));
@@ -177,12 +179,12 @@ export class Plot {
     }).join("");
   }
 
-  mark({ x, y, label, color = "var(--soft)" }) {
+  mark({ x, y, label, color = "var(--soft)" }, row) {
     const { place } = this, style = `stroke: ${color}`;
     if (x !== undefined && x !== null) {
       const at = place.x(x), after = at < (place.left + place.right) / 2;
       return [svg("line", { class: "mark", x1: at, x2: at, y1: place.top, y2: place.bottom, style }),
-        svg("text", { class: "note", x: at + (after ? 5 : -5), y: place.top + 11, "text-anchor": after ? "start" : "end" }, label ?? "")];
+        svg("text", { class: "note", x: at + (after ? 5 : -5), y: place.top + 11 + 14 * row, "text-anchor": after ? "start" : "end" }, label ?? "")];
     }
     return [svg("line", { class: "mark", x1: place.left, x2: place.right, y1: place.y(y), y2: place.y(y), style }),
       svg("text", { class: "note", x: place.right - 4, y: place.y(y) - 5, "text-anchor": "end" }, label ?? "")];

@@ -24,7 +24,7 @@ function waves({ pairs }, width) {
   const row = 24, left = 70, right = 12, top = 30, height = top + pairs.length * row + 24;
   const most = 5, room = width - left - right;
   const x = tokens => left + Math.min(1, Math.log10(tokens) / most) * room;
-  const parts = [];
+  const parts = [], labels = [];
   for (let power = 0; power <= most; power += width < 500 ? 2 : 1) {
     parts.push(svg("line", { class: "grid", x1: x(10 ** power), x2: x(10 ** power), y1: top - 4, y2: height - 20 }),
       svg("text", { class: "small", x: Math.min(x(10 ** power), width - 26), y: height - 4, "text-anchor": "middle" }, (10 ** power).toLocaleString("en")));
@@ -37,11 +37,11 @@ function waves({ pairs }, width) {
       svg("circle", { cx: left - 18, cy: y + 9, r: 9, style: "fill: var(--panel); stroke: var(--line)" }), slice,
       svg("rect", { x: left, y: y + 2, width: Math.max(2, x(wavelength) - left), height: 14, rx: 3, style: `fill: var(--s${whole ? 3 : 1}); opacity: .85` }));
     const end = x(wavelength) + 5;
-    parts.push(end < width - 60 ? svg("text", { class: "small", x: end, y: y + 13 }, short(wavelength))
+    labels.push(end < width - 60 ? svg("text", { class: "small", x: end, y: y + 13 }, short(wavelength))
       : svg("text", { x: x(wavelength) - 5, y: y + 13, "text-anchor": "end", style: "fill: var(--page); font-size: 12px" }, short(wavelength)));
   });
   parts.push(svg("line", { x1: x(TRAINED), x2: x(TRAINED), y1: top - 8, y2: height - 20, style: "stroke: var(--past); stroke-width: 2; stroke-dasharray: 5 4" }),
-    svg("text", { class: "small", x: x(TRAINED), y: 14, "text-anchor": "middle", style: "fill: var(--past)" }, `trained: ${TRAINED} tokens`));
+    svg("text", { class: "small", x: x(TRAINED), y: 14, "text-anchor": "middle", style: "fill: var(--past)" }, `trained: ${TRAINED} tokens`), ...labels);
   return svg("svg", { class: "art", viewBox: `0 0 ${width} ${height}`, height, role: "img",
     "aria-label": "Wavelength of each pair in tokens; a table of them follows" }, parts);
 }
