@@ -3,10 +3,12 @@
 
     scripts/check_report.py report.html [--json report.json] [--shots FOLDER]
 
-- no error on the console, nothing loaded but the file itself, in light and dark, on a wide and on a 360 px window;
+- no error on the console, nothing loaded but the file itself, in light and dark, at 1280, 800 and 380 px;
 - every chart is drawn, answers to the keyboard, and hides a line when its box is cleared;
 - tables sort; every figure of a comparison's and of retrieval's tables is that of the JSON (to 1e-15: reading JSON may change a last digit);
-- text stands out from its background as WCAG 2.1 AA asks, the page never scrolls sideways, ids are unique.
+- text stands out from its background as WCAG 2.1 AA asks, the page never scrolls sideways, ids are unique;
+- captions are never cut off, the column of names leaves room for figures, and at 1280 px the tables that are not folded away
+  show all of their columns.
 
 --json: what `--json` printed for the same comparison; has to equal the data inside the page.
 --shots: writes screenshots there, to look at.
@@ -26,6 +28,7 @@ import time
 from pathlib import Path
 
 TIMEOUT = 60
+WIDTHS = [1280, 800, 380]
 
 
 def find_chromium():
@@ -220,6 +223,25 @@ CHARTS = r"""
 })()
 """
 
+# Tables wider than their place though the window is wide, captions that reach out of it, and names that leave no room.
+CUT = r"""
+(() => {
+  const cut = [];
+  for (const box of document.querySelectorAll(".scroll")) {
+    if (!box.getClientRects().length) continue;
+    const table = box.querySelector("table"), edge = box.getBoundingClientRect().right;
+    if (innerWidth >= 1280 && !box.closest("details") && box.scrollWidth > box.clientWidth + 1)
+      cut.push(`table ${table.id} is ${box.scrollWidth - box.clientWidth} px wider than its place`);
+    const caption = document.createRange();
+    caption.selectNodeContents(table.caption);
+    if (caption.getBoundingClientRect().right > edge + 1) cut.push(`the caption of table ${table.id} is cut off`);
+    const name = table.tBodies[0].rows[0]?.cells[0].getBoundingClientRect().width;
+    if (name > 0.5 * box.clientWidth) cut.push(`the names of table ${table.id} take ${Math.round(name)} px`);
+  }
+  return cut;
+})()
+"""
+
 # Sorts every column of every table both ways and says which came out unordered; leaves the last order.
 SORT = r"""
 (() => {
@@ -348,9 +370,10 @@ def check_retrieval(retrieval, tables):
 
 def check(browser, url, document, shots):
     problems = []
-    for width, scheme in [(1100, "light"), (1100, "dark"), (360, "light"), (360, "dark")]:
+    for width, scheme in [(width, scheme) for width in WIDTHS for scheme in ("light", "dark")]:
         where = f"{width} px, {scheme}"
         browser.open(url, width, 900, scheme)
+        problems += [f"{where}: {cut}" for cut in browser.run(CUT)]
         browser.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
         browser.run("new Promise(done => setTimeout(done, 150))")
         problems += [f"{where}: contrast {poor}" for poor in browser.run(CONTRAST)]

@@ -53,6 +53,17 @@
     return found;
   }
 
+  // Of an axis that is linear near zero and logarithmic beyond: half a percent, one, two, five and so on, on both sides.
+  function spreadTicks(low, high, linear, most) {
+    for (const steps of [[1, 2, 5], [1]]) {
+      const found = [0];
+      for (let d = Math.floor(Math.log10(linear)); d < 300; d++)
+        for (const v of steps.map(s => +(s * 10 ** d).toPrecision(3))) if (v >= linear) found.push(v, -v);
+      const fits = found.map(v => Math.asinh(v / linear)).filter(v => v >= low && v <= high).sort((a, b) => a - b);
+      if (fits.length <= most || steps.length === 1) return fits.filter((_, i, list) => i % Math.ceil(list.length / most) === 0);
+    }
+  }
+
   class Chart {
     constructor(figure) {
       this.figure = figure;
@@ -108,7 +119,8 @@
       const { spec } = this;
       const view = spec.views[this.view];
       const fx = spec.xlog ? v => Math.log10(Math.max(v, spec.xfloor || 1e-12)) : v => v;
-      const fy = v => (v === null || v === undefined || (spec.ylog && v <= 0) ? null : spec.ylog ? Math.log10(v) : v);
+      const y = v => (spec.ylinear ? Math.asinh(v / spec.ylinear) : spec.ylog ? Math.log10(v) : v);
+      const fy = v => (v === null || v === undefined || (spec.ylog && v <= 0) ? null : y(v));
       this.xs = view.x.map(fx);
       this.lines = view.series.map(series => ({
         ...series, index: order.indexOf(series.name), show: !hidden.has(series.name), ys: series.values.map(fy),
@@ -121,28 +133,35 @@
       const margin = (high - low) * 0.06 || Math.abs(high) * 0.02 || 0.02;
       const yRange = [spec.yzero ? Math.min(0, low) : low - margin, high + margin];
       const xSpan = this.xs[this.xs.length - 1] - this.xs[0];
-      const pad = xSpan * 0.03 || 0.1;
+      // Room for lines that stand beside their first and last x values.
+      const beside = spec.xticks ? Math.min(3 * visible.length / Math.max(this.box.clientWidth - 80, 100), 0.3 / Math.max(this.xs.length - 1, 1)) : 0;
+      const pad = xSpan * (0.03 + beside) || 0.1;
       const xRange = [this.xs[0] - pad, this.xs[this.xs.length - 1] + pad];
       const width = Math.max(this.box.clientWidth, 200);
       const back = v => (spec.xlog ? 10 ** v : v);
       const text = css("--text"), grid = css("--grid");
       const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 } };
       const plain = v => shown(+v.toPrecision(4));
+      const height = width < 480 ? 280 : 340;
+      const unit = v => (spec.ylinear ? `${v > 0 ? "+" : ""}${+v.toPrecision(3)}${spec.yunit}` : plain(v));
+      const yShown = v => unit(spec.ylinear ? spec.ylinear * Math.sinh(v) : spec.ylog ? 10 ** v : v);
+      const yTicks = () => spec.ylinear ? spreadTicks(...yRange, spec.ylinear, height / 24) : ticks(...yRange, spec.ylog, 7);
       // Values that are ticks themselves are told in full: 12288, not 12290.
       const told = v => (spec.xticks ? shown(+v.toPrecision(9)) : plain(v));
       const x = v => (spec.xfloor && back(v) < 0.99 ? (v <= this.xs[0] + 1e-9 ? "0" : "") : told(back(v)));
       const xTicks = () => spec.xticks ? this.xs.concat() : ticks(this.xs[0], this.xs[this.xs.length - 1], spec.xlog, width / 75);
       this.plot = new uPlot({
-        width, height: width < 480 ? 280 : 340, legend: { show: false }, padding: [12, 12, 0, 0],
-        cursor: { y: false, drag: { x: false, y: false }, points: { size: 8 } },
+        width, height, legend: { show: false }, padding: [12, 12, 0, 0],
+        cursor: { y: false, drag: { x: false, y: false }, points: { show: !spec.xticks, size: 8 } },
         scales: { x: { time: false, range: () => xRange }, y: { range: () => yRange } },
         axes: [
           { ...axis, label: spec.xlabel, labelSize: 26, size: 34, splits: xTicks, values: (_, v) => v.map(x) },
-          { ...axis, label: spec.ylabel, labelSize: 26, size: 56, splits: () => ticks(...yRange, spec.ylog, 7), values: (_, v) => v.map(y => plain(spec.ylog ? 10 ** y : y)) },
+          { ...axis, label: spec.ylabel, labelSize: 26, size: spec.ylinear ? 66 : 56, splits: yTicks, values: (_, v) => v.map(yShown) },
         ],
         series: [{}, ...this.lines.map(line => ({
           label: line.name, show: line.show, stroke: color(line.index), width: 2, dash: dash(line.index), spanGaps: false,
-          points: { show: this.xs.length <= 40, size: 6, fill: color(line.index) },
+          points: { show: !spec.xticks && this.xs.length <= 40, size: 6, fill: color(line.index) },
+          ...(spec.xticks ? { paths: (u, s) => this.path(u, line, u.data[s]) } : {}),
         }))],
         hooks: {
           draw: [u => { this.whiskers(u); this.marks(u, view, fx); }],
@@ -152,16 +171,43 @@
       this.width = width;
     }
 
-    // Intervals, where there are some.
+    // Pixels by which a line stands beside its x values, so that points and intervals of several don't lie on one another.
+    shift(u, line) {
+      const beside = this.lines.filter(other => other.show);
+      const places = this.xs.map(x => u.valToPos(x, "x", true));
+      const gap = Math.min(...places.slice(1).map((x, i) => x - places[i]), 1e9);
+      const step = Math.min(6 * devicePixelRatio, gap * 0.6 / beside.length);
+      return this.spec.xticks ? (beside.indexOf(line) - (beside.length - 1) / 2) * step : 0;
+    }
+
+    path(u, line, ys) {
+      const stroke = new Path2D(), shift = this.shift(u, line);
+      ys.forEach((y, i) => {
+        if (y === null || y === undefined) return;
+        const go = i && ys[i - 1] !== null && ys[i - 1] !== undefined ? "lineTo" : "moveTo";
+        stroke[go](u.valToPos(this.xs[i], "x", true) + shift, u.valToPos(y, "y", true));
+      });
+      return { stroke, fill: null, clip: null, band: null, gaps: [], flags: 1 };
+    }
+
+    // Intervals, where there are some, and the points of lines that stand beside their x values.
     whiskers(u) {
       const { ctx } = u;
       ctx.save();
-      for (const line of this.lines.filter(line => line.show && line.lows.length)) {
-        ctx.strokeStyle = color(line.index);
+      for (const line of this.lines.filter(line => line.show && (line.lows.length || this.spec.xticks))) {
+        const shift = this.shift(u, line);
+        ctx.setLineDash([]);
+        ctx.strokeStyle = ctx.fillStyle = color(line.index);
+        line.ys.forEach((y, i) => {
+          if (!this.spec.xticks || y === null || y === undefined) return;
+          ctx.beginPath();
+          ctx.arc(u.valToPos(this.xs[i], "x", true) + shift, u.valToPos(y, "y", true), 3.5 * devicePixelRatio, 0, 2 * Math.PI);
+          ctx.fill();
+        });
         ctx.lineWidth = 1.5 * devicePixelRatio;
         line.lows.forEach((low, i) => {
           if (low === null || line.highs[i] === null) return;
-          const x = u.valToPos(this.xs[i], "x", true), cap = 4 * devicePixelRatio;
+          const x = u.valToPos(this.xs[i], "x", true) + shift, cap = 2.5 * devicePixelRatio;
           const [a, b] = [low, line.highs[i]].map(v => u.valToPos(v, "y", true));
           ctx.beginPath();
           ctx.moveTo(x, a); ctx.lineTo(x, b);

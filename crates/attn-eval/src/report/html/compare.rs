@@ -67,7 +67,7 @@ fn answer(page: &mut Page, about: &About, results: &Results, search: Option<&Sea
 
 fn figures(page: &mut Page, about: &About, results: &Results) {
     page.heading("Perplexity by context");
-    page.chart(by_context(&results.cells));
+    page.chart(by_context(&results.cells, about.trained_context()));
     let found = results.recommended(about.one_factor(), about.trained_context());
     let usable = found.map_or(vec![], |found| found.usable);
     page.table(&with_usable(whole_windows("perplexity", "Perplexity, with its 95% interval", &results.cells), &usable));
@@ -110,6 +110,9 @@ fn differences(page: &mut Page, results: &Results) {
         "How much higher each mode's perplexity is than that of the best mode at the same context, on the same tokens. A \
          difference counts as real if its 95% interval leaves out zero.",
     );
+    if let Some(chart) = above_best(&results.cells) {
+        page.chart(chart);
+    }
     page.table(&against_best(&results.cells));
     page.begin_details("Every two modes");
     page.table(&pairs(&results.differences));
@@ -134,7 +137,7 @@ fn encodings(page: &mut Page, results: &Results) {
     page.chart(Chart {
         id: "encodings-by-context".into(),
         title: "Perplexity by context and encoding".into(),
-        ..by_context(&results.encodings)
+        ..by_context(&results.encodings, None)
     });
     page.table(&whole_windows("encodings", "Perplexity by encoding, with its 95% interval", &results.encodings));
 }
@@ -204,7 +207,7 @@ fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
                     let more = if length == measured { "the longest measured" } else { "" };
                     Cell::count(length).small(more)
                 }
-                _ => Cell::text("–"),
+                _ => Cell::nothing(),
             };
             row.insert(1, length);
         }
@@ -224,7 +227,7 @@ fn find<'a>(cells: &'a [perplexity::Cell], context: usize, mode: &str) -> Option
     cells.iter().find(|cell| cell.context == context && cell.mode == mode)
 }
 
-fn by_context(cells: &[perplexity::Cell]) -> Chart {
+fn by_context(cells: &[perplexity::Cell], trained: Option<usize>) -> Chart {
     let mut at = contexts(cells);
     at.sort_unstable();
     type Measure = fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);
@@ -247,8 +250,7 @@ fn by_context(cells: &[perplexity::Cell]) -> Chart {
                 high: end(|interval| interval.high),
             }
         });
-        let x = at.iter().map(|&context| context as f64).collect();
-        View { name: name.to_string(), x, series: series.collect(), marks: vec![] }
+        View { name: name.to_string(), x: numbers(&at), series: series.collect(), marks: trained_mark(&at, trained) }
     });
     Chart {
         id: "by-context".into(),
@@ -266,6 +268,61 @@ fn by_context(cells: &[perplexity::Cell]) -> Chart {
         views: views.collect(),
         ..Chart::default()
     }
+}
+
+fn numbers(contexts: &[usize]) -> Vec<f64> {
+    contexts.iter().map(|&context| context as f64).collect()
+}
+
+/// Where the trained context lies, if contexts of both sides or that context itself were measured.
+fn trained_mark(contexts: &[usize], trained: Option<usize>) -> Vec<Mark> {
+    let (first, last) = (contexts.first().copied(), contexts.last().copied());
+    let within = trained.filter(|&n| first.is_some_and(|first| first <= n) && last.is_some_and(|last| n <= last));
+    within.map(|n| Mark { x: n as f64, label: format!("trained to {n}") }).into_iter().collect()
+}
+
+/// How far every mode is above the best of its context, which tells apart the lines that lie on one another in
+/// [`by_context`]. Nothing where no two modes were compared.
+fn above_best(cells: &[perplexity::Cell]) -> Option<Chart> {
+    let mut at = contexts(cells);
+    at.sort_unstable();
+    type Ends = (f64, Option<f64>, Option<f64>);
+    let above = |mode: &str, context: usize| -> Option<Ends> {
+        let itself = best(cells, context).is_some_and(|winner| winner.mode == mode);
+        let versus = find(cells, context, mode)?.versus_best.as_ref();
+        versus.map(|versus| (versus.nll, versus.low, versus.high)).or(itself.then_some((0.0, None, None)))
+    };
+    let percent = |nll: f64| Some(nll.exp_m1() * 100.0).filter(|percent| percent.is_finite());
+    let series = modes(cells).into_iter().map(|mode| {
+        let found: Vec<_> = at.iter().map(|&context| above(mode, context)).collect();
+        let end = |pick: fn(Ends) -> Option<f64>| -> Vec<Option<f64>> {
+            found.iter().map(|found| found.and_then(pick).and_then(percent)).collect()
+        };
+        Series {
+            name: mode.to_string(),
+            values: end(|(nll, ..)| Some(nll)),
+            low: end(|(_, low, _)| low),
+            high: end(|(.., high)| high),
+        }
+    });
+    let series: Vec<Series> = series.collect();
+    cells.iter().any(|cell| cell.versus_best.is_some()).then(|| Chart {
+        id: "above-best".into(),
+        title: "Above the best mode".into(),
+        note:
+            "Percent of perplexity above the best mode of the same context, with the 95% interval of that difference: \
+               a bar that reaches 0 is not told apart from the best. The axis is logarithmic from half a percent on."
+                .into(),
+        xlabel: "context (tokens)",
+        ylabel: "above the best",
+        xunit: "tokens",
+        xlog: true,
+        xticks: true,
+        ylinear: 0.5,
+        yunit: "%",
+        views: vec![View { name: String::new(), x: numbers(&at), series, marks: vec![] }],
+        ..Chart::default()
+    })
 }
 
 fn by_position(cells: &[perplexity::Cell], trained: Option<usize>) -> Chart {
@@ -319,7 +376,7 @@ fn perplexities(
     };
     let row = |mode: &str| {
         let figures = at.iter().map(|&context| {
-            let Some(cell) = find(cells, context, mode) else { return Cell::text("–") };
+            let Some(cell) = find(cells, context, mode) else { return Cell::nothing() };
             let (value, interval) = measured(cell);
             let figure = Cell::optional(value, shown);
             let figure = match (&cell.same_as, interval) {
@@ -387,9 +444,9 @@ fn against_best(cells: &[perplexity::Cell]) -> Table {
                 None if best(cells, context).is_some_and(|winner| winner.mode == mode) => {
                     Cell::number(0.0, "best").class("best")
                 }
-                None => Cell::text("–"),
+                None => Cell::nothing(),
             },
-            None => Cell::text("–"),
+            None => Cell::nothing(),
         });
         std::iter::once(Cell::text(mode)).chain(figures).collect()
     };

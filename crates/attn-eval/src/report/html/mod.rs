@@ -48,6 +48,11 @@ struct Chart {
     ylog: bool,
     /// The y axis includes zero.
     yzero: bool,
+    /// The y axis is linear up to about this value, on both sides of zero, and logarithmic beyond: small differences and large
+    /// ones are told apart in one picture. 0: it isn't.
+    ylinear: f64,
+    /// After a y value.
+    yunit: &'static str,
     /// The x values themselves are the ticks.
     xticks: bool,
     /// The smallest x on a logarithmic axis, for those that begin at 0.
@@ -126,7 +131,12 @@ impl Cell {
     }
 
     fn optional(value: Option<f64>, text: impl Fn(f64) -> String) -> Self {
-        value.map_or_else(|| Self { text: "–".into(), ..Self::default() }, |v| Self::number(v, text(v)))
+        value.map_or_else(Self::nothing, |v| Self::number(v, text(v)))
+    }
+
+    /// In a column of numbers, where there is none.
+    fn nothing() -> Self {
+        Self { text: "–".into(), ..Self::default() }
     }
 
     fn small(mut self, small: impl Into<String>) -> Self {
@@ -160,14 +170,18 @@ struct Page {
     title: String,
     body: String,
     charts: Vec<Chart>,
+    /// The last heading: a chart that has its words doesn't repeat them.
+    heading: String,
 }
 
 impl Page {
     fn new(title: &str) -> Self {
-        Self { title: title.to_string(), body: format!("<h1>{}</h1>\n", escape(title)), charts: vec![] }
+        let body = format!("<h1>{}</h1>\n", escape(title));
+        Self { title: title.to_string(), body, charts: vec![], heading: String::new() }
     }
 
     fn heading(&mut self, text: &str) {
+        self.heading = text.to_string();
         let _ = writeln!(self.body, "<h2>{}</h2>", escape(text));
     }
 
@@ -208,7 +222,7 @@ impl Page {
             self.body,
             "<pre id=\"{id}\" tabindex=\"0\" aria-label=\"{label}\">{}</pre>\n<div class=\"actions\">\
              <button type=\"button\" data-copy=\"{id}\">Copy the {label}</button></div>",
-            text.lines().map(escape).collect::<Vec<_>>().join("\n")
+            text.lines().map(unbroken_options).collect::<Vec<_>>().join("\n")
         );
     }
 
@@ -231,7 +245,7 @@ impl Page {
         let _ = writeln!(
             self.body,
             "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{0}\">\n\
-             <table class=\"sortable\" id=\"{1}\">\n<caption>{0}</caption>\n<thead><tr>",
+             <table class=\"sortable\" id=\"{1}\">\n<caption><span>{0}</span></caption>\n<thead><tr>",
             escape(&table.caption),
             escape(&table.id)
         );
@@ -261,9 +275,10 @@ impl Page {
     /// A chart, and below it its figures as tables.
     fn chart(&mut self, chart: Chart) {
         let (id, title) = (chart.id.clone(), escape(&chart.title));
+        let named = if chart.title == self.heading { String::new() } else { format!("<strong>{title}.</strong> ") };
         let _ = writeln!(
             self.body,
-            "<figure data-chart=\"{id}\">\n<figcaption id=\"{id}-note\"><strong>{title}.</strong> {}</figcaption>",
+            "<figure data-chart=\"{id}\">\n<figcaption id=\"{id}-note\">{named}{}</figcaption>",
             escape(&chart.note)
         );
         if chart.views.len() > 1 {
@@ -318,6 +333,15 @@ impl Page {
             body = self.body,
         )
     }
+}
+
+/// A line of a command in which a narrow page breaks between options and never after the hyphens of one.
+fn unbroken_options(line: &str) -> String {
+    let word = |word: &str| match word.starts_with('-') {
+        true => format!("<span class=\"option\">{}</span>", escape(word)),
+        false => escape(word),
+    };
+    line.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// A view as a table: x down, lines across.

@@ -115,7 +115,7 @@ fn by_context(retrieval: &Retrieval, id: &str) -> Chart {
 
 /// A share as a percentage, the deeper the colour the more was found.
 fn share_cell(share: Option<Share>) -> Cell {
-    let Some(share) = share else { return Cell::text("–") };
+    let Some(share) = share else { return Cell::nothing() };
     Cell::number(share.value(), percent(share.value())).heat(share.value())
 }
 
@@ -148,7 +148,7 @@ fn answers(retrieval: &Retrieval, index: usize, task: &str) -> Table {
                 let range = total.answer_interval.map(|i| format!("{} to {}", short(i.low), short(i.high)));
                 Cell::number(total.answer_nll, short(total.answer_nll)).small(range.unwrap_or_default())
             }
-            None => Cell::text("–"),
+            None => Cell::nothing(),
         });
         std::iter::once(Cell::text(mode)).chain(figures).collect()
     };
