@@ -25,8 +25,8 @@ const FACTOR: usize = 4;
 fn main() -> Result<()> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let mut args = std::env::args().skip(1);
-    let folder = args.next().unwrap_or_else(|| format!("{root}/models/tiny-austen"));
-    let text = args.next().unwrap_or_else(|| format!("{root}/models/sample.txt"));
+    let folder = args.next().unwrap_or_else(|| format!("{root}/crates/attn-cli/models/tiny-austen"));
+    let text = args.next().unwrap_or_else(|| format!("{root}/crates/attn-cli/models/sample.txt"));
     let steps: usize = args.next().map_or(Ok(10), |n| n.parse()).context("STEPS is a number")?;
 
     let checkpoint = loader::Checkpoint::open(&folder, &loader::LoadOptions::default())?;

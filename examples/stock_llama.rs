@@ -68,7 +68,7 @@ impl Llama {
 }
 
 fn main() -> Result<()> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-austen");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/attn-cli/models/tiny-austen");
     let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(dir.join("config.json"))?)?;
     let size = |key: &str| json[key].as_u64().map(|n| n as usize).with_context(|| format!("config.json: {key}"));
     let cfg = stock::Config {

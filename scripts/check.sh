@@ -42,6 +42,8 @@ else
 fi
 step documentation
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+step "the packages, as a registry would get them"
+scripts/check_packages.sh
 step "the README's main command"
 cargo run --release -- compare
 step "the README's length, links and commands"

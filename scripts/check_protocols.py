@@ -216,8 +216,8 @@ def longppl(attn, folder, model, tokenizer, path, trunc_len, window):
 
 
 def golden():
-    model, tokenizer = load(ROOT / "models" / "tiny-austen")
-    whole = (ROOT / "models" / "sample.txt").read_text(encoding="utf-8")
+    model, tokenizer = load(ROOT / "crates" / "attn-cli" / "models" / "tiny-austen")
+    whole = (ROOT / "crates" / "attn-cli" / "models" / "sample.txt").read_text(encoding="utf-8")
     text = beginning(tokenizer, whole, 2000)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     documents = documents_of(text)

@@ -86,7 +86,7 @@ def main():
             faults.append(f"no file {link}")
     checked = 0
     with tempfile.TemporaryDirectory() as scratch:
-        sample = open(os.path.join(ROOT, "models", "sample.txt"), encoding="utf-8").read(20000)
+        sample = open(os.path.join(ROOT, "crates", "attn-cli", "models", "sample.txt"), encoding="utf-8").read(20000)
         with open(os.path.join(scratch, "text.txt"), "w", encoding="utf-8") as file:
             file.write(sample)
         make_checkpoint(attn, scratch)

@@ -106,7 +106,7 @@ fn estimates_cover_what_is_allocated_and_are_not_far_off() {
     /// What a run allocates whatever its length: scratch of threads and products.
     const FIXED: u64 = 4 << 20;
     let mut models: Vec<_> = std::fs::read_dir(common::root()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    models.push(common::root().join("../../../models/tiny-austen"));
+    models.push(common::root().join("../../../crates/attn-cli/models/tiny-austen"));
     models.sort();
     let mut wrong = Vec::new();
     for folder in models {

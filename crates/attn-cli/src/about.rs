@@ -10,9 +10,6 @@ use attn_eval::report::{About, CheckpointInfo, FileInfo, Machine, RopeSettings, 
 use loader::sha256;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The versions of everything this program was built from.
-const LOCK: &str = include_str!("../../../Cargo.lock");
-
 /// Everything about a comparison. Reads the model's files once, for their digests.
 ///
 /// # Errors
@@ -37,11 +34,7 @@ pub(crate) fn about(
 
 /// This program's version and that of the tensor library in it.
 pub(crate) fn versions() -> Versions {
-    let candle = LOCK.split_once("name = \"candle-core\"\nversion = \"").and_then(|(_, rest)| rest.split_once('"'));
-    Versions {
-        attn: env!("CARGO_PKG_VERSION").to_string(),
-        candle: candle.map_or_else(|| "unknown".to_string(), |(version, _)| version.to_string()),
-    }
+    Versions { attn: env!("CARGO_PKG_VERSION").to_string(), candle: env!("CANDLE_VERSION").to_string() }
 }
 
 fn checkpoint(opened: &Opened) -> Result<CheckpointInfo> {

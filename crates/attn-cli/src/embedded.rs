@@ -1,7 +1,7 @@
 //! The models inside the program, so that it has something to show without a network.
 //!
 //! `tiny-austen` is the default MODEL. The others differ in their position encoding alone: block, first weights, batches
-//! and tokenizer are the same (`models/SOURCES.md`).
+//! and tokenizer are the same (`models/SOURCES.md` of this package).
 
 use anyhow::Result;
 use attn_models::{Model, Options};
@@ -22,9 +22,9 @@ macro_rules! embedded {
     ($name:literal, $tokenizer:literal) => {
         Embedded {
             name: $name,
-            config: include_bytes!(concat!("../../../models/", $name, "/config.json")),
-            weights: include_bytes!(concat!("../../../models/", $name, "/model.safetensors")),
-            tokenizer: include_bytes!(concat!("../../../models/", $tokenizer, "/tokenizer.json")),
+            config: include_bytes!(concat!("../models/", $name, "/config.json")),
+            weights: include_bytes!(concat!("../models/", $name, "/model.safetensors")),
+            tokenizer: include_bytes!(concat!("../models/", $tokenizer, "/tokenizer.json")),
         }
     };
 }

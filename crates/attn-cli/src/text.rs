@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A public-domain text for when none is given.
-pub(crate) const SAMPLE: &str = include_str!("../../../models/sample.txt");
+pub(crate) const SAMPLE: &str = include_str!("../models/sample.txt");
 /// Bytes read at once.
 const PART: usize = 1 << 16;
 

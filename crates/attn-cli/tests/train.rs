@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/sample.txt");
+const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/sample.txt");
 const SMALL: &[&str] = &[
     "--steps",
     "12",

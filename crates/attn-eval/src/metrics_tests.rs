@@ -2,7 +2,7 @@ use super::*;
 use std::path::Path;
 
 fn tokenizer() -> Tokenizer {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-austen/tokenizer.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json");
     Tokenizer::from_json(&path, &std::fs::read(&path).unwrap()).unwrap()
 }
 

@@ -6,7 +6,7 @@ use attn_train::shape::{Position, Shape};
 use attn_train::{Settings, Step, Trainer, bpe};
 use std::path::Path;
 
-const TEXT: &str = include_str!("../../../models/sample.txt");
+const TEXT: &str = include_str!("../../attn-cli/models/sample.txt");
 
 fn shape(position: Position) -> Shape {
     Shape { position, vocab: 320, context: 24, hidden: 32, intermediate: 48, layers: 2, heads: 4, kv_heads: 2 }

@@ -281,7 +281,7 @@ fn json_beside_the_weights() {
 #[test]
 fn ends_of_text_and_templates() {
     let tokenizer =
-        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-austen/tokenizer.json"));
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json"));
     let tokenizer = tokenizer.unwrap();
     let config = json!({
         "add_bos_token": true, "bos_token": {"content": "b"}, "eos_token": "e",
@@ -309,14 +309,14 @@ fn ends_of_text_and_templates() {
     assert!(matches!(err, LoadError::TokenOutOfVocabulary { vocab_size: 8, .. }), "{err}");
 }
 
-const CONFIG: &[u8] = include_bytes!("../../../models/tiny-austen/config.json");
-const WEIGHTS: &[u8] = include_bytes!("../../../models/tiny-austen/model.safetensors");
-const TOKENIZER: &[u8] = include_bytes!("../../../models/tiny-austen/tokenizer.json");
+const CONFIG: &[u8] = include_bytes!("../../attn-cli/models/tiny-austen/config.json");
+const WEIGHTS: &[u8] = include_bytes!("../../attn-cli/models/tiny-austen/model.safetensors");
+const TOKENIZER: &[u8] = include_bytes!("../../attn-cli/models/tiny-austen/tokenizer.json");
 
 #[test]
 fn embedded_equals_the_folder() {
     let embedded = Checkpoint::from_bytes(CONFIG, WEIGHTS, Some(TOKENIZER)).unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-austen");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen");
     let folder = open(&path).unwrap();
     assert_eq!(embedded.config, folder.config);
     assert_eq!(embedded.weights.names(), folder.weights.names());

@@ -516,7 +516,8 @@ fn tables_that_lie() {
 
 #[test]
 fn byte_level_tokenizer_equals_tokenizer_json() {
-    let json = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-austen/tokenizer.json"));
+    let json =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json"));
     let json = json.unwrap();
     let value: Value = serde_json::from_slice(&json).unwrap();
     let mut tokens = vec![String::new(); 1024];

@@ -3,10 +3,12 @@ use crate::compare::{Factor, Mode, Plan};
 use loader::Tokenizer;
 use std::path::Path;
 
-const TOKENIZER: &[u8] = include_bytes!("../../../../models/tiny-austen/tokenizer.json");
+fn tokenizer_json() -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json")).unwrap()
+}
 
 fn tokenizer() -> Tokenizer {
-    Tokenizer::from_json(Path::new("tokenizer.json"), TOKENIZER).unwrap()
+    Tokenizer::from_json(Path::new("tokenizer.json"), &tokenizer_json()).unwrap()
 }
 
 fn plan(tokenizer: &Tokenizer, haystack: Haystack) -> RetrievalPlan<'_> {
@@ -111,7 +113,7 @@ fn trials_differ_and_repeat_with_their_seed() {
 
 #[test]
 fn tokenizers_and_contexts_that_leave_no_room_are_errors() {
-    let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&tokenizer_json()).unwrap();
     json["normalizer"] = serde_json::json!({"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""});
     let nothing = Tokenizer::from_json(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap();
     let error = Haystack::paper(&nothing).unwrap_err().to_string();
