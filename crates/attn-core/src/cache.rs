@@ -1,8 +1,8 @@
 //! Keys and values of the tokens already seen: allocated ahead, appended in place, never concatenated per token.
 //!
-//! A windowed layer keeps only what its window can still see. Its buffer is a flat one a little longer than the window
-//! whose tail moves to the front when it is full, rather than a ring, so that kernels always see keys in order and
-//! contiguous, at an amortised cost of one copy per token.
+//! A windowed layer keeps only what its window can still see. Its buffer is a little longer than the window, and when it
+//! is full its tail moves to the front. Other than in a ring, keys are always contiguous and in order for the kernels; on
+//! average this costs one copy per token.
 
 use crate::{Mask, Resolution, attention::KeyNorms, profile};
 use candle_core::{DType, Result, Tensor, bail};

@@ -1,6 +1,6 @@
-//! The one seam between the models and matrix products: dense weights, quantised blocks or any other module, same call.
+//! Where models and matrix products meet: dense weights, quantised blocks and any other module take the same call.
 //!
-//! Models hold [`Linear`]s and never see which; a faster product replaces the inside of [`Linear::forward`] and
+//! Models hold [`Linear`]s and do not know which kind they have, so a faster product changes [`Linear::forward`] and
 //! nothing else.
 
 use crate::{product, profile};

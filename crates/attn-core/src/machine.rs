@@ -1,7 +1,7 @@
 //! What this machine can do at most: the yardsticks that kernels are measured against.
 //!
-//! Absolute figures move with the machine, its clock and its neighbours, so a share of a limit measured in the same run
-//! says more than GFLOP/s do.
+//! GFLOP/s depend on the machine, its clock and what else runs on it. A share of a limit that was measured in the same
+//! run can be compared.
 
 use crate::simd::KernelPath;
 use crate::simd::{Job, Simd, dispatch};

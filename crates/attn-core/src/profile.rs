@@ -1,10 +1,10 @@
 //! Where the time of a forward pass goes, by operation.
 //!
-//! Off by default, when a [`scope`] costs one look at a thread-local flag. [`record`] turns it on for the calling thread,
-//! which is the one that runs a model's operations; the threads that kernels use inside an operation count towards it.
-//! Scopes nest, and each counts only the time that no inner scope counts, so the rows of a [`Profile`] add up to its
-//! total. On CUDA and Metal operations are only queued: [`record_on`] waits for the device wherever a scope begins or
-//! ends, so that what is measured is the work, without what would overlap.
+//! It is off by default, and then a [`scope`] costs one look at a thread-local flag. [`record`] turns it on for the
+//! calling thread, which is the one that runs a model's operations; the threads that kernels use inside an operation
+//! count towards it. Scopes nest, and each counts only the time that no inner scope counts, so the rows of a [`Profile`]
+//! add up to its total. On CUDA and Metal operations are only queued: [`record_on`] waits for the device wherever a scope
+//! begins or ends, so that what is measured is the work, without what would overlap.
 //!
 //! ```
 //! use attn_core::profile::{Op, record, scope};

@@ -1,11 +1,11 @@
 //! Bytes of a weights file: memory-mapped, read with plain reads, or embedded in the program.
 //!
-//! All three are read through one function in bounded pieces, and pages of a map are handed back to the system as soon
-//! as they have been converted, so that the peak is the model's size rather than twice that.
+//! All three are read through one function in bounded pieces, and pages of a map are handed back to the system as soon as
+//! they have been converted, so that the peak is the model's size rather than twice that.
 //!
-//! A map of a file that another process truncates raises SIGBUS on the next access, which no program can turn into an
-//! error reliably: that is the price of mapping. `LoadOptions::mmap = false` reads the file instead, where the same
-//! event is an ordinary I/O error. Files that only grow, or are replaced by a rename, are safe either way.
+//! If another process truncates a mapped file, the next access raises SIGBUS, which a program can't reliably turn into an
+//! error. `LoadOptions::mmap = false` reads the file instead, where the same event is an ordinary I/O error. Files that
+//! only grow, or are replaced by a rename, are safe either way.
 
 use crate::{
     error::{LoadError, Result},

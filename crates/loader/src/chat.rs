@@ -1,10 +1,11 @@
 //! Chat templates: the Jinja program in a checkpoint that turns a conversation into one prompt.
 //!
-//! Templates are code from a stranger. They run here in an interpreter without files or network, with a bound on its
-//! steps, its time and its output, so that a template that loops for ever is an error like any other. What is not bounded
-//! is the memory of values in between: the interpreter offers no hook for it, so a template written to exhaust it, by
-//! joining a string to itself again and again or by nesting a list in itself, can. Whoever runs templates of strangers does
-//! so in a process with limits, as `attn generate --chat` does (`crates/attn-cli/src/template.rs`).
+//! A template comes with its checkpoint and is code that nobody has checked. It runs here in an interpreter without files
+//! or network, with a bound on its steps, its time and its output, so that a template that loops for ever is an error
+//! like any other. What is not bounded is the memory of values in between: the interpreter offers no hook for it, so a
+//! template written to exhaust it, by joining a string to itself again and again or by nesting a list in itself, can.
+//! Whoever runs templates of strangers does so in a process with limits, as `attn generate --chat` does
+//! (`crates/attn-cli/src/template.rs`).
 
 mod filters;
 

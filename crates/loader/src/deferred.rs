@@ -1,7 +1,7 @@
 //! A tokenizer that is read while the weights are.
 //!
-//! A tokenizer.json of 50 000 tokens takes a quarter of a second to parse, on one core, and nobody needs it before the
-//! weights are there. So a thread reads it from the moment a checkpoint is opened, and who asks first waits for it.
+//! A tokenizer.json of 50 000 tokens takes a quarter of a second to parse, on one core, and it is not needed before the
+//! weights are there. So a thread reads it from the moment a checkpoint is opened, and the first use waits for it.
 
 use crate::{
     error::{LoadError, Result},

@@ -1,8 +1,8 @@
 //! Turns panics of a dependency into errors.
 //!
-//! `tokenizers` unwraps and indexes its way through a tokenizer.json: a truncated decoder, a template that names a token
-//! it does not define or a prefix longer than a merge make it panic, some of them only when text comes. A bad file has
-//! to be an error, so its calls run guarded.
+//! `tokenizers` expects a tokenizer.json to be right: a truncated decoder, a template that names a token it does not
+//! define or a prefix longer than a merge make it panic, in some cases only when it is given a text. A bad file has to be
+//! an error, so calls of `tokenizers` are guarded.
 
 use std::{
     cell::Cell,

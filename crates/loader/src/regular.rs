@@ -1,4 +1,4 @@
-//! Opening files of a model folder: regular ones, and nothing that waits or never ends.
+//! Opens files of a model folder, and refuses what is no regular file.
 //!
 //! A FIFO waits for a writer when it is opened, a device may have no end, and a link may lead nowhere. A link that leads
 //! nowhere is not the same as no file: whoever made it meant the file to count.

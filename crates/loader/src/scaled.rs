@@ -2,7 +2,7 @@
 //!
 //! Two formats, as transformers defines them: FP8 (DeepSeek V3: `float8_e4m3fn` with a `weight_scale_inv` per block of
 //! `weight_block_size`, or one for all) and MXFP4 (gpt-oss: `*_blocks` of 32 four-bit floats with an exponent each in
-//! `*_scales`). A model sees the tensors that the scales belong to, under their own names; the scales it does not see.
+//! `*_scales`). A model sees the tensors that the scales belong to, under their own names, and does not see the scales.
 
 use crate::{
     error::{LoadError, Result},

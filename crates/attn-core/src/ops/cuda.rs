@@ -1,4 +1,5 @@
-//! Norms and gates on CUDA: `kernels/rows.cuh`, one launch each. Without gradients.
+//! Norms and gates on CUDA: `kernels/rows.cuh`, in one launch each. They have no gradients; where one is wanted, Candle's
+//! ops serve.
 
 use super::{Activation, NormKind};
 use crate::cuda::{Element, Module, place, place_of, place_of_slice, takes};

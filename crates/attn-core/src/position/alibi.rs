@@ -1,6 +1,6 @@
 //! ALiBi (Press et al. 2021): a penalty on the score that grows linearly with distance, with a slope per head.
 //!
-//! Nothing is learned and nothing is tabled, so it has no maximal length; kernels take the slopes alone.
+//! Nothing is learned and there is no table, so there is no maximal length. Kernels take the slopes alone.
 
 use super::frequencies::positive;
 use super::{BiasContext, PositionEncoding};

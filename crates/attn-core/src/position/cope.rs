@@ -1,7 +1,9 @@
-//! CoPE, contextual positions (Golovneva et al. 2024, arXiv:2405.18719): a key's position is how many tokens from it to the
-//! query the query's gates count, and the bias interpolates learned vectors between whole positions.
+//! CoPE, contextual positions (Golovneva et al. 2024, arXiv:2405.18719). Every query has a gate for every key, between 0
+//! and 1. The position of a key is the sum of the gates from it to the query, and the bias interpolates learned vectors
+//! between whole positions.
 //!
-//! The bias depends on every pair's content, so it is written out: the slower reference path, `(b, h, tq, tk)` at once.
+//! The bias depends on the content of every query and key, so it is written out as `(b, h, tq, tk)` and added by the
+//! slower reference kernel.
 
 use super::{BiasContext, PositionEncoding};
 use crate::ScoreBias;

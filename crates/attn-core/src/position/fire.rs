@@ -1,5 +1,5 @@
 //! FIRE (Li et al. 2023, arXiv:2310.04418): a small network maps the distance, relative to the query's own position, to a
-//! bias per head. The bias depends on row and distance, and still no `(t, t)` tensor is made, see [`Curve`].
+//! bias per head. The bias depends on the query and on the distance, and yet no `(t, t)` tensor is made: see [`Curve`].
 
 use super::{BiasContext, PositionEncoding};
 use crate::{Curve, ScoreBias};

@@ -1,6 +1,6 @@
-//! FoX, the forgetting transformer (Lin et al. 2025, arXiv:2503.02130): every token has a forget gate per head, and a score is
-//! lowered by the log gates of all tokens between key and query. The gates come from the hidden states, so a bias can be
-//! told only to who remembers them: the cache keeps the running sum of each key.
+//! FoX, the forgetting transformer (Lin et al. 2025, arXiv:2503.02130): every token has a forget gate per head, and a
+//! score is lowered by the log gates of all tokens between key and query. The gates are computed from the hidden states,
+//! which are gone when later tokens come, so the cache keeps the running sum of the log gates up to each key.
 
 use super::{BiasContext, Context, PositionEncoding};
 use crate::{Linear, ScoreBias};

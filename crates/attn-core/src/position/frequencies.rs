@@ -1,4 +1,5 @@
-//! Sets of frequencies, which rotary and sinusoidal encodings share: how fast each pair of lanes turns with the position.
+//! Sets of frequencies, which rotary and sinusoidal encodings share. A frequency says by which angle a pair of lanes
+//! turns per position.
 
 use candle_core::{Result, bail};
 use std::f64::consts::TAU;

@@ -1,6 +1,6 @@
 //! Learned absolute positions (GPT-2, BERT, OPT): one vector per position, added to the token embeddings.
 //!
-//! The table ends somewhere, and so does the encoding: past it is an error, not a clamp.
+//! The encoding ends with its table. A position past it is an error, because its last vector would be a wrong answer.
 
 use super::{EmbeddingEncoding, Positions, TABLE_INIT};
 use candle_core::{Result, Tensor, bail};

@@ -1,7 +1,7 @@
 //! Position encodings: the open trait, its explicit positions, and the closed set that configs name.
 //!
-//! A model never asks which encoding it has: it calls every hook and most do nothing. That is what makes encodings
-//! interchangeable on a loaded model.
+//! A model never asks which encoding it has: it calls every hook, and most do nothing. So the encoding of a loaded model
+//! can be exchanged.
 //!
 //! A new encoding is one file, then a `mod`, a variant and an arm here. A new scaling of RoPE is one file and one line in
 //! [`rope::scaling`].

@@ -1,6 +1,7 @@
 //! No position encoding: a causal mask alone lets a decoder count (Kazemnejad et al. 2023).
 //!
-//! Llama 4 tempers the queries of its NoPE layers, so that attention over a long context does not go flat.
+//! Llama 4 multiplies the queries of its NoPE layers by a temperature that grows with the position, so that the weights of
+//! attention do not spread out over a long context.
 
 use super::{Context, PositionEncoding, Temperature};
 use candle_core::{Result, Tensor};

@@ -1,4 +1,4 @@
-//! [`Positions`]: where the tokens of a block stand, and [`Resolution`], which frequencies that means.
+//! [`Positions`] say where the tokens of a call stand in their text, and [`Resolution`] which frequencies follow from that.
 
 use candle_core::{DType, Result, Tensor, bail};
 use std::{ops::Range, sync::Arc};

@@ -1,5 +1,6 @@
 //! Relative keys (Shaw et al. 2018, arXiv:1803.02155): each query has a product with a learned vector per distance, up to a
-//! distance from which on all are alike. Coefficients per row times a bank by distance, so no `(t, t)` tensor is made.
+//! distance from which on all are alike. The bias is kept as coefficients per query and a bank of vectors by distance, so
+//! that no `(t, t)` tensor is made.
 
 use super::{BiasContext, PositionEncoding, TABLE_INIT};
 use crate::ScoreBias;

@@ -1,5 +1,5 @@
-//! Fixed sinusoids added to the token embeddings (Vaswani et al. 2017). Computed for the positions that occur, so there
-//! is no maximal length.
+//! Fixed sinusoids added to the token embeddings (Vaswani et al. 2017). They are computed for the positions that occur,
+//! so there is no maximal length.
 
 use super::frequencies::{plain_frequencies, positive};
 use super::{EmbeddingEncoding, Positions};

@@ -1,5 +1,6 @@
-//! Scalable softmax (Nakanishi 2025, arXiv:2501.19399): the scores of a query times a learned number per head and the log of
-//! how many keys it sees, so that attention does not go flat over long texts. Combines with another encoding.
+//! Scalable softmax (Nakanishi 2025, arXiv:2501.19399): the scores of a query times a learned number per head and the log
+//! of how many keys it sees, so that the weights of attention do not spread out over long texts. It is combined with
+//! another encoding.
 
 use super::{Context, Over, PositionEncoding, over::QueryStep};
 use candle_core::{DType, Result, Tensor};

@@ -1,5 +1,5 @@
-//! What queries are multiplied by, depending on their position alone: attention over a long text would go flat
-//! otherwise. Combines with every encoding.
+//! What queries are multiplied by, depending on their position alone. Without it the weights of attention spread out over
+//! a long text. It can be combined with every encoding.
 
 use super::{Positions, frequencies::positive};
 use candle_core::{DType, Result, Tensor, bail};

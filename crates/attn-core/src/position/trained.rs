@@ -1,7 +1,7 @@
 //! The encodings that are learned layer by layer, as data: what `attn train` can train and a config can name.
 //!
-//! Each encoding's own `new` says which tensors it takes and how they start; [`learned_tensors`] listens to it, so that loading
-//! and initialising need no second list.
+//! Each encoding's own `new` says which tensors it takes and how they start; [`learned_tensors`] reads them off a trial
+//! run of it, so that loading and initialising need no second list.
 
 use super::{
     Cope, Fire, Fox, Kerple, KerpleKernel, LearnedFrequencies, PositionConfig, PositionEncoding, Rope, RopeConfig,

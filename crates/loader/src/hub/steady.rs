@@ -1,5 +1,5 @@
-//! A body that has to keep coming: a server that sends a byte now and then would hold a download up for ever, and no
-//! timeout of single reads notices.
+//! A response body that fails if it comes too slowly. A server that sends a byte now and then would hold up a download
+//! for ever, and a timeout of single reads would not notice.
 
 use super::HubConfig;
 use std::{

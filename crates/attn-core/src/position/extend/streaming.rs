@@ -1,5 +1,6 @@
-//! StreamingLLM (Xiao et al. 2023, arXiv:2309.17453): a window and the first few keys, which take up what attention has to
-//! put somewhere. Positions are counted in the cache, so the text never seems longer than it. Other keys are not seen.
+//! StreamingLLM (Xiao et al. 2023, arXiv:2309.17453): a window, and the first few keys, on which trained models put the
+//! weight that no other key needs. Positions are counted in the cache, so that distances never exceed its size. Other
+//! keys are not seen.
 
 use super::{counts, far, moved, near};
 use crate::position::{Context, Part, PositionEncoding, Resolution, Rope, RopeConfig};

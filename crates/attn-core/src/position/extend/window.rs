@@ -1,4 +1,4 @@
-//! A sliding window over a model that was trained without one: what every other method has to beat.
+//! A sliding window over a model that was trained without one. It is the baseline of all other methods.
 
 use super::{counts, near};
 use crate::position::{Context, Part, PositionEncoding, Resolution, Rope, RopeConfig};

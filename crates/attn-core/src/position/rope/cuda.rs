@@ -1,4 +1,5 @@
-//! The rotary encoding on CUDA: `kernels/rows.cuh`, one launch, angles in f32. Without gradients.
+//! The rotary encoding on CUDA: `kernels/rows.cuh`, in one launch, with angles in f32. It has no
+//! gradients; where one is wanted, Candle's ops serve.
 
 use super::config::{Layout, RopeConfig};
 use crate::cuda::{Element, Module, place, place_of, place_of_slice};

@@ -1,6 +1,6 @@
 //! A rotation whose sines and cosines come from a table in the checkpoint rather than from a formula (RoFormer).
 //!
-//! The table ends somewhere, and so does the encoding: past it is an error, not a clamp.
+//! The encoding ends with its table. A position past it is an error, because its last angle would be a wrong answer.
 
 use super::apply::rotate_plain;
 use super::{Layout, RopeConfig};

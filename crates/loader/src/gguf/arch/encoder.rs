@@ -1,5 +1,5 @@
-//! BERT and those after it. Nothing in a file tells RoBERTa from BERT, and nothing has to: the converter cuts the
-//! rows off its position table that its offset skips.
+//! BERT and its successors. A file does not say whether it holds a BERT or a RoBERTa, and need not: the converter cuts
+//! the rows off RoBERTa's position table that its offset skips.
 
 use super::{
     Arch, Key, Reader,

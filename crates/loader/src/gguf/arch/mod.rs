@@ -1,8 +1,8 @@
 //! Architectures: for each of llama.cpp's, which `model_type` of transformers it is, which metadata key is which config
 //! key, and which tensor is which.
 //!
-//! An [`Arch`] is data but for `more`, which adds what is no renaming. The config says what the family of that
-//! `model_type` reads and nothing else: a key that the family does not know would be refused by it, and rightly.
+//! An [`Arch`] is data, except for `more`, which adds what is more than a renaming. The config gets the keys that the
+//! family of that `model_type` reads and no others, because the family refuses keys that it does not know.
 
 mod classic;
 mod deepseek;
