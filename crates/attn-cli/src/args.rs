@@ -78,6 +78,7 @@ pub(crate) enum Command {
 Examples:
   attn generate -p 'It was a truth'
   attn generate MODEL --chat -p 'What is the capital of France?' -n 64
+  attn generate MODEL --conversation
   attn generate MODEL -f prompt.txt --temperature 0.8 --top-p 0.95 --seed 7")]
     Generate(GenerateArgs),
     /// Measure the perplexity of a text
@@ -313,20 +314,24 @@ pub(crate) struct TextArgs {
 /// `attn generate`
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The prompt
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "file")]
+    /// The prompt; without -p and -f it is stdin, or a conversation where that is a terminal
+    #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// Read the prompt from a file, or - for stdin
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub(crate) file: Option<PathBuf>,
-    /// At most this many new tokens; -1: until the model ends the text or its trained context is full
-    #[arg(short, long, value_name = "N", default_value = "128", allow_negative_numbers = true, value_parser = parse_predict)]
-    pub(crate) n_predict: Predict,
+    /// At most this many new tokens; -1: until the model ends the text or its trained context is full [default: 128; -1 in
+    /// a conversation]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_predict)]
+    pub(crate) n_predict: Option<Predict>,
     /// Take the prompt as a user's message and answer it, by the checkpoint's chat template
     #[arg(long)]
     pub(crate) chat: bool,
+    /// Talk in turns, by the chat template: every line of stdin is a message, -p the first. Ctrl-C ends an answer
+    #[arg(long, visible_alias = "cnv", conflicts_with = "file")]
+    pub(crate) conversation: bool,
     /// A system message before the user's
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// End the text where this begins; repeatable
     #[arg(long, value_name = "TEXT")]

@@ -5,27 +5,39 @@ use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{note, print, usage};
 use crate::parse::{BosChoice, LengthPolicy, Predict};
-use crate::{inspect, template, text};
+use crate::{conversation, inspect, template, text};
 use anyhow::Result;
 use attn_eval::compare::Mode;
 use attn_eval::generate::{GenerateOptions, Generated, generate};
 use attn_eval::sample::{SampleOptions, Sampler};
 use attn_models::memory::Workload;
 use attn_models::{Architecture, RopeLength};
+use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 /// Tokens to make room for at first where the length has no other meaning.
 const FIRST_ROOM: usize = 4096;
+
+/// New tokens at most, where nothing else is asked for.
+const NEW_TOKENS: usize = 128;
 
 /// Runs the command.
 ///
 /// # Errors
 /// The model can't be loaded or has no tokenizer, the prompt is empty or too long, or stdout is closed.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
+    let nothing_given = args.prompt.is_none() && args.file.is_none();
+    if args.conversation || (nothing_given && io::stdin().is_terminal()) {
+        return conversation::run(args);
+    }
+    if args.system.is_some() && !args.chat {
+        return usage("--system is a message of a chat: it goes with --chat or --conversation");
+    }
     let prompt = match (&args.prompt, &args.file) {
         (Some(prompt), _) => prompt.clone(),
         (None, Some(file)) => text::read_file(file)?,
-        (None, None) => return usage("there is no prompt: give one with -p or -f"),
+        (None, None) => text::read_file(Path::new("-"))?,
     };
     let opened = model::open_checked(&args.model, |checkpoint| {
         if args.chat {
@@ -34,44 +46,70 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         Ok(())
     })?;
     let ids = encode(&opened, &prompt, args)?;
-    let most = match args.n_predict {
-        Predict::AtMost(n) => n,
-        Predict::ToTheEnd => room_left(&opened, ids.len()),
-    };
-    let declared = ids.len().saturating_add(most);
-    let length = length(args, &opened, (ids.len(), most), declared)?;
-    memory::check(&opened, declared, |total| work(args, &opened, ids.len(), total))?;
-    hint(&opened, declared);
+    let (most, declared) = room(args, &opened, ids.len(), Predict::AtMost(NEW_TOKENS))?;
     let options = GenerateOptions {
         max_new: most,
         stop: opened.checkpoint.generation.eos_ids.clone(),
-        length,
+        length: length(args, &opened, ids.len(), declared),
         decoder_start: opened.config_id("decoder_start_token_id"),
     };
+    hint(&opened, declared);
     let mut sampler = Sampler::new(sampling(args));
     let mut decoder = opened.tokenizer()?.stream(true);
-    let mut shown = Shown { json: args.json, stop: &args.stop, held: String::new() };
+    let mut shown = Shown::new(args);
     let result = generate(&opened.model, &ids, &mut sampler, &options, &mut |token| shown.push(&decoder.push(token)?))?;
     shown.finish(&decoder.finish()?)?;
-    let bos = opened.tokenizer()?.bos_id;
-    let begins = bos.filter(|bos| ids.first() == Some(bos));
+    report(args, &opened, &ids, &result)
+}
+
+/// What it took, as a line on stderr or, with `--json`, as a document.
+pub(crate) fn report(args: &GenerateArgs, opened: &Opened, ids: &[u32], result: &Generated) -> Result<()> {
+    let begins = opened.tokenizer()?.bos_id.filter(|bos| ids.first() == Some(bos));
     if args.json {
-        return print(&format!("{}\n", figures(&result, begins)));
+        return print(&format!("{}\n", figures(result, begins)));
     }
-    note(&speed(&result, begins));
+    note(&speed(result, begins));
     Ok(())
 }
 
+/// How many tokens may follow a prompt of this many, and how many that makes in all: checked against the model's positions and
+/// the memory.
+///
+/// # Errors
+/// There are no positions or there is no memory for so many.
+pub(crate) fn room(args: &GenerateArgs, opened: &Opened, prompt: usize, default: Predict) -> Result<(usize, usize)> {
+    let most = match args.n_predict.unwrap_or(default) {
+        Predict::AtMost(n) => n,
+        Predict::ToTheEnd => room_left(opened, prompt),
+    };
+    let declared = prompt.saturating_add(most);
+    if let Some(max) = opened.model.max_context()
+        && declared > max
+    {
+        return usage(format!(
+            "{prompt} tokens of prompt and {most} new ones are past the model's learned positions, which end at {max}"
+        ));
+    }
+    memory::check(opened, declared, |total| work(args, opened, prompt, total))?;
+    Ok((most, declared))
+}
+
 /// Text on its way out: what could become one of the texts that end it is held back.
-struct Shown<'a> {
+pub(crate) struct Shown<'a> {
     json: bool,
     stop: &'a [String],
     held: String,
+    /// What was shown so far.
+    pub(crate) text: String,
 }
 
-impl Shown<'_> {
+impl<'a> Shown<'a> {
+    pub(crate) fn new(args: &'a GenerateArgs) -> Self {
+        Self { json: args.json, stop: &args.stop, held: String::new(), text: String::new() }
+    }
+
     /// Shows what is certain, and ends the text at the first of the texts that end it.
-    fn push(&mut self, text: &str) -> Result<ControlFlow<()>> {
+    pub(crate) fn push(&mut self, text: &str) -> Result<ControlFlow<()>> {
         self.held.push_str(text);
         let stops = self.stop.iter().filter(|stop| !stop.is_empty());
         if let Some(at) = stops.clone().filter_map(|stop| self.held.find(stop.as_str())).min() {
@@ -87,6 +125,7 @@ impl Shown<'_> {
 
     fn show(&mut self, until: usize) -> Result<()> {
         let text: String = self.held.drain(..until).collect();
+        self.text.push_str(&text);
         match (text.is_empty(), self.json) {
             (true, _) => Ok(()),
             (false, true) => print(&format!("{}\n", serde_json::json!({ "text": text }))),
@@ -94,7 +133,7 @@ impl Shown<'_> {
         }
     }
 
-    fn finish(&mut self, rest: &str) -> Result<()> {
+    pub(crate) fn finish(&mut self, rest: &str) -> Result<()> {
         if self.push(rest)?.is_continue() {
             self.show(self.held.len())?;
         }
@@ -110,7 +149,7 @@ fn room_left(opened: &Opened, prompt: usize) -> usize {
 }
 
 /// Says so where rotary positions go past what the model has seen, and nothing is done about it.
-fn hint(opened: &Opened, declared: usize) {
+pub(crate) fn hint(opened: &Opened, declared: usize) {
     let unscaled = inspect::has_rope(&opened.model) && inspect::scaling(&opened.model).0 == Mode::none().to_string();
     if let Some(trained) = opened.model.trained_context().filter(|&trained| unscaled && declared > trained) {
         note(&format!(
@@ -135,23 +174,18 @@ fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>
     if args.bos != BosChoice::Auto {
         return usage("--bos is for plain prompts: with --chat the checkpoint's template decides");
     }
-    Ok(tokenizer.encode(&template::render(&opened.checkpoint, args.system.as_deref(), prompt)?, false)?)
+    let mut messages = conversation::opening(args);
+    messages.push(("user".to_string(), prompt.to_string()));
+    Ok(tokenizer.encode(&template::render(&opened.checkpoint, &messages)?, false)?)
 }
 
 /// The policy for the session. Where the length changes nothing but how much room is made at first, a huge `-n` makes
 /// no huge room.
-fn length(args: &GenerateArgs, opened: &Opened, (prompt, most): (usize, usize), declared: usize) -> Result<RopeLength> {
-    if let Some(max) = opened.model.max_context()
-        && declared > max
-    {
-        return usage(format!(
-            "{prompt} tokens of prompt and {most} new ones are past the model's learned positions, which end at {max}"
-        ));
-    }
+fn length(args: &GenerateArgs, opened: &Opened, prompt: usize, declared: usize) -> RopeLength {
     if !opened.model.depends_on_length() {
-        return Ok(RopeLength::Declared(declared.min(prompt + FIRST_ROOM)));
+        return RopeLength::Declared(declared.min(prompt + FIRST_ROOM));
     }
-    Ok(model::session_length(args.model.rope.rope_length, declared))
+    model::session_length(args.model.rope.rope_length, declared)
 }
 
 /// What `total` tokens, of which at most `prompt` are the prompt's, ask of the model.
@@ -172,7 +206,7 @@ fn work(args: &GenerateArgs, opened: &Opened, prompt: usize, total: usize) -> Wo
     Workload { rows: 1, pass, cached, encoded, logits: 1 }
 }
 
-fn sampling(args: &GenerateArgs) -> SampleOptions {
+pub(crate) fn sampling(args: &GenerateArgs) -> SampleOptions {
     let sampling = &args.sampling;
     SampleOptions {
         temperature: sampling.temperature,
@@ -217,7 +251,7 @@ mod tests {
     #[test]
     fn what_may_become_a_stop_text_is_held_back() {
         let stop = ["END".to_string(), "\n\n".to_string()];
-        let mut shown = Shown { json: true, stop: &stop, held: String::new() };
+        let mut shown = Shown { json: true, stop: &stop, held: String::new(), text: String::new() };
         assert!(shown.push("a E").unwrap().is_continue());
         assert_eq!(shown.held, "E");
         assert!(shown.push("N").unwrap().is_continue());
@@ -225,6 +259,6 @@ mod tests {
         assert!(shown.push("x\n").unwrap().is_continue());
         assert_eq!(shown.held, "\n");
         assert!(shown.push("é END more").unwrap().is_break());
-        assert_eq!(shown.held, "");
+        assert_eq!((shown.held.as_str(), shown.text.as_str()), ("", "a ENx\né "));
     }
 }

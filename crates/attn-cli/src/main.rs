@@ -10,6 +10,7 @@ mod args;
 mod bench;
 mod compare;
 mod completions;
+mod conversation;
 mod download;
 mod embedded;
 mod estimate;
@@ -68,7 +69,8 @@ fn end_tidily_on_ctrl_c() {
     use signal_hook::{consts::SIGINT, iterator::Signals};
     let Ok(mut signals) = Signals::new([SIGINT]) else { return };
     std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
+        // In a conversation the first one only ends the answer.
+        if signals.forever().any(|_| !conversation::break_off()) {
             output::remove_temporaries();
             long_run::say_interrupted();
             std::process::exit(130);

@@ -36,16 +36,14 @@ enum Answer {
     Error(String),
 }
 
-/// `prompt` as a user's message to `checkpoint`, after a system message if there is one, up to where the answer begins.
+/// `messages`, pairs of role and text, as one prompt to `checkpoint`, up to where the answer begins.
 ///
 /// # Errors
 /// There is no template, or it refuses, fails, or asks for too much.
-pub(crate) fn render(checkpoint: &Checkpoint, system: Option<&str>, prompt: &str) -> Result<String> {
+pub(crate) fn render(checkpoint: &Checkpoint, messages: &[(String, String)]) -> Result<String> {
     let template = checkpoint.require_chat_template()?;
     let (bos, eos) = checkpoint.text_ends()?;
-    let message = |role: &str, text: &str| (role.to_string(), text.to_string());
-    let messages = system.map(|text| message("system", text)).into_iter().chain([message("user", prompt)]).collect();
-    match ask(&Job { template: template.source().to_string(), messages, bos, eos })? {
+    match ask(&Job { template: template.source().to_string(), messages: messages.to_vec(), bos, eos })? {
         Answer::Text(text) => Ok(text),
         Answer::Error(reason) => bail!(template.failure(&reason)),
     }

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{ATTN, attn, path, repository};
+use common::{ATTN, attn, package, path};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn refused(output: &Output, parts: &[&str]) {
 fn model(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(repository().join("models/tiny-austen").join(name), folder.path().join(name)).unwrap();
+        fs::copy(package().join("models/tiny-austen").join(name), folder.path().join(name)).unwrap();
     }
     for (name, text) in files {
         fs::write(folder.path().join(name), text).unwrap();
@@ -164,6 +164,31 @@ mod interrupted {
     }
 
     #[test]
+    fn ctrl_c_ends_an_answer_and_then_the_conversation() {
+        let folder = model(&[TURNS]);
+        let mut child = conversation(&folder, &["-n", "2000"]);
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"Good morning\n").unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut [0; 8]).unwrap();
+        interrupt(&child);
+        // It goes on listening.
+        stdin.write_all(b"Go on\n").unwrap();
+        drop(stdin);
+        let mut rest = String::new();
+        let mut stderr = String::new();
+        let reader = std::thread::spawn(move || stdout.read_to_string(&mut rest));
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        reader.join().unwrap().unwrap();
+        assert!(child.wait().unwrap().success(), "{stderr}");
+        let new: Vec<usize> = stderr
+            .lines()
+            .filter_map(|line| line.split("generated: ").nth(1)?.split(' ').next()?.parse().ok())
+            .collect();
+        assert!(new.len() == 2 && new[0] < 2000, "{new:?} {stderr}");
+    }
+
+    #[test]
     fn generating_ends_with_130_and_without_a_word() {
         let args = ["generate", "-p", "It was a truth", "-n", "3000", "--rope-scaling", "rerope"];
         let mut child = attn(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -219,6 +244,38 @@ fn a_chat_template_renders_in_its_own_process() {
     refused(&none, &["not a chat model"]);
 }
 
+/// A process in a conversation, with a template that spells every turn out.
+fn conversation(folder: &tempfile::TempDir, args: &[&str]) -> Child {
+    let all = [&["generate", path(folder.path()), "--conversation"], args].concat();
+    attn(&all).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+const TURNS: (&str, &str) =
+    ("chat_template.jinja", "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>");
+
+#[test]
+fn a_conversation_is_the_template_of_all_turns_and_reads_only_what_is_new() {
+    let folder = model(&[TURNS]);
+    let mut child = conversation(&folder, &["-p", "Good morning", "--system", "Be kind", "-n", "12"]);
+    child.stdin.take().unwrap().write_all(b"\nTell me\\\nmore of it\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (answers, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{stderr}");
+    let alone = |prompt: &str| {
+        let output = attn(&["generate", path(folder.path()), "-p", prompt, "-n", "12"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let opening = "<system>Be kind<user>Good morning<assistant>";
+    let first = alone(opening);
+    let begun = first.strip_suffix('\n').unwrap();
+    let second = alone(&format!("{opening}{begun}<user>Tell me\nmore of it<assistant>"));
+    assert_eq!(answers, first + &second);
+    let read: Vec<usize> =
+        stderr.lines().filter_map(|line| line.strip_prefix("[prompt: ")?.split(' ').next()?.parse().ok()).collect();
+    let whole = opening.len() + 12;
+    assert!(read.len() == 2 && read[1] < whole && read[1] < 2 * read[0], "{read:?} {stderr}");
+}
+
 /// Without a limit on the address space, which only Linux has here, these would fill the memory first.
 #[cfg(target_os = "linux")]
 #[test]
@@ -251,7 +308,7 @@ fn hostile_chat_templates_are_errors_in_bounded_time_and_memory() {
 
 #[test]
 fn unknown_config_keys_are_refused_or_passed_over_with_a_warning() {
-    let config = fs::read_to_string(repository().join("models/tiny-austen/config.json")).unwrap();
+    let config = fs::read_to_string(package().join("models/tiny-austen/config.json")).unwrap();
     let config = config.replacen('{', "{\"clever_trick\": 3, \"other_trick\": [1],", 1);
     let folder = model(&[("config.json", &config)]);
     let output = attn(&["inspect", path(folder.path())]).output().unwrap();

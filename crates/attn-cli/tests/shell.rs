@@ -61,6 +61,10 @@ fn generation_stops_where_it_is_told_and_says_what_it_did() {
     assert!(output.status.success(), "{}", stderr(&output));
     let chat = stderr(&run(&["generate", "--chat", "-p", "Hello"]));
     assert!(chat.contains("chat template"), "{chat}");
+    let talk = stderr(&run(&["generate", "--conversation"]));
+    assert!(talk.contains("chat template"), "{talk}");
+    let alone = stderr(&run(&["generate", "-p", "Hello", "--system", "Be kind"]));
+    assert!(alone.contains("--chat or --conversation"), "{alone}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub struct GenerateOptions {
 /// What a generation took.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Generated {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt that were read; those that a [`Writer`] had read before are not counted.
     pub prompt_tokens: usize,
     /// Seconds until the first new token was known.
     pub prompt_seconds: f64,
@@ -46,47 +46,139 @@ pub fn generate(
     options: &GenerateOptions,
     emit: &mut dyn FnMut(u32) -> Result<ControlFlow<()>>,
 ) -> Result<Generated> {
-    ensure!(model.architecture() != Architecture::Encoder, "the model is an encoder and can't generate text");
-    ensure!(!prompt.is_empty(), "the prompt is empty: there is nothing to continue");
-    let clock = Clock::start();
-    let mut session = Session::new(model, options.length, None)?;
-    let mut history = prompt.to_vec();
-    if model.architecture() == Architecture::EncoderDecoder {
-        session.encode(&row(prompt, model)?, None)?;
-        history = vec![options.decoder_start.context("the config names no decoder_start_token_id")?];
+    Writer::new(model, options.clone()).write(prompt, sampler, emit)
+}
+
+/// A text that others and the model write in turns, as in a conversation. Keys and values stay cached from turn to turn: what
+/// a prompt has in common with the text so far is not read again.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    model: &'a Model,
+    options: GenerateOptions,
+    /// The running sequence, once there is one.
+    session: Option<Session>,
+    /// The tokens that the session was fed.
+    read: Vec<u32>,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer who has read nothing yet.
+    pub fn new(model: &'a Model, options: GenerateOptions) -> Self {
+        Self { model, options, session: None, read: vec![] }
     }
-    let mut result = Generated {
-        prompt_tokens: prompt.len(),
-        prompt_seconds: 0.0,
-        new_tokens: 0,
-        decode_seconds: 0.0,
-        stopped: false,
-    };
-    let mut logits = session.feed(&row(&history, model)?)?;
-    result.prompt_seconds = clock.seconds();
-    for _ in 0..options.max_new {
-        let token = sampler.next(logits.squeeze(0)?.to_vec1()?, &history)?;
-        if result.new_tokens == 0 {
-            result.prompt_seconds = clock.seconds();
-        }
-        result.new_tokens += 1;
-        result.stopped = options.stop.contains(&token);
-        if result.stopped {
-            break;
-        }
-        if emit(token)?.is_break() {
-            result.stopped = true;
-            break;
-        }
-        history.push(token);
-        if result.new_tokens < options.max_new {
-            logits = session.feed(&row(&[token], model)?)?;
-        }
+
+    /// Writes at most this many new tokens from now on, as in [`GenerateOptions::max_new`].
+    pub fn limit(&mut self, max_new: usize) {
+        self.options.max_new = max_new;
     }
-    result.decode_seconds = clock.seconds() - result.prompt_seconds;
-    Ok(result)
+
+    /// Continues `prompt`, which is the whole text and not only what is new in it, as [`generate`] does.
+    ///
+    /// # Errors
+    /// The prompt is empty, the model is an encoder or out of positions, or `emit` fails. The next call reads its prompt anew.
+    pub fn write(
+        &mut self,
+        prompt: &[u32],
+        sampler: &mut Sampler,
+        emit: &mut dyn FnMut(u32) -> Result<ControlFlow<()>>,
+    ) -> Result<Generated> {
+        ensure!(self.model.architecture() != Architecture::Encoder, "the model is an encoder and can't generate text");
+        ensure!(!prompt.is_empty(), "the prompt is empty: there is nothing to continue");
+        let clock = Clock::start();
+        // Out of `self` for as long as it may be in a state between two tokens.
+        let (mut session, mut history, new) = self.begin(prompt)?;
+        let mut result =
+            Generated { prompt_tokens: new, prompt_seconds: 0.0, new_tokens: 0, decode_seconds: 0.0, stopped: false };
+        let mut logits = session.feed(&row(&history[session.len()..], self.model)?)?;
+        result.prompt_seconds = clock.seconds();
+        for _ in 0..self.options.max_new {
+            let token = sampler.next(logits.squeeze(0)?.to_vec1()?, &history)?;
+            if result.new_tokens == 0 {
+                result.prompt_seconds = clock.seconds();
+            }
+            result.new_tokens += 1;
+            result.stopped = self.options.stop.contains(&token);
+            if result.stopped {
+                break;
+            }
+            if emit(token)?.is_break() {
+                result.stopped = true;
+                break;
+            }
+            history.push(token);
+            if result.new_tokens < self.options.max_new {
+                logits = session.feed(&row(&[token], self.model)?)?;
+            }
+        }
+        result.decode_seconds = clock.seconds() - result.prompt_seconds;
+        history.truncate(session.len());
+        (self.session, self.read) = (Some(session), history);
+        Ok(result)
+    }
+
+    /// A session that has read all of `prompt` that it can have read already, the tokens to continue, and how many of the
+    /// prompt's are new. At least one token is left to feed.
+    fn begin(&mut self, prompt: &[u32]) -> Result<(Session, Vec<u32>, usize)> {
+        let (model, length) = (self.model, self.options.length);
+        let read = std::mem::take(&mut self.read);
+        if model.architecture() == Architecture::EncoderDecoder {
+            let mut session = Session::new(model, length, None)?;
+            session.encode(&row(prompt, model)?, None)?;
+            let start = self.options.decoder_start.context("the config names no decoder_start_token_id")?;
+            return Ok((session, vec![start], prompt.len()));
+        }
+        let alike = prompt.iter().zip(&read).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+        if let Some(mut session) = self.session.take()
+            // A layer with a window may have dropped what would have to be seen again: then all is read anew.
+            && session.truncate(alike).is_ok()
+        {
+            return Ok((session, prompt.to_vec(), prompt.len() - alike));
+        }
+        Ok((Session::new(model, length, None)?, prompt.to_vec(), prompt.len()))
+    }
 }
 
 fn row(ids: &[u32], model: &Model) -> Result<Tensor> {
     Ok(Tensor::new(ids, model.device())?.unsqueeze(0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::SampleOptions;
+    use std::path::Path;
+
+    /// The tokens that a writer adds to `prompt`, and how many of the prompt's it read.
+    fn continued(writer: &mut Writer, prompt: &[u32]) -> Result<(Vec<u32>, usize)> {
+        let mut new = vec![];
+        let result = writer.write(prompt, &mut Sampler::new(SampleOptions::default()), &mut |token| {
+            new.push(token);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok((new, result.prompt_tokens))
+    }
+
+    #[test]
+    fn a_writer_reads_what_is_new_and_writes_what_one_who_reads_it_all_would() -> Result<()> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen");
+        let options = loader::LoadOptions { quiet: true, ..Default::default() };
+        let checkpoint = loader::Checkpoint::open(&folder.to_string_lossy(), &options)?;
+        let model = Model::load(&checkpoint.config, checkpoint.weights, &Default::default())?;
+        let options =
+            GenerateOptions { max_new: 6, stop: vec![], length: RopeLength::Declared(64), decoder_start: None };
+        let mut writer = Writer::new(&model, options.clone());
+        let prompt: Vec<u32> = (0..20).map(|i| 40 + i * 7 % 50).collect();
+        let (first, read) = continued(&mut writer, &prompt)?;
+        assert_eq!((first.len(), read), (6, 20));
+        // Goes on from the answer, from the middle of the prompt, from the very prompt, and from another beginning. The last
+        // token of an answer was never read.
+        let all = [&prompt[..], &first, &[60, 61]].concat();
+        let other = [&prompt[..8], &[77, 78, 79]].concat();
+        for (text, new) in [(&all, 3), (&other, 3), (&other, 1), (&all[3..].to_vec(), all.len() - 3)] {
+            let fresh = continued(&mut Writer::new(&model, options.clone()), text)?;
+            assert_eq!(continued(&mut writer, text)?, (fresh.0, new));
+            assert_eq!(fresh.1, text.len());
+        }
+        Ok(())
+    }
 }
