@@ -161,7 +161,7 @@ impl ExtendConfig {
             Self::DualChunk(c) => len <= c.chunk.saturating_sub(c.local),
             Self::StringShift(c) => len <= c.shift,
             Self::LmInfinite(c) => len <= c.window,
-            Self::Streaming(c) => len <= c.window,
+            Self::Streaming(c) => len <= c.window.saturating_add(c.first),
             Self::Window(c) => len <= c.window,
         }
     }

@@ -26,7 +26,7 @@ fn methods_that_move_no_key_are_plain_rope() -> Result<()> {
         ExtendConfig::DualChunk(DualChunkConfig { chunk: T + 3, local: 3 }),
         ExtendConfig::StringShift(StringShiftConfig { shift: 9, local: 9 }),
         ExtendConfig::LmInfinite(LmInfiniteConfig { first: 4, window: T }),
-        ExtendConfig::Streaming(StreamingConfig { first: 4, window: T }),
+        ExtendConfig::Streaming(StreamingConfig { first: 4, window: T - 4 }),
         ExtendConfig::Window(WindowConfig { window: T }),
     ];
     let mut encodings: Vec<Arc<dyn PositionEncoding>> = vec![Arc::new(Rope::new(rope())?)];
@@ -38,6 +38,9 @@ fn methods_that_move_no_key_are_plain_rope() -> Result<()> {
         let off = (out - &outputs[0])?.abs()?.max_all()?.to_scalar::<f32>()?;
         assert!(off < 1e-5, "{}: {off:e}", method.name());
     }
+    // The first keys and the window together hold the text; one token more, and one is dropped.
+    let streaming = ExtendConfig::Streaming(StreamingConfig { first: 4, window: T - 4 });
+    assert!(streaming.is_plain(T) && !streaming.is_plain(T + 1));
     Ok(())
 }
 
