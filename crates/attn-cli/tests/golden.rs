@@ -1,5 +1,9 @@
-//! The main job against transformers: `attn compare` on the embedded model and text.
+//! The main job against transformers: `attn compare` on the embedded model and text, and `attn logits` under methods.
 
+mod common;
+
+use candle_core::{Device, safetensors};
+use common::{path, repository, run};
 use serde_json::Value;
 use std::process::Command;
 
@@ -49,4 +53,45 @@ fn compare_reproduces_the_perplexities_of_context_extension() {
     modes.dedup();
     assert_eq!(modes.len(), 10);
     check(&golden, &modes.join(","), label);
+}
+
+/// Logits under every method, in one pass and token by token, against its definition over dense scores.
+#[test]
+fn logits_are_those_of_every_method() {
+    let golden = repository().join("tests/golden");
+    let (model, folder) = (golden.join("models/llama"), tempfile::tempdir().unwrap());
+    let (ids, out) = (folder.path().join("ids.json"), folder.path().join("out.safetensors"));
+    let mut plain = None;
+    for (file, method) in [
+        ("none", "none"),
+        ("self-extend-group2-window8", "self-extend:group=2:window=8"),
+        ("self-extend-group5-window10", "self-extend:group=5:window=10"),
+        ("rerope-window9", "rerope:window=9"),
+        ("leaky-rerope-window7-factor3", "leaky-rerope:window=7:factor=3"),
+        ("dual-chunk-chunk12-local3", "dual-chunk:chunk=12:local=3"),
+        ("dual-chunk", "dual-chunk"),
+        ("string-shift11-local4", "string:shift=11:local=4"),
+        ("lm-infinite-sinks3-window10", "lm-infinite:sinks=3:window=10"),
+        ("streaming-sinks3-window10", "streaming:sinks=3:window=10"),
+        ("log-n", "log-n"),
+    ] {
+        let expected = golden.join(format!("extensions/{file}.safetensors"));
+        let expected = safetensors::load(expected, &Device::Cpu).unwrap();
+        let off = |logits: &candle_core::Tensor| {
+            let difference = (logits - &expected["logits"]).unwrap().abs().unwrap().flatten_all().unwrap();
+            difference.max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let rows = expected["input_ids"].to_vec2::<i64>().unwrap();
+        std::fs::write(&ids, serde_json::to_string(&rows).unwrap()).unwrap();
+        for decode in [None, Some("--decode")] {
+            let args = ["logits", path(&model), "--ids", path(&ids), "--out", path(&out), "--rope-scaling", method];
+            let output = run(&args.into_iter().chain(decode).collect::<Vec<_>>());
+            assert!(output.status.success(), "{method}: {}", String::from_utf8_lossy(&output.stderr));
+            let logits = safetensors::load(&out, &Device::Cpu).unwrap().remove("logits").unwrap();
+            assert!(off(&logits) < 1e-3, "{method} {decode:?}: off by {}", off(&logits));
+        }
+        // The reference is past what a method leaves as it is.
+        let without = plain.get_or_insert_with(|| expected["logits"].clone());
+        assert!(file == "none" || off(without) > 1e-2, "{method} changes nothing here");
+    }
 }
