@@ -92,6 +92,7 @@ fn settings(opened: &Opened, args: &ModelArgs, bos: BosChoice, plan: &Plan) -> S
         keep_quantized: args.load.keep_quantized,
         metrics: None,
         usable: !plan.between.is_empty(),
+        skipped: vec![],
         retrieval: None,
     }
 }

@@ -105,14 +105,14 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     if args.search {
         return find(args, &opened, &texts, &plan, metrics, infos);
     }
-    let comparison = Comparison::new(&opened.model, &texts, &plan)?.with_metrics(metrics)?;
-    let longest = plan.contexts.iter().copied().max().unwrap_or(0);
+    let fits = |context| memory::check(&opened, context, |context| work(&opened.model, context));
+    let comparison = Comparison::new(&opened.model, &texts, &plan, &fits)?.with_metrics(metrics)?;
+    let longest = comparison.contexts().into_iter().max().unwrap_or(0);
     memory::check_kept(&opened, comparison.kept_bytes(), &work(&opened.model, longest))?;
-    for &context in &plan.contexts {
-        memory::check(&opened, context, |context| work(&opened.model, context))?;
-    }
     let mut about = about::about(&opened, &args.model, args.cut.bos, &plan, infos)?;
     about.settings.metrics = metrics.map(|metrics| metrics.settings);
+    about.settings.skipped = comparison.skipped().to_vec();
+    retrieval::warn(&about.settings.skipped, &plan);
     let info = about.texts.first().cloned().filter(|_| haystack);
     let trials = trials(args, &opened, &plan, tasks, info.map(|info| (info, first.as_str())))?;
     let grid = trials.as_ref().map(|(trials, info)| grid(&opened, trials, info.as_ref(), &mut about)).transpose()?;
@@ -198,7 +198,7 @@ fn grid<'a>(
     match grid {
         Ok(grid) => {
             about.settings.retrieval = Some(retrieval::settings(trials, &grid, haystack.cloned()));
-            retrieval::warn(&grid);
+            retrieval::warn(grid.skipped(), &trials.plan);
             Ok(Some(grid))
         }
         Err(error) => {

@@ -34,14 +34,13 @@ struct Estimate {
 }
 
 impl Estimate {
-    fn new(opened: &Opened, lab: &Lab, plan: &Plan) -> Result<Self> {
+    fn new(opened: &Opened, lab: &Lab) -> Result<Self> {
         let indices: Vec<usize> = to_measure(lab.specs()).collect();
         let (comparison, (of_texts, of_grid)) = (lab.comparison(), lab.split(&indices));
-        let longest = plan.contexts.iter().copied().max().unwrap_or(0);
-        let mut windows = BTreeMap::new();
-        for &context in &plan.contexts {
-            windows.insert(context, comparison.windows(context));
-        }
+        let contexts = comparison.contexts();
+        let longest = contexts.iter().copied().max().unwrap_or(0);
+        let windows: BTreeMap<usize, usize> =
+            contexts.iter().map(|&context| (context, comparison.windows(context))).collect();
         let (tokens, total) = comparison.work(&of_texts);
         let (prompts, more, work_of_grid) = lab.grid().map_or((0, 0, 0.0), |grid| grid.work(&of_grid));
         let memory = memory::needed(opened, &work(&opened.model, longest)) + comparison.kept_bytes();
@@ -104,7 +103,7 @@ fn spoken(time: Duration) -> String {
 /// # Errors
 /// The trial fails, or stdout can't be written.
 pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, as_json: bool) -> Result<()> {
-    let estimate = Estimate::new(opened, lab, plan)?;
+    let estimate = Estimate::new(opened, lab)?;
     if as_json {
         let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
         return print_json(&json!({
@@ -124,7 +123,7 @@ pub(crate) fn announce(opened: &Opened, lab: &Lab, plan: &Plan) -> Result<()> {
     if !stderr().is_terminal() {
         return Ok(());
     }
-    let estimate = Estimate::new(opened, lab, plan)?;
+    let estimate = Estimate::new(opened, lab)?;
     if estimate.time >= SHORT {
         note(estimate.lines(plan).trim_end());
     }

@@ -7,7 +7,8 @@ use crate::output::{color, note, print_json, print_text, push_line, usage, width
 use crate::progress::Progress;
 use crate::{about, compare, long_run, memory, text};
 use anyhow::{Context, Result, ensure};
-use attn_eval::compare::Plan;
+use attn_eval::Skipped;
+use attn_eval::compare::{Factor, Plan};
 use attn_eval::report::{
     About, RetrievalDocument, RetrievalSettings, TableStyle, TextInfo, heat, html, retrieval_csv, retrieval_headline,
     retrieval_verdict,
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &RetrievalArgs, usual: Vec<&'static Task>) -> Result<()>
     let grid = Grid::new(&opened.model, &plan, &|context| fits(&opened, context))?;
     let mut about = about::about(&opened, &args.model, args.bos, &plan.plan, vec![])?;
     about.settings.retrieval = Some(settings(&plan, &grid, info));
-    warn(&grid);
+    warn(grid.skipped(), &plan.plan);
     let scores = long_run::measure(
         &args.long,
         args.report.json,
@@ -106,9 +107,14 @@ pub(crate) fn settings(plan: &RetrievalPlan, grid: &Grid, haystack: Option<TextI
     }
 }
 
-/// Says what is left out, and why.
-pub(crate) fn warn(grid: &Grid) {
-    grid.skipped().iter().for_each(|skipped| note(&format!("warning: {skipped}")));
+/// Says what is left out, and why; and what that leaves as it is.
+pub(crate) fn warn(skipped: &[Skipped], plan: &Plan) {
+    skipped.iter().for_each(|skipped| note(&format!("warning: {skipped}")));
+    let longest = plan.contexts.iter().max();
+    let scales = plan.factor == Factor::Longest && plan.modes.iter().any(|mode| mode.takes_factor());
+    if scales && skipped.iter().any(|skipped| Some(&skipped.context) == longest) {
+        note("the scalings' factor is still the one for that length; --factor sets another");
+    }
 }
 
 /// What a prompt of `context` tokens and its answer ask of a model.

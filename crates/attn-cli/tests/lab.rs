@@ -311,6 +311,51 @@ fn one_context_that_can_not_be_measured_does_not_fail_the_others() {
     refused(&long, &["nothing can be measured", "plain.txt has", "131072 tokens of multi-value"]);
 }
 
+/// A comparison leaves out what does not fit as retrieval does, and names it in every form of its report.
+#[test]
+fn one_context_that_does_not_fit_does_not_fail_a_comparison() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("page.html");
+    let args = ["compare", "--modes", "none,yarn", "--max-tokens", "2048"];
+    let some = ["--contexts", "256,512,65536", "--json", "--html", path(&page)];
+    let output = run(&[&args[..], &some].concat());
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{warnings}");
+    let reason = "65536 tokens of perplexity are left out: embedded sample: the text has 2048 tokens";
+    assert!(warnings.contains(&format!("warning: {reason}")) && warnings.contains("--factor"), "{warnings}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    check_schema(&document);
+    let skipped = &document["settings"]["skipped"];
+    assert!(skipped.as_array().unwrap().len() == 1 && skipped[0]["context"] == 65536, "{skipped}");
+    let cells = document["cells"].as_array().unwrap();
+    let at: Vec<(u64, f64)> = cells
+        .iter()
+        .filter(|cell| cell["mode"] == "yarn")
+        .map(|cell| (cell["context"].as_u64().unwrap(), cell["factor"].as_f64().unwrap()))
+        .collect();
+    assert_eq!(at, [(256, 256.0), (512, 256.0)]);
+    assert!(fs::read_to_string(&page).unwrap().contains(reason));
+
+    // Each measures what fits it: things are hidden in sentences that have no end.
+    let both = ["--contexts", "256,4096", "--tasks", "ppl,passkey", "--trials", "1", "--depths", "0.5", "--json"];
+    let output = run(&[&args[..], &both].concat());
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && warnings.contains("4096 tokens of perplexity are left out"), "{warnings}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    check_schema(&document);
+    assert_eq!(document["retrieval"]["contexts"], serde_json::json!([256, 4096]));
+
+    // What the machine has no memory for; and a text too short for all.
+    let huge = run(&[&args[..], &["--contexts", "256,100000000", "--usable"]].concat());
+    let warnings = String::from_utf8(huge.stderr).unwrap();
+    assert!(huge.status.success() && warnings.matches("are left out").count() == 1, "{warnings}");
+    if cfg!(target_os = "linux") {
+        assert!(warnings.contains("of memory beside the weights"), "{warnings}");
+    }
+    let none = ["--contexts", "4096,8192", "--factor", "2"];
+    refused(&[&args[..], &none].concat(), &["nothing can be measured", "4096 tokens", "8192 tokens", "too few"]);
+}
+
 /// Retrieval beside perplexity, with bisection for how far modes carry: in one run file, which goes on and is shown again.
 #[test]
 fn perplexity_and_retrieval_end_in_one_document() {

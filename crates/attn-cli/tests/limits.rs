@@ -65,7 +65,7 @@ mod memory {
         for args in [
             &["logits", "--ids", path(&ids), "--out", path(&out)][..],
             &["perplexity", "--text", path(&text), "--context", "200000"],
-            &["compare", "--text", path(&text), "--contexts", "256,200000", "--modes", "none"],
+            &["compare", "--text", path(&text), "--contexts", "200000", "--modes", "none", "--factor", "2"],
             &["generate", "-f", path(&prompt), "-n", "1"],
         ] {
             let output = within(600, args);

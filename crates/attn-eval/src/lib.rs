@@ -23,5 +23,8 @@ pub mod rng;
 pub mod run;
 pub mod sample;
 pub mod search;
+mod skipped;
 pub mod stats;
 pub mod windows;
+
+pub use skipped::Skipped;

@@ -43,6 +43,7 @@ fn about() -> About {
             keep_quantized: false,
             metrics: None,
             usable: false,
+            skipped: vec![],
             retrieval: None,
         },
         machines: vec![Machine { os: "o".into(), arch: "a".into(), cpu: None, cores: 1, threads: 1 }],

@@ -220,6 +220,7 @@ fn about(plan: &Plan, trials: usize, depths: Vec<f64>) -> About {
         device: "cpu".into(),
         keep_quantized: false,
         usable: true,
+        skipped: vec![],
         metrics: None,
         retrieval: Some(RetrievalSettings {
             tasks: vec!["passkey".into()],
@@ -270,7 +271,7 @@ fn measured(model: &Model, tokenizer: &Tokenizer) -> (About, Results) {
     let tasks = Task::named("passkey").unwrap();
     let trials = RetrievalPlan { plan: plan.clone(), tasks, depths, trials: 3, haystack, tokenizer };
     let grid = Grid::new(model, &trials, &|_| Ok(())).unwrap();
-    let lab = Lab::new(Comparison::new(model, &texts, &plan).unwrap(), Some(grid));
+    let lab = Lab::new(Comparison::new(model, &texts, &plan, &|_| Ok(())).unwrap(), Some(grid));
     let mut scores: Vec<Option<LabScores>> = vec![None; lab.specs().len()];
     let mut wanted: Vec<usize> = to_measure(lab.specs()).collect();
     while !wanted.is_empty() {

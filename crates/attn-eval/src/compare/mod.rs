@@ -6,8 +6,8 @@
 //! passage hard makes it hard for every mode, and the interval around a difference is far narrower than those around
 //! the two perplexities.
 //!
-//! A comparison has three steps that can be taken apart: [`Comparison::new`] lists the cells and refuses what can be
-//! refused, [`Comparison::score`] measures one of them, [`summarise`] turns the measurements into figures. Between the
+//! A comparison has three steps that can be taken apart: [`Comparison::new`] lists the cells and leaves out
+//! what does not fit, [`Comparison::score`] measures one of them, [`summarise`] turns the measurements into figures. Between the
 //! last two lies only [`Scores`], which a run file keeps, so cells may be measured in any order, by several machines,
 //! or before an interruption. A [`Lab`] is a comparison with a grid of retrieval trials beside it, and [`sum_up`] what both
 //! come to.
@@ -19,6 +19,7 @@ mod lab;
 mod mode;
 pub(crate) mod results;
 mod usable;
+mod variants;
 mod weigh;
 
 use advice::OWN;
@@ -30,8 +31,12 @@ pub use mode::{Factor, Mode};
 pub(crate) use results::differences;
 pub use results::{MetricDifference, Pair, Results, TextResults, best, contexts, modes, summarise};
 pub use usable::{ByRetrieval, Usable, lengths_between};
+use variants::Variant;
+pub use variants::{change, factor_at};
+pub(crate) use variants::{check_params, variants};
 pub use weigh::{Found, Weighed};
 
+use crate::Skipped;
 use crate::clock::Clock;
 use crate::metrics::{Metrics, Reference};
 use crate::perplexity::{ScoreOptions, Scores, check_room, score};
@@ -40,8 +45,7 @@ use crate::run::{Measurable, to_measure};
 use crate::stats::mean;
 use crate::windows::{WindowOptions, Windows};
 use anyhow::{Context, Result, bail, ensure};
-use attn_core::position::ExtendOverride;
-use attn_core::{PositionOverride, RopeOverride};
+use attn_core::RopeOverride;
 use attn_models::Model;
 use attn_models::spec::AttentionSpec;
 use serde::{Deserialize, Serialize};
@@ -165,6 +169,7 @@ pub struct Comparison<'a> {
     plan: &'a Plan,
     specs: Vec<CellSpec>,
     jobs: Vec<Job>,
+    skipped: Vec<Skipped>,
     metrics: Option<Metrics<'a>>,
     /// What the reference made of the windows of the last text and context that were measured.
     references: RefCell<Option<Kept>>,
@@ -188,65 +193,61 @@ struct Job {
     cost: f64,
 }
 
-/// A model under one of the plan's modes.
-#[derive(Debug)]
-pub(crate) struct Variant {
-    pub(crate) mode: Mode,
-    pub(crate) factor: f64,
-    pub(crate) model: Model,
-    /// An earlier mode that is the same computation.
-    pub(crate) same_as: Option<Mode>,
-}
-
-/// The model under every mode of the plan, for windows of `context`.
-pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Variant>> {
-    check_room(model, context)?;
-    let factor = factor_at(model, plan, context)?;
-    // A model without rotary layers has no such thing, and no scalings either.
-    let unscaled = scaled(model, plan, Mode::none(), factor).ok();
-    let length = plan.length.unwrap_or(context);
-    let mut variants: Vec<Variant> = vec![];
-    // The first of those that are no scaling is measured for all of them.
-    let mut first = None;
-    for &mode in &plan.modes {
-        let model = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
-        let alike = |unscaled: &Model| unscaled.spec().places_alike(model.spec(), length);
-        let is_none = unscaled.as_ref().is_some_and(alike);
-        let same_as = if is_none { first } else { None };
-        first = first.or(is_none.then_some(mode));
-        variants.push(Variant { mode, factor, model, same_as });
-    }
-    Ok(variants)
-}
-
 impl<'a> Comparison<'a> {
     /// Lists the cells, text by text and context by context, in the order of the plan.
     ///
     /// Most scalings by 1 are no scaling at all, and neither are dynamic ones within the trained context; such cells name
-    /// the one that is measured for them.
+    /// the one that is measured for them. `fits` says why a context can't be had, such as for want of memory; such a context
+    /// is skipped, and so is one that the model has no room for or that a text is too short for.
     ///
     /// # Errors
-    /// Nothing to compare, a text too short for a context, a mode that the model can't take, a parameter that none of
-    /// the modes has, or `auto` on a model of unknown trained context.
-    pub fn new(model: &Model, texts: &'a [Text], plan: &'a Plan) -> Result<Self> {
+    /// Nothing to compare, or nothing that can be; a mode that the model can't take, a parameter that none of the modes has, or
+    /// `auto` on a model of unknown trained context.
+    pub fn new(model: &Model, texts: &'a [Text], plan: &'a Plan, fits: &dyn Fn(usize) -> Result<()>) -> Result<Self> {
         let something = !plan.modes.is_empty() && !plan.contexts.is_empty() && !texts.is_empty();
         ensure!(something, "there is nothing to compare");
         check_params(plan)?;
         let references = RefCell::new(None);
-        let mut comparison = Self { texts, plan, specs: vec![], jobs: vec![], metrics: None, references };
+        let mut comparison =
+            Self { texts, plan, specs: vec![], jobs: vec![], skipped: vec![], metrics: None, references };
         for (contexts, between) in [(&plan.contexts, false), (&plan.between, true)] {
-            for (text, Text { name, tokens }) in texts.iter().enumerate() {
-                for &context in contexts {
-                    check_room(model, context)?;
-                    let windows =
-                        Windows::new(tokens.len(), &window_options(plan, context)).with_context(|| name.clone())?;
-                    for variant in variants(model, plan, context)? {
-                        comparison.add(text, &windows, variant, between);
+            let contexts = comparison.those_that_fit(model, contexts, between, fits);
+            for text in 0..texts.len() {
+                for (context, windows) in &contexts {
+                    for variant in variants(model, plan, *context)? {
+                        comparison.add(text, &windows[text], variant, between);
                     }
                 }
             }
         }
+        if !comparison.specs.iter().any(|spec| !spec.between) {
+            return Err(Skipped::all(&comparison.skipped));
+        }
         Ok(comparison)
+    }
+
+    /// The contexts that can be measured, with the windows of every text; the others are noted, but for lengths between, which
+    /// nothing asks for where longer ones are not measured.
+    fn those_that_fit(
+        &mut self,
+        model: &Model,
+        contexts: &[usize],
+        between: bool,
+        fits: &dyn Fn(usize) -> Result<()>,
+    ) -> Vec<(usize, Vec<Windows>)> {
+        let mut found = vec![];
+        for &context in contexts {
+            let cut = |Text { name, tokens }: &Text| {
+                Windows::new(tokens.len(), &window_options(self.plan, context)).with_context(|| name.clone())
+            };
+            let room = check_room(model, context).and_then(|()| fits(context));
+            match room.and_then(|()| self.texts.iter().map(cut).collect()) {
+                Ok(windows) => found.push((context, windows)),
+                Err(_) if between => {}
+                Err(error) => self.skipped.push(Skipped::new(context, Some("perplexity"), &error)),
+            }
+        }
+        found
     }
 
     fn add(&mut self, text: usize, windows: &Windows, variant: Variant, between: bool) {
@@ -262,7 +263,7 @@ impl<'a> Comparison<'a> {
     /// # Errors
     /// A context that a metric has nothing to say of.
     pub fn with_metrics(self, metrics: Option<Metrics<'a>>) -> Result<Self> {
-        for (metrics, &context) in metrics.iter().flat_map(|m| self.plan.contexts.iter().map(move |c| (m, c))) {
+        for (metrics, context) in metrics.iter().flat_map(|m| self.contexts().into_iter().map(move |c| (m, c))) {
             metrics.check(context)?;
         }
         Ok(Self { metrics, ..self })
@@ -271,6 +272,17 @@ impl<'a> Comparison<'a> {
     /// The cells.
     pub fn specs(&self) -> &[CellSpec] {
         &self.specs
+    }
+
+    /// The contexts measured, in the order of the plan.
+    pub fn contexts(&self) -> Vec<usize> {
+        let measured = |context: &usize| self.specs.iter().any(|spec| spec.context == *context && !spec.between);
+        self.plan.contexts.iter().copied().filter(measured).collect()
+    }
+
+    /// What could not be measured, and why.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// The lengths at which cells are measured only where they are asked for one by one.
@@ -395,9 +407,13 @@ impl<'a> Comparison<'a> {
 /// Compares in one go: every cell measured and summed up.
 ///
 /// # Errors
-/// As [`Comparison::new`] and [`Comparison::score`].
+/// As [`Comparison::new`] and [`Comparison::score`]; a context that can't be measured.
 pub fn compare(model: &Model, texts: &[Text], plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Results> {
-    let comparison = Comparison::new(model, texts, plan)?;
+    let comparison = Comparison::new(model, texts, plan, &|_| Ok(()))?;
+    // The results have no place to say so.
+    if let Some(skipped) = comparison.skipped.first() {
+        bail!("{skipped}")
+    }
     let mut scores = vec![None; comparison.specs.len()];
     let indices: Vec<usize> = to_measure(&comparison.specs).collect();
     comparison.run(&indices, progress, &mut |index, measured| {
@@ -416,61 +432,6 @@ pub(crate) fn cost(model: &Model, context: usize) -> f64 {
     };
     let widths: usize = model.spec().stack.layers.iter().map(|layer| width(&layer.attention)).sum();
     (2.0 * model.parameters() as f64 + 2.0 * (context * widths) as f64) / 1e6
-}
-
-/// The plan's factor for `context`; every mode's cell is labelled with it, used or not. On a model of unknown trained context
-/// it is 1 as long as no mode needs it.
-///
-/// # Errors
-/// A mode needs it, and nothing says what context the model was trained for.
-pub fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
-    let length = match plan.factor {
-        Factor::Fixed(factor) => return Ok(factor),
-        Factor::Auto => context,
-        Factor::Longest => plan.contexts.iter().copied().max().unwrap_or(context),
-    };
-    match plan.rope.original_context.or(model.trained_context()) {
-        Some(trained) => Ok((length as f64 / trained as f64).max(1.0)),
-        None if !plan.modes.iter().any(|mode| mode.takes_factor()) => Ok(1.0),
-        None => bail!("the checkpoint doesn't say what context it was trained for: give a factor"),
-    }
-}
-
-/// The model under `mode`; a model without rotary layers can only be had as it is.
-fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> {
-    let change = change(plan, mode, factor)?;
-    if mode == Mode::Checkpoint && change.is_none() {
-        return Ok(model.clone());
-    }
-    Ok(model.with_positions(&change)?)
-}
-
-/// What a mode of the plan asks of the model. Methods are made for the plan's longest context.
-///
-/// # Errors
-/// A parameter that the mode's method doesn't take.
-pub fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> {
-    let rope = &plan.rope;
-    let mut extend = ExtendOverride { longest: plan.contexts.iter().copied().max(), ..mode.extend() };
-    for (key, value) in rope.params.iter().filter(|(key, _)| mode.extend().takes(key)) {
-        extend = extend.with_param(key, value)?;
-    }
-    let rope = RopeOverride {
-        scaling: mode.scaling(),
-        factor: mode.takes_factor().then_some(factor),
-        theta: rope.theta,
-        original_context: rope.original_context,
-        params: rope.params.iter().filter(|(key, _)| mode.scaling_takes(key)).cloned().collect(),
-    };
-    Ok(PositionOverride { rope, extend })
-}
-
-/// A parameter that no mode of the plan reads would otherwise change nothing without a word.
-pub(crate) fn check_params(plan: &Plan) -> Result<()> {
-    match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|mode| mode.takes(key))) {
-        Some((key, _)) => bail!("none of the modes compared has a parameter {key:?}"),
-        None => Ok(()),
-    }
 }
 
 pub(crate) fn window_options(plan: &Plan, context: usize) -> WindowOptions {

@@ -3,10 +3,11 @@
 //! The schema is `docs/compare.schema.json`. What is there stays there under its name; keys may be added.
 
 use super::{retrieval_headline, retrieval_verdict, verdict};
+use crate::Skipped;
 use crate::compare::Results;
 use crate::metrics::MetricSettings;
 use crate::perplexity::checked_sum;
-use crate::retrieval::{Retrieval, Skipped};
+use crate::retrieval::Retrieval;
 use crate::search::Search;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -201,6 +202,9 @@ pub struct Settings {
     /// Whether it was found out by bisection how far each mode carries.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub usable: bool,
+    /// Lengths whose perplexity could not be measured, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
     /// What holds for retrieval alone, where that is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<RetrievalSettings>,
@@ -304,6 +308,7 @@ impl About {
             keep_quantized,
             metrics,
             usable,
+            skipped: _,
             retrieval,
         } = &self.settings;
         let texts: Vec<Value> =

@@ -9,6 +9,7 @@ use crate::perplexity::{Bucket, check_room};
 use crate::report::About;
 use crate::rng::Rng;
 use crate::run::Measurable;
+use crate::skipped::Skipped;
 use anyhow::{Context, Result, bail, ensure};
 use attn_core::ops;
 use attn_models::{Model, RopeLength, Session};
@@ -132,24 +133,6 @@ impl RetrievalSpec {
     }
 }
 
-/// What could not be measured, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Skipped {
-    /// Tokens of prompt and answer.
-    pub context: usize,
-    /// The task; absent if it holds for all.
-    pub task: Option<String>,
-    /// Why.
-    pub reason: String,
-}
-
-impl std::fmt::Display for Skipped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let of = self.task.as_ref().map_or(String::new(), |task| format!(" of {task}"));
-        write!(f, "{} tokens{of} are left out: {}", self.context, self.reason)
-    }
-}
-
 /// A prompt and what is expected of it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Trial {
@@ -185,13 +168,14 @@ impl<'a> Grid<'a> {
             for &context in contexts {
                 match check_room(model, context).and_then(|()| fits(context)) {
                     Ok(()) => grid.add(model, context, between)?,
-                    Err(error) => grid.skip(context, None, &error),
+                    // Nothing asks for lengths between ones that are not measured.
+                    Err(_) if between => {}
+                    Err(error) => grid.skipped.push(Skipped::new(context, None, &error)),
                 }
             }
         }
         if !grid.specs.iter().any(|spec| !spec.between) {
-            let why: Vec<String> = grid.skipped.iter().map(ToString::to_string).collect();
-            bail!("nothing can be measured: {}", why.join("; "))
+            return Err(Skipped::all(&grid.skipped));
         }
         Ok(grid)
     }
@@ -202,16 +186,13 @@ impl<'a> Grid<'a> {
         Self { plan, specs: vec![], jobs: vec![], skipped: vec![] }
     }
 
-    fn skip(&mut self, context: usize, task: Option<&Task>, error: &anyhow::Error) {
-        let task = task.map(|task| task.name.to_string());
-        self.skipped.push(Skipped { context, task, reason: format!("{error:#}") });
-    }
-
     fn add(&mut self, model: &Model, context: usize, between: bool) -> Result<()> {
         let variants = variants(model, &self.plan.plan, context)?;
         for &task in &self.plan.tasks {
             if let Err(error) = self.try_out(task, context) {
-                self.skip(context, Some(task), &error);
+                if !between {
+                    self.skipped.push(Skipped::new(context, Some(task.name), &error));
+                }
                 continue;
             }
             let depths: Vec<Option<f64>> =

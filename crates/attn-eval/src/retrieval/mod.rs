@@ -22,7 +22,7 @@ mod share;
 mod tasks;
 mod words;
 
-pub use grid::{Grid, RetrievalPlan, RetrievalScores, RetrievalSpec, Skipped};
+pub use grid::{Grid, RetrievalPlan, RetrievalScores, RetrievalSpec};
 pub use haystack::Haystack;
 pub use results::{ABLE, Retrieval, RetrievalCell, TaskResult, Total, summarise};
 pub use share::Share;

@@ -68,6 +68,7 @@ fn answer(page: &mut Page, about: &About, results: &Results, search: Option<&Sea
 fn figures(page: &mut Page, about: &About, results: &Results) {
     page.heading("Perplexity by context");
     page.chart(by_context(&results.cells, about.trained_context()));
+    retrieval::left_out(page, &about.settings.skipped);
     let found = results.recommended(about.one_factor(), about.trained_context());
     let usable = found.map_or(vec![], |found| found.usable);
     page.table(&with_usable(whole_windows("perplexity", "Perplexity, with its 95% interval", &results.cells), &usable));
@@ -561,6 +562,7 @@ pub(crate) mod tests {
                 keep_quantized: false,
                 metrics: None,
                 usable: false,
+                skipped: vec![],
                 retrieval: None,
             },
             machines: vec![Machine { os: "linux".into(), arch: "x86_64".into(), cpu: None, cores: 2, threads: 2 }],

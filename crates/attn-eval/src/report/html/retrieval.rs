@@ -3,6 +3,7 @@
 use super::compare::meanings;
 use super::provenance::provenance;
 use super::{Cell, Chart, Head, Page, Series, Table, View};
+use crate::Skipped;
 use crate::report::retrieval::percent;
 use crate::report::{About, RetrievalDocument, retrieval_headline, retrieval_verdict, short};
 use crate::retrieval::{Retrieval, Share, Total};
@@ -58,11 +59,7 @@ pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, id: &
         page.table(&answers(retrieval, index, &task.name));
     }
     page.end_details();
-    if let Some(settings) = about.settings.retrieval.as_ref().filter(|settings| !settings.skipped.is_empty()) {
-        page.text("Not everything could be measured:");
-        let reasons: Vec<String> = settings.skipped.iter().map(ToString::to_string).collect();
-        reasons.iter().for_each(|reason| page.soft(reason));
-    }
+    left_out(page, about.settings.retrieval.as_ref().map_or(&[][..], |settings| &settings.skipped));
     let placed = retrieval
         .tasks
         .iter()
@@ -74,6 +71,14 @@ pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, id: &
         for (mode, name) in retrieval.modes.iter().enumerate() {
             page.table(&map(retrieval, (task, &result.name), (mode, name)));
         }
+    }
+}
+
+/// What could not be measured.
+pub(super) fn left_out(page: &mut Page, skipped: &[Skipped]) {
+    if !skipped.is_empty() {
+        page.text("Not everything could be measured:");
+        skipped.iter().for_each(|skipped| page.soft(&skipped.to_string()));
     }
 }
 
@@ -187,7 +192,6 @@ mod tests {
     use crate::report::heat::tests::retrieval as found;
     use crate::report::html::tests_about;
     use crate::report::markup::assert_well_formed;
-    use crate::retrieval::Skipped;
 
     #[test]
     fn a_page_shows_every_figure_and_what_is_missing() {
