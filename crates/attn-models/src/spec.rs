@@ -16,6 +16,7 @@ pub use per_layer::{PerLayerInputsSpec, PerLayerSpec};
 
 use crate::Architecture;
 use attn_core::position::PositionConfig;
+use attn_core::position::extend::LOG_N;
 use attn_core::{Mask, NormKind, PositionOverride};
 use candle_core::{Result, bail};
 
@@ -252,12 +253,14 @@ impl ModelSpec {
     ///
     /// # Errors
     /// No rotary layer, by the name of the family; parameters that don't fit; a method that places near and far keys
-    /// differently on a model that has layers without rotation which see everything, or on layers whose blocks it can't share.
+    /// differently, or log-n scaling, on a model that has layers without rotation which see everything; a method on layers whose
+    /// blocks it can't share.
     pub fn with_positions(&self, change: &PositionOverride) -> Result<Self> {
         let mut spec = self.clone();
         if change.is_none() {
             return Ok(spec);
         }
+        let asked = change.extend.method.map(|method| method.name).or(change.extend.log_n.then_some(LOG_N));
         let (mut changed, mut unlimited) = (false, None);
         let stacks = std::iter::once(&mut spec.stack).chain(spec.encoder.as_mut());
         for (i, attention) in stacks.flat_map(|s| &mut s.layers).map(|l| &mut l.attention).enumerate() {
@@ -275,7 +278,10 @@ impl ModelSpec {
             };
             if let PositionConfig::Extended(config) = &over {
                 for part in config.build()?.parts() {
-                    mask.intersect(&part.region)?;
+                    if let Err(error) = mask.intersect(&part.region) {
+                        let asked = asked.unwrap_or_default();
+                        bail!("{}: {asked} can't be put over layer {i}: {error}", self.family)
+                    }
                 }
             }
             *position = over;
@@ -284,11 +290,10 @@ impl ModelSpec {
         if !changed {
             bail!("{} has no rotary position encoding: rope options do not apply to it", self.family)
         }
-        if let (Some(method), Some(layer)) = (change.extend.method, unlimited) {
+        if let (Some(asked), Some(layer)) = (asked, unlimited) {
             bail!(
-                "{}: {} is for layers that rotate, and layer {layer} of this model sees everything without rotation",
-                self.family,
-                method.name
+                "{}: {asked} is for layers that rotate, and layer {layer} of this model sees everything without rotation",
+                self.family
             )
         }
         Ok(spec)

@@ -1,6 +1,7 @@
 //! What families make of configs that leave keys out, or hold some that change nothing.
 #![allow(missing_docs)]
 
+use attn_core::position::extend::{ExtendOverride, LOG_N, METHODS, method};
 use attn_core::position::rope::scaling::{Linear, Llama3};
 use attn_core::position::{PositionConfig, RopeConfig, RopeScaling};
 use attn_core::{PositionOverride, RopeOverride};
@@ -129,6 +130,35 @@ fn an_override_leaves_local_rotations_alone() {
     let before = spec(&golden("exaone4"));
     assert_ne!(rope(&before.with_positions(&linear).unwrap(), 0), rope(&before, 0));
     assert!(spec(&golden("opt")).with_positions(&linear).unwrap_err().to_string().contains("opt"));
+}
+
+/// Layers without rotation that see everything would go on doing so under a window, and know nothing of distances that a
+/// method could change: nothing that is said to hold for the model is put over a part of its layers. Frequencies are another
+/// matter: what has none keeps none, as in transformers.
+#[test]
+fn methods_are_refused_by_name_where_layers_see_everything_without_rotation() {
+    let linear = RopeOverride { scaling: Some("linear".into()), factor: Some(2.0), ..RopeOverride::default() };
+    // The layer that rotates, and the first that doesn't.
+    for (name, rotates, still) in [("smollm3-nope", 0, 2), ("llama4-irope", 0, 3), ("cohere2", 0, 3), ("exaone4", 0, 3)]
+    {
+        let before = spec(&golden(name));
+        let is_nope = |i: usize| matches!(before.stack.layers[i].attention.position(), PositionConfig::Nope(_));
+        assert!(is_nope(still) && !is_nope(rotates) && attention(&before, still).mask.reach().is_none(), "{name}");
+        for asked in METHODS.iter().map(|method| method.name).chain([LOG_N]) {
+            let log_n = asked == LOG_N;
+            // The golden models were trained for few tokens, which not every method can stretch eight times.
+            let extend =
+                ExtendOverride { method: method(asked), log_n, longest: Some(24), ..ExtendOverride::default() };
+            let change = PositionOverride { extend, ..PositionOverride::default() };
+            let error = before.with_positions(&change).map(drop).expect_err(asked).to_string();
+            // Blocks over blocks are named first: Llama 4's layers that rotate see chunks.
+            let why = if error.contains("at once") { "layer 0: mask".into() } else { format!("layer {still} of this") };
+            assert!(error.contains(&format!(": {asked} ")) && error.contains(&why), "{name}: {error}");
+        }
+        let after = before.with_positions(&PositionOverride::from(linear.clone())).unwrap();
+        assert_ne!(rope(&after, rotates), rope(&before, rotates), "{name}");
+        assert_eq!(after.stack.layers[still].attention.position(), before.stack.layers[still].attention.position());
+    }
 }
 
 /// Qwen2.5-1M: dual chunk attention over the rotation, trained to the length that its own dictionary names.
