@@ -9,7 +9,7 @@ mod ids;
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(rows) = ids::parse(text) {
-        assert!(!rows.is_empty() && !rows[0].is_empty() && rows.iter().all(|row| row.len() == rows[0].len()));
+        assert!(rows.count() > 0 && rows.count() * rows.width == rows.ids.len());
     }
     if let Ok(loader::ModelRef::Hub(id)) = loader::ModelRef::parse(text) {
         // These become folders of the cache and parts of an address.

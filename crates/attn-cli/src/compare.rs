@@ -174,14 +174,14 @@ fn trials<'a>(
         return Ok(None);
     }
     let tokenizer = opened.tokenizer()?;
-    let named = args.trials.haystack.as_deref().map(|path| text::read_text(path, &args.cut.text_field)).transpose()?;
+    let named = args.trials.haystack.as_deref();
     let (haystack, info) = match (named, first) {
         (None, Some((info, text))) => {
             let haystack = Haystack::text(&info.name, text, tokenizer)?;
             let used = haystack.tokens();
             (haystack, Some(TextInfo { used, ..info }))
         }
-        (named, _) => retrieval::haystack(named, tokenizer)?,
+        (named, _) => retrieval::haystack(named, &args.cut.text_field, tokenizer)?,
     };
     Ok(Some((retrieval::trials(&args.trials, plan.clone(), tasks, haystack, tokenizer), info)))
 }

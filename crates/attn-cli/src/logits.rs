@@ -37,8 +37,9 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
             return usage(format!("{} is an encoder-decoder model: it also takes --decoder-ids", opened.name));
         }
         (Architecture::EncoderDecoder, Some(decoder)) => {
-            if decoder.ids.len() != ids.ids.len() {
-                return usage(format!("--ids has {} rows, --decoder-ids {}", ids.ids.len(), decoder.ids.len()));
+            let (rows, decoded) = (ids.rows.count(), decoder.rows.count());
+            if decoded != rows {
+                return usage(format!("--ids has {rows} rows, --decoder-ids {decoded}"));
             }
             (decoder.tensor(model)?, Some(prompt))
         }
@@ -114,31 +115,27 @@ fn greedy(model: &Model, ids: &Tensor, encoded: Option<&Tensor>, new: usize) -> 
     Ok(Tensor::cat(&all, 1)?.to_dtype(DType::I64)?)
 }
 
-/// A rectangle of token ids.
+/// A rectangle of token ids, and the file it is from.
 struct Rows {
     name: String,
-    ids: Vec<Vec<u32>>,
+    rows: ids::Rows,
 }
 
 impl Rows {
     fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let text = text::read_file(path)?;
-        let ids = ids::parse(&text).with_context(|| name.clone())?;
-        Ok(Self { name, ids })
+        let rows = ids::parse(&text::read_file(path)?).with_context(|| name.clone())?;
+        Ok(Self { name, rows })
     }
 
     /// `(b, t)` u32 on the model's device.
     fn tensor(&self, model: &Model) -> Result<Tensor> {
-        let vocab = model.vocab_size();
-        for (r, row) in self.ids.iter().enumerate() {
-            if let Some(column) = row.iter().position(|&id| id as usize >= vocab) {
-                let id = row[column];
-                bail!("{}: id {id} in row {r}, column {column} is outside the vocabulary of {vocab}", self.name);
-            }
+        let (vocab, ids::Rows { ids, width }) = (model.vocab_size(), &self.rows);
+        if let Some(at) = ids.iter().position(|&id| id as usize >= vocab) {
+            let (id, row, column) = (ids[at], at / width, at % width);
+            bail!("{}: id {id} in row {row}, column {column} is outside the vocabulary of {vocab}", self.name);
         }
-        let (rows, columns) = (self.ids.len(), self.ids.first().map_or(0, Vec::len));
-        Ok(Tensor::from_vec(self.ids.concat(), (rows, columns), model.device())?)
+        Ok(Tensor::from_slice(ids, (self.rows.count(), *width), model.device())?)
     }
 }
 

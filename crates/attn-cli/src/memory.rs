@@ -1,18 +1,17 @@
 //! Whether a run fits into memory, asked before anything large is allocated.
 //!
 //! An allocation that fails aborts a program, and one that only fits on paper gets it killed by the system without a
-//! word. So commands work out what a context takes ([`attn_models::memory`]) and hold it against what is free: on Linux
-//! the least of `MemAvailable`, what the control groups this process is in leave it (versions 1 and 2), and the limit
-//! on its address space. Swap does not count. Other systems and other devices than the CPU are not asked; there the
-//! check is left out.
+//! word. So commands work out what a context takes ([`attn_models::memory`]) and hold it against what is free
+//! ([`loader::free_memory`]). Systems that don't say and other devices than the CPU are not asked; there the check is
+//! left out.
 
 use crate::model::Opened;
 use anyhow::{Result, bail};
 use attn_models::Model;
 use attn_models::memory::Workload;
 use candle_core::Device;
-use std::fs;
-use std::path::{Path, PathBuf};
+use loader::free_memory;
+use std::path::Path;
 
 /// Refuses a run over `tokens` tokens if `work`, which says what a run over so many asks of the model, does not fit.
 ///
@@ -20,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// It does not fit: what it takes, what there is, and how many tokens would fit.
 pub(crate) fn check(opened: &Opened, tokens: usize, work: impl Fn(usize) -> Workload) -> Result<()> {
     let model = &opened.model;
-    match available(Path::new("/")) {
+    match free_memory() {
         Some(free) if opened.check_memory && matches!(model.device(), Device::Cpu) => {
             compare(tokens, free, &|n| total(model, &work(n)))
         }
@@ -34,7 +33,7 @@ pub(crate) fn check(opened: &Opened, tokens: usize, work: impl Fn(usize) -> Work
 /// They do not.
 pub(crate) fn check_kept(opened: &Opened, kept: u64, work: &Workload) -> Result<()> {
     let bytes = kept.saturating_add(total(&opened.model, work));
-    match available(Path::new("/")) {
+    match free_memory() {
         Some(free)
             if kept > 0 && bytes > free && opened.check_memory && matches!(opened.model.device(), Device::Cpu) =>
         {
@@ -54,7 +53,7 @@ pub(crate) fn check_kept(opened: &Opened, kept: u64, work: &Workload) -> Result<
 /// # Errors
 /// They do not.
 pub(crate) fn check_weights(name: &str, bytes: u64) -> Result<()> {
-    match available(Path::new("/")) {
+    match free_memory() {
         Some(free) if bytes > free => bail!(
             "the weights of {name} take {}, but {} of memory are free: use --dtype bf16 or --keep-quantized, or a \
              smaller model (--no-memory-check tries all the same)",
@@ -82,9 +81,31 @@ pub(crate) fn check_text(path: &Path, bytes: u64, free: u64) -> Result<()> {
     bail!("{name} takes about {needed} of memory, but {free} are free for it: take a part of it (--max-tokens)")
 }
 
-/// Bytes that this process can still use; `None` where the system doesn't say.
-pub(crate) fn free() -> Option<u64> {
-    available(Path::new("/"))
+/// What is kept of a text while it is read: refused once it takes half of what is free.
+pub(crate) struct Kept<'a> {
+    path: &'a Path,
+    /// How many bytes there were when it was last asked what is free.
+    asked: u64,
+}
+
+impl<'a> Kept<'a> {
+    /// Nothing yet of the text at `path`.
+    pub(crate) fn of(path: &'a Path) -> Self {
+        Self { path, asked: 0 }
+    }
+
+    /// There are `bytes` bytes by now.
+    ///
+    /// # Errors
+    /// They are too many.
+    pub(crate) fn reach(&mut self, bytes: u64) -> Result<()> {
+        const STEP: u64 = 16 << 20;
+        if bytes.saturating_sub(self.asked) < STEP {
+            return Ok(());
+        }
+        self.asked = bytes;
+        check_text(self.path, bytes, free_memory().map_or(u64::MAX, |free| free / 2))
+    }
 }
 
 fn total(model: &Model, work: &Workload) -> u64 {
@@ -123,154 +144,9 @@ fn shown(bytes: u64) -> String {
     }
 }
 
-/// Bytes that this process can still use, as the files under `root` say; `None` where there are none.
-fn available(root: &Path) -> Option<u64> {
-    let all = [machine(root), groups(root), address_space(root)];
-    all.into_iter().flatten().min()
-}
-
-/// `MemAvailable`: what is free, and what the system can take back from its caches.
-fn machine(root: &Path) -> Option<u64> {
-    kilobytes(&fs::read_to_string(root.join("proc/meminfo")).ok()?, "MemAvailable:")
-}
-
-/// The number in a line `KEY  N kB`.
-fn kilobytes(text: &str, key: &str) -> Option<u64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
-    rest.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// What the soft limit on the address space (`ulimit -v`) leaves.
-fn address_space(root: &Path) -> Option<u64> {
-    let limits = fs::read_to_string(root.join("proc/self/limits")).ok()?;
-    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
-    let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
-    let used = kilobytes(&fs::read_to_string(root.join("proc/self/status")).ok()?, "VmSize:")?;
-    Some(limit.saturating_sub(used))
-}
-
-/// The least that any control group on the way from this process's own to the root leaves.
-fn groups(root: &Path) -> Option<u64> {
-    let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let left = text.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let version = match controllers {
-            "" => &V2,
-            list if list.split(',').any(|name| name == "memory") => &V1,
-            _ => return None,
-        };
-        group(&root.join(version.mount), path, version)
-    });
-    left.min()
-}
-
-/// Where a version of control groups keeps its figures.
-struct Version {
-    mount: &'static str,
-    limit: &'static str,
-    usage: &'static str,
-    /// Pages of files that were not used lately, which the group gives back when it has to.
-    reclaimable: &'static str,
-}
-
-const V1: Version = Version {
-    mount: "sys/fs/cgroup/memory",
-    limit: "memory.limit_in_bytes",
-    usage: "memory.usage_in_bytes",
-    reclaimable: "total_inactive_file",
-};
-const V2: Version =
-    Version { mount: "sys/fs/cgroup", limit: "memory.max", usage: "memory.current", reclaimable: "inactive_file" };
-
-fn group(mount: &Path, path: &str, version: &Version) -> Option<u64> {
-    // In a container the path may be that of the host, which is not mounted here; the mount's root is the group then.
-    let own: PathBuf = mount.join(path.trim_start_matches('/'));
-    let mut folder = if own.is_dir() { own.as_path() } else { mount };
-    let mut least = None;
-    loop {
-        let left = left_in(folder, version);
-        least = [least, left].into_iter().flatten().min();
-        match folder.parent() {
-            Some(parent) if folder != mount => folder = parent,
-            _ => return least,
-        }
-    }
-}
-
-fn left_in(folder: &Path, version: &Version) -> Option<u64> {
-    let number = |file: &str| -> Option<u64> { fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok() };
-    // "max", or a number past any memory, is no limit.
-    let limit = number(version.limit).filter(|&limit| limit < 1 << 62)?;
-    let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-    let mut pairs = stat.lines().filter_map(|line| line.split_once(' '));
-    let reclaimable = pairs.find(|(key, _)| *key == version.reclaimable);
-    let reclaimable = reclaimable.and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0);
-    Some(limit.saturating_sub(number(version.usage)?.saturating_sub(reclaimable)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A root folder with these files.
-    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = root.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        root
-    }
-
-    const MEMINFO: (&str, &str) = ("proc/meminfo", "MemTotal: 100 kB\nMemAvailable:     50 kB\nSwapFree: 9 kB\n");
-
-    #[test]
-    fn the_machine_alone_and_no_machine_at_all() {
-        assert_eq!(available(root(&[MEMINFO]).path()), Some(50 * 1024));
-        assert_eq!(available(root(&[]).path()), None);
-    }
-
-    #[test]
-    fn groups_of_both_versions_count_with_all_above_them() {
-        let v2 = root(&[
-            MEMINFO,
-            ("proc/self/cgroup", "0::/a/b\n"),
-            ("sys/fs/cgroup/a/b/memory.max", "max\n"),
-            ("sys/fs/cgroup/a/memory.max", "40000\n"),
-            ("sys/fs/cgroup/a/memory.current", "30000\n"),
-            ("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 5000\n"),
-        ]);
-        assert_eq!(available(v2.path()), Some(15_000));
-        let v1 = root(&[
-            MEMINFO,
-            ("proc/self/cgroup", "4:cpu,memory:/x\n1:name=systemd:/y\n"),
-            ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "20000"),
-            ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "19000"),
-            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712"),
-            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "5"),
-        ]);
-        assert_eq!(available(v1.path()), Some(1000));
-        // A container that is shown the host's path.
-        let inside = root(&[
-            MEMINFO,
-            ("proc/self/cgroup", "0::/docker/0123\n"),
-            ("sys/fs/cgroup/memory.max", "7000"),
-            ("sys/fs/cgroup/memory.current", "8000"),
-        ]);
-        assert_eq!(available(inside.path()), Some(0));
-    }
-
-    #[test]
-    fn the_address_space_counts() {
-        let limits = "Limit   Soft Limit  Hard Limit  Units\nMax address space         60000   unlimited   bytes\n";
-        let files = [MEMINFO, ("proc/self/limits", limits), ("proc/self/status", "VmPeak: 1 kB\nVmSize:\t 20 kB\n")];
-        assert_eq!(available(root(&files).path()), Some(60_000 - 20 * 1024));
-        let unlimited = limits.replace("60000", "unlimited");
-        let files = [MEMINFO, ("proc/self/limits", &unlimited), files[2]];
-        assert_eq!(available(root(&files).path()), Some(50 * 1024));
-    }
 
     #[test]
     fn a_refusal_names_the_bytes_and_what_fits() {
@@ -283,6 +159,6 @@ mod tests {
         );
         let none = compare(1000, 5, &needed).unwrap_err().to_string();
         assert!(none.contains("not even one"), "{none}");
-        assert!(check_weights("m", u64::MAX).is_err() || available(Path::new("/")).is_none());
+        assert!(check_weights("m", u64::MAX).is_err() || free_memory().is_none());
     }
 }

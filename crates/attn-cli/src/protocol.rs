@@ -11,6 +11,10 @@ use anyhow::Result;
 use attn_eval::perplexity::{Label, Scores, check_room};
 use attn_eval::protocol::{Pass, Protocol, Size, SizeCounter, score_passes};
 use serde::Serialize;
+use std::path::Path;
+
+/// Bytes that are kept of a document beside its tokens: their list, its windows and their scores.
+const DOCUMENT: u64 = 512;
 
 /// Figures that don't depend on the tokenizer, as lm-evaluation-harness defines them.
 #[derive(Serialize)]
@@ -105,10 +109,18 @@ fn documents(
         }
         tokens
     };
-    let lines = if protocol == Protocol::LmEval { text::documents(path, field)? } else { None };
-    if let Some(lines) = lines {
-        let tokenizer = opened.tokenizer()?;
-        return lines.iter().map(|line| Ok((begun(tokenizer.encode(line, false)?), Size::of(line)))).collect();
+    if protocol == Protocol::LmEval {
+        let (tokenizer, mut all, mut bytes) = (opened.tokenizer()?, vec![], 0);
+        let mut kept = memory::Kept::of(path.unwrap_or(Path::new("-")));
+        let lines = text::each_document(path, field, &mut |document| {
+            let tokens = begun(tokenizer.encode(document, false)?);
+            bytes += DOCUMENT + 4 * tokens.len() as u64;
+            all.push((tokens, Size::of(document)));
+            kept.reach(bytes)
+        })?;
+        if lines {
+            return Ok(all);
+        }
     }
     let mut counter = SizeCounter::default();
     let most = args.cut.max_tokens.unwrap_or(usize::MAX);

@@ -13,10 +13,11 @@ use attn_eval::report::{
     About, RetrievalDocument, RetrievalSettings, TableStyle, TextInfo, heat, html, retrieval_csv, retrieval_headline,
     retrieval_verdict,
 };
-use attn_eval::retrieval::{Grid, Haystack, Retrieval, RetrievalPlan, Task, summarise};
+use attn_eval::retrieval::{Grid, Haystack, HaystackReader, Retrieval, RetrievalPlan, Task, summarise};
 use attn_models::Architecture;
 use attn_models::memory::Workload;
 use loader::Tokenizer;
+use std::path::Path;
 
 /// Tokens of an answer whose logits are held at once.
 const ANSWER: usize = 128;
@@ -34,10 +35,10 @@ pub(crate) fn run(args: &RetrievalArgs, usual: Vec<&'static Task>) -> Result<()>
     }
     long_run::check(&args.long)?;
     args.report.check()?;
-    let source = args.trials.haystack.as_deref().map(|path| text::read_text(path, &args.text_field)).transpose()?;
+    text::check(args.trials.haystack.as_slice())?;
     let opened = model::open_plain(&args.model)?;
     check_decoder(&opened)?;
-    let (haystack, info) = haystack(source, opened.tokenizer()?)?;
+    let (haystack, info) = haystack(args.trials.haystack.as_deref(), &args.text_field, opened.tokenizer()?)?;
     let asked: Vec<&'static Task> = args.tasks.iter().flat_map(|tasks| tasks.0.iter().copied()).collect();
     let tasks = if asked.is_empty() { usual } else { asked };
     let plan = trials(&args.trials, plan(args, &opened)?, tasks, haystack, opened.tokenizer()?);
@@ -73,13 +74,19 @@ pub(crate) fn check_decoder(opened: &Opened) -> Result<()> {
 /// What things are hidden in, and what is known of it if it is a text of the user's.
 ///
 /// # Errors
-/// It can't be tokenised.
+/// It can't be read or tokenised, or does not fit into memory.
 pub(crate) fn haystack(
-    source: Option<(String, text::Source)>,
+    path: Option<&Path>,
+    field: &str,
     tokenizer: &Tokenizer,
 ) -> Result<(Haystack, Option<TextInfo>)> {
-    let Some((text, source)) = source else { return Ok((Haystack::paper(tokenizer)?, None)) };
-    let haystack = Haystack::text(&source.name, &text, tokenizer)?;
+    let Some(path) = path else { return Ok((Haystack::paper(tokenizer)?, None)) };
+    let (mut reader, mut kept) = (HaystackReader::new(tokenizer), memory::Kept::of(path));
+    let source = text::each_part(path, field, &mut |part| {
+        reader.push(part)?;
+        kept.reach(reader.bytes())
+    })?;
+    let haystack = reader.finish(&source.name)?;
     let (text::Source { name, sha256, bytes, documents }, used) = (source, haystack.tokens());
     Ok((haystack, Some(TextInfo { name, sha256, bytes, documents, tokens: Some(used), used })))
 }

@@ -3,8 +3,10 @@
 
 use crate::memory;
 use crate::output::usage;
-use anyhow::{Context, Result, bail, ensure};
-use loader::{BYTES_PER_BYTE, Sha256Parts, Tokenizer};
+use anyhow::{Context, Result, ensure};
+use loader::{Sha256Parts, Tokenizer, free_memory};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use std::fmt::Formatter;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const SAMPLE: &str = include_str!("../models/sample.txt");
 /// Bytes read at once.
 const PART: usize = 1 << 16;
+/// Bytes of a line of JSON Lines from which on it is asked what is free.
+const LONG_LINE: usize = 1 << 20;
 
 /// A text that was read.
 pub(crate) struct Source {
@@ -78,14 +82,12 @@ fn encode(
     most: usize,
     also: &mut dyn FnMut(&str),
 ) -> Result<Tokens> {
-    let free = memory::free();
-    if let (Some(path), Some(free), usize::MAX) = (path, free, most) {
+    if let (Some(path), Some(free), usize::MAX) = (path, free_memory(), most) {
         // Four bytes an id, and hardly ever less than three bytes of text.
         let bytes = fs::metadata(path).ok().filter(fs::Metadata::is_file).map_or(0, |file| file.len());
         memory::check_text(path, bytes.saturating_mul(4) / 3, free)?;
     }
-    let longest = free.map_or(usize::MAX, |free| usize::try_from(free / 2 / BYTES_PER_BYTE).unwrap_or(usize::MAX));
-    let mut encoder = tokenizer.text_encoder(most, longest);
+    let mut encoder = tokenizer.text_encoder(most);
     let source = stream(path, field, &mut |text| {
         also(text);
         encoder.push(text)?;
@@ -117,10 +119,21 @@ pub(crate) fn stream(
     field: Option<&str>,
     take: &mut dyn FnMut(&str) -> Result<bool>,
 ) -> Result<Source> {
+    stream_joined(path, field, "\n\n", take)
+}
+
+/// [`stream`], with `between` any two documents of JSON Lines.
+fn stream_joined(
+    path: Option<&Path>,
+    field: Option<&str>,
+    between: &str,
+    take: &mut dyn FnMut(&str) -> Result<bool>,
+) -> Result<Source> {
     let (mut reader, name) = open(path)?;
     let (mut digest, mut bytes) = (Sha256Parts::default(), 0);
     let mut utf8 = Utf8 { name: &name, held: vec![], read: 0 };
-    let mut documents = field.map(|field| Documents { name: &name, field, line: String::new(), lines: 0, found: 0 });
+    let (line, lines, found) = (String::new(), 0, 0);
+    let mut documents = field.map(|field| Documents { name: &name, field, between, line, lines, found });
     let (mut wanted, mut began) = (true, false);
     let mut buffer = vec![0; PART];
     loop {
@@ -186,6 +199,7 @@ impl Utf8<'_> {
 struct Documents<'a> {
     name: &'a str,
     field: &'a str,
+    between: &'a str,
     /// What is there of a line.
     line: String,
     lines: usize,
@@ -206,7 +220,12 @@ impl Documents<'_> {
             text = rest;
         }
         self.line.push_str(text);
-        if last { self.end(wanted, take) } else { Ok(()) }
+        if last {
+            return self.end(wanted, take);
+        }
+        // The line, and what is made of it.
+        let most = free_memory().filter(|_| self.line.len() > LONG_LINE).map_or(u64::MAX, |free| free / 8);
+        memory::check_text(Path::new(self.name), self.line.len() as u64, most)
     }
 
     fn end(&mut self, wanted: &mut bool, take: &mut dyn FnMut(&str) -> Result<bool>) -> Result<()> {
@@ -216,33 +235,68 @@ impl Documents<'_> {
             return Ok(());
         }
         let text = document(&line, self.name, self.lines, self.field)?;
-        for part in [if self.found > 0 { "\n\n" } else { "" }, text.as_str()] {
-            *wanted = *wanted && (part.is_empty() || take(part)?);
+        if self.found > 0 && !self.between.is_empty() {
+            *wanted = *wanted && take(self.between)?;
         }
+        *wanted = *wanted && take(&text)?;
         self.found += 1;
         Ok(())
     }
 }
 
-/// The text that a line of JSON Lines has under `field`.
+/// The text that a line of JSON Lines has under `field`. What else is there is passed over, whatever it would take to hold.
 fn document(line: &str, name: &str, number: usize, field: &str) -> Result<String> {
-    let at = || format!("{name}, line {number}");
-    let mut value: serde_json::Value = serde_json::from_str(line).with_context(at)?;
-    match value.get_mut(field).map(serde_json::Value::take) {
-        Some(serde_json::Value::String(text)) => Ok(text),
-        _ => bail!("{}: there is no text under {field:?} (--text-field names another key)", at()),
+    let mut json = serde_json::Deserializer::from_str(line);
+    let found = Field(field).deserialize(&mut json).and_then(|found| json.end().map(|()| found));
+    let found = found.with_context(|| format!("{name}, line {number}"))?;
+    found.with_context(|| {
+        format!("{name}, line {number}: there is no text under {field:?} (--text-field names another key)")
+    })
+}
+
+/// The text under a key of an object.
+struct Field<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Field<'_> {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        from.deserialize_map(self)
     }
 }
 
-/// The documents of a `.jsonl` file one by one, in memory as a whole; `None` for any other file, which is one.
+impl<'de> Visitor<'de> for Field<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, out: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(out, "an object with a text under {:?}", self.0)
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut found = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == self.0 {
+                found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Hands the documents of a `.jsonl` file to `take`, one by one; `false` for any other file, which is one.
 ///
 /// # Errors
-/// As [`tokenize`].
-pub(crate) fn documents(path: Option<&Path>, field: &str) -> Result<Option<Vec<String>>> {
-    let Some(path) = path.filter(|path| is_lines(path)) else { return Ok(None) };
-    let (text, name) = (read_file(path)?, path.display().to_string());
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(i, line)| document(line, &name, i + 1, field)).collect::<Result<_>>().map(Some)
+/// As [`stream`].
+pub(crate) fn each_document(
+    path: Option<&Path>,
+    field: &str,
+    take: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<bool> {
+    let Some(path) = path.filter(|path| is_lines(path)) else { return Ok(false) };
+    stream_joined(Some(path), Some(field), "", &mut |document| take(document).map(|()| true))?;
+    Ok(true)
 }
 
 /// Reads a UTF-8 file, `-` for stdin, that is to be in memory as a whole.
@@ -250,20 +304,8 @@ pub(crate) fn documents(path: Option<&Path>, field: &str) -> Result<Option<Vec<S
 /// # Errors
 /// It can't be read, isn't UTF-8, or does not fit into memory.
 pub(crate) fn read_file(path: &Path) -> Result<String> {
-    Ok(read(path, None)?.0)
-}
-
-/// A text as a whole, and what is known of it. A `.jsonl` file is one document per line, in its key `field`.
-///
-/// # Errors
-/// As [`read_file`], and a line without a text.
-pub(crate) fn read_text(path: &Path, field: &str) -> Result<(String, Source)> {
-    read(path, is_lines(path).then_some(field))
-}
-
-fn read(path: &Path, field: Option<&str>) -> Result<(String, Source)> {
     // The text, and what is made of it.
-    let most = memory::free().map_or(u64::MAX, |free| free / 8);
+    let most = free_memory().map_or(u64::MAX, |free| free / 8);
     let mut text = String::new();
     if let Ok(file) = fs::metadata(path)
         && file.is_file()
@@ -271,12 +313,20 @@ fn read(path: &Path, field: Option<&str>) -> Result<(String, Source)> {
         memory::check_text(path, file.len(), most)?;
         text.reserve_exact(usize::try_from(file.len()).unwrap_or(0));
     }
-    let source = stream(Some(path), field, &mut |part| {
+    stream(Some(path), None, &mut |part| {
         memory::check_text(path, (text.len() + part.len()) as u64, most)?;
         text.push_str(part);
         Ok(true)
     })?;
-    Ok((text, source))
+    Ok(text)
+}
+
+/// Hands the text of `path` to `take`; a `.jsonl` file is one document per line, in its key `field`.
+///
+/// # Errors
+/// As [`stream`].
+pub(crate) fn each_part(path: &Path, field: &str, take: &mut dyn FnMut(&str) -> Result<()>) -> Result<Source> {
+    stream(Some(path), is_lines(path).then_some(field), &mut |part| take(part).map(|()| true))
 }
 
 #[cfg(test)]
@@ -285,7 +335,12 @@ mod tests {
     use loader::sha256;
 
     fn read_all(path: &Path, field: &str) -> Result<(String, Source)> {
-        read_text(path, field)
+        let mut text = String::new();
+        let source = each_part(path, field, &mut |part| {
+            text.push_str(part);
+            Ok(())
+        })?;
+        Ok((text, source))
     }
 
     #[test]

@@ -117,6 +117,50 @@ mod memory {
         }
     }
 
+    /// What each of these takes is many times what the file has: it is counted while it is read, and refused in time.
+    #[test]
+    fn what_is_made_of_a_file_is_counted_too() {
+        const LIMIT: usize = 400;
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: Vec<u8>| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let zeros = file("zeros.txt", vec![0; 3_000_000]);
+        let letters = file("letters.txt", vec![b'x'; 60_000_000]);
+        let documents = file("documents.jsonl", b"{\"text\": \"a b\"}\n".repeat(400_000));
+        let line = file("line.jsonl", [&b"{\"text\": \"x\", \"more\": ["[..], &b"1,".repeat(20_000_000)].concat());
+        let out = folder.path().join("out");
+        for (args, part) in [
+            // A prompt and a haystack with no place to cut them, which tokenising fills the memory with.
+            (&["generate", "-n", "1", "-f", path(&zeros)][..], "can't be cut"),
+            (&["passkey", "--contexts", "256", "--haystack", path(&zeros)], "can't be cut"),
+            (&["retrieval", "--contexts", "256", "--haystack", path(&letters)], "can't be cut"),
+            (&["train", "--steps", "1", "--out", path(&out), "--text", path(&letters)], "no word ends"),
+            // Documents of two tokens, and a line without an end.
+            (&["perplexity", "--protocol", "lm-eval", "--text", path(&documents)], "documents.jsonl takes about"),
+            (&["perplexity", "--text", path(&line)], "line.jsonl takes about"),
+        ] {
+            let args: Vec<&str> = args.iter().copied().chain(["--no-memory-check"]).collect();
+            refused(&within(LIMIT, &args), &[part]);
+        }
+        // Numbers of two bytes are held as such, and a line's other keys not at all.
+        let rows = file("ids.json", format!("[[{}1]]", "1,".repeat(4_000_000)).into_bytes());
+        refused(&within(LIMIT, &["logits", "--out", path(&out), "--ids", path(&rows)]), &["4000001 tokens take about"]);
+        let text = "It was a truth universally acknowledged. ".repeat(50);
+        let more = format!("{{\"more\": [{}1], \"text\": {text:?}}}\n{{\"text\": \"\"}}", "1,".repeat(3_000_000));
+        let more = file("more.jsonl", more.into_bytes());
+        let output = within(LIMIT, &["perplexity", "--context", "64", "--text", path(&more)]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // A long haystack is its tokens.
+        let long = file("long.txt", b"It was a truth universally acknowledged. ".repeat(500_000));
+        let args =
+            ["passkey", "--contexts", "256", "--modes", "none", "--depths", "0.5", "--trials", "1", "--haystack"];
+        let output = within(LIMIT, &[&args[..], &[path(&long)]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     #[test]
     fn large_arrays_of_a_gguf_file_take_what_they_hold() {
         let folder = tempfile::tempdir().unwrap();
@@ -151,6 +195,67 @@ mod memory {
         let output = within(2000, &["inspect", path(folder.path()), "--no-mmap"]);
         refused(&output, &["the weights of", "4.3 GB", "--dtype"]);
     }
+}
+
+/// Machines are shared: what a run measures is the same bits however many others take the cores from it.
+#[test]
+fn figures_do_not_depend_on_who_else_computes() {
+    let args = ["compare", "--contexts", "256,512", "--modes", "none,yarn,rerope", "--max-tokens", "2048", "--json"];
+    let start = || attn(&args).args(["--threads", "2"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let cells = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let figures = ["mode", "context", "nll", "perplexity", "interval", "tokens"];
+        let cells = found["cells"].as_array().unwrap().iter();
+        cells.map(|cell| figures.map(|key| cell[key].clone())).collect::<Vec<_>>()
+    };
+    let alone = cells(start());
+    assert!(alone.len() == 6 && alone.iter().all(|cell| cell[2].as_f64().is_some_and(f64::is_finite)), "{alone:?}");
+    let together: Vec<Child> = (0..4).map(|_| start()).collect();
+    for child in together {
+        assert_eq!(cells(child), alone);
+    }
+}
+
+/// As on a full disk: files can't grow past a limit. What was measured until then stays, no report is half there, and the same
+/// command ends well once there is room.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_costs_nothing_that_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (file, page, table, plot) = (at("run.jsonl"), at("page.html"), at("table.csv"), at("plot.svg"));
+    let args = [
+        ["compare", "--contexts", "256,512", "--modes", "none,yarn,dynamic", "--max-tokens", "2048"].as_slice(),
+        &["--run", path(&file), "--html", path(&page), "--csv", path(&table), "--plot", path(&plot)],
+    ]
+    .concat();
+    // Blocks of 512 bytes: for nothing, for a part of the run file, for that but not the page. Once as an error, once as a kill.
+    for blocks in [0, 3, 8, 12] {
+        for trap in ["trap '' XFSZ;", ""] {
+            let script = format!("{trap} ulimit -f {blocks}; exec \"$0\" \"$@\"");
+            let limited = Command::new("sh").args(["-c", &script, ATTN]).args(&args).output().unwrap();
+            assert!(!limited.status.success(), "{blocks}");
+            for report in [&page, &table, &plot] {
+                assert!(!fs::metadata(report).is_ok_and(|found| found.len() == 0), "{report:?} is empty");
+            }
+            let page = fs::read_to_string(&page).unwrap_or_default();
+            assert!(page.is_empty() || page.trim_end().ends_with("</html>"));
+        }
+    }
+    let cells = |args: &[&str]| {
+        let found = common::json(args);
+        let cells = found["cells"].as_array().unwrap().iter();
+        cells.map(|cell| (cell["mode"].to_string(), cell["nll"].to_string())).collect::<Vec<_>>()
+    };
+    let with_room = cells(&[&args[..], &["--json"]].concat());
+    assert_eq!(with_room, cells(&[&args[..7], &["--json"]].concat()));
+    let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    // What was killed could not remove what it had begun under another name.
+    let mut names: Vec<String> = names.filter(|name| !(name.starts_with('.') && name.ends_with(".tmp"))).collect();
+    names.sort();
+    assert_eq!(names, ["page.html", "plot.svg", "run.jsonl", "table.csv"]);
 }
 
 #[cfg(unix)]

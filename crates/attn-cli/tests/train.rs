@@ -118,6 +118,32 @@ fn other_settings_in_the_same_folder_are_refused_by_name() {
     }
 }
 
+/// A text is read twice where its tokenizer is trained first: what can be read once is refused, and doesn't hang.
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_read_twice_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (fifo, out) = (folder.path().join("fifo"), folder.path().join("out"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for text in [fifo.to_str().unwrap(), "-", "/dev/zero"] {
+        let refused = attn(&["train", "--text", text, "--out", out.to_str().unwrap()]).output().unwrap();
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && message.contains("is read twice") && message.contains(text), "{message}");
+    }
+    std::fs::write(&out, "a file").unwrap();
+    let refused = run(&out, &[]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("it is there and no folder"));
+    assert_eq!(std::fs::read(&out).unwrap(), b"a file");
+    // With a tokenizer it is read once, from anything.
+    let tokenizer = common::package().join("models/tiny-austen/tokenizer.json");
+    let piped = format!("cat {TEXT} | exec \"$0\" \"$@\"");
+    let out = folder.path().join("piped");
+    let args = ["train", "--text", "-", "--tokenizer", tokenizer.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let small = SMALL.iter().filter(|arg| !["--vocab", "300"].contains(arg));
+    let done = Command::new("sh").args(["-c", &piped, common::ATTN]).args(args).args(small).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
 #[test]
 fn two_runs_do_not_write_to_one_folder() {
     let folder = tempfile::tempdir().unwrap();

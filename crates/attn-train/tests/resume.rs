@@ -31,7 +31,7 @@ fn settings(shape: &Shape, dtype: &str) -> Settings {
 }
 
 fn trainer(position: Position, dtype: &str) -> (Trainer, String) {
-    let tokenizer = bpe::train([TEXT].into_iter(), 320).unwrap();
+    let tokenizer = bpe::train([TEXT].into_iter(), 320, u64::MAX).unwrap();
     let ids = tokenizer.encode(TEXT, false).unwrap().get_ids().to_vec();
     let shape = shape(position);
     let trainer = Trainer::new(settings(&shape, dtype), shape.weights(5).unwrap(), ids).unwrap();

@@ -21,6 +21,7 @@ mod convert;
 mod deferred;
 mod error;
 mod folder;
+mod free_memory;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gguf;
@@ -35,7 +36,8 @@ mod tokenizer;
 pub use chat::ChatTemplate;
 pub use checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile, Sha256Parts, sha256};
 pub use error::{LoadError, Result};
+pub use free_memory::free_memory;
 pub use hub::{Fetched, HubConfig, download};
 pub use safetensors::SafetensorsSource;
 pub use source::{HubRef, ModelRef};
-pub use tokenizer::{BYTES_PER_BYTE, StreamDecoder, TextEncoder, Tokenizer, last_cut};
+pub use tokenizer::{StreamDecoder, TextEncoder, Tokenizer, last_word_end, longest_piece};

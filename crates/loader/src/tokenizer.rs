@@ -10,11 +10,13 @@ use crate::{
 };
 use std::{path::Path, sync::OnceLock};
 
+mod cuts;
 mod outline;
 mod pieces;
 
+pub use cuts::last_word_end;
 pub(crate) use outline::MAX_ADDED;
-pub use pieces::{BYTES_PER_BYTE, TextEncoder, last_cut};
+pub use pieces::{TextEncoder, longest_piece};
 
 /// Text to token ids and back.
 #[derive(Debug, Clone)]
@@ -31,8 +33,8 @@ pub struct Tokenizer {
     /// What whoever uses the tokenizer should be told.
     pub warnings: Vec<String>,
     vocab_limit: Option<usize>,
-    /// Whether a text may be tokenised in pieces, once somebody asked.
-    pieces: OnceLock<bool>,
+    /// Where a text may be cut into pieces, once somebody asked.
+    cuts: OnceLock<cuts::Cuts>,
 }
 
 impl Tokenizer {
@@ -84,7 +86,7 @@ impl Tokenizer {
             add_eos: None,
             warnings: Vec::new(),
             vocab_limit: None,
-            pieces: OnceLock::new(),
+            cuts: OnceLock::new(),
         }
     }
 

@@ -6,7 +6,7 @@ use crate::output::{note, print_json, print_text, usage};
 use crate::parse::DeviceName;
 use crate::progress::Progress;
 use crate::{model, text};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use args::TrainArgs;
 use attn_train::adamw::AdamW;
 use attn_train::checkpoint::{Log, lock, write_all};
@@ -50,6 +50,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         return usage("--device: training runs on the CPU");
     }
     text::check(&args.text)?;
+    check_files(args)?;
     model::set_threads(args.load.threads)?;
     // The shards of a step have the cores already, and Candle's pool for element-wise operations admits one at a time.
     model::tell_candle("CANDLE_NUM_THREADS", 1);
@@ -81,6 +82,21 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         seconds: started.elapsed().as_secs_f64(),
     };
     if args.json { print_json(&summary) } else { print_text(&report(&summary)) }
+}
+
+/// Refuses at once what would show after the texts were read.
+fn check_files(args: &TrainArgs) -> Result<()> {
+    if args.out.exists() && !args.out.is_dir() {
+        return usage(format!("--out {}: it is there and no folder", args.out.display()));
+    }
+    let own = args.model.is_none() && args.shape.tokenizer.is_none();
+    match args.text.iter().find(|path| own && !path.is_file()) {
+        Some(path) => usage(format!(
+            "--text {} is no regular file, and is read twice, first to train a tokenizer: give a file, or --tokenizer",
+            path.display()
+        )),
+        None => Ok(()),
+    }
 }
 
 fn report(s: &Summary) -> String {
@@ -201,7 +217,8 @@ fn train_tokenizer(texts: &[PathBuf], vocab: usize) -> Result<Tokenizer> {
     let (sender, receiver) = sync_channel::<String>(2);
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || texts.iter().try_for_each(|path| send_pieces(path, &sender)));
-        let trained = bpe::train(receiver.into_iter(), vocab).map(Tokenizer::new);
+        let free = loader::free_memory().unwrap_or(u64::MAX);
+        let trained = bpe::train(receiver.into_iter(), vocab, free / 2).map(Tokenizer::new);
         match reader.join() {
             Ok(read) => read.and(trained),
             Err(_) => anyhow::bail!("reading the texts failed"),
@@ -212,17 +229,22 @@ fn train_tokenizer(texts: &[PathBuf], vocab: usize) -> Result<Tokenizer> {
 /// Sends a text in pieces that begin and end words, until nobody listens.
 fn send_pieces(path: &Path, to: &SyncSender<String>) -> Result<()> {
     const PIECE: usize = 1 << 20;
-    let mut held = String::new();
+    let (mut held, mut searched) = (String::new(), 0);
     text::stream(Some(path), None, &mut |part| {
-        let searched = held.len().saturating_sub(2);
         held.push_str(part);
-        match loader::last_cut(&held, searched).filter(|_| held.len() >= PIECE) {
-            None => Ok(true),
-            Some(cut) => {
-                let rest = held.split_off(cut);
-                Ok(to.send(std::mem::replace(&mut held, rest)).is_ok())
-            }
+        if held.len() < PIECE {
+            return Ok(true);
         }
+        if let Some(end) = loader::last_word_end(&held, searched) {
+            let rest = held.split_off(end);
+            searched = 0;
+            return Ok(to.send(std::mem::replace(&mut held, rest)).is_ok());
+        }
+        // A place has up to two characters after it, of up to four bytes, and one before.
+        searched = held.len().saturating_sub(12);
+        let long = held.len() > loader::longest_piece();
+        ensure!(!long, "{} has {} bytes in which no word ends, which is more than memory", path.display(), held.len());
+        Ok(true)
     })?;
     let _ = to.send(held);
     Ok(())

@@ -1,7 +1,7 @@
 //! What things are hidden in, in sentences: a text of the user's, or a few sentences over and over.
 
 use anyhow::{Context, Result};
-use loader::Tokenizer;
+use loader::{TextEncoder, Tokenizer};
 
 /// The sentences of Mohtashami and Jaggi (2023), which RULER's variable tracking uses too.
 const FILLER: &str = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
@@ -14,7 +14,10 @@ pub(super) const PAPER: &str = "essay";
 pub struct Haystack {
     /// What reports call it.
     pub name: String,
-    sentences: Vec<Vec<u32>>,
+    /// The tokens of all sentences.
+    ids: Vec<u32>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
     /// Whether it may be repeated to fill a context.
     repeats: bool,
 }
@@ -26,9 +29,11 @@ impl Haystack {
     /// They can't be tokenised, or come to nothing.
     pub fn paper(tokenizer: &Tokenizer) -> Result<Self> {
         // Twice, so that the first sentence too is met with a space before it.
-        let sentences = sentences(&FILLER.repeat(2), tokenizer)?;
-        let second = sentences.get(5..10).context("the tokenizer makes no tokens of the paper's sentences")?;
-        Ok(Self { name: PAPER.to_string(), sentences: second.to_vec(), repeats: true })
+        let twice = Self::text(PAPER, &FILLER.repeat(2), tokenizer)?;
+        let ends = twice.ends.get(4..10).context("the tokenizer makes no tokens of the paper's sentences")?;
+        let (first, rest) = (ends[0], &ends[1..]);
+        let ids = twice.ids[first..ends[5]].to_vec();
+        Ok(Self { name: twice.name, ids, ends: rest.iter().map(|end| end - first).collect(), repeats: true })
     }
 
     /// A text of the user's, of which every trial takes a passage.
@@ -36,12 +41,14 @@ impl Haystack {
     /// # Errors
     /// It can't be tokenised.
     pub fn text(name: &str, text: &str, tokenizer: &Tokenizer) -> Result<Self> {
-        Ok(Self { name: name.to_string(), sentences: sentences(text, tokenizer)?, repeats: false })
+        let mut reader = HaystackReader::new(tokenizer);
+        reader.push(text)?;
+        reader.finish(name)
     }
 
     /// Tokens in it.
     pub fn tokens(&self) -> usize {
-        self.sentences.iter().map(Vec::len).sum()
+        self.ids.len()
     }
 
     /// Why it can't fill `count` tokens, if it can't.
@@ -57,7 +64,7 @@ impl Haystack {
 
     /// The sentence that a passage begins with, out of `draw(n)`, a number below `n`.
     pub(super) fn first(&self, draw: impl FnOnce(usize) -> usize) -> usize {
-        if self.repeats { 0 } else { draw(self.sentences.len()) }
+        if self.repeats { 0 } else { draw(self.ends.len()) }
     }
 
     /// `count` tokens from sentence `first` on and the needles among them, each after the sentence that ends closest to its
@@ -86,8 +93,9 @@ impl Haystack {
     fn passage(&self, first: usize, count: usize) -> (Vec<u32>, Vec<usize>) {
         let mut filler = vec![];
         let mut breaks = vec![0];
-        for sentence in self.sentences.iter().cycle().skip(first) {
-            filler.extend_from_slice(sentence);
+        for sentence in (0..self.ends.len()).cycle().skip(first) {
+            let start = if sentence == 0 { 0 } else { self.ends[sentence - 1] };
+            filler.extend_from_slice(&self.ids[start..self.ends[sentence]]);
             if filler.len() >= count {
                 break;
             }
@@ -99,19 +107,120 @@ impl Haystack {
     }
 }
 
-/// Cuts a text after full stops, question and exclamation marks; spaces go to what follows.
-fn sentences(text: &str, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let mut parts = vec![];
-    let mut start = 0;
-    let mut ended = false;
-    for (at, c) in text.char_indices() {
-        if ended && c.is_whitespace() {
-            parts.push(&text[start..at]);
-            start = at;
-        }
-        ended = matches!(c, '.' | '!' | '?');
+/// Cuts a text that comes in parts into sentences, and tokenises each: after full stops, question and exclamation marks that
+/// white space follows, which goes to the next sentence, and after the full-width ones of Chinese and Japanese.
+#[derive(Debug)]
+pub struct HaystackReader<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The sentence that has not ended.
+    sentence: TextEncoder<'a>,
+    last: Last,
+    ids: Vec<u32>,
+    ends: Vec<usize>,
+}
+
+/// What the character before was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// A mark that ends a sentence if white space follows.
+    Mark,
+    /// A full-width mark, or a quotation mark or bracket that closes after one: ends a sentence but for another of them.
+    WideMark,
+    Other,
+}
+
+impl<'a> HaystackReader<'a> {
+    /// Before the first part.
+    pub fn new(tokenizer: &'a Tokenizer) -> Self {
+        let sentence = tokenizer.text_encoder(usize::MAX);
+        Self { tokenizer, sentence, last: Last::Other, ids: vec![], ends: vec![] }
     }
-    parts.push(&text[start..]);
-    let encoded: Result<Vec<Vec<u32>>, _> = parts.into_iter().map(|part| tokenizer.encode(part, false)).collect();
-    Ok(encoded?.into_iter().filter(|ids| !ids.is_empty()).collect())
+
+    /// Takes the next part.
+    ///
+    /// # Errors
+    /// It can't be tokenised.
+    pub fn push(&mut self, text: &str) -> Result<()> {
+        let mut start = 0;
+        for (at, c) in text.char_indices() {
+            let closes =
+                matches!(c, '\u{3002}' | '\u{ff01}' | '\u{ff1f}' | '\u{300d}' | '\u{300f}' | '\u{201d}' | '\u{ff09}');
+            let ends = match self.last {
+                Last::Mark => c.is_whitespace(),
+                Last::WideMark => !closes,
+                Last::Other => false,
+            };
+            if ends {
+                self.sentence.push(&text[start..at])?;
+                self.end()?;
+                start = at;
+            }
+            self.last = match c {
+                '.' | '!' | '?' => Last::Mark,
+                '\u{3002}' | '\u{ff01}' | '\u{ff1f}' => Last::WideMark,
+                _ if closes && self.last == Last::WideMark => Last::WideMark,
+                _ => Last::Other,
+            };
+        }
+        Ok(self.sentence.push(&text[start..])?)
+    }
+
+    /// Bytes that are kept of the text so far.
+    pub fn bytes(&self) -> u64 {
+        (self.ids.capacity() * size_of::<u32>() + self.ends.capacity() * size_of::<usize>()) as u64
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn finish(mut self, name: &str) -> Result<Haystack> {
+        self.end()?;
+        Ok(Haystack { name: name.to_string(), ids: self.ids, ends: self.ends, repeats: false })
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let sentence = std::mem::replace(&mut self.sentence, self.tokenizer.text_encoder(usize::MAX));
+        let (ids, _) = sentence.finish()?;
+        if !ids.is_empty() {
+            // Not to their double, of which a long text would fill the memory.
+            if self.ids.capacity() - self.ids.len() < ids.len() {
+                self.ids.reserve_exact(ids.len().max(self.ids.len() / 8));
+            }
+            self.ids.extend_from_slice(&ids);
+            self.ends.push(self.ids.len());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn sentences_end_where_they_do_whatever_the_parts() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(&file, &std::fs::read(&file).unwrap()).unwrap();
+        let text = "One. Two?! Three 3.5\nfour.\n\u{5b57}\u{3002}\u{300d}\u{5b57}\u{ff01}\u{ff1f}\u{5b57} no end";
+        let parts = [
+            "One.",
+            " Two?!",
+            " Three 3.5\nfour.",
+            "\n\u{5b57}\u{3002}\u{300d}",
+            "\u{5b57}\u{ff01}\u{ff1f}",
+            "\u{5b57} no end",
+        ];
+        let want: Vec<Vec<u32>> = parts.iter().map(|part| tokenizer.encode(part, false).unwrap()).collect();
+        let haystack = Haystack::text("t", text, &tokenizer).unwrap();
+        let mut reader = HaystackReader::new(&tokenizer);
+        text.chars().for_each(|c| reader.push(c.encode_utf8(&mut [0; 4])).unwrap());
+        let single = reader.finish("t").unwrap();
+        for found in [haystack, single] {
+            let starts = [0].iter().chain(&found.ends);
+            let sentences: Vec<&[u32]> = starts.zip(&found.ends).map(|(from, to)| &found.ids[*from..*to]).collect();
+            assert_eq!(sentences, want);
+        }
+    }
 }

@@ -23,7 +23,7 @@ mod tasks;
 mod words;
 
 pub use grid::{Grid, RetrievalPlan, RetrievalScores, RetrievalSpec};
-pub use haystack::Haystack;
+pub use haystack::{Haystack, HaystackReader};
 pub use results::{ABLE, Retrieval, RetrievalCell, TaskResult, Total, summarise};
 pub use share::Share;
 pub use tasks::{TASKS, Task};

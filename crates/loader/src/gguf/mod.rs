@@ -33,7 +33,7 @@ use meta::Meta;
 use parse::Header;
 #[cfg(test)]
 pub(crate) use pre::all_splits;
-pub(crate) use pre::is_known_split;
+pub(crate) use pre::{SplitKind, split_kind};
 #[cfg(feature = "hub")]
 pub(crate) use split::part_names;
 use std::{collections::BTreeMap, io::Read, path::Path, sync::Arc};

@@ -57,10 +57,21 @@ pub(super) fn splits(pre: &str) -> Option<Split> {
     }
 }
 
-/// Whether an expression is one of those above; if it is, whether it ends a word before a space that a letter follows.
-pub(crate) fn is_known_split(regex: &str) -> Option<bool> {
-    const WORDS: [&str; 9] = [GPT2, LLAMA3, QWEN2, QWEN35, GPT4O, TEKKEN, BLOOM, DEEPSEEK3, r"\s?\p{L}+"];
-    const CLASSES: [&str; 10] = [
+/// Where an expression ends words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SplitKind {
+    /// Between a letter and whatever is no letter, and before every line's end that a letter follows.
+    WordsAndLines,
+    /// Between a letter and whatever is no letter: a stop takes the line's end after it along.
+    Words,
+    /// At characters of one kind, whatever is around them.
+    Characters,
+}
+
+/// What kind an expression is, if it is one of those above.
+pub(crate) fn split_kind(regex: &str) -> Option<SplitKind> {
+    const WORDS: [&str; 8] = [LLAMA3, QWEN2, QWEN35, GPT4O, TEKKEN, BLOOM, DEEPSEEK3, r"\s?\p{L}+"];
+    const CHARACTERS: [&str; 10] = [
         DIGIT,
         r"\p{N}+",
         r"\p{N}{1,3}",
@@ -72,10 +83,10 @@ pub(crate) fn is_known_split(regex: &str) -> Option<bool> {
         "[一-龥\u{3040}-ゟ゠-ヿ]+",
         "[一-龥ࠀ-一가-\u{d7ff}]+",
     ];
-    match (WORDS.contains(&regex), CLASSES.contains(&regex)) {
-        (true, _) => Some(true),
-        (false, true) => Some(false),
-        _ => None,
+    match regex {
+        GPT2 => Some(SplitKind::WordsAndLines),
+        _ if WORDS.contains(&regex) => Some(SplitKind::Words),
+        _ => CHARACTERS.contains(&regex).then_some(SplitKind::Characters),
     }
 }
 

@@ -1,18 +1,14 @@
 //! Long texts, tokenised piece by piece.
 //!
 //! `tokenizers` keeps about 150 bytes for every byte of a text until it is done with it. Here a text is cut where the
-//! tokenizer can't see across: between a letter and a space that another letter follows. Whether a tokenizer can't is told
-//! from its parts, of which those are listed that are known; with any other part a text stays whole. The ids are those of
-//! one call: `pieces_tests.rs` holds that for every listed part and every place of random texts.
+//! tokenizer can't see across ([`Cuts`]). The ids are those of one call: `pieces_tests.rs` holds that for every listed part
+//! and every place of random texts.
 //!
-//! A piece is tokenised with the letter before it, whose ids are then taken off, so that what a tokenizer puts in front of a
-//! text is in front of that letter.
+//! A piece is tokenised with the character before it, whose ids are then taken off, so that what a tokenizer puts in front of
+//! a text is in front of that character. A text that can't be cut is tokenised whole, if what that takes is free.
 
-use super::Tokenizer;
-use crate::error::Result;
-use crate::gguf::is_known_split;
-use serde_json::Value;
-use tokenizers::ModelWrapper;
+use super::{Tokenizer, cuts::Cuts};
+use crate::{error::Result, free_memory};
 
 /// Bytes of a piece; what is kept for one is some 40 MB.
 const PIECE: usize = 1 << 18;
@@ -21,34 +17,35 @@ const PART: usize = 1 << 16;
 /// Characters on each side of a cut that are tokenised whole and in two, as a second check.
 const WINDOW: usize = 32;
 /// What a tokenizer keeps for each byte of a text while it works on it.
-pub const BYTES_PER_BYTE: u64 = 160;
+const BYTES_PER_BYTE: u64 = 160;
 
 /// Tokenises a text that comes in parts, up to a number of tokens.
 #[derive(Debug)]
 pub struct TextEncoder<'a> {
     tokenizer: &'a Tokenizer,
     most: usize,
-    longest: usize,
+    /// Bytes that may be held; `None`: what is free says it.
+    longest: Option<usize>,
     piece: usize,
     /// What has not been tokenised yet.
     held: String,
     /// Up to where in it no place to cut has been found.
     searched: usize,
-    /// The letter before it.
+    /// The character before it.
     before: Option<char>,
     ids: Vec<u32>,
 }
 
 impl Tokenizer {
     /// Tokenises a text that comes in parts, without the special tokens that begin or end one: the ids of one call of
-    /// [`encode`](Self::encode), of which the first `most` are wanted. At most `longest` bytes of it are held at once,
-    /// where it has no place to cut it.
+    /// [`encode`](Self::encode), of which the first `most` are wanted. Where it has no place to cut it, no more of it is held
+    /// than there is memory to tokenise at once.
     #[must_use]
-    pub fn text_encoder(&self, most: usize, longest: usize) -> TextEncoder<'_> {
+    pub fn text_encoder(&self, most: usize) -> TextEncoder<'_> {
         TextEncoder {
             tokenizer: self,
             most,
-            longest,
+            longest: None,
             piece: PIECE,
             held: String::new(),
             searched: 0,
@@ -57,9 +54,9 @@ impl Tokenizer {
         }
     }
 
-    /// Whether the ids of a text are those of its pieces.
-    fn takes_pieces(&self) -> bool {
-        *self.pieces.get_or_init(|| can_cut(&self.inner))
+    /// Where a text may be cut.
+    fn cuts(&self) -> &Cuts {
+        self.cuts.get_or_init(|| Cuts::of(&self.inner))
     }
 
     /// The ids of `text`, a long one in pieces.
@@ -67,7 +64,7 @@ impl Tokenizer {
         if text.len() <= PIECE {
             return self.raw(text, false);
         }
-        let mut encoder = self.text_encoder(usize::MAX, usize::MAX);
+        let mut encoder = self.text_encoder(usize::MAX);
         encoder.push(text)?;
         encoder.finish().map(|(ids, _)| ids)
     }
@@ -84,7 +81,7 @@ impl Tokenizer {
         self.raw(text, true)
     }
 
-    /// The ids of `text` after the letter `before`.
+    /// The ids of `text` after the character `before`.
     fn encode_after(&self, before: Option<char>, text: &str) -> Result<Option<Vec<u32>>> {
         let Some(before) = before else { return self.raw(text, false).map(Some) };
         let letter = self.raw(before.encode_utf8(&mut [0; 4]), false)?;
@@ -146,25 +143,23 @@ impl TextEncoder<'_> {
     /// Tokenises what is held up to the last place where it can be cut.
     fn cut(&mut self) -> Result<()> {
         let mut end = self.held.len();
-        if self.tokenizer.takes_pieces() {
-            while let Some(at) = last_cut(&self.held[..end], self.searched) {
-                if self.tokenizer.cuts_at(&self.held, at)? {
-                    let rest = self.held.split_off(at);
-                    let piece = std::mem::replace(&mut self.held, rest);
-                    self.searched = 0;
-                    self.take(&piece)?;
-                    self.before = piece.chars().last();
-                    return Ok(());
-                }
-                end = at;
+        while let Some(at) = self.tokenizer.cuts().last(&self.tokenizer.inner, &self.held[..end], self.searched) {
+            if self.tokenizer.cuts_at(&self.held, at)? {
+                let rest = self.held.split_off(at);
+                let piece = std::mem::replace(&mut self.held, rest);
+                self.searched = 0;
+                self.take(&piece)?;
+                self.before = piece.chars().last();
+                return Ok(());
             }
+            end = at;
         }
-        self.searched = self.held.len().saturating_sub(2);
-        match self.held.len() > self.longest {
+        // A place has up to two characters after it, of up to four bytes, and one before.
+        self.searched = self.held.len().saturating_sub(12);
+        match self.held.len() > self.longest.unwrap_or_else(longest_piece) {
             true => Err(super::failed(format!(
-                "{} bytes of the text can't be cut, since no letter, space and letter follow each other in them or the \
-                 tokenizer looks further; to tokenise them takes {BYTES_PER_BYTE} bytes of memory for each, which is more \
-                 than is free",
+                "{} bytes of the text can't be cut, since no word, line or sentence ends in them or the tokenizer looks \
+                 further; to tokenise them takes {BYTES_PER_BYTE} bytes of memory for each, which is more than is free",
                 self.held.len()
             ))),
             false => Ok(()),
@@ -184,123 +179,10 @@ impl TextEncoder<'_> {
     }
 }
 
-/// The last place in `text` to cut it, between a letter and a space that a letter follows, but for what is before `from`.
+/// Bytes of a text that may be tokenised at once: what it takes is at most half of the memory that is free.
 #[must_use]
-pub fn last_cut(text: &str, from: usize) -> Option<usize> {
-    let bytes = text.as_bytes();
-    let from = from.min(bytes.len());
-    let window = bytes[from..]
-        .windows(3)
-        .rposition(|w| w[0].is_ascii_alphabetic() && w[1] == b' ' && w[2].is_ascii_alphabetic());
-    window.map(|at| from + at + 1)
-}
-
-/// Whether the parts of a tokenizer are such that none sees across a cut.
-fn can_cut(inner: &tokenizers::Tokenizer) -> bool {
-    let part = |value: Result<Value, serde_json::Error>| value.unwrap_or(Value::from("unknown"));
-    let normalizer = inner.get_normalizer().map_or(Value::Null, |n| part(serde_json::to_value(n)));
-    let pre = inner.get_pre_tokenizer().map_or(Value::Null, |p| part(serde_json::to_value(p)));
-    let added = inner.get_added_tokens_decoder();
-    let added = added.values().all(|token| {
-        let content = token.content.as_bytes();
-        // One that reaches over a cut, or that takes the space after it.
-        let over = content.windows(2).any(|w| w[0].is_ascii_alphabetic() && !w[1].is_ascii_graphic());
-        let takes = token.rstrip && content.last().is_some_and(u8::is_ascii_alphabetic);
-        !over && !takes
-    });
-    added
-        && normalises_by_character(&normalizer)
-        && match splits(&pre) {
-            Some(Splits::Here) => true,
-            Some(Splits::Elsewhere) => merges_within_words(inner),
-            None => false,
-        }
-}
-
-/// Whether a normaliser never looks from one side of a cut to the other.
-fn normalises_by_character(part: &Value) -> bool {
-    let Some(kind) = part.get("type").and_then(Value::as_str) else { return part.is_null() };
-    match kind {
-        "Sequence" => part["normalizers"].as_array().is_some_and(|all| all.iter().all(normalises_by_character)),
-        // None of these makes one of a letter and a space, or looks at both.
-        "NFC" | "NFD" | "NFKC" | "NFKD" | "Nmt" | "Lowercase" | "StripAccents" | "BertNormalizer" | "Precompiled"
-        | "Strip" | "Prepend" => true,
-        "Replace" => match (part["pattern"]["String"].as_str(), part["pattern"]["Regex"].as_str()) {
-            (Some(pattern), _) => !pattern.is_empty() && !pattern.bytes().any(|b| b.is_ascii_alphabetic()),
-            (None, Some(regex)) => regex == " {2,}",
-            (None, None) => false,
-        },
-        _ => false,
-    }
-}
-
-/// What a pre-tokenizer does at a cut.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Splits {
-    /// It ends a word there.
-    Here,
-    /// It ends words by other characters.
-    Elsewhere,
-}
-
-/// `None`: a pre-tokenizer that is not known.
-fn splits(part: &Value) -> Option<Splits> {
-    let Some(kind) = part.get("type").and_then(Value::as_str) else {
-        return part.is_null().then_some(Splits::Elsewhere);
-    };
-    let flag = |key: &str| part.get(key).and_then(Value::as_bool);
-    match kind {
-        "Sequence" => {
-            let mut all = Splits::Elsewhere;
-            for part in part["pretokenizers"].as_array()? {
-                if splits(part)? == Splits::Here {
-                    all = Splits::Here;
-                }
-            }
-            Some(all)
-        }
-        "ByteLevel" if flag("use_regex") == Some(false) => Some(Splits::Elsewhere),
-        "ByteLevel" | "Whitespace" | "WhitespaceSplit" | "BertPreTokenizer" => Some(Splits::Here),
-        "Metaspace" if flag("split") != Some(false) => Some(Splits::Here),
-        "Metaspace" | "Digits" | "Punctuation" => Some(Splits::Elsewhere),
-        "Split" => {
-            let whole = match part["behavior"].as_str()? {
-                "Isolated" => flag("invert") == Some(false),
-                "Removed" => flag("invert") == Some(true),
-                _ => false,
-            };
-            let (string, regex) = (part["pattern"]["String"].as_str(), part["pattern"]["Regex"].as_str());
-            match (string, regex) {
-                (Some(" "), _) => Some(Splits::Elsewhere),
-                (_, Some(regex)) if whole => {
-                    is_known_split(regex).map(|here| if here { Splits::Here } else { Splits::Elsewhere })
-                }
-                _ => None,
-            }
-        }
-        _ => None,
-    }
-}
-
-/// Whether no token has a letter and a space after it, so that no merge reaches over a cut, and every letter is a token, so
-/// that unknown characters on both sides are not made one.
-fn merges_within_words(inner: &tokenizers::Tokenizer) -> bool {
-    let ModelWrapper::BPE(bpe) = inner.get_model() else { return false };
-    let plain = |affix: &Option<String>| affix.as_deref().is_none_or(str::is_empty);
-    if bpe.ignore_merges || !plain(&bpe.continuing_subword_prefix) || !plain(&bpe.end_of_word_suffix) {
-        return false;
-    }
-    let vocab = bpe.get_vocab();
-    let over = |token: &String| {
-        let mut last = ' ';
-        token.chars().any(|c| {
-            let before = std::mem::replace(&mut last, c);
-            before.is_ascii_alphabetic() && matches!(c, ' ' | '\u{2581}' | '\u{120}')
-        })
-    };
-    let letters =
-        ('a'..='z').chain('A'..='Z').all(|letter| vocab.contains_key(letter.encode_utf8(&mut [0; 4]) as &str));
-    letters && !vocab.keys().any(over)
+pub fn longest_piece() -> usize {
+    free_memory().map_or(usize::MAX, |free| usize::try_from(free / 2 / BYTES_PER_BYTE).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::*;
 use crate::gguf::all_splits;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// What texts are made of: what the expressions of pre-tokenizers treat differently, and much that can be cut.
@@ -18,7 +18,10 @@ fn text() -> impl Strategy<Value = String> {
         1 => "'(s|t|re|ve|m|ll|d|S|LL)",
         1 => "[\u{e0}-\u{ff}\u{130}\u{df}\u{fb01}\u{ff21}]{1,3}",
         1 => "[\u{300}-\u{304}\u{200d}\u{feff}\u{0}\u{ad}]{1,2}",
-        1 => "[\u{4e00}-\u{4e05}\u{3042}\u{30a2}\u{ac00}]{1,3}",
+        4 => "[\u{4e00}-\u{4e05}\u{3042}\u{304b}\u{304c}\u{30a2}]{1,4}",
+        3 => "[\u{3002}\u{ff0c}\u{3001}\u{ff01}\u{300d}\u{2026}\u{ff61}]",
+        3 => "[\u{ac00}-\u{ac05}\u{434}\u{439}\u{44f}\u{3b1}\u{3c2}\u{5d0}\u{627}\u{915}\u{93f}\u{e01}\u{e31}]{1,4}",
+        2 => "[.,\u{3002}\u{201d}]?\n",
         1 => "[\u{1f600}\u{1f1e6}\u{1f3fd}]{1,2}",
         1 => Just("<|end|>".to_string()),
         1 => Just("[MASK] ".to_string()),
@@ -39,7 +42,8 @@ fn byte_level(pre: Value, normalizer: Value) -> Value {
 /// A vocabulary of SentencePiece's kind: letters, bytes, and some words with a space before them.
 fn sentence_piece(pre: Value, normalizer: Value) -> Value {
     let mut tokens: Vec<String> = (0..=255).map(|byte| format!("<0x{byte:02X}>")).collect();
-    tokens.extend(('a'..='z').chain('A'..='Z').chain(['\u{2581}', '.', ' ']).map(String::from));
+    tokens.extend(('a'..='z').chain('A'..='Z').chain('\u{4e00}'..='\u{4e03}').map(String::from));
+    tokens.extend(['\u{2581}', '.', ' ', '\u{3002}', '\u{3042}'].map(String::from));
     let merges = [
         ("\u{2581}", "t"),
         ("h", "e"),
@@ -48,6 +52,9 @@ fn sentence_piece(pre: Value, normalizer: Value) -> Value {
         ("an", "d"),
         ("\u{2581}", "\u{2581}"),
         ("e", "e"),
+        ("\u{4e00}", "\u{4e01}"),
+        ("\u{2581}", "\u{4e00}"),
+        ("\u{4e02}", "\u{3002}"),
     ];
     tokens.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
     let vocab: serde_json::Map<String, Value> =
@@ -151,7 +158,7 @@ fn tokenizers() -> Vec<(String, Tokenizer)> {
 
 /// The ids of a text in pieces as short as they get.
 fn in_pieces(tokenizer: &Tokenizer, text: &str) -> (Vec<u32>, Option<usize>) {
-    let mut encoder = TextEncoder { piece: 3, ..tokenizer.text_encoder(usize::MAX, usize::MAX) };
+    let mut encoder = TextEncoder { piece: 3, ..tokenizer.text_encoder(usize::MAX) };
     for c in text.chars() {
         encoder.push(c.encode_utf8(&mut [0; 4])).unwrap();
     }
@@ -162,14 +169,14 @@ fn in_pieces(tokenizer: &Tokenizer, text: &str) -> (Vec<u32>, Option<usize>) {
 fn pieces_are_the_whole_for_every_kind_of_part() {
     let all = tokenizers();
     for (name, tokenizer) in &all {
-        assert!(tokenizer.takes_pieces(), "{name} is not taken in pieces");
+        assert!(tokenizer.cuts().any(), "{name} is not taken in pieces");
     }
     let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(text in text())| {
         for (name, tokenizer) in &all {
             let whole = tokenizer.raw(&text, false).unwrap();
             let mut end = text.len();
-            while let Some(at) = last_cut(&text[..end], 0) {
+            while let Some(at) = tokenizer.cuts().last(&tokenizer.inner, &text[..end], 0) {
                 let mut two = tokenizer.raw(&text[..at], false).unwrap();
                 let rest = tokenizer.encode_after(text[..at].chars().last(), &text[at..]).unwrap();
                 two.extend(rest.unwrap_or_default());
@@ -179,6 +186,30 @@ fn pieces_are_the_whole_for_every_kind_of_part() {
             prop_assert_eq!(in_pieces(tokenizer, &text), (whole.clone(), Some(whole.len())), "{}: {:?}", name, text);
         }
     });
+}
+
+/// Writing without spaces is cut too: at its stops where words end there, between characters that no token joins, or at the
+/// ends of its lines.
+#[test]
+fn texts_of_every_script_are_cut() {
+    let chinese = "\u{4e2d}\u{6587}\u{6ca1}\u{6709}\u{7a7a}\u{683c}\u{3002}\u{5b57}\u{548c}\u{5b57}\u{ff0c}";
+    let japanese = "\u{65e5}\u{672c}\u{8a9e}\u{306b}\u{306f}\u{3001}\u{7a7a}\u{767d}\u{304c}\u{306a}\u{3044}\u{3002}";
+    let korean = "\u{d55c}\u{ad6d}\u{c5b4}\u{c5d0}\u{b294} \u{ac00}\u{ac00} \u{c788}\u{b2e4}. ";
+    let russian = "\u{43d}\u{430} \u{440}\u{443}\u{441}\u{441}\u{43a}\u{43e}\u{43c} ";
+    // What these see across: bytes without words, and words that only spaces end.
+    let whole = ["no words", "whitespace split", "t5"];
+    for (name, tokenizer) in tokenizers() {
+        for text in [chinese, japanese, korean, russian] {
+            let spaceless = !text.contains(' ');
+            let line = if spaceless && whole.contains(&name.as_str()) { "\n" } else { "" };
+            let text = format!("{text}{line}").repeat(60);
+            let mut encoder = TextEncoder { piece: 90, longest: Some(600), ..tokenizer.text_encoder(usize::MAX) };
+            match encoder.push(&text) {
+                Ok(()) => assert_eq!(encoder.finish().unwrap().0, tokenizer.raw(&text, false).unwrap(), "{name}"),
+                Err(error) => assert!(name == "no words", "{name}: {text:.40}: {error}"),
+            }
+        }
+    }
 }
 
 #[test]
@@ -202,10 +233,10 @@ fn parts_that_are_not_known_keep_a_text_whole() {
         token,
     ] {
         let tokenizer = Tokenizer::parse(json.to_string().as_bytes()).unwrap();
-        assert!(!tokenizer.takes_pieces(), "{}", json["pre_tokenizer"]);
         let text = "it is in the end one and the same ".repeat(20);
+        assert_eq!(tokenizer.cuts().last(&tokenizer.inner, &text, 0), None, "{}", json["pre_tokenizer"]);
         assert_eq!(in_pieces(&tokenizer, &text).0, tokenizer.raw(&text, false).unwrap());
-        let mut short = TextEncoder { piece: 3, ..tokenizer.text_encoder(usize::MAX, 100) };
+        let mut short = TextEncoder { piece: 3, longest: Some(100), ..tokenizer.text_encoder(usize::MAX) };
         assert!(short.push(&text.repeat(300)).unwrap_err().to_string().contains("can't be cut"));
     }
 }
@@ -216,7 +247,7 @@ fn no_more_is_tokenised_than_is_wanted() {
     let text = "It was a truth universally acknowledged. ".repeat(2000);
     let whole = tokenizer.raw(&text, false).unwrap();
     for most in [0, 1, 77, whole.len() - 1, whole.len(), whole.len() + 1] {
-        let mut encoder = TextEncoder { piece: 1000, ..tokenizer.text_encoder(most, usize::MAX) };
+        let mut encoder = TextEncoder { piece: 1000, ..tokenizer.text_encoder(most) };
         encoder.push(&text).unwrap();
         assert!(encoder.ids.len() <= most + PART);
         let (ids, all) = encoder.finish().unwrap();
