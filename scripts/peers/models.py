@@ -7,6 +7,11 @@ from .common import Failed, ratio, run, table, wanted
 HERE = os.path.dirname(os.path.abspath(__file__))
 PEERS = ["llama.cpp", "transformers", "candle"]
 
+FORMATS = [
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+]
+
 # weights, prompt, generate, depth, batch: one run of each program, and a row per speed that it measures
 CASES = [
     ("f32", 512, 64, 0, 1),
@@ -15,8 +20,8 @@ CASES = [
     ("bf16", 512, 64, 0, 1),
     ("bf16", 4096, 0, 0, 1),
     ("bf16", 0, 32, 4096, 1),
-    ("Q8_0", 512, 64, 0, 1),
-    ("Q4_1", 512, 64, 0, 1),
+    *((weights, 512, 64, 0, 1) for weights in FORMATS),
+    *((weights, 0, 32, 4096, 1) for weights in FORMATS),
     ("f32", 512, 0, 0, 8),
 ]
 
@@ -25,13 +30,14 @@ def command(who, case, args):
     """The command that measures a case and the function that reads its answer, or None if it can't be asked."""
     weights, prompt, generate, depth, batch = case
     folder, gguf = os.path.join(args.model, weights), os.path.join(args.model, weights.upper() + ".gguf")
-    quantized = weights.startswith("Q")
+    quantized = weights in FORMATS
     numbers = [str(n) for n in (prompt, generate, depth, args.runs)]
     if who == "ours":
         words = [args.attn, "bench", "model", "--json", "--device", args.device]
         words += ["--runs", str(args.runs), "--batch", str(batch)]
         words += ["--prompt", str(prompt), "--generate", str(generate), "--depth", str(depth)]
-        words += [gguf, "--keep-quantized"] if quantized else [folder, "--dtype", weights]
+        plain = folder if os.path.isdir(folder) else gguf
+        words += [gguf, "--keep-quantized"] if quantized else [plain, "--dtype", weights]
 
         def read(answer):
             best = {kind: answer[kind] and answer[kind]["best_tokens_per_second"] for kind in ("prompt", "generate")}
@@ -50,7 +56,7 @@ def command(who, case, args):
     if who == "transformers":
         script = os.path.join(HERE, "transformers_model.py")
         words = [args.python, script, folder, weights, *numbers, str(args.threads), str(batch), args.device]
-        return None if quantized else (words, dict)
+        return (words, dict) if os.path.isdir(folder) else None
     # Candle rebuilds its cache for every run, and a long prompt takes it minutes.
     if batch > 1 or (weights == "bf16" and prompt + depth > 1024):
         return None
@@ -83,7 +89,7 @@ def compare(args):
     results = []
     for case in CASES:
         names = [(kind, name) for kind, name in rows_of(case) if wanted(name, args)]
-        if not names:
+        if not names or not any(os.path.exists(os.path.join(args.model, w)) for w in (case[0], case[0].upper() + ".gguf")):
             continue
         best, memory = {}, {}
         for _ in range(args.rounds):

@@ -28,6 +28,7 @@ mod placing;
 pub mod position;
 pub mod product;
 pub mod profile;
+mod quantized;
 mod simd;
 
 pub use attention::{AttendArgs, Curve, ScoreBias, Scores, attend, attend_lse, attend_weights, merge};
@@ -45,4 +46,5 @@ pub use position::{
     EmbeddingEncoding, PositionConfig, PositionEncoding, PositionOverride, Positions, Resolution, RopeConfig,
     RopeOverride,
 };
+pub use quantized::{BlockFormat, Blocks};
 pub use {candle_core, candle_nn};

@@ -3,11 +3,8 @@
 //! Models hold [`Linear`]s and do not know which kind they have, so a faster product changes [`Linear::forward`] and
 //! nothing else.
 
-use crate::{product, profile};
-use candle_core::{
-    D, DType, Module, Result, Tensor, bail,
-    quantized::{QMatMul, QTensor},
-};
+use crate::{Blocks, product, profile};
+use candle_core::{D, DType, Module, Result, Tensor, bail, quantized::QMatMul};
 use candle_nn::{Init, VarBuilder, init::DEFAULT_KAIMING_NORMAL};
 use std::{fmt, sync::Arc};
 
@@ -53,7 +50,9 @@ pub struct Linear {
 #[derive(Clone)]
 enum Weight {
     Dense(Tensor),
-    Quantized(QMatMul),
+    Quantized(Blocks),
+    /// What Candle widens although it came in blocks.
+    Widened(QMatMul),
     Module(Arc<dyn Module + Send + Sync>),
 }
 
@@ -62,6 +61,7 @@ impl fmt::Debug for Weight {
         match self {
             Self::Dense(weight) => weight.fmt(f),
             Self::Quantized(weight) => weight.fmt(f),
+            Self::Widened(weight) => weight.fmt(f),
             Self::Module(_) => f.write_str("Module"),
         }
     }
@@ -81,9 +81,14 @@ impl Linear {
     ///
     /// # Errors
     /// Shapes that don't fit each other.
-    pub fn quantized(weight: Arc<QTensor>, bias: Option<Tensor>) -> Result<Self> {
-        let dims = weight.shape().dims2()?;
-        Self::checked(Weight::Quantized(QMatMul::from_arc(weight)?), bias, dims)
+    pub fn quantized(weight: impl Into<Blocks>, bias: Option<Tensor>) -> Result<Self> {
+        let blocks = weight.into();
+        let dims = blocks.dims2()?;
+        let weight = match blocks.as_candle().map(|w| QMatMul::from_arc(w.clone())).transpose()? {
+            Some(wide @ (QMatMul::Tensor(_) | QMatMul::TensorF16(_))) => Weight::Widened(wide),
+            Some(QMatMul::QTensor(_)) | None => Weight::Quantized(blocks),
+        };
+        Self::checked(weight, bias, dims)
     }
 
     /// Any module that maps `(.., in_dim)` to `(.., out_dim)`, a bias included if it has one.
@@ -126,15 +131,15 @@ impl Linear {
     pub fn weight(&self) -> Option<&Tensor> {
         match &self.weight {
             Weight::Dense(weight) => Some(weight),
-            Weight::Quantized(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => Some(weight),
-            Weight::Quantized(QMatMul::QTensor(_)) | Weight::Module(_) => None,
+            Weight::Widened(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => Some(weight),
+            Weight::Widened(QMatMul::QTensor(_)) | Weight::Quantized(_) | Weight::Module(_) => None,
         }
     }
 
     /// The weight `(out, in)`, if it stays in quantised blocks.
-    pub fn quantized_weight(&self) -> Option<&Arc<QTensor>> {
+    pub fn quantized_weight(&self) -> Option<&Blocks> {
         match &self.weight {
-            Weight::Quantized(QMatMul::QTensor(weight)) => Some(weight),
+            Weight::Quantized(weight) => Some(weight),
             _ => None,
         }
     }
@@ -169,6 +174,7 @@ impl Module for Linear {
         let ys = match &self.weight {
             Weight::Dense(w) => product::matmul_t(xs, w)?,
             Weight::Quantized(w) => quantized(xs, w)?,
+            Weight::Widened(w) => w.forward(&xs.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(xs.dtype())?,
             Weight::Module(module) => {
                 let ys = module.forward(xs)?;
                 if *ys.shape() != product::with_last(xs.dims(), self.out_dim) {
@@ -188,17 +194,21 @@ impl Module for Linear {
         }
     }
 }
+
 /// `xs W^T` in the dtype of `xs`; Candle's own quantised product computes in f32.
-fn quantized(xs: &Tensor, w: &QMatMul) -> Result<Tensor> {
+fn quantized(xs: &Tensor, w: &Blocks) -> Result<Tensor> {
     let rows = xs.elem_count() / xs.dim(D::Minus1)?.max(1);
     let flat = xs.reshape((rows, ()))?;
-    let ys = match w {
-        QMatMul::QTensor(blocks) => product::blocks::matmul_t(&flat, blocks)?,
-        _ => None,
-    };
-    let ys = match ys {
+    let ys = match product::blocks::matmul_t(&flat, w)? {
         Some(ys) => ys,
-        None => w.forward(&flat.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(xs.dtype())?,
+        None => {
+            let flat = flat.to_dtype(DType::F32)?.contiguous()?;
+            let ys = match w.as_candle() {
+                Some(blocks) => QMatMul::from_arc(blocks.clone())?.forward(&flat)?,
+                None => flat.matmul(&w.dequantize()?.t()?)?,
+            };
+            ys.to_dtype(xs.dtype())?
+        }
     };
     ys.reshape(product::with_last(xs.dims(), ys.dim(1)?))
 }

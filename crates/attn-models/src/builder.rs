@@ -7,14 +7,11 @@ use crate::spec::{
 use crate::tokens::Tokens;
 use attn_core::position::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 use attn_core::{
-    AttentionConfig, AttentionParts, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention, Norm,
-    PositionEncoding, Projections, QueryProjection,
+    AttentionConfig, AttentionParts, Blocks, LatentAttention, LatentConfig, LatentParts, Linear, MultiHeadAttention,
+    Norm, PositionEncoding, Projections, QueryProjection,
 };
-use candle_core::{
-    DType, Device, Result, Tensor, bail,
-    quantized::{GgmlDType, QStorage, QTensor},
-};
-use std::{borrow::Cow, cell::RefCell, collections::HashMap, sync::Arc};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 /// A source of tensors under a prefix, in one dtype on one device, that remembers what was read.
 pub(crate) struct Builder<'a> {
@@ -121,13 +118,14 @@ impl<'a> Builder<'a> {
     }
 
     /// Tensor `name` in its blocks, if it stays in them.
-    fn quantized(&self, name: &str, want: [usize; 2]) -> Result<Option<Arc<QTensor>>> {
+    fn quantized(&self, name: &str, want: [usize; 2]) -> Result<Option<Blocks>> {
         let full = self.full(name);
         let Some(weight) = self.source.quantized(&full, &self.device)? else { return Ok(None) };
-        if weight.shape().dims() != want {
-            bail!("tensor {full} has shape {:?}, the config asks for {want:?}", weight.shape().dims())
+        let found = weight.dims2()?;
+        if <[usize; 2]>::from(found) != want {
+            bail!("tensor {full} has shape {found:?}, the config asks for {want:?}")
         }
-        self.used.borrow_mut().insert(full, weight.shape().elem_count());
+        self.used.borrow_mut().insert(full, found.0 * found.1);
         Ok(Some(weight))
     }
 
@@ -158,7 +156,7 @@ impl<'a> Builder<'a> {
     /// are in training and the result would be `cut` into parts: Candle makes the gradient of each part as large as the
     /// whole.
     pub(crate) fn stacked(&self, prefix: &str, specs: &[&LinearSpec], cut: bool) -> Result<Option<Linear>> {
-        let format = |s: &LinearSpec| self.source.quantized_dtype(&self.full(&format!("{prefix}{}.weight", s.name)));
+        let format = |s: &LinearSpec| self.source.block_format(&self.full(&format!("{prefix}{}.weight", s.name)));
         let is_tracked = |s: &&LinearSpec| self.source.is_tracked(&self.full(&format!("{prefix}{}.weight", s.name)));
         if cut && specs.iter().any(is_tracked) {
             return Ok(None);
@@ -172,8 +170,8 @@ impl<'a> Builder<'a> {
         }
         let biases = specs.iter().filter_map(|s| self.bias(prefix, s).transpose()).collect::<Result<Vec<_>>>()?;
         let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
-        if let Some(format) = formats[0] {
-            return Ok(Some(Linear::quantized(self.stacked_blocks(prefix, specs, format)?, bias)?));
+        if formats[0].is_some() {
+            return Ok(Some(Linear::quantized(self.stacked_blocks(prefix, specs)?, bias)?));
         }
         Ok(Some(Linear::new(self.stacked_rows(prefix, specs)?, bias)?))
     }
@@ -194,18 +192,15 @@ impl<'a> Builder<'a> {
     }
 
     /// Rows of blocks of one format under each other.
-    fn stacked_blocks(&self, prefix: &str, specs: &[&LinearSpec], format: GgmlDType) -> Result<Arc<QTensor>> {
-        let mut bytes = vec![];
-        for spec in specs {
+    fn stacked_blocks(&self, prefix: &str, specs: &[&LinearSpec]) -> Result<Blocks> {
+        let blocks = |spec: &&LinearSpec| {
             let name = format!("{prefix}{}.weight", spec.name);
             match self.quantized(&name, [spec.out_dim, spec.in_dim])? {
-                Some(weight) => bytes.extend_from_slice(&weight.data()?),
+                Some(weight) => Ok(weight),
                 None => bail!("tensor {} does not stay in its blocks", self.full(&name)),
             }
-        }
-        let (rows, depth) = (specs.iter().map(|s| s.out_dim).sum::<usize>(), specs[0].in_dim);
-        let storage = QStorage::from_data(Cow::Owned(bytes), &self.device, format)?;
-        Ok(Arc::new(QTensor::new(storage, (rows, depth))?))
+        };
+        Blocks::stack(&specs.iter().map(blocks).collect::<Result<Vec<_>>>()?)
     }
 
     pub(crate) fn multi_head(

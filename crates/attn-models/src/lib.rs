@@ -22,6 +22,7 @@ mod stack;
 mod tokens;
 mod weights;
 
+pub use attn_core::{BlockFormat, Blocks};
 pub use finite::check_finite;
 pub use model::{Architecture, Model, Options};
 pub use session::{RopeLength, Session};

@@ -51,7 +51,7 @@ impl Memory {
 pub fn weight_bytes(source: &dyn TensorSource, dtype: DType) -> u64 {
     let bytes = |name: &String| {
         let count = source.shape(name).map_or(0, |shape| shape.elem_count() as u64);
-        match source.quantized_dtype(name) {
+        match source.block_format(name) {
             Some(blocks) => (count / blocks.block_size() as u64).saturating_mul(blocks.type_size() as u64),
             None => count.saturating_mul(dtype.size_in_bytes() as u64),
         }

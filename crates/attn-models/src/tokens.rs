@@ -1,15 +1,14 @@
 //! The token embedding: a dense table, or one that stays in the blocks of a GGUF file and is widened row by row.
 
-use attn_core::Linear;
-use candle_core::{DType, Device, Result, Tensor, quantized::QTensor};
-use std::sync::Arc;
+use attn_core::{Blocks, Linear};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// Rows `(vocab, hidden)` to look up; a tied head multiplies with the same ones.
 #[derive(Debug, Clone)]
 pub(crate) enum Tokens {
     Dense(Tensor),
     /// Blocks, the dtype that rows are handed out in, and where.
-    Quantized(Arc<QTensor>, DType, Device),
+    Quantized(Blocks, DType, Device),
 }
 
 impl Tokens {
@@ -17,7 +16,7 @@ impl Tokens {
     pub(crate) fn dims2(&self) -> Result<(usize, usize)> {
         match self {
             Self::Dense(table) => table.dims2(),
-            Self::Quantized(blocks, ..) => blocks.shape().dims2(),
+            Self::Quantized(blocks, ..) => blocks.dims2(),
         }
     }
 

@@ -1,10 +1,7 @@
 //! Where a model's tensors come from, as the models see it: names in, tensors out.
 
-use candle_core::{
-    DType, Device, Result, Shape, Tensor,
-    quantized::{GgmlDType, QTensor},
-};
-use std::sync::Arc;
+use attn_core::{BlockFormat, Blocks};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 
 /// A checkpoint's tensors under their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`).
 ///
@@ -37,12 +34,12 @@ pub trait TensorSource: Send + Sync {
     }
 
     /// Tensor `name` in its quantised blocks, if that is how it is stored and the source is asked to keep them.
-    fn quantized(&self, _name: &str, _device: &Device) -> Result<Option<Arc<QTensor>>> {
+    fn quantized(&self, _name: &str, _device: &Device) -> Result<Option<Blocks>> {
         Ok(None)
     }
 
     /// The format of the blocks in which [`quantized`](Self::quantized) would return tensor `name`, without reading it.
-    fn quantized_dtype(&self, _name: &str) -> Option<GgmlDType> {
+    fn block_format(&self, _name: &str) -> Option<BlockFormat> {
         None
     }
 

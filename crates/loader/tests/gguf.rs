@@ -230,17 +230,17 @@ impl TensorSource for Counting {
         self.inner.load(name, dtype, device)
     }
 
-    fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<std::sync::Arc<QTensor>>> {
+    fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<attn_models::Blocks>> {
         let tensor = self.inner.quantized(name, device)?;
-        assert_eq!(tensor.is_some(), self.inner.quantized_dtype(name).is_some(), "{name}");
+        assert_eq!(tensor.is_some(), self.inner.block_format(name).is_some(), "{name}");
         if tensor.is_some() {
             self.count(name);
         }
         Ok(tensor)
     }
 
-    fn quantized_dtype(&self, name: &str) -> Option<GgmlDType> {
-        self.inner.quantized_dtype(name)
+    fn block_format(&self, name: &str) -> Option<attn_models::BlockFormat> {
+        self.inner.block_format(name)
     }
 
     fn names(&self) -> Vec<String> {
@@ -281,9 +281,9 @@ fn blocks_that_stay_quantised_are_read_once() {
         let mut options = offline();
         options.keep_quantized = keep_quantized;
         let c = Checkpoint::open(path.to_str().unwrap(), &options).unwrap();
-        assert_eq!(c.weights.quantized_dtype("model.layers.0.mlp.up_proj.weight").is_some(), keep_quantized);
-        assert_eq!(c.weights.quantized_dtype("model.norm.weight"), None);
-        assert_eq!(c.weights.quantized_dtype("no such tensor"), None);
+        assert_eq!(c.weights.block_format("model.layers.0.mlp.up_proj.weight").is_some(), keep_quantized);
+        assert_eq!(c.weights.block_format("model.norm.weight"), None);
+        assert_eq!(c.weights.block_format("no such tensor"), None);
         let counting = std::sync::Arc::new(Counting { inner: c.weights, reads: Default::default() });
         attn_models::Model::load(&c.config, counting.clone(), &attn_models::Options::default()).unwrap();
         let reads = counting.reads.lock().unwrap();
@@ -647,7 +647,9 @@ fn formats_that_candle_does_not_know_are_widened() {
     options.keep_quantized = true;
     let c = Checkpoint::open(g.write(dir.path()).to_str().unwrap(), &options).unwrap();
     let name = "model.embed_tokens.weight";
-    assert!(c.weights.quantized(name, &Device::Cpu).unwrap().is_none());
+    let blocks = c.weights.quantized(name, &Device::Cpu).unwrap().expect("a format that stays in its blocks");
+    assert_eq!(blocks.format(), attn_models::BlockFormat::Mxfp4);
+    assert_eq!(values(&blocks.dequantize().unwrap()), [1.0; 256]);
     assert_eq!(values(&c.weights.load(name, DType::F32, &Device::Cpu).unwrap()), [1.0; 256]);
     assert_eq!(c.quantization.as_deref(), Some("MXFP4"));
 }

@@ -14,9 +14,10 @@ mod tests;
 use super::FEW_ROWS;
 use super::few_rows;
 use crate::parallel::Disjoint;
+use crate::quantized::{BlockFormat, Blocks};
 use crate::simd::dots::dispatch_dots;
 use crate::simd::{KernelPath, dispatch, is_amd};
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use formats::Block;
 use std::{ops::Range, sync::OnceLock};
@@ -26,8 +27,8 @@ use std::{ops::Range, sync::OnceLock};
 ///
 /// # Errors
 /// Shapes that don't fit each other.
-pub(crate) fn matmul_t(xs: &Tensor, w: &QTensor) -> Result<Option<Tensor>> {
-    let ((rows, depth), (out, width)) = (xs.dims2()?, w.shape().dims2()?);
+pub(crate) fn matmul_t(xs: &Tensor, w: &Blocks) -> Result<Option<Tensor>> {
+    let ((rows, depth), (out, width)) = (xs.dims2()?, w.dims2()?);
     if depth != width {
         bail!("linear: inputs of {depth} numbers, quantised weights for {width}")
     }
@@ -35,7 +36,7 @@ pub(crate) fn matmul_t(xs: &Tensor, w: &QTensor) -> Result<Option<Tensor>> {
         return Ok(None);
     }
     let ys = if rows <= FEW_ROWS {
-        let Some(format) = Format::of(w.dtype()) else { return Ok(None) };
+        let Some(format) = Format::of(w.format()) else { return Ok(None) };
         let flat = xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let (path, kind) = (KernelPath::choose(None)?, ActivationKind::asked()?);
         let ys = few(path, kind, &flat, format, &w.data()?, (rows, depth, out));
@@ -47,12 +48,12 @@ pub(crate) fn matmul_t(xs: &Tensor, w: &QTensor) -> Result<Option<Tensor>> {
 }
 
 /// Many rows, as f32.
-fn many(xs: &Tensor, w: &QTensor) -> Result<Tensor> {
+fn many(xs: &Tensor, w: &Blocks) -> Result<Tensor> {
     #[cfg(target_arch = "x86_64")]
     if let Some(ys) = super::bf16::of_blocks(xs, w)? {
         return Ok(ys);
     }
-    xs.to_dtype(DType::F32)?.matmul(&w.dequantize(&Device::Cpu)?.t()?)
+    xs.to_dtype(DType::F32)?.matmul(&w.dequantize()?.t()?)
 }
 
 /// What activations become before they meet quantised weights in a product of a few rows.
@@ -97,12 +98,15 @@ enum Format {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
 }
 
 /// Evaluates an expression with the block type of a format.
 macro_rules! with_block {
     ($format:expr, $block:ident => $value:expr) => {
-        with_block!($format, $block => $value; Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K)
+        with_block!($format, $block => $value; Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs, Mxfp4)
     };
     ($format:expr, $block:ident => $value:expr; $($name:ident),*) => {
         match $format {
@@ -116,7 +120,13 @@ macro_rules! with_block {
 use with_block;
 
 impl Format {
-    fn of(dtype: GgmlDType) -> Option<Self> {
+    fn of(format: BlockFormat) -> Option<Self> {
+        let dtype = match format {
+            BlockFormat::Candle(dtype) => dtype,
+            BlockFormat::Iq4Nl => return Some(Self::Iq4Nl),
+            BlockFormat::Iq4Xs => return Some(Self::Iq4Xs),
+            BlockFormat::Mxfp4 => return Some(Self::Mxfp4),
+        };
         Some(match dtype {
             GgmlDType::Q4_0 => Self::Q4_0,
             GgmlDType::Q4_1 => Self::Q4_1,

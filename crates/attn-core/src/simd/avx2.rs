@@ -201,6 +201,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn look_up(table: &[i8; 16], v: __m256i) -> __m256i {
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v)
+    }
+
+    #[inline(always)]
     unsafe fn round_and_power(x: __m256) -> (__m256, __m256) {
         let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
         let bits = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

@@ -251,6 +251,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn look_up(table: &[i8; 16], v: __m256i) -> __m256i {
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v)
+    }
+
+    #[inline(always)]
     unsafe fn round_and_power(x: __m512) -> (__m512, __m512) {
         let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
         (n, _mm512_scalef_ps(_mm512_set1_ps(1.0), n))

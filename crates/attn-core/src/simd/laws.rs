@@ -146,6 +146,15 @@ impl Job for Packed {
                 assert_eq!(got, (moved & mask | x & 64).wrapping_sub(32), "{}: {x} by {left}, {mask}", self.0);
             }
         }
+        let (table, mut got): ([i8; 16], _) = (std::array::from_fn(|i| (i as i8 - 8) * 15 - 3), [0u8; 32]);
+        // SAFETY: 32 bytes are read and written.
+        unsafe {
+            let indices = S::shift_bytes(S::load_bytes(all.as_ptr()), 0, 15);
+            S::store_bytes(got.as_mut_ptr(), S::look_up(&table, indices));
+        }
+        for (got, x) in got.into_iter().zip(all) {
+            assert_eq!(got as i8, table[usize::from(x & 15)], "{}: number {x} of a table", self.0);
+        }
         let bytes: [u8; 16] = std::array::from_fn(|i| (i * 37 + 11) as u8);
         for (fifth, bias) in [(0, 0), (0, 8), (0x8123_4567, 0), (0x8123_4567, 16), (u32::MAX, 16)] {
             let mut got = [0u8; 32];

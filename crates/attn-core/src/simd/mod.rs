@@ -129,6 +129,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn or_bytes(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// Every byte less `by`, modulo 256.
     unsafe fn lower_bytes(v: Self::Bytes, by: u8) -> Self::Bytes;
+    /// What the table has at each byte, all of which are below 16.
+    unsafe fn look_up(table: &[i8; 16], v: Self::Bytes) -> Self::Bytes;
 
     /// Splits x into the integer n nearest to it and 2^n, for -127 <= x <= 127; 2^n is 0 for n = -127.
     unsafe fn round_and_power(x: Self::V) -> (Self::V, Self::V);

@@ -201,6 +201,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn look_up(table: &[i8; 16], v: uint8x16x2_t) -> uint8x16x2_t {
+        let table = vld1q_u8(table.as_ptr().cast());
+        uint8x16x2_t(vqtbl1q_u8(table, v.0), vqtbl1q_u8(table, v.1))
+    }
+
+    #[inline(always)]
     unsafe fn round_and_power(x: float32x4_t) -> (float32x4_t, float32x4_t) {
         let n = vrndnq_f32(x);
         let bits = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));

@@ -137,6 +137,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn look_up(table: &[i8; 16], v: [u8; 32]) -> [u8; 32] {
+        v.map(|x| table[usize::from(x & 15)] as u8)
+    }
+
+    #[inline(always)]
     unsafe fn round_and_power(x: V) -> (V, V) {
         // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
         const MAGIC: f32 = 12_582_912.0;

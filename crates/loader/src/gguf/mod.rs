@@ -26,8 +26,8 @@ use crate::{
     regular,
 };
 use arch::{Arch, Dims, RopeTensors};
+use attn_models::BlockFormat;
 use attn_models::config::UnknownKeys;
-use blocks::Format;
 use candle_core::{DType, Device, quantized::GgmlDType};
 use meta::Meta;
 use parse::Header;
@@ -155,7 +155,7 @@ fn rope_tensors(blobs: &[Blob], header: &Header, rotary: u64) -> Result<RopeTens
         let Some(info) = header.tensors.get(name) else { return Ok(None) };
         let blob = &blobs[info.file];
         let err = |reason: String| LoadError::tensor(blob.path(), name, reason);
-        if info.format != Format::Candle(GgmlDType::F32) || info.dims != [(rotary / 2) as usize] {
+        if info.format != BlockFormat::Candle(GgmlDType::F32) || info.dims != [(rotary / 2) as usize] {
             return Err(err(format!("expected {} numbers in F32, found {:?}", rotary / 2, info.dims)));
         }
         let piece = [(blob, info.bytes.clone())];

@@ -4,11 +4,12 @@
 //! 32 bytes on every element of an array and does not name what is wrong. Files come from strangers, so here each
 //! claim is bounded by the file's own length, by a cap, or both, and an error names the key or the tensor.
 
-use super::blocks::{Format, unknown_name};
+use super::blocks::{format_of_tag, unknown_name};
 use crate::{
     blob::Blob,
     error::{LoadError, Result},
 };
+use attn_models::BlockFormat;
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
@@ -81,7 +82,7 @@ impl Ints {
 /// One entry of the table of tensors, or some rows of one.
 #[derive(Debug, Clone)]
 pub(crate) struct Info {
-    pub(crate) format: Format,
+    pub(crate) format: BlockFormat,
     /// Which of a checkpoint's files holds it.
     pub(crate) file: usize,
     /// Slowest dimension first, as Candle and PyTorch have it (the file has it the other way round).
@@ -345,7 +346,7 @@ fn place(blob: &Blob, raw: Vec<RawInfo>, start: u64, align: u64) -> Result<BTree
     let mut extents = Vec::with_capacity(raw.len());
     for RawInfo { name, dims, dtype, offset } in raw {
         let err = |reason: String| LoadError::tensor(blob.path(), &name, reason);
-        let format = Format::of_tag(dtype).ok_or_else(|| LoadError::UnsupportedDtype {
+        let format = format_of_tag(dtype).ok_or_else(|| LoadError::UnsupportedDtype {
             file: blob.path().to_path_buf(),
             tensor: name.clone(),
             dtype: unknown_name(dtype),

@@ -1,7 +1,6 @@
 //! The tensors of a GGUF file under Hugging Face names, dequantised or as they are.
 
 use super::{
-    blocks::{self, Format},
     names::{Join, Undo},
     parse::Info,
 };
@@ -10,12 +9,9 @@ use crate::{
     convert,
     error::{LoadError, Result},
 };
-use attn_models::TensorSource;
-use candle_core::{
-    DType, Device, Shape, Tensor,
-    quantized::{GgmlDType, QStorage, QTensor},
-};
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use attn_models::{BlockFormat, Blocks, TensorSource};
+use candle_core::{DType, Device, Shape, Tensor};
+use std::collections::BTreeMap;
 
 /// The tensors of one checkpoint, in one file or several.
 pub(crate) struct GgufSource {
@@ -66,10 +62,12 @@ impl GgufSource {
     }
 
     /// The blocks' format of a tensor that is handed out in them: those that undo more than an order of rows can't be.
-    fn kept(&self, held: &Held) -> Option<GgmlDType> {
+    fn kept(&self, held: &Held) -> Option<BlockFormat> {
         match held {
             Held::Rows(_, Undo::PlusOne | Undo::Transposed) => None,
-            Held::Rows(info, _) if self.keep_quantized && info.dims.len() == 2 => info.format.blocks(),
+            Held::Rows(info, _) if self.keep_quantized && info.dims.len() == 2 && info.format.plain().is_none() => {
+                Some(info.format)
+            }
             _ => None,
         }
     }
@@ -189,24 +187,20 @@ impl TensorSource for GgufSource {
         })
     }
 
-    fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<Arc<QTensor>>> {
+    fn quantized(&self, name: &str, device: &Device) -> candle_core::Result<Option<Blocks>> {
         let held = self.get(name)?;
-        let (Some(dtype), Held::Rows(info, undo)) = (self.kept(held), held) else { return Ok(None) };
-        let mut raw = self.raw(info, *undo)?;
-        if info.format == Format::Iq4Nl {
-            let mut bytes = Aligned::new(info.dims.iter().product::<usize>() / dtype.block_size() * dtype.type_size());
-            blocks::as_bytes(raw.bytes(), bytes.bytes_mut());
-            raw = bytes;
+        let (Some(format), Held::Rows(info, undo)) = (self.kept(held), held) else { return Ok(None) };
+        let &[rows, columns] = info.dims.as_slice() else { return Ok(None) };
+        if !format.stays_on(device) {
+            return Ok(None);
         }
-        let tensor = QStorage::from_data(Cow::Borrowed(raw.bytes()), device, dtype)
-            .and_then(|storage| QTensor::new(storage, info.dims.as_slice()));
-        match tensor {
-            Ok(tensor) => Ok(Some(Arc::new(tensor))),
+        match Blocks::new(format, self.raw(info, *undo)?.bytes(), (rows, columns), device) {
+            Ok(blocks) => Ok(Some(blocks)),
             Err(e) => Err(LoadError::tensor(self.blobs[info.file].path(), name, e.to_string()).into()),
         }
     }
 
-    fn quantized_dtype(&self, name: &str) -> Option<GgmlDType> {
+    fn block_format(&self, name: &str) -> Option<BlockFormat> {
         self.kept(self.tensors.get(name)?)
     }
 

@@ -3,6 +3,7 @@
 //! A block is taken apart into its numbers, one byte each in order, and the scales and offsets of its groups: weight `i`
 //! is `scale * number + offset` of its group. All kernels multiply what comes out, so a format says nothing else.
 
+use crate::quantized::{FP4, IQ4, iq4_xs_scales, mxfp4_scale};
 use crate::simd::Simd;
 
 /// Weights that are taken apart at a time.
@@ -145,6 +146,90 @@ block_of_32!(
     /// Numbers of five bits, the fifth apart, and an offset.
     Q5_1, [offset: Half, high: [u8; 4]], |b| u32::from_le_bytes(b.high), 0, Some(&b.offset)
 );
+
+/// Writes a line: what the table has for the lower four bits of each of 16 bytes, then for the upper ones.
+///
+/// # Safety
+/// As [`Block::unpack`].
+#[inline(always)]
+unsafe fn from_table<S: Simd>(codes: &[u8; 16], table: &[i8; 16], line: &mut [u8; LINE]) {
+    // SAFETY: 16 bytes are read, 32 written; the instruction set by the caller's word.
+    unsafe {
+        S::nibbles(codes.as_ptr(), 0, 0, line.as_mut_ptr());
+        S::store_bytes(line.as_mut_ptr(), S::look_up(table, S::load_bytes(line.as_ptr())));
+    }
+}
+
+/// Four bits that stand for the numbers of a table.
+#[repr(C)]
+pub(super) struct Iq4Nl {
+    scale: Half,
+    codes: [u8; 16],
+}
+
+// SAFETY: bytes and arrays of them.
+unsafe impl Block for Iq4Nl {
+    const WEIGHTS: usize = 32;
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
+        // SAFETY: 16 bytes follow the scale; the instruction set by the caller's word.
+        unsafe {
+            from_table::<S>(&self.codes, &IQ4, &mut to.0[line]);
+            groups.scales[line] = S::widen_first_f16(self.scale.as_ptr());
+        }
+    }
+}
+
+/// The same; every 32 with a scale of six bits, less 32.
+#[repr(C)]
+pub(super) struct Iq4Xs {
+    scale: Half,
+    high: [u8; 2],
+    low: [u8; 4],
+    codes: [[u8; 16]; 8],
+}
+
+// SAFETY: bytes and arrays of them.
+unsafe impl Block for Iq4Xs {
+    const WEIGHTS: usize = 256;
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, _: usize) {
+        // SAFETY: the block is there; the instruction set by the caller's word.
+        unsafe {
+            for (line, codes) in to.0.iter_mut().zip(&self.codes) {
+                from_table::<S>(codes, &IQ4, line);
+            }
+            let scale = wide::<S>(&self.scale);
+            for (to, x) in groups.scales.iter_mut().zip(iq4_xs_scales(self.high, self.low)) {
+                *to = scale * f32::from(x);
+            }
+        }
+    }
+}
+
+/// Floats of four bits, twice as large, under half a power of two.
+#[repr(C)]
+pub(super) struct Mxfp4 {
+    exponent: u8,
+    codes: [u8; 16],
+}
+
+// SAFETY: bytes and arrays of them.
+unsafe impl Block for Mxfp4 {
+    const WEIGHTS: usize = 32;
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
+        // SAFETY: the block is there; the instruction set by the caller's word.
+        unsafe { from_table::<S>(&self.codes, &FP4, &mut to.0[line]) };
+        groups.scales[line] = mxfp4_scale(self.exponent);
+    }
+}
 
 /// Signed bytes.
 #[repr(C)]

@@ -2,7 +2,11 @@
 
 use super::*;
 
-const ALL: [GgmlDType; 10] = [
+use candle_core::quantized::QTensor;
+use std::sync::Arc;
+
+/// Those that Candle can quantise to.
+const CANDLE: [GgmlDType; 10] = [
     GgmlDType::Q4_0,
     GgmlDType::Q4_1,
     GgmlDType::Q5_0,
@@ -15,13 +19,42 @@ const ALL: [GgmlDType; 10] = [
     GgmlDType::Q6K,
 ];
 
+/// Every format with a kernel.
+fn formats() -> impl Iterator<Item = BlockFormat> {
+    CANDLE.into_iter().map(BlockFormat::from).chain([BlockFormat::Iq4Nl, BlockFormat::Iq4Xs, BlockFormat::Mxfp4])
+}
+
+/// A matrix `(out, depth)`: of waves, as Candle quantises them, or of random bytes in a format that it does not know.
+fn weights(format: BlockFormat, out: usize, depth: usize) -> Result<Blocks> {
+    match format {
+        BlockFormat::Candle(dtype) => {
+            let wide = (numbers(out * depth, 0.37)? + 0.1)?.reshape((out, depth))?;
+            Ok(Arc::new(QTensor::quantize(&wide, dtype)?).into())
+        }
+        _ => random(format, out, depth),
+    }
+}
+
+/// A matrix `(out, depth)` of random bytes, whose scales are small numbers.
+fn random(format: BlockFormat, out: usize, depth: usize) -> Result<Blocks> {
+    let mut state = 12345u32;
+    let mut data: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+    .take(out * depth / format.block_size() * format.type_size())
+    .collect();
+    tame_scales(format, &mut data);
+    Blocks::new(format, &data, (out, depth), &Device::Cpu)
+}
+
 fn numbers(n: usize, step: f32) -> Result<Tensor> {
     Tensor::from_iter((0..n).map(|i| (i as f32 * step).sin()), &Device::Cpu)
 }
 
 /// `(rows, out)` in f64, and the sums of magnitudes.
-fn exact(xs: &Tensor, w: &QTensor) -> Result<(Tensor, Tensor)> {
-    let (wide, xs) = (w.dequantize(&Device::Cpu)?.to_dtype(DType::F64)?.t()?, xs.to_dtype(DType::F64)?);
+fn exact(xs: &Tensor, w: &Blocks) -> Result<(Tensor, Tensor)> {
+    let (wide, xs) = (w.dequantize()?.to_dtype(DType::F64)?.t()?, xs.to_dtype(DType::F64)?);
     Ok((xs.matmul(&wide)?, xs.abs()?.matmul(&wide.abs()?)?))
 }
 
@@ -40,10 +73,10 @@ fn shapes(format: Format) -> Vec<(usize, usize, usize)> {
 
 #[test]
 fn few_rows_agree_with_widened_weights_on_every_path() -> Result<()> {
-    for dtype in ALL {
-        let format = Format::of(dtype).expect("a format with a kernel");
+    for stored in formats() {
+        let format = Format::of(stored).expect("a format with a kernel");
         for (rows, depth, out) in shapes(format) {
-            let w = QTensor::quantize(&(numbers(out * depth, 0.37)? + 0.1)?.reshape((out, depth))?, dtype)?;
+            let w = weights(stored, out, depth)?;
             let xs = (numbers(rows * depth, 1.7)? * 3.0)?.reshape((rows, depth))?;
             let (want, magnitudes) = exact(&xs, &w)?;
             let flat = xs.flatten_all()?.to_vec1::<f32>()?;
@@ -60,7 +93,7 @@ fn few_rows_agree_with_widened_weights_on_every_path() -> Result<()> {
                             largest(&exact(&ones, &w)?.1)? * (0.5 * 3.0 / 127.0 + 1e-5)
                         }
                     };
-                    assert!(off <= most, "{dtype:?} {rows} x {depth} x {out}, {path}, {kind:?}: {off} of {most}");
+                    assert!(off <= most, "{format:?} {rows} x {depth} x {out}, {path}, {kind:?}: {off} of {most}");
                 }
             }
         }
@@ -68,47 +101,43 @@ fn few_rows_agree_with_widened_weights_on_every_path() -> Result<()> {
     Ok(())
 }
 
-/// Any bytes are blocks: codes, scales and signs that no quantiser writes come out as Candle widens them.
+/// Any bytes are blocks: codes, scales and signs that no quantiser writes come out as they are defined, by Candle or here.
 #[test]
-fn random_blocks_are_what_candle_takes_them_for() -> Result<()> {
-    for dtype in ALL {
-        let format = Format::of(dtype).expect("a format with a kernel");
-        let (out, depth) = (40, 512);
-        let mut state = 12345u32;
-        let mut data: Vec<u8> = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        })
-        .take(format.bytes(out * depth))
-        .collect();
-        tame_scales(dtype, &mut data);
-        let storage = candle_core::quantized::QStorage::from_data(data.as_slice().into(), &Device::Cpu, dtype)?;
-        let w = QTensor::new(storage, (out, depth))?;
+fn random_blocks_are_what_they_are_widened_to() -> Result<()> {
+    let (out, depth) = (40, 512);
+    for stored in formats() {
+        let format = Format::of(stored).expect("a format with a kernel");
+        let w = random(stored, out, depth)?;
         let xs = numbers(depth, 0.9)?.reshape((1, depth))?;
         let (want, magnitudes) = exact(&xs, &w)?;
         for path in KernelPath::available() {
-            let ys = few(path, ActivationKind::Exact, &xs.flatten_all()?.to_vec1()?, format, &data, (1, depth, out));
+            let ys =
+                few(path, ActivationKind::Exact, &xs.flatten_all()?.to_vec1()?, format, &w.data()?, (1, depth, out));
             let ys = Tensor::from_vec(ys, (1, out), &Device::Cpu)?.to_dtype(DType::F64)?;
             let off = ((ys - &want)?.abs()? / &magnitudes)?;
-            assert!(largest(&off)? < 1e-5, "{dtype:?}, {path}: {off}");
+            assert!(largest(&off)? < 1e-5, "{format:?}, {path}: {off}");
         }
     }
     Ok(())
 }
 
-/// Makes the f16 scales and offsets of random blocks small numbers, of which some are negative.
-fn tame_scales(dtype: GgmlDType, data: &mut [u8]) {
-    let halves: &[usize] = match dtype {
-        GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K => &[0, 2],
-        GgmlDType::Q2K => &[80, 82],
-        GgmlDType::Q3K => &[108],
-        GgmlDType::Q6K => &[208],
+/// Makes the f16 scales and offsets of random blocks small numbers, of which some are negative, and powers of two, too.
+fn tame_scales(format: BlockFormat, data: &mut [u8]) {
+    let halves: &[usize] = match format {
+        BlockFormat::Candle(GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K) => &[0, 2],
+        BlockFormat::Candle(GgmlDType::Q2K) => &[80, 82],
+        BlockFormat::Candle(GgmlDType::Q3K) => &[108],
+        BlockFormat::Candle(GgmlDType::Q6K) => &[208],
+        BlockFormat::Mxfp4 => &[],
         _ => &[0],
     };
-    for (i, block) in data.chunks_exact_mut(dtype.type_size()).enumerate() {
+    for (i, block) in data.chunks_exact_mut(format.type_size()).enumerate() {
         for at in halves {
             let scale = half::f16::from_f32(0.01 * ((i * 7 + at) % 13) as f32 - 0.05);
             block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+        if format == BlockFormat::Mxfp4 {
+            block[0] = 120 + (i * 5 % 11) as u8;
         }
     }
 }
@@ -116,7 +145,7 @@ fn tame_scales(dtype: GgmlDType, data: &mut [u8]) {
 /// What is not a number must not become one.
 #[test]
 fn activations_that_are_not_finite_spread() -> Result<()> {
-    let w = QTensor::quantize(&numbers(4 * 256, 0.37)?.reshape((4, 256))?, GgmlDType::Q4K)?;
+    let w = weights(GgmlDType::Q4K.into(), 4, 256)?;
     for bad in [f32::NAN, f32::INFINITY] {
         let mut xs = numbers(256, 1.7)?.to_vec1::<f32>()?;
         xs[77] = bad;
@@ -132,13 +161,13 @@ fn activations_that_are_not_finite_spread() -> Result<()> {
 
 #[test]
 fn many_rows_agree_with_widened_weights() -> Result<()> {
-    for dtype in ALL {
-        let w = QTensor::quantize(&numbers(70 * 256, 0.37)?.reshape((70, 256))?, dtype)?;
+    for format in formats() {
+        let w = weights(format, 70, 256)?;
         let xs = numbers(40 * 256, 1.7)?.reshape((40, 256))?;
         let ys = matmul_t(&xs, &w)?.expect("a product of our own").to_dtype(DType::F64)?;
         let (want, magnitudes) = exact(&xs, &w)?;
         // Half a bf16 unit of either operand.
-        assert!(largest(&(ys - want)?)? <= 2f64.powi(-8) * largest(&magnitudes)?, "{dtype:?}");
+        assert!(largest(&(ys - want)?)? <= 2f64.powi(-8) * largest(&magnitudes)?, "{format:?}");
     }
     Ok(())
 }
