@@ -14,7 +14,7 @@ CONTEXT = 512
 
 def theirs(file, args):
     """llama-perplexity's figure."""
-    words = [args.llama_perplexity, "-m", file, "-f", args.formats, "-c", str(CONTEXT), "-fa", "on"]
+    words = [args.llama_perplexity, "-m", file, "-f", args.formats, "-c", str(CONTEXT), "-fa", "on", "--no-escape"]
     words += ["--chunks", str(args.windows), "-t", str(args.threads)]
     for more in ([], ["--no-repack"]):
         done = subprocess.run(words + more, capture_output=True, text=True)
