@@ -53,7 +53,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
         ("attn inspect --device tpu", "known: cpu"),
         ("attn inspect --device cuda:x", "cuda:N"),
         ("attn inspect --dtype f64", "f32"),
-        ("attn generate", "--prompt"),
+        ("attn generate -f a --conversation", "cannot be used"),
         ("attn generate -p a -f b", "cannot be used"),
         ("attn generate -p a --temperature inf", "at least 0"),
         ("attn generate -p a --top-p 1.5", "at most 1"),

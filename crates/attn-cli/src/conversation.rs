@@ -4,7 +4,7 @@
 //! turn ends. What that prompt has in common with the last one is cached, so a turn takes as long as what is new in it.
 
 use crate::args::GenerateArgs;
-use crate::generate::{Shown, hint, report, room, sampling};
+use crate::generate::{NO_PROMPT, Shown, hint, report, room, sampling};
 use crate::model::{self, Opened};
 use crate::output::{note, usage};
 use crate::parse::{LengthPolicy, Predict};
@@ -49,10 +49,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let opened = model::open_checked(&args.model, |checkpoint| match checkpoint.require_chat_template() {
         Ok(_) => Ok(()),
         Err(error) if asked => Err(error.into()),
-        Err(_) => usage(
-            "there is no prompt: give one with -p or -f (without one, attn generate talks by the chat template of \
-                         the model, which has none)",
-        ),
+        Err(_) => usage(format!(
+            "{NO_PROMPT} (without one, attn generate talks by the chat template of the model, which has none)"
+        )),
     })?;
     let mut writer = Writer::new(&opened.model, options(args, &opened));
     let (mut sampler, mut messages) = (Sampler::new(sampling(args)), opening(args));

@@ -22,6 +22,9 @@ const FIRST_ROOM: usize = 4096;
 /// New tokens at most, where nothing else is asked for.
 const NEW_TOKENS: usize = 128;
 
+/// What is missing where neither an option nor stdin has a prompt.
+pub(crate) const NO_PROMPT: &str = "there is no prompt: give one with -p or -f";
+
 /// Runs the command.
 ///
 /// # Errors
@@ -39,6 +42,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         (None, Some(file)) => text::read_file(file)?,
         (None, None) => text::read_file(Path::new("-"))?,
     };
+    if nothing_given && prompt.is_empty() {
+        return usage(NO_PROMPT);
+    }
     let opened = model::open_checked(&args.model, |checkpoint| {
         if args.chat {
             checkpoint.require_chat_template()?;

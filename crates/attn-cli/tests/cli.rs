@@ -69,7 +69,7 @@ fn wrong_usage_is_code_2_and_one_line() {
     refused(&["inspect", "--device", "tpu"], 2, &["tpu", "cuda:N"]);
     refused(&["generate", "-p", "x", "-n", "-2"], 2, &["-2"]);
     refused(&["generate", "-p", "x", "--temperature", "-1"], 2, &["'-1'", "at least 0"]);
-    refused(&["generate"], 2, &["--prompt"]);
+    refused(&["generate"], 2, &["no prompt", "-p", "-f"]);
     refused(&["compere"], 2, &["compere"]);
     refused(&["compare", "--csv", "/no/such/folder/x.csv"], 2, &["/no/such/folder"]);
     refused(&["compare", "--plot", "x.png"], 2, &["svg"]);
@@ -80,7 +80,7 @@ fn wrong_usage_is_code_2_and_one_line() {
 fn text_that_does_not_fit_is_refused_with_its_numbers() {
     let short = ["perplexity", "--max-tokens", "100", "--context", "512"];
     refused(&short, 1, &["100 tokens", "512"]);
-    refused(&["compare", "--max-tokens", "100", "--contexts", "64,512"], 1, &["100 tokens", "512"]);
+    refused(&["compare", "--max-tokens", "100", "--contexts", "512,1024"], 1, &["100 tokens", "512"]);
     refused(&["perplexity", "--context", "256", "--stride", "300"], 1, &["300", "256"]);
     refused(&["perplexity", "--context", "4000000000"], 1, &["4000000000"]);
     let (_keep, latin1) = file("latin1.txt", b"caf\xe9");
