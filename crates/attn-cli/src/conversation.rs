@@ -4,10 +4,10 @@
 //! turn ends. What that prompt has in common with the last one is cached, so a turn takes as long as what is new in it.
 
 use crate::args::GenerateArgs;
-use crate::generate::{NO_PROMPT, Shown, hint, report, room, sampling};
+use crate::generate::{NO_PROMPT, Shown, hint, opening, report, room, sampling};
 use crate::model::{self, Opened};
 use crate::output::{note, usage};
-use crate::parse::{LengthPolicy, Predict};
+use crate::parse::{BosChoice, LengthPolicy, Predict};
 use crate::template;
 use anyhow::{Context, Result};
 use attn_eval::generate::{GenerateOptions, Writer};
@@ -32,9 +32,9 @@ pub(crate) fn break_off() -> bool {
     STATE.compare_exchange(ANSWERING, BROKEN_OFF, Ordering::SeqCst, Ordering::SeqCst).is_ok()
 }
 
-/// What comes before the first message: the system's, if there is one.
-pub(crate) fn opening(args: &GenerateArgs) -> Vec<(String, String)> {
-    args.system.iter().map(|text| ("system".to_string(), text.clone())).collect()
+/// Whether that is what the command asks for: by name, or by giving no prompt at a terminal.
+pub(crate) fn is_meant(args: &GenerateArgs) -> bool {
+    args.conversation || (args.prompt.is_none() && args.file.is_none() && io::stdin().is_terminal())
 }
 
 /// Runs the command.
@@ -42,7 +42,7 @@ pub(crate) fn opening(args: &GenerateArgs) -> Vec<(String, String)> {
 /// # Errors
 /// The model can't be loaded, has no tokenizer or no chat template, the conversation gets too long, or stdout is closed.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    if args.bos != crate::parse::BosChoice::Auto {
+    if args.bos != BosChoice::Auto {
         return usage("--bos is for plain prompts: in a conversation the checkpoint's template decides");
     }
     let asked = args.conversation || args.chat;

@@ -5,14 +5,13 @@ use crate::memory;
 use crate::model::{self, Opened};
 use crate::output::{note, print, usage};
 use crate::parse::{BosChoice, LengthPolicy, Predict};
-use crate::{conversation, inspect, template, text};
+use crate::{inspect, template, text};
 use anyhow::Result;
 use attn_eval::compare::Mode;
 use attn_eval::generate::{GenerateOptions, Generated, generate};
 use attn_eval::sample::{SampleOptions, Sampler};
 use attn_models::memory::Workload;
 use attn_models::{Architecture, RopeLength};
-use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -30,10 +29,6 @@ pub(crate) const NO_PROMPT: &str = "there is no prompt: give one with -p or -f";
 /// # Errors
 /// The model can't be loaded or has no tokenizer, the prompt is empty or too long, or stdout is closed.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    let nothing_given = args.prompt.is_none() && args.file.is_none();
-    if args.conversation || (nothing_given && io::stdin().is_terminal()) {
-        return conversation::run(args);
-    }
     if args.system.is_some() && !args.chat {
         return usage("--system is a message of a chat: it goes with --chat or --conversation");
     }
@@ -42,7 +37,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         (None, Some(file)) => text::read_file(file)?,
         (None, None) => text::read_file(Path::new("-"))?,
     };
-    if nothing_given && prompt.is_empty() {
+    if args.prompt.is_none() && args.file.is_none() && prompt.is_empty() {
         return usage(NO_PROMPT);
     }
     let opened = model::open_checked(&args.model, |checkpoint| {
@@ -180,9 +175,14 @@ fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>
     if args.bos != BosChoice::Auto {
         return usage("--bos is for plain prompts: with --chat the checkpoint's template decides");
     }
-    let mut messages = conversation::opening(args);
+    let mut messages = opening(args);
     messages.push(("user".to_string(), prompt.to_string()));
     Ok(tokenizer.encode(&template::render(&opened.checkpoint, &messages)?, false)?)
+}
+
+/// What comes before the first message: the system's, if there is one.
+pub(crate) fn opening(args: &GenerateArgs) -> Vec<(String, String)> {
+    args.system.iter().map(|text| ("system".to_string(), text.clone())).collect()
 }
 
 /// The policy for the session. Where the length changes nothing but how much room is made at first, a huge `-n` makes

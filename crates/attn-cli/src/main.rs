@@ -83,6 +83,7 @@ fn end_tidily_on_ctrl_c() {}
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
+        Command::Generate(args) if conversation::is_meant(&args) => conversation::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Compare(args) => compare::run(&args),

@@ -164,7 +164,7 @@ pub(crate) fn mxfp4_scale(exponent: u8) -> f32 {
 #[inline(always)]
 pub(crate) fn iq4_xs_scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
     let (high, low) = (u16::from_le_bytes(high), u32::from_le_bytes(low));
-    std::array::from_fn(|i| ((low >> (4 * i) & 15) as i8 | (high >> (2 * i) & 3) as i8 * 16) - 32)
+    std::array::from_fn(|i| ((low >> (4 * i) & 15) as i8 | ((high >> (2 * i) & 3) as i8 * 16)) - 32)
 }
 
 /// Low nibbles are the first half of a block, high ones the second.

@@ -53,8 +53,26 @@ pub(crate) fn short(perplexity: f64) -> String {
     }
 }
 
+/// A difference in nats as a ratio of perplexities, in percent; zero, and never minus zero, where a tenth shows none.
+pub(crate) fn gap_percent(nll: f64) -> f64 {
+    let percent = nll.exp_m1() * 100.0;
+    if percent.abs() < 0.05 { 0.0 } else { percent }
+}
+
 /// A factor without needless zeros.
 pub(crate) fn factor(factor: f64) -> String {
     let text = format!("{factor:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_that_does_not_show_has_no_sign() {
+        for (nll, shown) in [(-4e-4, "+0.0"), (4e-4, "+0.0"), (-6e-4, "-0.1"), (0.01, "+1.0")] {
+            assert_eq!(format!("{:+.1}", gap_percent(nll)), shown, "{nll}");
+        }
+    }
 }

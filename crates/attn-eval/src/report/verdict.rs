@@ -1,7 +1,7 @@
 //! What a comparison says: what to do past the trained length, what that costs, and a sentence per length: the best mode, by
 //! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
-use super::{figure, short, weighed};
+use super::{figure, gap_percent, short, weighed};
 use crate::compare::{
     Answer, MetricDifference, Pair, Recommendation, Results, Versus, best, contexts, far_text, takes_factor,
 };
@@ -272,7 +272,7 @@ fn range(Interval { low, high }: Interval) -> String {
 
 /// A difference in nats as a ratio of perplexities.
 fn percent(nll: f64) -> String {
-    let percent = nll.exp_m1() * 100.0;
+    let percent = gap_percent(nll);
     if !percent.is_finite() {
         return format!("{nll:.0} nats");
     }

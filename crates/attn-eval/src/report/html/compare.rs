@@ -7,7 +7,7 @@ use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes};
 use crate::metrics::Metric;
 use crate::perplexity::{self, BUCKETS};
 use crate::report::metrics;
-use crate::report::{About, Document, ENCODINGS, Verdict, factor, search_sentence, short, verdict};
+use crate::report::{About, Document, ENCODINGS, Verdict, factor, gap_percent, search_sentence, short, verdict};
 use crate::search::Search;
 use crate::stats::{Difference, Interval};
 use anyhow::Result;
@@ -413,7 +413,7 @@ fn perplexities(
 
 /// A difference in nats as a ratio of perplexities.
 fn percent(nll: f64) -> String {
-    let percent = nll.exp_m1() * 100.0;
+    let percent = gap_percent(nll);
     if !percent.is_finite() {
         return format!("{nll:+.0} nats");
     }
