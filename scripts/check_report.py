@@ -40,9 +40,10 @@ def find_chromium():
 
 
 class Browser:
-    """A headless Chromium, driven by the DevTools protocol over file descriptors 3 and 4."""
+    """A headless Chromium, driven by the DevTools protocol over file descriptors 3 and 4. Ends the script where there is none."""
 
-    def __init__(self, program):
+    def __init__(self):
+        program = find_chromium() or sys.exit("there is no Chromium here; set CHROMIUM to its path")
         self.profile = tempfile.TemporaryDirectory()
         to_read, self.write = os.pipe()
         self.read, to_write = os.pipe()
@@ -422,13 +423,10 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--shots", type=Path)
     args = parser.parse_args()
-    program = find_chromium()
-    if program is None:
-        sys.exit("there is no Chromium here; set CHROMIUM to its path")
     document = json.loads(args.json.read_text()) if args.json else None
     if args.shots:
         args.shots.mkdir(parents=True, exist_ok=True)
-    browser = Browser(program)
+    browser = Browser()
     try:
         url = args.page.resolve().as_uri()
         problems, tables, compared = check(browser, url, document, args.shots)

@@ -4,13 +4,12 @@
 //! turn ends. What that prompt has in common with the last one is cached, so a turn takes as long as what is new in it.
 
 use crate::args::GenerateArgs;
-use crate::generate::{NO_PROMPT, Shown, hint, opening, report, room, sampling};
+use crate::generate::{NO_PROMPT, Shown, check_chat, encode_chat, hint, opening, options, report, room, sampling};
 use crate::model::{self, Opened};
 use crate::output::{note, usage};
-use crate::parse::{BosChoice, LengthPolicy, Predict};
-use crate::template;
+use crate::parse::{LengthPolicy, Predict};
 use anyhow::{Context, Result};
-use attn_eval::generate::{GenerateOptions, Writer};
+use attn_eval::generate::Writer;
 use attn_eval::sample::Sampler;
 use attn_models::RopeLength;
 use std::io::{self, IsTerminal, Write};
@@ -42,9 +41,7 @@ pub(crate) fn is_meant(args: &GenerateArgs) -> bool {
 /// # Errors
 /// The model can't be loaded, has no tokenizer or no chat template, the conversation gets too long, or stdout is closed.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    if args.bos != BosChoice::Auto {
-        return usage("--bos is for plain prompts: in a conversation the checkpoint's template decides");
-    }
+    check_chat(args)?;
     let asked = args.conversation || args.chat;
     let opened = model::open_checked(&args.model, |checkpoint| match checkpoint.require_chat_template() {
         Ok(_) => Ok(()),
@@ -53,7 +50,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
             "{NO_PROMPT} (without one, attn generate talks by the chat template of the model, which has none)"
         )),
     })?;
-    let mut writer = Writer::new(&opened.model, options(args, &opened));
+    let mut writer = Writer::new(&opened.model, options(&opened, 0, length(args, &opened)));
     let (mut sampler, mut messages) = (Sampler::new(sampling(args)), opening(args));
     let at_terminal = io::stdin().is_terminal();
     if at_terminal {
@@ -74,19 +71,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-fn options(args: &GenerateArgs, opened: &Opened) -> GenerateOptions {
-    // How long a conversation gets nobody knows beforehand.
-    let length = match args.model.rope.rope_length {
+/// The policy, for a text of which nobody knows beforehand how long it gets.
+fn length(args: &GenerateArgs, opened: &Opened) -> RopeLength {
+    match args.model.rope.rope_length {
         _ if !opened.model.depends_on_length() => RopeLength::Declared(0),
         Some(LengthPolicy::Fixed(n)) => RopeLength::Declared(n),
         Some(LengthPolicy::Declared) => RopeLength::Declared(opened.model.trained_context().unwrap_or(0)),
         Some(LengthPolicy::Exact) | None => RopeLength::Exact,
-    };
-    GenerateOptions {
-        max_new: 0,
-        stop: opened.checkpoint.generation.eos_ids.clone(),
-        length,
-        decoder_start: opened.config_id("decoder_start_token_id"),
     }
 }
 
@@ -119,11 +110,10 @@ fn answer(
     writer: &mut Writer,
     sampler: &mut Sampler,
 ) -> Result<String> {
-    let tokenizer = opened.tokenizer()?;
-    let ids = tokenizer.encode(&template::render(&opened.checkpoint, messages)?, false)?;
+    let ids = encode_chat(opened, messages)?;
     let (most, declared) = room(args, opened, ids.len(), Predict::ToTheEnd)?;
     hint(opened, declared);
-    let (mut decoder, mut shown) = (tokenizer.stream(true), Shown::new(args));
+    let (mut decoder, mut shown) = (opened.tokenizer()?.stream(true), Shown::new(args));
     STATE.store(ANSWERING, Ordering::SeqCst);
     writer.limit(most);
     let result = writer.write(&ids, sampler, &mut |token| {

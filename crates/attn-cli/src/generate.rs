@@ -48,12 +48,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     })?;
     let ids = encode(&opened, &prompt, args)?;
     let (most, declared) = room(args, &opened, ids.len(), Predict::AtMost(NEW_TOKENS))?;
-    let options = GenerateOptions {
-        max_new: most,
-        stop: opened.checkpoint.generation.eos_ids.clone(),
-        length: length(args, &opened, ids.len(), declared),
-        decoder_start: opened.config_id("decoder_start_token_id"),
-    };
+    let options = options(&opened, most, length(args, &opened, ids.len(), declared));
     hint(&opened, declared);
     let mut sampler = Sampler::new(sampling(args));
     let mut decoder = opened.tokenizer()?.stream(true);
@@ -61,6 +56,16 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let result = generate(&opened.model, &ids, &mut sampler, &options, &mut |token| shown.push(&decoder.push(token)?))?;
     shown.finish(&decoder.finish()?)?;
     report(args, &opened, &ids, &result)
+}
+
+/// How to generate, under this policy.
+pub(crate) fn options(opened: &Opened, max_new: usize, length: RopeLength) -> GenerateOptions {
+    GenerateOptions {
+        max_new,
+        stop: opened.checkpoint.generation.eos_ids.clone(),
+        length,
+        decoder_start: opened.config_id("decoder_start_token_id"),
+    }
 }
 
 /// What it took, as a line on stderr or, with `--json`, as a document.
@@ -172,12 +177,23 @@ fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>
             BosChoice::Off => tokenizer.encode_with_bos(prompt, false)?,
         });
     }
-    if args.bos != BosChoice::Auto {
-        return usage("--bos is for plain prompts: with --chat the checkpoint's template decides");
-    }
+    check_chat(args)?;
     let mut messages = opening(args);
     messages.push(("user".to_string(), prompt.to_string()));
-    Ok(tokenizer.encode(&template::render(&opened.checkpoint, &messages)?, false)?)
+    encode_chat(opened, &messages)
+}
+
+/// Refuses what a chat template decides by itself.
+pub(crate) fn check_chat(args: &GenerateArgs) -> Result<()> {
+    if args.bos != BosChoice::Auto {
+        return usage("--bos is for plain prompts: in a chat the checkpoint's template decides");
+    }
+    Ok(())
+}
+
+/// The tokens of a chat, up to where the answer begins.
+pub(crate) fn encode_chat(opened: &Opened, messages: &[(String, String)]) -> Result<Vec<u32>> {
+    Ok(opened.tokenizer()?.encode(&template::render(&opened.checkpoint, messages)?, false)?)
 }
 
 /// What comes before the first message: the system's, if there is one.

@@ -223,9 +223,10 @@ impl Documents<'_> {
         if last {
             return self.end(wanted, take);
         }
-        // The line, and what is made of it.
-        let most = free_memory().filter(|_| self.line.len() > LONG_LINE).map_or(u64::MAX, |free| free / 8);
-        memory::check_text(Path::new(self.name), self.line.len() as u64, most)
+        if self.line.len() <= LONG_LINE {
+            return Ok(());
+        }
+        memory::check_text(Path::new(self.name), self.line.len() as u64, longest_whole())
     }
 
     fn end(&mut self, wanted: &mut bool, take: &mut dyn FnMut(&str) -> Result<bool>) -> Result<()> {
@@ -299,13 +300,17 @@ pub(crate) fn each_document(
     Ok(true)
 }
 
+/// Bytes of a text that may be in memory as a whole, beside what is made of it.
+fn longest_whole() -> u64 {
+    free_memory().map_or(u64::MAX, |free| free / 8)
+}
+
 /// Reads a UTF-8 file, `-` for stdin, that is to be in memory as a whole.
 ///
 /// # Errors
 /// It can't be read, isn't UTF-8, or does not fit into memory.
 pub(crate) fn read_file(path: &Path) -> Result<String> {
-    // The text, and what is made of it.
-    let most = free_memory().map_or(u64::MAX, |free| free / 8);
+    let most = longest_whole();
     let mut text = String::new();
     if let Ok(file) = fs::metadata(path)
         && file.is_file()

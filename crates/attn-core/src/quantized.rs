@@ -215,13 +215,19 @@ impl From<Arc<QTensor>> for Blocks {
 }
 
 impl Blocks {
-    /// `data` as a matrix of `dims`, a copy of it, on a device that [the format can be on](BlockFormat::stays_on). For formats of
+    /// `data` as a matrix of `dims`, on a device that [the format can be on](BlockFormat::stays_on). For formats of
     /// Candle's, `data` is aligned to eight bytes.
     ///
     /// # Errors
     /// Rows that are not whole blocks, bytes that are not as many as the shape takes, another device than the CPU for a
     /// format that has none.
-    pub fn new(format: BlockFormat, data: &[u8], dims: (usize, usize), device: &Device) -> Result<Self> {
+    pub fn new<'a>(
+        format: BlockFormat,
+        data: impl Into<Cow<'a, [u8]>>,
+        dims: (usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
+        let data = data.into();
         let (rows, columns) = dims;
         let blocks = columns / format.block_size();
         let bytes = rows.checked_mul(blocks).and_then(|n| n.checked_mul(format.type_size()));
@@ -230,14 +236,14 @@ impl Blocks {
         }
         Ok(Self(match format {
             BlockFormat::Candle(dtype) => {
-                let storage = QStorage::from_data(Cow::Borrowed(data), device, dtype)?;
+                let storage = QStorage::from_data(data, device, dtype)?;
                 Held::Candle(Arc::new(QTensor::new(storage, dims)?))
             }
             BlockFormat::Iq4Nl if !device.is_cpu() => {
-                return Self::new(GgmlDType::Q8_0.into(), &as_bytes(data), dims, device);
+                return Self::new(GgmlDType::Q8_0.into(), as_bytes(&data), dims, device);
             }
             _ if !format.stays_on(device) => bail!("{format:?}: blocks that stay as they are on the CPU alone"),
-            _ => Held::Own(Arc::new(Own { format, data: data.to_vec(), dims })),
+            _ => Held::Own(Arc::new(Own { format, data: data.into_owned(), dims })),
         }))
     }
 
@@ -257,7 +263,7 @@ impl Blocks {
             rows += more;
             data.extend_from_slice(&part.data()?);
         }
-        Self::new(format, &data, (rows, columns), &first.device())
+        Self::new(format, data, (rows, columns), &first.device())
     }
 
     /// How they are stored.

@@ -40,4 +40,4 @@ pub use free_memory::free_memory;
 pub use hub::{Fetched, HubConfig, download};
 pub use safetensors::SafetensorsSource;
 pub use source::{HubRef, ModelRef};
-pub use tokenizer::{StreamDecoder, TextEncoder, Tokenizer, last_word_end, longest_piece};
+pub use tokenizer::{StreamDecoder, TextEncoder, Tokenizer, append, last_word_end, longest_piece};

@@ -16,7 +16,7 @@ mod pieces;
 
 pub use cuts::last_word_end;
 pub(crate) use outline::MAX_ADDED;
-pub use pieces::{TextEncoder, longest_piece};
+pub use pieces::{TextEncoder, append, longest_piece};
 
 /// Text to token ids and back.
 #[derive(Debug, Clone)]

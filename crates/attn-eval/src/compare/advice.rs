@@ -8,7 +8,7 @@
 //! hardly shows what they lose. They are a baseline instead.
 
 use super::usable::usable;
-use super::{Mode, Pair, Results, Usable, Weighed, contexts, modes};
+use super::{Mode, Pair, Results, Usable, Weighed, contexts, find, modes};
 use crate::perplexity::Cell;
 use crate::stats::{Interval, MIN_WINDOWS};
 use serde::{Deserialize, Serialize};
@@ -203,7 +203,7 @@ impl<'a> Table<'a> {
     }
 
     fn cell(&self, mode: &str, context: usize) -> Option<&'a Cell> {
-        self.cells.iter().find(|cell| cell.context == context && cell.mode == mode)
+        find(self.cells, context, mode)
     }
 
     /// The modes measured at every one of the lengths; without those that drop far text, unless nothing else is there to be

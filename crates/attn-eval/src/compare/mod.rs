@@ -29,7 +29,7 @@ pub use encodings::encodings;
 pub use lab::{Lab, LabScores, LabSpec, sum_up};
 pub use mode::{Factor, Mode};
 pub(crate) use results::differences;
-pub use results::{MetricDifference, Pair, Results, TextResults, best, contexts, modes, summarise};
+pub use results::{MetricDifference, Pair, Results, TextResults, best, contexts, find, modes, summarise};
 pub use usable::{ByRetrieval, Usable, lengths_between};
 use variants::Variant;
 pub use variants::{change, factor_at};

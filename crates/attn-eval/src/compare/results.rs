@@ -224,6 +224,11 @@ pub fn best(cells: &[Cell], context: usize) -> Option<&Cell> {
     at.min_by(|a, b| a.nll.total_cmp(&b.nll))
 }
 
+/// The cell of a mode at a context.
+pub fn find<'a>(cells: &'a [Cell], context: usize, mode: &str) -> Option<&'a Cell> {
+    cells.iter().find(|cell| cell.context == context && cell.mode == mode)
+}
+
 /// The contexts of a comparison, in its order.
 pub fn contexts(cells: &[Cell]) -> Vec<usize> {
     let mut contexts: Vec<usize> = cells.iter().map(|cell| cell.context).collect();

@@ -53,10 +53,15 @@ pub(crate) fn short(perplexity: f64) -> String {
     }
 }
 
-/// A difference in nats as a ratio of perplexities, in percent; zero, and never minus zero, where a tenth shows none.
-pub(crate) fn gap_percent(nll: f64) -> f64 {
+/// A difference in nats as a ratio of perplexities, with its sign: never minus zero, where a tenth of a percent shows none.
+pub(crate) fn gap(nll: f64) -> String {
     let percent = nll.exp_m1() * 100.0;
-    if percent.abs() < 0.05 { 0.0 } else { percent }
+    match percent.abs() {
+        x if !x.is_finite() => format!("{nll:+.0} nats"),
+        x if x < 0.05 => "+0.0%".to_string(),
+        x if x < 10.0 => format!("{percent:+.1}%"),
+        _ => format!("{percent:+.0}%"),
+    }
 }
 
 /// A factor without needless zeros.
@@ -71,8 +76,8 @@ mod tests {
 
     #[test]
     fn a_gap_that_does_not_show_has_no_sign() {
-        for (nll, shown) in [(-4e-4, "+0.0"), (4e-4, "+0.0"), (-6e-4, "-0.1"), (0.01, "+1.0")] {
-            assert_eq!(format!("{:+.1}", gap_percent(nll)), shown, "{nll}");
+        for (nll, shown) in [(-4e-4, "+0.0%"), (4e-4, "+0.0%"), (-6e-4, "-0.1%"), (0.01, "+1.0%")] {
+            assert_eq!(gap(nll), shown, "{nll}");
         }
     }
 }

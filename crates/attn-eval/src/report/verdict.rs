@@ -1,7 +1,7 @@
 //! What a comparison says: what to do past the trained length, what that costs, and a sentence per length: the best mode, by
 //! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
-use super::{figure, gap_percent, short, weighed};
+use super::{figure, gap, short, weighed};
 use crate::compare::{
     Answer, MetricDifference, Pair, Recommendation, Results, Versus, best, contexts, far_text, takes_factor,
 };
@@ -270,13 +270,9 @@ fn range(Interval { low, high }: Interval) -> String {
     format!("({} to {})", percent(low), percent(high))
 }
 
-/// A difference in nats as a ratio of perplexities.
+/// A difference in nats as a ratio of perplexities, which the sentence around it gives its direction.
 fn percent(nll: f64) -> String {
-    let percent = gap_percent(nll);
-    if !percent.is_finite() {
-        return format!("{nll:.0} nats");
-    }
-    if percent.abs() < 10.0 { format!("{percent:.1}%") } else { format!("{percent:.0}%") }
+    gap(nll).trim_start_matches('+').to_string()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What things are hidden in, in sentences: a text of the user's, or a few sentences over and over.
 
 use anyhow::{Context, Result};
-use loader::{TextEncoder, Tokenizer};
+use loader::{TextEncoder, Tokenizer, append};
 
 /// The sentences of Mohtashami and Jaggi (2023), which RULER's variable tracking uses too.
 const FILLER: &str = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
@@ -183,11 +183,7 @@ impl<'a> HaystackReader<'a> {
         let sentence = std::mem::replace(&mut self.sentence, self.tokenizer.text_encoder(usize::MAX));
         let (ids, _) = sentence.finish()?;
         if !ids.is_empty() {
-            // Not to their double, of which a long text would fill the memory.
-            if self.ids.capacity() - self.ids.len() < ids.len() {
-                self.ids.reserve_exact(ids.len().max(self.ids.len() / 8));
-            }
-            self.ids.extend_from_slice(&ids);
+            append(&mut self.ids, &ids);
             self.ends.push(self.ids.len());
         }
         Ok(())

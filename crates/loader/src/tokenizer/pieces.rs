@@ -170,13 +170,17 @@ impl TextEncoder<'_> {
         let ids = self.tokenizer.encode_after(self.before, piece)?;
         let ids = ids.ok_or_else(|| super::failed("a text is not what its pieces are".to_string()))?;
         self.tokenizer.check_ids(&ids)?;
-        // Grown by less than its double, which for a long text is as much again as all ids.
-        if self.ids.capacity() - self.ids.len() < ids.len() {
-            self.ids.reserve_exact(ids.len().max(self.ids.len() / 8));
-        }
-        self.ids.extend_from_slice(&ids);
+        append(&mut self.ids, &ids);
         Ok(())
     }
+}
+
+/// Puts `more` after `ids`, which grow by an eighth and not to their double: for a long text that is as much again as all ids.
+pub fn append(ids: &mut Vec<u32>, more: &[u32]) {
+    if ids.capacity() - ids.len() < more.len() {
+        ids.reserve_exact(more.len().max(ids.len() / 8));
+    }
+    ids.extend_from_slice(more);
 }
 
 /// Bytes of a text that may be tokenised at once: what it takes is at most half of the memory that is free.

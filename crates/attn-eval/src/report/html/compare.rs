@@ -1,13 +1,14 @@
 //! The page of `attn compare --html`.
 
+use super::curves::{above_best, by_context, by_position};
 use super::provenance::provenance;
 use super::retrieval;
-use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
-use crate::compare::{Mode, Pair, Results, Usable, best, contexts, modes};
+use super::{Cell, Chart, Head, Page, Table, digits};
+use crate::compare::{Mode, Pair, Results, Usable, best, contexts, find, modes};
 use crate::metrics::Metric;
 use crate::perplexity::{self, BUCKETS};
 use crate::report::metrics;
-use crate::report::{About, Document, ENCODINGS, Verdict, factor, gap_percent, search_sentence, short, verdict};
+use crate::report::{About, Document, ENCODINGS, Verdict, factor, gap, search_sentence, short, verdict};
 use crate::search::Search;
 use crate::stats::{Difference, Interval};
 use anyhow::Result;
@@ -224,142 +225,6 @@ pub(super) fn meanings<'a>(page: &mut Page, modes: impl IntoIterator<Item = &'a 
     page.facts(&known);
 }
 
-fn find<'a>(cells: &'a [perplexity::Cell], context: usize, mode: &str) -> Option<&'a perplexity::Cell> {
-    cells.iter().find(|cell| cell.context == context && cell.mode == mode)
-}
-
-fn by_context(cells: &[perplexity::Cell], trained: Option<usize>) -> Chart {
-    let mut at = contexts(cells);
-    at.sort_unstable();
-    type Measure = fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);
-    let measures: [(&str, Measure); 2] = [
-        ("all tokens", |cell| (Some(cell.perplexity), cell.interval)),
-        ("last quarter of each window", |cell| (cell.last_quarter_perplexity, cell.last_quarter_interval)),
-    ];
-    let views = measures.into_iter().map(|(name, measure)| {
-        let series = modes(cells).into_iter().map(|mode| {
-            let found: Vec<_> =
-                at.iter().map(|&context| find(cells, context, mode).map_or((None, None), measure)).collect();
-            let some = found.iter().any(|(_, interval)| interval.is_some());
-            let end = |pick: fn(Interval) -> f64| -> Vec<Option<f64>> {
-                if some { found.iter().map(|(_, interval)| interval.map(pick)).collect() } else { vec![] }
-            };
-            Series {
-                name: mode.to_string(),
-                values: found.iter().map(|(value, _)| *value).collect(),
-                low: end(|interval| interval.low),
-                high: end(|interval| interval.high),
-            }
-        });
-        View { name: name.to_string(), x: numbers(&at), series: series.collect(), marks: trained_mark(&at, trained) }
-    });
-    Chart {
-        id: "by-context".into(),
-        title: "Perplexity by context".into(),
-        note: "One line per mode; lower is better. Upright bars are 95% intervals of each figure by itself: modes are \
-               compared on the same tokens, so a difference can be real although the bars overlap."
-            .into(),
-        view_name: "Measured over",
-        xlabel: "context (tokens)",
-        ylabel: "perplexity",
-        xunit: "tokens",
-        xlog: true,
-        ylog: true,
-        xticks: true,
-        views: views.collect(),
-        ..Chart::default()
-    }
-}
-
-fn numbers(contexts: &[usize]) -> Vec<f64> {
-    contexts.iter().map(|&context| context as f64).collect()
-}
-
-/// Where the trained context lies, if contexts of both sides or that context itself were measured.
-fn trained_mark(contexts: &[usize], trained: Option<usize>) -> Vec<Mark> {
-    let (first, last) = (contexts.first().copied(), contexts.last().copied());
-    let within = trained.filter(|&n| first.is_some_and(|first| first <= n) && last.is_some_and(|last| n <= last));
-    within.map(|n| Mark { x: n as f64, label: format!("trained to {n}") }).into_iter().collect()
-}
-
-/// How far every mode is above the best of its context, which tells apart the lines that lie on one another in
-/// [`by_context`]. Nothing where no two modes were compared.
-fn above_best(cells: &[perplexity::Cell]) -> Option<Chart> {
-    let mut at = contexts(cells);
-    at.sort_unstable();
-    type Ends = (f64, Option<f64>, Option<f64>);
-    let above = |mode: &str, context: usize| -> Option<Ends> {
-        let itself = best(cells, context).is_some_and(|winner| winner.mode == mode);
-        let versus = find(cells, context, mode)?.versus_best.as_ref();
-        versus.map(|versus| (versus.nll, versus.low, versus.high)).or(itself.then_some((0.0, None, None)))
-    };
-    let percent = |nll: f64| Some(nll.exp_m1() * 100.0).filter(|percent| percent.is_finite());
-    let series = modes(cells).into_iter().map(|mode| {
-        let found: Vec<_> = at.iter().map(|&context| above(mode, context)).collect();
-        let end = |pick: fn(Ends) -> Option<f64>| -> Vec<Option<f64>> {
-            found.iter().map(|found| found.and_then(pick).and_then(percent)).collect()
-        };
-        Series {
-            name: mode.to_string(),
-            values: end(|(nll, ..)| Some(nll)),
-            low: end(|(_, low, _)| low),
-            high: end(|(.., high)| high),
-        }
-    });
-    let series: Vec<Series> = series.collect();
-    cells.iter().any(|cell| cell.versus_best.is_some()).then(|| Chart {
-        id: "above-best".into(),
-        title: "Above the best mode".into(),
-        note:
-            "Percent of perplexity above the best mode of the same context, with the 95% interval of that difference: \
-               a bar that reaches 0 is not told apart from the best. The axis is logarithmic from half a percent on."
-                .into(),
-        xlabel: "context (tokens)",
-        ylabel: "above the best",
-        xunit: "tokens",
-        xlog: true,
-        xticks: true,
-        ylinear: 0.5,
-        yunit: "%",
-        views: vec![View { name: String::new(), x: numbers(&at), series, marks: vec![] }],
-        ..Chart::default()
-    })
-}
-
-fn by_position(cells: &[perplexity::Cell], trained: Option<usize>) -> Chart {
-    let mut at = contexts(cells);
-    at.sort_unstable_by(|a, b| b.cmp(a));
-    let views = at.iter().map(|&context| {
-        let parts = cells.iter().find(|cell| cell.context == context).map_or(0, |cell| cell.curve.len());
-        let width = context as f64 / parts.max(1) as f64;
-        let of = |mode: &&str| find(cells, context, mode).filter(|cell| cell.curve.len() == parts);
-        let series = modes(cells).into_iter().filter_map(|mode| {
-            let cell = of(&mode)?;
-            Some(Series { name: mode.to_string(), values: cell.curve.clone(), ..Series::default() })
-        });
-        let marks = trained.filter(|&n| n < context).map(|n| Mark { x: n as f64, label: format!("trained to {n}") });
-        View {
-            name: format!("{context} tokens"),
-            x: (0..parts).map(|i| (i as f64 + 0.5) * width).collect(),
-            series: series.collect(),
-            marks: marks.into_iter().collect(),
-        }
-    });
-    Chart {
-        id: "by-position".into(),
-        title: "Loss by position in the window".into(),
-        note: "Mean negative log-likelihood of the tokens around each position; lower is better. More context should \
-               help, so a good mode falls or stays level to the end. One that rises past the dashed line is breaking there."
-            .into(),
-        view_name: "Context",
-        xlabel: "position in the window (tokens)",
-        ylabel: "nats per token (log of perplexity)",
-        xunit: "tokens in",
-        views: views.collect(),
-        ..Chart::default()
-    }
-}
-
 type Measured<'a> = &'a dyn Fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);
 
 /// Modes down, contexts across.
@@ -411,15 +276,6 @@ fn perplexities(
     }
 }
 
-/// A difference in nats as a ratio of perplexities.
-fn percent(nll: f64) -> String {
-    let percent = gap_percent(nll);
-    if !percent.is_finite() {
-        return format!("{nll:+.0} nats");
-    }
-    if percent.abs() < 10.0 { format!("{percent:+.1}%") } else { format!("{percent:+.0}%") }
-}
-
 fn judged(low: Option<f64>, high: Option<f64>) -> &'static str {
     match low.zip(high) {
         Some((low, high)) if low > 0.0 || high < 0.0 => "real",
@@ -438,9 +294,9 @@ fn against_best(cells: &[perplexity::Cell]) -> Table {
             Some(cell) if cell.versus_best.is_some() && same_as_best(cell) => Cell::number(0.0, "the same as the best"),
             Some(cell) => match &cell.versus_best {
                 Some(Difference { nll, low, high, .. }) => {
-                    let range = low.zip(*high).map(|(a, b)| format!("{} to {}, ", percent(a), percent(b)));
+                    let range = low.zip(*high).map(|(a, b)| format!("{} to {}, ", gap(a), gap(b)));
                     let small = format!("{}{}", range.unwrap_or_default(), judged(*low, *high));
-                    Cell::number(*nll, percent(*nll)).small(small)
+                    Cell::number(*nll, gap(*nll)).small(small)
                 }
                 None if best(cells, context).is_some_and(|winner| winner.mode == mode) => {
                     Cell::number(0.0, "best").class("best")
@@ -464,16 +320,16 @@ fn against_best(cells: &[perplexity::Cell]) -> Table {
 fn pairs(differences: &[Pair]) -> Table {
     let ends = |interval: Option<Interval>| (interval.map(|i| i.low), interval.map(|i| i.high));
     let range = |interval: Option<Interval>| {
-        interval.map_or(String::new(), |Interval { low, high }| format!("{} to {}", percent(low), percent(high)))
+        interval.map_or(String::new(), |Interval { low, high }| format!("{} to {}", gap(low), gap(high)))
     };
     let rows = differences.iter().map(|pair| {
         let (low, high) = ends(pair.interval);
         vec![
             Cell::text(format!("{} over {}", pair.mode, pair.versus)),
             Cell::count(pair.context),
-            Cell::number(pair.nll, percent(pair.nll)).small(range(pair.interval)),
+            Cell::number(pair.nll, gap(pair.nll)).small(range(pair.interval)),
             Cell::text(judged(low, high)),
-            Cell::optional(pair.last_quarter_nll, percent).small(range(pair.last_quarter_interval)),
+            Cell::optional(pair.last_quarter_nll, gap).small(range(pair.last_quarter_interval)),
         ]
     });
     Table {

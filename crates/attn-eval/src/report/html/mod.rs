@@ -5,6 +5,7 @@
 //! is escaped on its way into markup and into the data. A policy in the page's head forbids it to load anything.
 
 mod compare;
+mod curves;
 mod explain;
 mod provenance;
 mod retrieval;
