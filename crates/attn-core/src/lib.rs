@@ -30,6 +30,8 @@ pub mod product;
 pub mod profile;
 mod quantized;
 mod simd;
+#[cfg(test)]
+mod testing;
 
 pub use attention::{AttendArgs, Curve, ScoreBias, Scores, attend, attend_lse, attend_weights, merge};
 pub use cache::{KvCache, LayerCache};

@@ -157,19 +157,7 @@ impl Case {
                 let rows = noise(seed + 5, 1.0, &[b, h, tq, r])?;
                 ScoreBias::RowBank { rows, bank: noise(seed + 6, 1.0, &[if shared { 1 } else { h }, r, n])?, first }
             }
-            BiasKind::Curve => {
-                let n = (self.q_start + tq).saturating_sub(self.k_start) + 3;
-                let distance = |i: usize| (0.4 * i as f32 + 1.0).ln();
-                let rows = if seed % 2 == 0 { 1 } else { b };
-                ScoreBias::Curve(Curve {
-                    distances: Tensor::from_iter((0..n).map(distance), &Device::Cpu)?,
-                    rows: (noise(seed + 5, 0.3, &[rows, tq])? + 0.4)?,
-                    hidden_weight: noise(seed + 6, 1.0, &[9])?,
-                    hidden_bias: noise(seed + 7, 1.0, &[9])?,
-                    out_weight: noise(seed + 8, 1.0, &[h, 9])?,
-                    out_bias: noise(seed + 9, 1.0, &[h])?,
-                })
-            }
+            BiasKind::Curve => ScoreBias::Curve(self.curve(h)?),
             BiasKind::Dense(bits) => {
                 let dims = [self.b, h, self.tq, self.tk];
                 let dims: Vec<_> = (0..4).map(|i| if bits >> i & 1 == 1 { 1 } else { dims[i] }).collect();
@@ -180,6 +168,34 @@ impl Case {
         let sinks = if self.sinks { Some(noise(seed + 10, 4.0, &[h])?) } else { None };
         let scores = Scores::new(scale).with_softcap(self.softcap).with_bias(bias).with_sinks(sinks);
         Ok(AttendArgs::new(scores).with_mask(mask).with_slots(self.q_start, self.k_start))
+    }
+
+    /// A curve without a bend on a place that occurs: f32 could not tell on which side of the bend it lies, and the derivative
+    /// there is that of either side.
+    fn curve(&self, h: usize) -> Result<Curve> {
+        let (seed, tq) = (self.seed, self.tq);
+        let n = (self.q_start + tq).saturating_sub(self.k_start) + 3;
+        let distances: Vec<f32> = (0..n).map(|i| (0.4 * i as f32 + 1.0).ln()).collect();
+        let rows = (noise(seed + 5, 0.3, &[if seed % 2 == 0 { 1 } else { self.b }, tq])? + 0.4)?;
+        let places = rows.flatten_all()?.to_vec1::<f32>()?;
+        let occurs = |near: &dyn Fn(f32) -> bool| places.iter().any(|row| distances.iter().any(|d| near(row * d)));
+        for salt in (0..).map(|i| seed + 1000 * i) {
+            let (weight, bias) = (noise(salt + 6, 1.0, &[9])?, noise(salt + 7, 1.0, &[9])?);
+            let units = weight.to_vec1::<f32>()?.into_iter().zip(bias.to_vec1::<f32>()?);
+            // Some roundings of numbers that are as large as the bias where the two cancel.
+            let bends = |(w, b): (f32, f32)| occurs(&|x| (w * x + b).abs() <= 5e-7 * b.abs());
+            if !units.into_iter().any(bends) {
+                return Ok(Curve {
+                    distances: Tensor::new(distances, &Device::Cpu)?,
+                    rows,
+                    hidden_weight: weight,
+                    hidden_bias: bias,
+                    out_weight: noise(seed + 8, 1.0, &[h, 9])?,
+                    out_bias: noise(seed + 9, 1.0, &[h])?,
+                });
+            }
+        }
+        unreachable!("there is always another one")
     }
 
     /// Relative to the largest value.

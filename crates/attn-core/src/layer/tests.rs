@@ -1,4 +1,5 @@
 use super::*;
+use crate::testing::{randn, settle};
 use crate::{Linear, NormKind, position::Nope};
 use candle_core::{DType, Device, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarMap};
@@ -10,8 +11,15 @@ fn fresh(config: &AttentionConfig) -> Result<(VarMap, MultiHeadAttention)> {
     Ok((vars, layer))
 }
 
+/// The same with numbers that are those of every run.
+fn settled(config: &AttentionConfig) -> Result<(VarMap, MultiHeadAttention)> {
+    let (vars, layer) = fresh(config)?;
+    settle(&vars)?;
+    Ok((vars, layer))
+}
+
 fn normal(shape: &[usize]) -> Result<Tensor> {
-    Tensor::randn(0f32, 1., shape, &Device::Cpu)
+    randn(0.0, 1.0, shape)
 }
 
 #[test]
@@ -108,7 +116,7 @@ fn every_part_does_what_it_says() -> Result<()> {
             .with_v_norm(Some(1e-6))
             .with_sinks(true)
             .with_output_gate(Some(gate));
-        let (_, layer) = fresh(&config)?;
+        let (_, layer) = settled(&config)?;
         let sinks = normal(&[heads])?;
         let parts = layer.parts().clone().with_sinks(Some(sinks.clone()));
         let layer = MultiHeadAttention::from_parts(config, parts.clone(), Arc::new(Nope::default()))?;
@@ -145,7 +153,7 @@ fn a_linear_is_open() -> Result<()> {
             self.0.forward(xs)? + change
         }
     }
-    let (_, layer) = fresh(&AttentionConfig::new(16, 2, 2))?;
+    let (_, layer) = settled(&AttentionConfig::new(16, 2, 2))?;
     let mut parts = layer.parts().clone();
     let Projections::Separate { q, .. } = &mut parts.projections else { bail!("separate") };
     let (a, b) = (Var::from_tensor(&normal(&[2, 16])?)?, Var::zeros((16, 2), DType::F32, &Device::Cpu)?);
@@ -172,8 +180,8 @@ fn a_linear_is_open() -> Result<()> {
 
 #[test]
 fn a_layer_reads_the_keys_of_another() -> Result<()> {
-    let (_, first) = fresh(&AttentionConfig::new(16, 4, 2))?;
-    let (_, second) = fresh(&AttentionConfig::new(16, 4, 2))?;
+    let (_, first) = settled(&AttentionConfig::new(16, 4, 2))?;
+    let (_, second) = settled(&AttentionConfig::new(16, 4, 2))?;
     let Projections::Separate { q, .. } = &second.parts().projections else { bail!("separate") };
     let parts = AttentionParts::new(Projections::Queries(q.clone()), second.parts().out.clone());
     let reader = MultiHeadAttention::from_parts(second.config().clone(), parts, Arc::new(Nope::default()))?;
@@ -195,7 +203,7 @@ fn a_layer_reads_the_keys_of_another() -> Result<()> {
 /// A mask as a tensor, of either kind and any shape, is that mask; a query that sees nothing gives what no values give.
 #[test]
 fn masks_may_be_tensors() -> Result<()> {
-    let (_, causal) = fresh(&AttentionConfig::new(16, 4, 2))?;
+    let (_, causal) = settled(&AttentionConfig::new(16, 4, 2))?;
     let open = causal.config().clone().with_mask(Mask::bidirectional());
     let open = MultiHeadAttention::from_parts(open, causal.parts().clone(), causal.position().clone())?;
     let (xs, at) = (normal(&[2, 6, 16])?, Positions::new(0..6));
@@ -223,7 +231,7 @@ fn masks_may_be_tensors() -> Result<()> {
 /// The same gradients with a cache as without, in blocks and over two calls.
 #[test]
 fn gradients_flow_through_a_cache() -> Result<()> {
-    let (vars, layer) = fresh(&AttentionConfig::new(16, 4, 2).with_mask(Mask::causal().with_window(Some(3))))?;
+    let (vars, layer) = settled(&AttentionConfig::new(16, 4, 2).with_mask(Mask::causal().with_window(Some(3))))?;
     let xs = Var::from_tensor(&normal(&[1, 9, 16])?)?;
     let weights = normal(&[1, 9, 16])?;
     let whole = (layer.forward(&xs, &Positions::new(0..9), None)? * &weights)?.sum_all()?.backward()?;
@@ -245,7 +253,7 @@ fn gradients_flow_through_a_cache() -> Result<()> {
 #[test]
 fn position_ids_place_tokens() -> Result<()> {
     use crate::position::{Rope, RopeConfig};
-    let (_, layer) = fresh(&AttentionConfig::new(16, 2, 2))?;
+    let (_, layer) = settled(&AttentionConfig::new(16, 2, 2))?;
     let layer = layer.with_position(Arc::new(Rope::new(RopeConfig::new(8, 1e4))?));
     let xs = normal(&[2, 5, 16])?;
     let pads: Arc<[usize]> = [2, 0].into();
@@ -267,7 +275,7 @@ fn position_ids_place_tokens() -> Result<()> {
 
 #[test]
 fn a_cache_is_forked_selected_and_stored_in_half_precision() -> Result<()> {
-    let (_, layer) = fresh(&AttentionConfig::new(16, 4, 2))?;
+    let (_, layer) = settled(&AttentionConfig::new(16, 4, 2))?;
     let xs = normal(&[3, 8, 16])?;
     let detached = |layer: &MultiHeadAttention| -> Result<MultiHeadAttention> {
         let Projections::Separate { q, k, v } = &layer.parts().projections else { bail!("separate") };

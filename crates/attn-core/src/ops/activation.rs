@@ -314,6 +314,7 @@ impl CustomOp2 for Gated {
 mod tests {
     use super::*;
     use crate::attention::laws::noise;
+    use crate::testing::randn;
     use candle_core::{Device, Var};
 
     const ALL: [Activation; 6] = [
@@ -376,7 +377,7 @@ mod tests {
 
     #[test]
     fn views_and_odd_widths() -> Result<()> {
-        let xs = Tensor::randn(0f32, 1., (3, 4, 12), &Device::Cpu)?;
+        let xs = randn(0.0, 1.0, (3, 4, 12))?;
         for view in [xs.narrow(2, 2, 6)?, xs.transpose(0, 1)?, xs.narrow(1, 1, 2)?] {
             let (a, b) = (gated(Activation::Silu, &view)?, gated(Activation::Silu, &view.contiguous()?)?);
             assert_eq!(a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);

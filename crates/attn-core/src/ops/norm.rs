@@ -347,12 +347,12 @@ impl CustomOp3 for NormOp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::randn;
     use candle_core::Var;
 
     /// Value and gradients of the fused op against plain ops in f64, weighting the outputs at random.
     fn check(kind: NormKind, dims: &[usize], weight: Option<&[usize]>, bias: bool, dtype: DType) -> Result<()> {
-        let dev = Device::Cpu;
-        let random = |dims: &[usize]| Tensor::randn(0f32, 1., dims, &dev)?.to_dtype(dtype);
+        let random = |dims: &[usize]| randn(0.0, 1.0, dims)?.to_dtype(dtype);
         let xs = random(dims)?;
         let w = weight.map(random).transpose()?;
         let b = weight.filter(|_| bias).map(random).transpose()?;
@@ -398,7 +398,7 @@ mod tests {
     fn a_sum_and_its_norm_are_the_same_in_one_pass() -> Result<()> {
         for dtype in [DType::F32, DType::BF16] {
             for dims in [[1, 3, 20], [4, 90, 130]] {
-                let random = || Tensor::randn(0f32, 1., &dims, &Device::Cpu)?.to_dtype(dtype);
+                let random = || randn(0.0, 1.0, &dims)?.to_dtype(dtype);
                 let (a, b, w) = (random()?, random()?, random()?.get(0)?.get(0)?);
                 let (sum, normed) = add_norm(NormKind::Layer, &a, &b, Some(&w), Some(&w), 1e-5)?;
                 // Not Candle's sum in bf16, which on Arm is cut off rather than rounded.
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn views_are_read_in_place() -> Result<()> {
-        let xs = Tensor::randn(0f32, 1., (2, 6, 20), &Device::Cpu)?;
+        let xs = randn(0.0, 1.0, (2, 6, 20))?;
         for view in [xs.narrow(2, 3, 9)?, xs.narrow(1, 1, 4)?, xs.transpose(1, 2)?] {
             let (a, b) = (norm(NormKind::Rms, &view, None, None, 0.1)?, plain(NormKind::Rms, &view, None, None, 0.1)?);
             let worst = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;

@@ -2,6 +2,7 @@
 
 use super::rope::scaling::{FreqFactors, SCHEMES};
 use super::*;
+use crate::testing::randn;
 use crate::{AttentionConfig, AttentionParts, LayerCache, Linear, Mask, MultiHeadAttention, Projections};
 use candle_core::{DType, Var};
 use std::ops::Range;
@@ -23,7 +24,7 @@ struct Case {
 }
 
 fn normal(shape: &[usize]) -> Result<Tensor> {
-    Tensor::randn(0f64, 1., shape, &Device::Cpu)
+    randn(0.0, 1.0, shape)?.to_dtype(DType::F64)
 }
 
 /// A trained context of 16 tokens under every scheme of the table.

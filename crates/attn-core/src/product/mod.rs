@@ -170,12 +170,12 @@ fn with_slices<T: candle_core::WithDType, R>(a: &Tensor, b: &Tensor, f: impl FnO
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::randn;
     use candle_core::Var;
 
     /// Every kernel against a product in f64 of the same rounded numbers.
     #[test]
     fn products_agree_with_f64() -> Result<()> {
-        let dev = Device::Cpu;
         for (rows, depth, out) in [
             (1, 1, 1),
             (1, 576, 100),
@@ -190,8 +190,8 @@ mod tests {
             (900, 20, 35),
         ] {
             for dtype in [DType::F32, DType::BF16, DType::F16] {
-                let xs = Tensor::randn(0f32, 1., (rows, depth), &dev)?.to_dtype(dtype)?;
-                let w = Tensor::randn(0f32, 1., (out, depth), &dev)?.to_dtype(dtype)?;
+                let xs = randn(0.0, 1.0, (rows, depth))?.to_dtype(dtype)?;
+                let w = randn(0.0, 1.0, (out, depth))?.to_dtype(dtype)?;
                 compare(&xs, &w, &matmul_t(&xs, &w)?)?;
             }
         }
@@ -201,8 +201,8 @@ mod tests {
     /// Leading dimensions are rows, of views too, and come back; gradients have the shapes of what they are of.
     #[test]
     fn leading_dimensions_are_rows() -> Result<()> {
-        let all = Tensor::randn(0f32, 1., (3, 5, 20), &Device::Cpu)?;
-        let w = Var::randn(0f32, 1., (7, 10), &Device::Cpu)?;
+        let all = randn(0.0, 1.0, (3, 5, 20))?;
+        let w = Var::from_tensor(&randn(0.0, 1.0, (7, 10))?)?;
         for dtype in [DType::F32, DType::F64] {
             let (all, w) = (all.to_dtype(dtype)?, Var::from_tensor(&w.to_dtype(dtype)?)?);
             for view in
@@ -230,8 +230,8 @@ mod tests {
     fn bf16_products_agree_with_f64_on_every_kernel() -> Result<()> {
         use bf16::Kernel;
         for (rows, depth, out) in [(9, 3, 5), (33, 64, 32), (40, 100, 70), (100, 576, 48), (64, 31, 1)] {
-            let xs = Tensor::randn(0f32, 1., (rows, depth), &Device::Cpu)?.to_dtype(DType::BF16)?;
-            let w = Tensor::randn(0f32, 1., (out, depth), &Device::Cpu)?.to_dtype(DType::BF16)?;
+            let xs = randn(0.0, 1.0, (rows, depth))?.to_dtype(DType::BF16)?;
+            let w = randn(0.0, 1.0, (out, depth))?.to_dtype(DType::BF16)?;
             for kernel in [Kernel::Amx, Kernel::Avx512].into_iter().filter(|k| k.is_available()) {
                 let ys = with_slices(&xs, &w, |xs, w| {
                     bf16::product::<half::bf16>(kernel, xs, &bf16::Dense { w, depth }, (rows, depth, out))
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn gradients_are_those_of_f64() -> Result<()> {
         for (rows, depth, out) in [(1, 3, 2), (40, 33, 65), (100, 64, 32)] {
-            let random = |a, b| Tensor::randn(0f64, 1., (a, b), &Device::Cpu);
+            let random = |a, b| randn(0.0, 1.0, (a, b))?.to_dtype(DType::F64);
             let (xs, w, pick) = (random(rows, depth)?, random(out, depth)?, random(rows, out)?);
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2), (DType::F16, 4e-3)] {
                 let run = |to: DType| -> Result<[Tensor; 2]> {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::position::{Nope, Rope};
+use crate::testing::{randn, settle};
 use crate::{AttentionConfig, MultiHeadAttention};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -10,7 +11,8 @@ fn outputs(encodings: Vec<Arc<dyn PositionEncoding>>) -> Result<Vec<Tensor>> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     let layer = MultiHeadAttention::new(&AttentionConfig::new(32, 4, 2), Arc::new(Nope::default()), vb)?;
-    let xs = Tensor::randn(0f32, 1., (2, T, 32), &Device::Cpu)?;
+    settle(&vars)?;
+    let xs = randn(0.0, 1.0, (2, T, 32))?;
     let run = |encoding| layer.with_position(encoding).forward(&xs, &Positions::new(0..T), None);
     encodings.into_iter().map(run).collect()
 }
@@ -97,7 +99,8 @@ fn a_window_bounds_the_cache() -> Result<()> {
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     let encoding = ExtendConfig::Window(WindowConfig { window: 6 }).build(RopeConfig::new(8, 1e4))?;
     let layer = MultiHeadAttention::new(&AttentionConfig::new(32, 4, 2), encoding, vb)?;
-    let xs = Tensor::randn(0f32, 1., (1, T, 32), &Device::Cpu)?;
+    settle(&vars)?;
+    let xs = randn(0.0, 1.0, (1, T, 32))?;
     let (mut cache, mut outs) = (layer.new_cache(T), vec![]);
     for i in 0..T {
         outs.push(layer.forward(&xs.narrow(1, i, 1)?.detach(), &Positions::new(i..i + 1), Some(&mut cache))?);

@@ -72,6 +72,7 @@ impl PositionEncoding for LearnedFrequencies {
 mod tests {
     use super::*;
     use crate::position::{Layout, Rope};
+    use crate::testing::randn;
     use candle_core::{Device, Var};
 
     /// Without shifts it is RoPE, and its gradient is that of finite differences.
@@ -79,7 +80,7 @@ mod tests {
     fn it_starts_as_rope_and_has_a_gradient() {
         for layout in [Layout::Half, Layout::Interleaved] {
             let config = RopeConfig { layout, ..RopeConfig::new(8, 100.0) };
-            let xs = Tensor::randn(0f64, 1f64, (2, 3, 5, 8), &Device::Cpu).unwrap();
+            let xs = randn(0.0, 1.0, (2, 3, 5, 8)).unwrap().to_dtype(DType::F64).unwrap();
             let positions = Positions::new(700..705);
             let shift = Var::zeros(4, DType::F64, &Device::Cpu).unwrap();
             let learned = LearnedFrequencies::from_shift(config.clone(), shift.as_tensor().clone()).unwrap();

@@ -103,6 +103,7 @@ impl PositionEncoding for RotaryTable {
 mod tests {
     use super::*;
     use crate::position::{Rope, Sinusoidal, SinusoidalConfig, SinusoidalLayout};
+    use crate::testing::randn;
     use candle_core::Device;
 
     #[test]
@@ -113,7 +114,7 @@ mod tests {
         let table = Tensor::from_vec(rows, (16, 8), &Device::Cpu)?.to_dtype(DType::F32)?;
         let encoding = RotaryTable::from_table(&RotaryTableConfig { rows: 16, head_dim: 8 }, &table)?;
         let rope = Rope::new(RopeConfig { layout: Layout::Interleaved, ..RopeConfig::new(8, 1e4) })?;
-        let xs = Tensor::randn(0f32, 1., (2, 3, 5, 8), &Device::Cpu)?;
+        let xs = randn(0.0, 1.0, (2, 3, 5, 8))?;
         let positions = Positions::new(9..14).with_pads(Some([0, 2].into()));
         let (got, want) = (encoding.rotate(&xs, &positions)?, rope.rotate(&xs, &positions)?);
         let off = (got - want)?.abs()?.max_all()?.to_scalar::<f32>()?;

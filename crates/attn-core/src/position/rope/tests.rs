@@ -2,6 +2,7 @@ use super::*;
 use crate::position::laws::ropes;
 use crate::position::rope::scaling::{Dynamic, Yarn};
 use crate::position::{Layout, RopeScaling};
+use crate::testing::randn;
 use candle_core::Device;
 use proptest::prelude::*;
 
@@ -29,10 +30,10 @@ proptest! {
         let d = 2 * pairs + rest;
         let xs = if transposed {
             // A slice of fused projections: strides of all kinds, lanes contiguous.
-            let fused = Tensor::randn(0f32, 1., (b, t, h + 1, d + 3), &Device::Cpu).unwrap();
+            let fused = randn(0.0, 1.0, (b, t, h + 1, d + 3)).unwrap();
             fused.narrow(2, 1, h).unwrap().narrow(3, 2, d).unwrap().transpose(1, 2).unwrap()
         } else {
-            Tensor::randn(0f32, 1., (b, h, t, d), &Device::Cpu).unwrap()
+            randn(0.0, 1.0, (b, h, t, d)).unwrap()
         };
         let xs = xs.to_dtype(dtype).unwrap();
         let pads = pads.map(|pads| pads[..b].into());
@@ -47,7 +48,7 @@ proptest! {
 fn large_inputs_run_in_parallel_and_agree() -> Result<()> {
     for config in ropes() {
         let rope = Rope::new(config)?;
-        let xs = Tensor::randn(0f32, 1., (2, 300, 16, 8), &Device::Cpu)?.transpose(1, 2)?;
+        let xs = randn(0.0, 1.0, (2, 300, 16, 8))?.transpose(1, 2)?;
         let positions = Positions::new(5..305);
         assert_eq!(distance(&rope.rotate_fast(&xs, &positions)?, &rope.rotate_plain(&xs, &positions)?)?, 0.0);
     }
@@ -58,7 +59,7 @@ fn large_inputs_run_in_parallel_and_agree() -> Result<()> {
 #[test]
 fn any_positions_can_be_rotated_to() -> Result<()> {
     let rope = Rope::new(RopeConfig::new(8, 1e4))?;
-    let xs = Tensor::randn(0f64, 1., (2, 3, 4, 8), &Device::Cpu)?;
+    let xs = randn(0.0, 1.0, (2, 3, 4, 8))?.to_dtype(DType::F64)?;
     let positions = Positions::new(5..9).with_pads(Some([0, 3].into()));
     let at: Vec<f64> = positions.all().map(|p| p as f64).collect();
     assert_eq!(distance(&rope.rotate(&xs, &positions)?, &rope.rotate_at(&xs, &at, 9)?)?, 0.0);
@@ -115,7 +116,7 @@ fn angles_are_exact_at_long_positions() -> Result<()> {
 #[test]
 fn bf16_inputs_turn_by_f32_angles() -> Result<()> {
     let rope = Rope::new(RopeConfig::new(64, 1e4))?;
-    let xs = Tensor::randn(0f32, 1., (1, 2, 4, 64), &Device::Cpu)?.to_dtype(DType::BF16)?;
+    let xs = randn(0.0, 1.0, (1, 2, 4, 64))?.to_dtype(DType::BF16)?;
     let positions = Positions::new(4093..4097);
     let exact = rope.rotate(&xs.to_dtype(DType::F32)?, &positions)?;
     assert_eq!(distance(&rope.rotate(&xs, &positions)?, &exact.to_dtype(DType::BF16)?)?, 0.0);
@@ -146,7 +147,7 @@ fn the_attention_factor_scales_queries_and_keys() -> Result<()> {
     let scaling = RopeScaling::from(Yarn::new(4.0, 16));
     let rope = Rope::new(RopeConfig { scaling, ..RopeConfig::new(8, 1e4) })?;
     let norm = |xs: &Tensor| xs.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
-    let xs = Tensor::randn(0f32, 1., (1, 1, 1, 8), &Device::Cpu)?;
+    let xs = randn(0.0, 1.0, (1, 1, 1, 8))?;
     let ratio = norm(&rope.rotate(&xs, &Positions::new(11..12))?)? / norm(&xs)?;
     assert!((ratio as f64 - rope.attention_factor(1)).abs() < 1e-5 && ratio > 1.13, "{ratio}");
     Ok(())
