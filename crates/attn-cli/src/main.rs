@@ -4,45 +4,27 @@
 //! line that begins with `error:`; the exit code is 2 if the command was used wrongly, 1 if it failed, and 130 if Ctrl-C
 //! ended it. A reader that goes away (`attn generate | head -1`) is no failure.
 
-mod about;
-mod apply;
-mod args;
-mod bench;
-mod compare;
-mod completions;
-mod conversation;
-mod download;
+mod cli;
+mod commands;
 mod embedded;
-mod estimate;
-mod explain;
-mod export;
-mod generate;
 mod ids;
-mod inspect;
-mod lab_args;
-mod logits;
-mod long_run;
+mod measure;
 mod memory;
-mod merge;
-mod metrics;
 mod model;
+mod options;
 mod output;
 mod parse;
-mod perplexity;
-mod playground;
-mod present;
+mod positions;
 mod progress;
-mod protocol;
-mod retrieval;
 mod ropes;
 mod serving;
 mod template;
 mod text;
-mod train;
 
-use args::{Cli, Command};
-use attn_eval::retrieval::Task;
 use clap::{Parser, error::ErrorKind};
+use cli::Cli;
+use commands::generate::conversation;
+use measure::long_run;
 use output::{StdoutClosed, UsageError};
 use std::process::ExitCode;
 
@@ -52,7 +34,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     end_tidily_on_ctrl_c();
-    match run(cli) {
+    match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
@@ -68,38 +50,35 @@ fn main() -> ExitCode {
 fn end_tidily_on_ctrl_c() {
     use signal_hook::{consts::SIGINT, iterator::Signals};
     let Ok(mut signals) = Signals::new([SIGINT]) else { return };
+    std::thread::spawn(move || signals.forever().for_each(|_| interrupted()));
+}
+
+/// The same where signals can't be waited for: Windows tells of Ctrl-C by a call, which sets a flag that a thread looks at.
+#[cfg(windows)]
+fn end_tidily_on_ctrl_c() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const OFTEN: std::time::Duration = std::time::Duration::from_millis(50);
+    let pressed = Arc::new(AtomicBool::new(false));
+    if signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&pressed)).is_err() {
+        return;
+    }
     std::thread::spawn(move || {
-        // In a conversation the first one only ends the answer.
-        if signals.forever().any(|_| !conversation::break_off()) {
-            output::remove_temporaries();
-            long_run::say_interrupted();
-            std::process::exit(130);
+        loop {
+            std::thread::sleep(OFTEN);
+            if pressed.swap(false, Ordering::SeqCst) {
+                interrupted();
+            }
         }
     });
 }
 
-#[cfg(not(unix))]
-fn end_tidily_on_ctrl_c() {}
-
-fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
-        Command::Generate(args) if conversation::is_meant(&args) => conversation::run(&args),
-        Command::Generate(args) => generate::run(&args),
-        Command::Perplexity(args) => perplexity::run(&args),
-        Command::Compare(args) => compare::run(&args),
-        Command::Retrieval(args) => retrieval::run(&args, Task::defaults()),
-        Command::Passkey(args) => retrieval::run(&args, Task::named("passkey").unwrap_or_default()),
-        Command::Export(args) => export::run(&args),
-        Command::Merge(args) => merge::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Logits(args) => logits::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Explain(args) => explain::run(&args),
-        Command::Playground(args) => playground::run(&args),
-        Command::Download(args) => download::run(&args),
-        Command::Completions(args) => completions::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::RenderChat => template::run(),
+/// Ends the answer of a conversation, or else the program.
+fn interrupted() {
+    if !conversation::break_off() {
+        output::remove_temporaries();
+        long_run::say_interrupted();
+        std::process::exit(130);
     }
 }
 

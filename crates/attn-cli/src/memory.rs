@@ -5,45 +5,30 @@
 //! ([`loader::free_memory`]). Systems that don't say and other devices than the CPU are not asked; there the check is
 //! left out.
 
-use crate::model::Opened;
 use anyhow::{Result, bail};
-use attn_models::Model;
-use attn_models::memory::Workload;
-use candle_core::Device;
 use loader::free_memory;
 use std::path::Path;
 
-/// Refuses a run over `tokens` tokens if `work`, which says what a run over so many asks of the model, does not fit.
+/// Refuses a run over `tokens` tokens that does not fit, where one over `n` takes `needed(n)` bytes.
 ///
 /// # Errors
 /// It does not fit: what it takes, what there is, and how many tokens would fit.
-pub(crate) fn check(opened: &Opened, tokens: usize, work: impl Fn(usize) -> Workload) -> Result<()> {
-    let model = &opened.model;
-    match free_memory() {
-        Some(free) if opened.check_memory && matches!(model.device(), Device::Cpu) => {
-            compare(tokens, free, &|n| total(model, &work(n)))
-        }
-        _ => Ok(()),
-    }
+pub(crate) fn check_run(tokens: usize, needed: &dyn Fn(usize) -> u64) -> Result<()> {
+    free_memory().map_or(Ok(()), |free| compare(tokens, free, needed))
 }
 
-/// Refuses to keep `kept` bytes of what the model as it is predicts beside a run that asks `work` of it, if they don't fit.
+/// Refuses a divergence that takes `bytes` bytes, most of them for what the model as it is predicts, if they don't fit.
 ///
 /// # Errors
 /// They do not.
-pub(crate) fn check_kept(opened: &Opened, kept: u64, work: &Workload) -> Result<()> {
-    let bytes = kept.saturating_add(total(&opened.model, work));
+pub(crate) fn check_kept(bytes: u64) -> Result<()> {
     match free_memory() {
-        Some(free)
-            if kept > 0 && bytes > free && opened.check_memory && matches!(opened.model.device(), Device::Cpu) =>
-        {
-            bail!(
-                "the divergence takes about {} of memory, most of it to keep what the model as it is predicts, but {} are \
-                 free: leave kl out of --metrics, or use fewer tokens (--max-tokens)",
-                shown(bytes),
-                shown(free)
-            )
-        }
+        Some(free) if bytes > free => bail!(
+            "the divergence takes about {} of memory, most of it to keep what the model as it is predicts, but {} are free: \
+             leave kl out of --metrics, or use fewer tokens (--max-tokens)",
+            shown(bytes),
+            shown(free)
+        ),
         _ => Ok(()),
     }
 }
@@ -62,11 +47,6 @@ pub(crate) fn check_weights(name: &str, bytes: u64) -> Result<()> {
         ),
         _ => Ok(()),
     }
-}
-
-/// Bytes that the work takes beside the weights.
-pub(crate) fn needed(opened: &Opened, work: &Workload) -> u64 {
-    total(&opened.model, work)
 }
 
 /// Refuses a text for which `bytes` bytes of memory are needed and `free` are there.
@@ -106,10 +86,6 @@ impl<'a> Kept<'a> {
         self.asked = bytes;
         check_text(self.path, bytes, free_memory().map_or(u64::MAX, |free| free / 2))
     }
-}
-
-fn total(model: &Model, work: &Workload) -> u64 {
-    model.spec().memory(work, model.dtype()).total()
 }
 
 fn compare(tokens: usize, free: u64, needed: &dyn Fn(usize) -> u64) -> Result<()> {

@@ -2,15 +2,15 @@
 //!
 //! This is the only file that knows how the loader is called.
 
-use crate::args::{LoadArgs, ModelArgs};
 use crate::embedded::Embedded;
 use crate::memory;
+use crate::options::{LoadArgs, ModelArgs};
 use crate::output::{note, usage};
 use crate::parse::{BosChoice, DeviceName, LengthPolicy};
 use anyhow::{Context, Result};
 use attn_core::machine;
 use attn_models::config::{Notes, UnknownKeys};
-use attn_models::memory::weight_bytes;
+use attn_models::memory::{Workload, weight_bytes};
 use attn_models::spec::ModelSpec;
 use attn_models::{Model, Options, RopeLength, families};
 use candle_core::Device;
@@ -26,7 +26,7 @@ pub(crate) struct Opened {
     /// What reports call it: MODEL with its resolved revision.
     pub(crate) name: String,
     /// Whether runs that would not fit into memory are refused.
-    pub(crate) check_memory: bool,
+    memory_checked: bool,
 }
 
 /// Opens MODEL and loads its weights under the command line's own position scaling.
@@ -63,8 +63,8 @@ fn open_as(
     let (checkpoint, name) = checkpoint(args.model.as_deref(), &args.load)?;
     check(&checkpoint)?;
     let dtype = args.load.dtype.dtype();
-    let check_memory = !args.load.no_memory_check;
-    if check_memory && matches!(device, Device::Cpu) {
+    let memory_checked = !args.load.no_memory_check && matches!(device, Device::Cpu);
+    if memory_checked {
         memory::check_weights(&name, weight_bytes(checkpoint.weights.as_ref(), dtype))?;
     }
     let options = Options { dtype, device, positions, unknown_keys: unknown_keys(&args.load) };
@@ -74,7 +74,7 @@ fn open_as(
         note(&format!("warning: {name}: {warning}"));
     }
     warn(&name, model.notes());
-    Ok(Opened { model, checkpoint, name, check_memory })
+    Ok(Opened { model, checkpoint, name, memory_checked })
 }
 
 /// What becomes of config keys that nothing reads.
@@ -205,6 +205,35 @@ impl Opened {
     /// As [`bos_of`].
     pub(crate) fn bos(&self, choice: BosChoice) -> Result<Option<u32>> {
         bos_of(&self.checkpoint, choice, &self.name)
+    }
+
+    /// Bytes that the work takes beside the weights.
+    pub(crate) fn needed_memory(&self, work: &Workload) -> u64 {
+        self.model.spec().memory(work, self.model.dtype()).total()
+    }
+
+    /// Refuses a run over `tokens` tokens if `work`, which says what a run over so many asks of the model, does not fit into
+    /// memory.
+    ///
+    /// # Errors
+    /// It does not fit: what it takes, what there is, and how many tokens would fit.
+    pub(crate) fn check_memory(&self, tokens: usize, work: impl Fn(usize) -> Workload) -> Result<()> {
+        if !self.memory_checked {
+            return Ok(());
+        }
+        memory::check_run(tokens, &|n| self.needed_memory(&work(n)))
+    }
+
+    /// Refuses to keep `kept` bytes of what the model as it is predicts beside a run that asks `work` of it, if they don't
+    /// fit into memory.
+    ///
+    /// # Errors
+    /// They do not.
+    pub(crate) fn check_kept(&self, kept: u64, work: &Workload) -> Result<()> {
+        if kept == 0 || !self.memory_checked {
+            return Ok(());
+        }
+        memory::check_kept(kept.saturating_add(self.needed_memory(work)))
     }
 
     /// A number of the config, such as `decoder_start_token_id`.

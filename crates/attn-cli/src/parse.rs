@@ -261,3 +261,14 @@ pub(crate) fn parse_length(text: &str) -> Result<LengthPolicy, String> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_names_of_modes_are_one_list() {
+        let modes = ["positions", "yarn+window:window=32"].map(|text| parse_modes(text).unwrap());
+        assert_eq!(modes.map(|modes| modes.0.len()), [10, 1]);
+    }
+}

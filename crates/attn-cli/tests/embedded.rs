@@ -27,7 +27,7 @@ fn the_default_comparison_shows_what_every_encoding_does_past_its_length() {
     let args = ["compare", "--contexts", "256,1024", "--max-tokens", "8192"];
     let document = json(&[&args[..], &["--json"]].concat());
     let at = |encoding, context| figure(&document, encoding, context).unwrap_or(f64::NAN);
-    // What transformers computes, by scripts/check_trained.py.
+    // What transformers computes, by scripts/reference/check_trained.py.
     let golden = fs::read(repository().join("tests/golden/encodings_perplexity.json")).expect("golden figures");
     let golden: Value = serde_json::from_slice(&golden).expect("golden figures are JSON");
     let figures = golden["figures"].as_array().expect("figures");

@@ -1,5 +1,5 @@
 //! Perplexity by the protocols of other programs, LongPPL and the divergence: against what those programs made of the
-//! embedded model (scripts/check_protocols.py --golden), and what the metrics have to say of models that are damaged.
+//! embedded model (scripts/reference/check_protocols.py --golden), and what the metrics have to say of models that are damaged.
 
 mod common;
 

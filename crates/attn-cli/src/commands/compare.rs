@@ -1,0 +1,405 @@
+//! `attn compare`: one model, one or more texts, several position scalings.
+
+use crate::measure::plan::{default_contexts, modes, quick_modes, unique, with_trained};
+use crate::measure::present::{self, present, present_from};
+use crate::measure::scoring::{self, tokens, work};
+use crate::measure::{about, apply, estimate, long_run, trials};
+use crate::model::{self, Opened};
+use crate::options::{MetricArgs, ModelArgs, OutputArgs, RunArgs, TextArgs, TrialArgs, modes_help};
+use crate::output::{note, usage};
+use crate::parse::{Measured, Modes, parse_measured, parse_metric, parse_mode_factor, parse_modes, parse_positive};
+use crate::progress::Progress;
+use crate::text::{self, Source};
+use crate::{embedded, positions};
+use anyhow::{Result, bail};
+use attn_eval::compare::{
+    Comparison, Factor, Lab, LabScores, LabSpec, Mode, Plan, Results, Text, encodings, lengths_between, sum_up,
+};
+use attn_eval::metrics::{MetricName, Metrics};
+use attn_eval::perplexity::Cell;
+use attn_eval::report::{About, TextInfo};
+use attn_eval::retrieval::{Grid, Haystack, RetrievalPlan, Task};
+use attn_eval::run::Run;
+use attn_eval::search::{Objective, search};
+use attn_eval::stats::MIN_WINDOWS;
+use attn_models::Options;
+use clap::{Args, Parser};
+use std::path::{Path, PathBuf};
+
+/// `attn compare`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = compare_help("\
+Examples:
+  attn compare
+  attn compare MODEL --text book.txt --contexts 8192,16384 --modes none,dynamic,yarn
+  attn compare MODEL --text book.txt --json > cells.json
+  attn compare --html report.html --csv cells.csv --plot chart.svg
+  attn compare --from cells.json --html report.html
+  attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
+  attn compare MODEL --text book.txt --contexts 8192 --tasks ppl,retrieval --usable
+  attn compare MODEL --text book.txt --contexts 16384 --metrics longppl,kl
+  attn compare MODEL --text book.txt --contexts 16384 --search"))]
+pub(crate) struct CompareArgs {
+    /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as --max-tokens and the
+    /// text have four windows]
+    #[arg(long, alias = "context", value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) contexts: Vec<usize>,
+    #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one row each"))]
+    pub(crate) modes: Vec<Modes>,
+    /// The scalings' factor. longest: the longest context over the trained one, the same for every context, as a model is
+    /// served; auto: each context over the trained one
+    #[arg(long, value_name = "F", default_value = "longest", allow_negative_numbers = true, value_parser = parse_mode_factor)]
+    pub(crate) factor: Factor,
+    /// Compare few modes at the trained context and at twice it, for a first look
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// What is measured: ppl, and retrieval or the names of its tasks (attn retrieval --help has them)
+    #[arg(long, value_name = "TASK,..", value_delimiter = ',', default_value = "ppl", value_parser = parse_measured)]
+    pub(crate) tasks: Vec<Measured>,
+    /// Find out by bisection how far each mode carries, between the trained and the longest context
+    #[arg(long, conflicts_with_all = ["search", "shard"])]
+    pub(crate) usable: bool,
+    /// Say what would be measured and about how long it takes, and end
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Seed of the bootstrap
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// Show the result that --json wrote to this file, without measuring anything
+    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run", "contexts", "modes", "search", "quick", "dry_run", "tasks", "usable", "stride", "max_tokens"])]
+    pub(crate) from: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) long: RunArgs,
+    #[command(flatten)]
+    pub(crate) trials: TrialArgs,
+    /// Search for a better scaling at the one context named: chosen on half of the windows, confirmed on the others
+    #[arg(long, conflicts_with_all = ["run", "stride"], help_heading = "Search")]
+    pub(crate) search: bool,
+    /// Candidates to try beside the modes
+    #[arg(long, value_name = "N", default_value_t = 40, requires = "search", help_heading = "Search", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) search_budget: usize,
+    /// What the search makes low: ppl, longppl or kl
+    #[arg(long, value_name = "METRIC", default_value = "ppl", requires = "search", help_heading = "Search", value_parser = parse_metric)]
+    pub(crate) objective: MetricName,
+    #[command(flatten)]
+    pub(crate) metrics: MetricArgs,
+    /// UTF-8 file, .jsonl file, or - for stdin; repeatable [default: an embedded sample]
+    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    pub(crate) text: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cut: TextArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// What follows the options of `attn compare`: examples and what the modes are.
+fn compare_help(examples: &str) -> String {
+    let width = Mode::all().map(|mode| mode.to_string().len()).max().unwrap_or(0);
+    let modes: Vec<String> = Mode::all().map(|mode| format!("  {mode:width$}  {}", mode.summary())).collect();
+    format!("{examples}\n\nModes:\n{}\n\nIn the result, * marks the lowest perplexity of a context.", modes.join("\n"))
+}
+
+/// Tokens of each text that are used at least, unless others are asked for.
+const DEFAULT_TOKENS: usize = 8192;
+
+/// Bytes of the first text that the models of other encodings are measured on at most.
+const KEPT: usize = 64 << 20;
+
+/// Runs the command.
+///
+/// # Errors
+/// The model or a text can't be read, a context or mode doesn't fit them, or a file can't be written.
+pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    if let Some(begun) = begun(args)? {
+        return measure_all(&begun);
+    }
+    measure_all(args)
+}
+
+/// The options of a command line that begins with `attn compare`.
+fn read(line: &[impl AsRef<str>]) -> Option<CompareArgs> {
+    /// What follows the program's name.
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CompareArgs,
+    }
+    let words: Vec<&str> = line.iter().skip(1).map(AsRef::as_ref).collect();
+    let line = (words.first() == Some(&"compare")).then(|| Line::try_parse_from(words))?;
+    Some(line.ok()?.args)
+}
+
+/// Whether the options say nothing of what is measured: only where it is kept and how it is shown.
+fn says_nothing(args: &CompareArgs) -> bool {
+    let Some(nothing) = read(&["attn", "compare"]) else { return false };
+    let CompareArgs { output, long, dry_run, .. } = args.clone();
+    *args == CompareArgs { output, long, dry_run, ..nothing }
+}
+
+/// The options that a run file was begun with, where it is named and nothing of what is measured is.
+fn begun(args: &CompareArgs) -> Result<Option<CompareArgs>> {
+    let Some(path) = args.long.run.as_ref().filter(|path| path.exists()) else { return Ok(None) };
+    if !says_nothing(args) {
+        return Ok(None);
+    }
+    let command = Run::<LabSpec>::read(path)?.header.about.command;
+    let Some(begun) = read(&command) else {
+        bail!("{} was begun with a command that this version does not know: {}", path.display(), command.join(" "))
+    };
+    note(&format!("{} goes on: {}", path.display(), command.join(" ")));
+    let (output, long) = (args.output.clone(), args.long.clone());
+    Ok(Some(CompareArgs { output, long, dry_run: args.dry_run, ..begun }))
+}
+
+fn measure_all(args: &CompareArgs) -> Result<()> {
+    check(args)?;
+    if let Some(path) = &args.from {
+        return present_from(&args.output, path);
+    }
+    text::check(&args.text)?;
+    let opened = model::open_plain(&args.model)?;
+    // A search needs many windows to split.
+    let usual = || if args.search { usize::MAX } else { default_tokens(args, &opened) };
+    let most = args.cut.max_tokens.unwrap_or_else(usual);
+    // Beside the embedded model as it comes: what other encodings do.
+    let plain = args.model.model.is_none() && args.modes.is_empty() && args.long.run.is_none();
+    let tasks = tasks(args);
+    // Things are hidden in the first text, unless another is named.
+    let haystack = !tasks.is_empty() && args.trials.haystack.is_none() && !args.text.is_empty();
+    let mut first = String::new();
+    let (mut texts, mut infos) = (vec![], vec![]);
+    let paths: Vec<Option<&Path>> =
+        if args.text.is_empty() { vec![None] } else { args.text.iter().map(|path| Some(path.as_path())).collect() };
+    for path in paths {
+        let keep = (plain || haystack) && texts.is_empty();
+        let read = tokens(&opened, path, &args.cut.text_field, most, &mut |part| {
+            if keep && first.len() < KEPT {
+                first.push_str(part);
+            }
+        })?;
+        let Source { name, sha256, bytes, documents } = read.source;
+        infos.push(TextInfo { name: name.clone(), sha256, bytes, documents, tokens: read.all, used: read.ids.len() });
+        texts.push(Text { name, tokens: read.ids });
+    }
+    let plan = plan(args, &opened, texts.iter().map(|text| text.tokens.len()).min().unwrap_or(0))?;
+    hint(args, &opened, &plan);
+    let trained = plan.rope.original_context.or(opened.model.trained_context());
+    let metrics = scoring::metrics(&args.metrics, &opened, trained, args.objective)?;
+    if args.search {
+        return find(args, &opened, &texts, &plan, metrics, infos);
+    }
+    let fits = |context| opened.check_memory(context, |context| work(&opened.model, context));
+    let comparison = Comparison::new(&opened.model, &texts, &plan, &fits)?.with_metrics(metrics)?;
+    let longest = comparison.contexts().into_iter().max().unwrap_or(0);
+    opened.check_kept(comparison.kept_bytes(), &work(&opened.model, longest))?;
+    let mut about = about::about(&opened, &args.model, args.cut.bos, &plan, infos)?;
+    about.settings.metrics = metrics.map(|metrics| metrics.settings);
+    about.settings.skipped = comparison.skipped().to_vec();
+    trials::warn(&about.settings.skipped, &plan);
+    let info = about.texts.first().cloned().filter(|_| haystack);
+    let trials = trials(args, &opened, &plan, tasks, info.map(|info| (info, first.as_str())))?;
+    let grid = trials.as_ref().map(|(trials, info)| grid(&opened, trials, info.as_ref(), &mut about)).transpose()?;
+    let lab = Lab::new(comparison, grid.flatten());
+    if args.dry_run {
+        return estimate::show(&opened, &lab, &plan, args.output.report.json);
+    }
+    estimate::announce(&opened, &lab, &plan)?;
+    let Some(scores) = measure(args, &lab, &about)? else { return Ok(()) };
+    let mut results = sum_up(lab.specs(), &scores, &about)?;
+    if let Some(found) = &mut results.recommendation {
+        found.applied = apply::applied(&opened, args.model.model.as_deref(), &plan, found)?;
+    }
+    if let Some(text) = texts.first().filter(|_| plain) {
+        results.encodings = other_encodings(args, &opened, &plan, text.name.clone(), &first, most)?;
+    }
+    present(&args.output, &about, &results, None)
+}
+
+/// The embedded models of every encoding on the first tokens of a text.
+fn other_encodings(
+    args: &CompareArgs,
+    opened: &Opened,
+    plan: &Plan,
+    name: String,
+    text: &str,
+    most: usize,
+) -> Result<Vec<Cell>> {
+    let options = Options { dtype: opened.model.dtype(), device: opened.model.device().clone(), ..Options::default() };
+    let (checkpoint, models) = embedded::encodings(&options)?;
+    let mut tokens = checkpoint.require_tokenizer()?.encode(text, false)?;
+    tokens.truncate(most);
+    let contexts: Vec<usize> = plan.contexts.iter().copied().filter(|&context| context <= tokens.len()).collect();
+    let mut progress = Progress::new();
+    let mut report = |share: f64| progress.set((share * 100.0) as usize, 100, "other encodings");
+    let bos = model::bos_of(&checkpoint, args.cut.bos, "the models of other encodings")?;
+    encodings(&models, &Text { name, tokens }, &contexts, bos, plan.seed, &mut report)
+}
+
+/// The retrieval tasks asked for.
+fn tasks(args: &CompareArgs) -> Vec<&'static Task> {
+    let of = |measured: &Measured| match measured {
+        Measured::Perplexity => vec![],
+        Measured::Retrieval(tasks) => tasks.0.clone(),
+    };
+    args.tasks.iter().flat_map(of).collect()
+}
+
+/// The grid of trials beside the perplexities, if one was asked for, with what is known of the text that things are hidden in:
+/// the one that is named for it, else `first`, the first of the texts, as far as it is used.
+fn trials<'a>(
+    args: &CompareArgs,
+    opened: &'a Opened,
+    plan: &Plan,
+    tasks: Vec<&'static Task>,
+    first: Option<(TextInfo, &str)>,
+) -> Result<Option<(RetrievalPlan<'a>, Option<TextInfo>)>> {
+    if tasks.is_empty() {
+        return Ok(None);
+    }
+    let tokenizer = opened.tokenizer()?;
+    let named = args.trials.haystack.as_deref();
+    let (haystack, info) = match (named, first) {
+        (None, Some((info, text))) => {
+            let haystack = Haystack::text(&info.name, text, tokenizer)?;
+            let used = haystack.tokens();
+            (haystack, Some(TextInfo { used, ..info }))
+        }
+        (named, _) => trials::haystack(named, &args.cut.text_field, tokenizer)?,
+    };
+    Ok(Some((trials::trials(&args.trials, plan.clone(), tasks, haystack, tokenizer), info)))
+}
+
+/// The grid ready to run; `None`, with a warning, if no context can be measured.
+fn grid<'a>(
+    opened: &Opened,
+    trials: &'a RetrievalPlan<'a>,
+    haystack: Option<&TextInfo>,
+    about: &mut About,
+) -> Result<Option<Grid<'a>>> {
+    trials::check_decoder(opened)?;
+    let grid = Grid::new(&opened.model, trials, &|context| trials::fits(opened, context));
+    match grid {
+        Ok(grid) => {
+            about.settings.retrieval = Some(trials::settings(trials, &grid, haystack.cloned()));
+            trials::warn(grid.skipped(), &trials.plan);
+            Ok(Some(grid))
+        }
+        Err(error) => {
+            note(&format!("warning: retrieval: {error:#}"));
+            Ok(None)
+        }
+    }
+}
+
+/// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
+fn measure(args: &CompareArgs, lab: &Lab, about: &About) -> Result<Option<Vec<Option<LabScores>>>> {
+    let mut fill = |indices: &[usize], done: &mut long_run::Done<'_, LabScores>| {
+        let mut progress = Progress::new();
+        lab.run(indices, &mut |at| progress.set_cell(&at), done)
+    };
+    let mut next = |scores: &[Option<LabScores>]| lab.next(scores, about);
+    long_run::measure(&args.long, args.output.report.json, about, lab.specs(), &mut fill, &mut next)
+}
+
+/// Searches for a better scaling rather than comparing the modes.
+fn find(
+    args: &CompareArgs,
+    opened: &Opened,
+    texts: &[Text],
+    plan: &Plan,
+    metrics: Option<Metrics>,
+    infos: Vec<TextInfo>,
+) -> Result<()> {
+    let objective = Objective { metric: args.objective, metrics };
+    let mut progress = Progress::new();
+    let found = search(&opened.model, texts, plan, args.search_budget, objective, &mut |done, total| {
+        progress.set(done, total, "searching");
+    })?;
+    drop(progress);
+    let mut about = about::about(opened, &args.model, args.cut.bos, plan, infos)?;
+    about.settings.metrics = metrics.map(|metrics| metrics.settings);
+    let results = Results::of(vec![found.stock.clone(), found.winner.cell.clone()], plan.seed);
+    present(&args.output, &about, &results, Some(&found))
+}
+
+/// What can be known to be wrong before anything is loaded.
+fn check(args: &CompareArgs) -> Result<()> {
+    if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
+        return usage("compare sets the scaling itself: use --modes and --factor");
+    }
+    if args.long.shard.is_some()
+        && (args.output.report.csv.is_some() || args.output.plot.is_some() || args.output.report.html.is_some())
+    {
+        return usage("--shard measures a part: give --csv, --plot and --html to attn merge");
+    }
+    if args.search && args.contexts.len() != 1 {
+        return usage("--search is for one context: name it with --contexts");
+    }
+    if !args.tasks.contains(&Measured::Perplexity) {
+        return usage("compare measures perplexity: add ppl to --tasks, or use attn retrieval");
+    }
+    if args.usable && args.factor == Factor::Auto {
+        return usage("--usable is of settings, which have one factor for all lengths: not with --factor auto");
+    }
+    args.metrics.check(args.objective)?;
+    long_run::check(&args.long)?;
+    present::check(&args.output)
+}
+
+/// As many windows as it takes to say anything, of the longest context, or of twice the trained one if none is named.
+fn default_tokens(args: &CompareArgs, opened: &Opened) -> usize {
+    let longest = match args.contexts.iter().max() {
+        Some(&longest) => longest,
+        None => opened.model.trained_context().map_or(0, |trained| trained.saturating_mul(2)),
+    };
+    // A BOS takes a token of every window, so that these are a little more than are used.
+    longest.saturating_mul(MIN_WINDOWS).max(DEFAULT_TOKENS)
+}
+
+/// Says so if the comparison can't show anything.
+fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
+    let trained = plan.rope.original_context.or(opened.model.trained_context());
+    if let (Some(trained), true, true) =
+        (trained, matches!(plan.factor, Factor::Auto | Factor::Longest), positions::has_rope(&opened.model))
+        && plan.contexts.iter().all(|&context| context <= trained)
+        && !args.output.report.json
+    {
+        note(&format!(
+            "no context is past the {trained} tokens the model was trained for, so there is nothing to scale: give \
+             longer --contexts, and a --text that fills them"
+        ));
+    }
+}
+
+fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
+    let rope = args.model.rope.to_override()?.rope;
+    let trained = rope.original_context.or(opened.model.trained_context());
+    let bos = opened.bos(args.cut.bos)?;
+    let judged = args.usable || !tasks(args).is_empty() || args.factor == Factor::Longest;
+    let contexts = unique(match args.contexts.as_slice() {
+        [] if args.quick => default_contexts(trained, tokens).into_iter().take(2).collect(),
+        [] => default_contexts(trained, tokens),
+        named => with_trained(named, trained.filter(|_| judged && !args.search), tokens),
+    });
+    let between = match trained {
+        _ if !args.usable => vec![],
+        Some(trained) if contexts.contains(&trained) => lengths_between(trained, &contexts),
+        Some(trained) => {
+            return usage(format!("--usable holds lengths against the trained one: add {trained} to --contexts"));
+        }
+        None => return usage("--usable holds lengths against the trained one: name it with --rope-original-context"),
+    };
+    Ok(Plan {
+        contexts,
+        between,
+        modes: if args.quick && args.modes.is_empty() { quick_modes(opened) } else { modes(&args.modes, opened) },
+        factor: args.factor,
+        stride: args.cut.stride,
+        bos,
+        rope,
+        length: model::window_length(args.model.rope.rope_length),
+        seed: args.seed,
+    })
+}

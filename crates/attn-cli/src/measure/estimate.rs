@@ -1,0 +1,144 @@
+//! What a comparison will take, said before it begins: what is measured, memory, and time from a short trial on this
+//! machine.
+
+use crate::measure::scoring::work;
+use crate::measure::trials;
+use crate::model::Opened;
+use crate::output::{note, print_json, print_text};
+use anyhow::Result;
+use attn_eval::compare::{Lab, Plan};
+use attn_eval::run::to_measure;
+use candle_core::Tensor;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, stderr};
+use std::time::{Duration, Instant};
+
+/// Tokens of the trial.
+const TRIAL: usize = 256;
+/// A comparison that takes less is not announced.
+const SHORT: Duration = Duration::from_secs(10);
+
+/// What a comparison takes.
+struct Estimate {
+    measurements: usize,
+    /// Windows per context.
+    windows: BTreeMap<usize, usize>,
+    tokens: usize,
+    /// Prompts of retrieval.
+    prompts: usize,
+    /// Bytes beside the weights.
+    memory: u64,
+    time: Duration,
+}
+
+impl Estimate {
+    fn new(opened: &Opened, lab: &Lab) -> Result<Self> {
+        let indices: Vec<usize> = to_measure(lab.specs()).collect();
+        let (comparison, (of_texts, of_grid)) = (lab.comparison(), lab.split(&indices));
+        let contexts = comparison.contexts();
+        let longest = contexts.iter().copied().max().unwrap_or(0);
+        let windows: BTreeMap<usize, usize> =
+            contexts.iter().map(|&context| (context, comparison.windows(context))).collect();
+        let (tokens, total) = comparison.work(&of_texts);
+        let (prompts, more, work_of_grid) = lab.grid().map_or((0, 0, 0.0), |grid| grid.work(&of_grid));
+        let memory = opened.needed_memory(&work(&opened.model, longest)) + comparison.kept_bytes();
+        let of_prompts = if prompts > 0 { opened.needed_memory(&trials::work(longest)) } else { 0 };
+        let per_second = comparison.cost(longest.min(TRIAL)) * TRIAL as f64 / trial(opened)?.as_secs_f64().max(1e-6);
+        Ok(Self {
+            measurements: indices.len(),
+            windows,
+            tokens: tokens + more,
+            prompts,
+            memory: memory.max(of_prompts),
+            time: Duration::from_secs_f64(((total + work_of_grid) / per_second).min(1e9)),
+        })
+    }
+
+    fn lines(&self, plan: &Plan) -> String {
+        let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
+        let windows: Vec<String> = self.windows.iter().map(|(context, n)| format!("{n} of {context} tokens")).collect();
+        let prompts =
+            if self.prompts > 0 { format!("prompts  {} of retrieval\n", self.prompts) } else { String::new() };
+        // How many measurements bisection takes depends on what it finds.
+        let more = if plan.between.is_empty() { "" } else { ", and those of --usable" };
+        format!(
+            "modes    {}\nwindows  {}\n{prompts}in all   {} measurements{more}, {} tokens to read\nmemory   about {} MB beside the \
+             weights\ntime     about {} on this machine\n",
+            modes.join(", "),
+            windows.join(", "),
+            self.measurements,
+            self.tokens,
+            self.memory.div_ceil(1_000_000),
+            spoken(self.time)
+        )
+    }
+}
+
+/// The time that a forward pass over a few tokens takes, once the weights have been touched.
+fn trial(opened: &Opened) -> Result<Duration> {
+    let room = opened.model.max_context().unwrap_or(usize::MAX);
+    let ids = Tensor::zeros((1, TRIAL.min(room)), candle_core::DType::U32, opened.model.device())?;
+    let mut best = Duration::MAX;
+    for _ in 0..2 {
+        let started = Instant::now();
+        opened.model.nll(&ids, TRIAL.min(room))?.to_vec2::<f32>()?;
+        best = best.min(started.elapsed());
+    }
+    Ok(best)
+}
+
+/// A time for people.
+fn spoken(time: Duration) -> String {
+    match time.as_secs() {
+        s @ 0..=89 => format!("{s} seconds"),
+        s @ 90..=5399 => format!("{} minutes", s.div_ceil(60)),
+        s => format!("{:.1} hours", s as f64 / 3600.0),
+    }
+}
+
+/// Prints what would be measured.
+///
+/// # Errors
+/// The trial fails, or stdout can't be written.
+pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, as_json: bool) -> Result<()> {
+    let estimate = Estimate::new(opened, lab)?;
+    if as_json {
+        let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
+        return print_json(&json!({
+            "modes": modes, "contexts": plan.contexts, "windows": estimate.windows, "tokens": estimate.tokens,
+            "measurements": estimate.measurements, "prompts": estimate.prompts, "memory_bytes": estimate.memory,
+            "seconds": estimate.time.as_secs_f64(),
+        }));
+    }
+    print_text(&estimate.lines(plan))
+}
+
+/// Says it on stderr where somebody is waiting and it takes long.
+///
+/// # Errors
+/// The trial fails.
+pub(crate) fn announce(opened: &Opened, lab: &Lab, plan: &Plan) -> Result<()> {
+    if !stderr().is_terminal() {
+        return Ok(());
+    }
+    let estimate = Estimate::new(opened, lab)?;
+    if estimate.time >= SHORT {
+        note(estimate.lines(plan).trim_end());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = |s: u64| spoken(Duration::from_secs(s));
+        assert_eq!(
+            [said(7), said(89), said(90), said(3600), said(7200)].join("; "),
+            "7 seconds; 89 seconds; 2 minutes; 60 minutes; 2.0 hours"
+        );
+    }
+}

@@ -1,0 +1,286 @@
+//! Groups of options that several commands share: structs that their arguments flatten in.
+
+use crate::output::{check_writable, usage};
+use crate::parse::{
+    BosChoice, DeviceName, LengthPolicy, Precision, parse_device, parse_factor, parse_length, parse_metric, parse_pair,
+    parse_positive, parse_positive_number, parse_probability_or_zero, parse_scaling, scaling_help,
+};
+use anyhow::Result;
+use attn_core::position::extend::Setting;
+use attn_core::{PositionOverride, RopeOverride};
+use attn_eval::compare::Mode;
+use attn_eval::metrics::MetricName;
+use attn_eval::run::Shard;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Which model, and how to load it.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub(crate) struct ModelArgs {
+    /// Hub id, folder, .gguf file, or an embedded model: tiny-austen, tiny-rope, tiny-alibi, tiny-t5,
+    /// tiny-sinusoidal, tiny-learned, tiny-nope [default: tiny-austen]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) rope: RopeArgs,
+}
+
+/// How weights are loaded and where they live.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Loading")]
+pub(crate) struct LoadArgs {
+    /// Data type to compute in
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) dtype: Precision,
+    /// cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    pub(crate) device: DeviceName,
+    /// Threads to compute with [default: one per core]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) threads: Option<usize>,
+    /// Keep a GGUF file's weights quantised rather than expanding them
+    #[arg(long)]
+    pub(crate) keep_quantized: bool,
+    /// Read weights rather than mapping the file into memory
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
+    /// Never use the network, only what the cache has
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Pass over config keys that are not known, which may change the result, with a warning
+    #[arg(long)]
+    pub(crate) allow_unknown_config_keys: bool,
+    /// Try even what is estimated not to fit into memory
+    #[arg(long)]
+    pub(crate) no_memory_check: bool,
+}
+
+/// What replaces the checkpoint's own position scaling.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Position scaling")]
+pub(crate) struct RopeArgs {
+    #[arg(long, value_name = "TYPE", value_parser = parse_scaling, help = scaling_help())]
+    pub(crate) rope_scaling: Option<Setting>,
+    /// Context wanted over context trained
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_factor)]
+    pub(crate) rope_factor: Option<f64>,
+    /// Base of the frequencies
+    #[arg(long, value_name = "THETA", allow_negative_numbers = true, value_parser = parse_positive_number)]
+    pub(crate) rope_theta: Option<f64>,
+    /// Context the model was trained for
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) rope_original_context: Option<usize>,
+    /// A further key of the scaling's config, such as beta_fast=16; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub(crate) rope_param: Vec<(String, String)>,
+    /// Length that dynamic and longrope resolve for: declared (known beforehand), exact (always the
+    /// current one) or a number [default: declared]
+    #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
+    pub(crate) rope_length: Option<LengthPolicy>,
+}
+
+impl RopeArgs {
+    /// The override these flags spell.
+    ///
+    /// # Errors
+    /// A number that the method doesn't take.
+    pub(crate) fn to_override(&self) -> Result<PositionOverride> {
+        let setting = self.rope_scaling.unwrap_or_default();
+        let mut extend = setting.extend;
+        for (key, value) in self.rope_param.iter().filter(|(key, _)| setting.extend.takes(key)) {
+            extend = extend.with_param(key, value)?;
+        }
+        let rope = RopeOverride {
+            scaling: setting.scheme.map(|scheme| scheme.called().to_string()),
+            factor: self.rope_factor,
+            theta: self.rope_theta,
+            original_context: self.rope_original_context,
+            params: self.rope_param.iter().filter(|(key, _)| !setting.extend.takes(key)).cloned().collect(),
+        };
+        Ok(PositionOverride { rope, extend })
+    }
+}
+
+/// How a text is read and cut.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Text")]
+pub(crate) struct TextArgs {
+    /// The key of a .jsonl file that holds the text
+    #[arg(long, value_name = "KEY", default_value = "text")]
+    pub(crate) text_field: String,
+    /// Tokens from one window's start to the next [default: the context]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) stride: Option<usize>,
+    /// Use only the first M tokens of the text
+    #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) max_tokens: Option<usize>,
+    /// Begin every window with the BOS token; auto: if the tokenizer begins a text with it
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
+    pub(crate) bos: BosChoice,
+}
+
+/// The help of `--modes`.
+pub(crate) fn modes_help(shown: &str) -> String {
+    let defaults: Vec<String> = Mode::defaults().iter().map(Mode::to_string).collect();
+    format!(
+        "Scalings and methods, {shown}; joined by +, as in yarn+log-n; a method's numbers after colons, as in \
+         rerope:window=128; all, frequencies or positions for several [default: {}]",
+        defaults.join(",")
+    )
+}
+
+/// What things are hidden in, and where.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Retrieval")]
+pub(crate) struct TrialArgs {
+    /// Hide things in this text: UTF-8 file, .jsonl file, or - [default: the first --text, else the passkey paper's sentences]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) haystack: Option<PathBuf>,
+    /// Where the asked-for thing stands, from 0, the beginning, to 1, the end; one row each
+    #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1", allow_negative_numbers = true, value_parser = parse_probability_or_zero)]
+    pub(crate) depths: Vec<f64>,
+    /// Trials per depth; tasks without depths have as many in all
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) trials: usize,
+}
+
+/// What is measured beside perplexity.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Metrics")]
+pub(crate) struct MetricArgs {
+    /// ppl; longppl (perplexity of the tokens that need far text); kl (divergence from the model as it is within its trained
+    /// context)
+    #[arg(long, alias = "metric", value_name = "NAME,..", value_delimiter = ',', default_value = "ppl", value_parser = parse_metric)]
+    pub(crate) metrics: Vec<MetricName>,
+    /// LongPPL: tokens of the short context at least [default: half the trained context, at most 4096]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) trunc_len: Option<usize>,
+    /// LongPPL: tokens that share a short context [default: a quarter of --trunc-len]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
+    pub(crate) sliding_window: Option<usize>,
+}
+
+impl MetricArgs {
+    /// Refuses options of a metric that is not taken.
+    ///
+    /// # Errors
+    /// Their names.
+    pub(crate) fn check(&self, objective: MetricName) -> Result<()> {
+        let longppl = self.takes(MetricName::LongPpl) || objective == MetricName::LongPpl;
+        if (self.trunc_len.is_some() || self.sliding_window.is_some()) && !longppl {
+            return usage("--trunc-len and --sliding-window are for LongPPL: add --metrics longppl");
+        }
+        Ok(())
+    }
+
+    /// Whether this one is among them.
+    pub(crate) fn takes(&self, metric: MetricName) -> bool {
+        self.metrics.contains(&metric)
+    }
+}
+
+/// A run that may be interrupted, or measured in parts.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Long runs")]
+pub(crate) struct RunArgs {
+    /// Append every finished cell to this file, and go on where it stops
+    #[arg(long, value_name = "FILE")]
+    pub(crate) run: Option<PathBuf>,
+    /// Measure only part i of n, to be joined by attn merge
+    #[arg(long, value_name = "I/N", requires = "run")]
+    pub(crate) shard: Option<Shard>,
+}
+
+/// How a comparison is shown.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+    /// Write a line chart
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// How measurements of any kind are shown.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct ReportArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the figures as CSV
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Write a page with verdict, tables and charts that opens offline
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+impl ReportArgs {
+    /// What can be known to be wrong before anything is measured.
+    ///
+    /// # Errors
+    /// A path that can't be written.
+    pub(crate) fn check(&self) -> Result<()> {
+        check_files(self.csv.iter().chain(&self.html))
+    }
+}
+
+/// Refuses files that can't be written, and one that would be written twice.
+///
+/// # Errors
+/// Which of them, and why.
+pub(crate) fn check_files<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
+    let mut seen: Vec<&PathBuf> = vec![];
+    for file in files {
+        check_writable(file)?;
+        if seen.contains(&file) {
+            return usage(format!(
+                "two outputs are to be written to {}: the second would replace the first",
+                file.display()
+            ));
+        }
+        seen.push(file);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    /// The options of a line.
+    fn rope(line: &str) -> RopeArgs {
+        #[derive(Parser)]
+        #[command(no_binary_name = true)]
+        struct Line {
+            #[command(flatten)]
+            rope: RopeArgs,
+        }
+        Line::try_parse_from(line.split(' ')).unwrap().rope
+    }
+
+    #[test]
+    fn rope_flags_become_one_override() {
+        let line = "--rope-scaling ntk_by_parts --rope-factor 2 --rope-param beta_fast=16";
+        let change = rope(line).to_override().unwrap();
+        assert!(change.extend.is_none());
+        let rope = change.rope;
+        assert_eq!(rope.scaling.as_deref(), Some("ntk-by-parts"));
+        assert_eq!((rope.factor, rope.theta, rope.original_context), (Some(2.0), None, None));
+        assert_eq!(rope.params, [("beta_fast".to_string(), "16".to_string())]);
+    }
+
+    #[test]
+    fn a_methods_numbers_come_with_its_name_or_as_parameters() {
+        let line = "--rope-scaling yarn+rerope+log-n --rope-factor 2 --rope-param window=64 --rope-param beta_fast=16";
+        let change = rope(line).to_override().unwrap();
+        assert_eq!(change.rope.scaling.as_deref(), Some("yarn"));
+        assert_eq!(change.rope.params, [("beta_fast".to_string(), "16".to_string())]);
+        assert_eq!(change.extend.method.map(|method| method.name), Some("rerope"));
+        assert_eq!((change.extend.params[0], change.extend.log_n), (Some(("window", 64.0)), true));
+    }
+}
