@@ -1,7 +1,7 @@
 //! `attend()` over the shapes that the README's tables are about: `cargo bench -p attn-core`.
 //!
 //! Every case is compared with the reference kernel before it is timed, at a length that the reference can take. `attn
-//! bench attention` times any other shape, and `scripts/bench_peers.py` puts torch beside it.
+//! bench attention` times any other shape, and `scripts/benchmarks/bench_peers.py` puts torch beside it.
 
 use attn_core::attention::reference;
 use attn_core::{AttendArgs, Mask, ScoreBias, attend};

@@ -1,6 +1,6 @@
 //! NEON: 32 registers of 4 lanes, so micro-kernels of 6 rows by 4 vectors.
 //!
-//! Run under emulation alone so far (`scripts/check_aarch64.sh`), so its speed is not known.
+//! Run under emulation alone so far (`scripts/ci/check_aarch64.sh`), so its speed is not known.
 
 use super::{Job, Simd, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};

@@ -1,5 +1,5 @@
 //! What transformers' configuration classes say about a key that a `config.json` leaves out, and which keys they look
-//! at. The facts are in `classes.json`, which `scripts/class_facts.py` writes.
+//! at. The facts are in `classes.json`, which `scripts/reference/class_facts.py` writes.
 
 use serde_json::{Map, Value};
 use std::sync::LazyLock;

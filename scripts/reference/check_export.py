@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks that transformers computes from an export what `attn` computes from the options it was made with.
 
-    python scripts/check_export.py ATTN
+    python scripts/reference/check_export.py ATTN
 
 needs torch, transformers (5 or 4) and safetensors. ATTN is the program. Golden checkpoints of several families are
 exported under several scalings; transformers loads the folder, and its logits have to agree with those of `attn logits`
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers import __version__ as version
 
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "models"
 MODELS = [
     *("llama", "llama-v4-config", "llama-longrope", "qwen2", "phi", "gpt-neox"),
     *("phi3-longrope", "gemma3", "gptj-interleaved"),

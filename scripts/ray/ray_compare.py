@@ -2,7 +2,7 @@
 """Spreads `attn compare` over a Ray cluster and joins the parts:
 
     pip install ray
-    scripts/ray_compare.py --address auto --shards 16 --dir /shared/run -- \\
+    scripts/ray/ray_compare.py --address auto --shards 16 --dir /shared/run -- \\
         MODEL --text book.txt --contexts 4096,8192,16384 --html report.html
 
 What follows -- are the arguments of `attn compare`. Every shard is one task: `attn compare ... --shard i/n --run FILE`,

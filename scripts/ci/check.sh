@@ -3,7 +3,7 @@
 # what has to pass before a change lands.
 # Needs a Rust toolchain and nothing else; the report and the playground are checked in a browser where Chromium is installed.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 step() { printf '\n== %s\n' "$*"; }
@@ -43,11 +43,11 @@ fi
 step documentation
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 step "the packages, as a registry would get them"
-scripts/check_packages.sh
+scripts/ci/check_packages.sh
 step "the README's main command"
 cargo run --release -- compare
 step "the README's length, links and commands"
-scripts/check_readme.py "${CARGO_TARGET_DIR:-target}/release/attn"
+scripts/ci/check_readme.py "${CARGO_TARGET_DIR:-target}/release/attn"
 if command -v mdbook >/dev/null; then
     step "the book"
     mdbook build docs --dest-dir "$(mktemp -d)"
@@ -63,20 +63,20 @@ step "encodings of one's own, and LoRA, trained"
 "$examples/fox"
 "$examples/lora"
 step "types with the CUDA features (nothing is built or run; about two minutes the first time)"
-scripts/check_cuda.sh
+scripts/ci/check_cuda.sh
 if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then
     step "the report in a browser"
     pages=$(mktemp -d)
     trap 'rm -rf "$pages"' EXIT
     cargo run --release -- compare --html "$pages/compare.html" --json >"$pages/compare.json"
-    scripts/check_report.py "$pages/compare.html" --json "$pages/compare.json"
+    scripts/ci/check_report.py "$pages/compare.html" --json "$pages/compare.json"
     cargo run --release -- explain --html "$pages/explain.html" >/dev/null
-    scripts/check_report.py "$pages/explain.html"
+    scripts/ci/check_report.py "$pages/explain.html"
 fi
 step "the playground, built and in a browser"
 if scripts/build_playground.sh; then
     if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then
-        scripts/check_playground.py "${CARGO_TARGET_DIR:-target}/release/attn"
+        scripts/ci/check_playground.py "${CARGO_TARGET_DIR:-target}/release/attn"
     else
         echo "skipped: Chromium is not installed (CHROMIUM names another browser of its family)"
     fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Our speed beside that of others, in turn on one machine, and tables of ratios. scripts/setup_peers.sh sets them up.
+"""Our speed beside that of others, in turn on one machine, and tables of ratios. scripts/benchmarks/setup_peers.sh sets them up.
 
     bench_peers.py                          attention: torch's SDPA, and ours with and without bias or window
     bench_peers.py --plot docs/src/speed.svg    attention: time against length, as a chart
@@ -34,7 +34,7 @@ def arguments():
     parser.add_argument("--json", metavar="FILE", help="write the results")
     parser.add_argument("--plot", metavar="FILE.svg", help="measure time against length, and draw it")
     parser.add_argument("--longest", type=int, default=32768, help="where the plot ends [%(default)s]")
-    parser.add_argument("--model", metavar="FOLDER", help="weights, as scripts/setup_peers.sh lays them out")
+    parser.add_argument("--model", metavar="FOLDER", help="weights, as scripts/benchmarks/setup_peers.sh lays them out")
     parser.add_argument("--llama-bench", metavar="PROGRAM", help="llama.cpp's; without it llama.cpp is left out")
     parser.add_argument("--perplexity", metavar="TEXT", help="compare scalings on it instead of speeds")
     parser.add_argument("--formats", metavar="TEXT", help="compare perplexities of the formats on it instead")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws what `bench_peers.py --plot --json` measured: time against length, one line per program, both axes logarithmic.
 
-    python scripts/plot_speed.py RESULTS.json CHART.svg
+    python scripts/benchmarks/plot_speed.py RESULTS.json CHART.svg
 """
 import json
 import math

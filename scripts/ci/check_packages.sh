@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Packs every crate as crates.io would get it, and checks that each package has what a reader of it needs.
 #
-#   scripts/check_packages.sh            packs and looks; a few seconds
-#   scripts/check_packages.sh --build    builds every package from its files alone, too (minutes, and 3 GB of disk)
+#   scripts/ci/check_packages.sh            packs and looks; a few seconds
+#   scripts/ci/check_packages.sh --build    builds every package from its files alone, too (minutes, and 3 GB of disk)
 #
 # A crate's tests of whole files stay in the repository with their golden data; what is packed are its sources and their unit tests.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 target=$(mktemp -d)
 trap 'rm -rf "$target"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Tokens per second of a model in transformers, for scripts/bench_peers.py. Prints the best of the runs as JSON.
+"""Tokens per second of a model in transformers, for scripts/benchmarks/bench_peers.py. Prints the best of the runs as JSON.
 
-    python scripts/peers/transformers_model.py FOLDER f32|bf16 PROMPT GENERATE DEPTH RUNS THREADS BATCH cpu|cuda
+    python scripts/benchmarks/peers/transformers_model.py FOLDER f32|bf16 PROMPT GENERATE DEPTH RUNS THREADS BATCH cpu|cuda
 """
 import copy
 import json

@@ -1,6 +1,6 @@
 """Reads character vectors out of an R package's data (Rdata.rdx and .rdb) and writes each as a text file.
 
-    python3 scripts/austen.py PATH/TO/Rdata OUT NAME...
+    python3 scripts/studies/austen.py PATH/TO/Rdata OUT NAME...
 
 Only what that takes of R's serialization format is read: strings, pairlists, integers and lists. The lines of a paragraph
 are joined with spaces and paragraphs are separated by blank lines, so that a model learns sentences rather than line ends.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Opens a report (attn compare, attn retrieval or attn explain with --html) in headless Chromium and checks what a person would:
 
-    scripts/check_report.py report.html [--json report.json] [--shots FOLDER]
+    scripts/ci/check_report.py report.html [--json report.json] [--shots FOLDER]
 
 - no error on the console, nothing loaded but the file itself, in light and dark, at 1280, 800 and 380 px;
 - every chart is drawn, answers to the keyboard, and hides a line when its box is cleared;

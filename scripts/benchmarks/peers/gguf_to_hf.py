@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Expands a GGUF checkpoint into a Hugging Face folder, so that every program runs on the same weights.
 
-    python scripts/peers/gguf_to_hf.py FILE.gguf FOLDER --dtype f32|bf16
+    python scripts/benchmarks/peers/gguf_to_hf.py FILE.gguf FOLDER --dtype f32|bf16
 """
 import argparse
 import json

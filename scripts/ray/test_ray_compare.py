@@ -3,7 +3,7 @@
 
     pip install ray
     cargo build --release
-    scripts/test_ray_compare.py [target/release/attn]
+    scripts/ray/test_ray_compare.py [target/release/attn]
 
 The merged figures have to equal those of one run without shards, to the last digit. Linux only (/proc).
 """
@@ -58,7 +58,7 @@ def wait_for(what, condition, seconds=300):
 
 
 def main():
-    attn = str(Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent / "target/release/attn").resolve())
+    attn = str(Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parents[1] / "target/release/attn").resolve())
     alone = subprocess.run([attn, "compare", *COMPARE, "--threads", "1", "--json"], check=True, capture_output=True, text=True)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     node = cluster.add_node(num_cpus=1)

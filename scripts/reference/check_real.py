@@ -3,14 +3,14 @@
 BOS, quantised blocks).
 
     scripts/fetch_models.sh; scripts/fetch_models.sh gemma3
-    cargo build --release -p attn-cli; python3 scripts/check_real.py [ATTN]
+    cargo build --release -p attn-cli; python3 scripts/reference/check_real.py [ATTN]
 """
 import json
 import os
 import subprocess
 import sys
 
-os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 ATTN = sys.argv[1] if len(sys.argv) > 1 else "target/release/attn"
 TEXT = "tests/data/persuasion.txt"
 GEMMA3 = ".models/gemma3/gemma-3-270m-Q4_K_M.gguf"

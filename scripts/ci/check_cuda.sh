@@ -5,7 +5,7 @@
 # nvcc (and git, for CUTLASS) and only look at whether it succeeds, so stubs that write empty files let them pass.
 # Builds into a folder of its own, target/check-cuda, because the features change most dependencies.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 target=${CARGO_TARGET_DIR:-target}/check-cuda
 mkdir -p "$target/stubs/bin"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Lays `attn perplexity --protocol` and `--metrics longppl` beside the programs whose figures they are.
 
-    python scripts/check_protocols.py ATTN --model FOLDER --text TEXT [--gguf FILE --llama-perplexity PROGRAM] [--json OUT]
-    python scripts/check_protocols.py ATTN --golden
+    python scripts/reference/check_protocols.py ATTN --model FOLDER --text TEXT [--gguf FILE --llama-perplexity PROGRAM] [--json OUT]
+    python scripts/reference/check_protocols.py ATTN --golden
 
 needs torch, transformers, lm_eval and longppl (the last may be installed without its dependencies). FOLDER is a checkpoint in
 Hugging Face layout; FILE, the same or another model as GGUF, is scored by llama-perplexity and by us. On the first tokens of
@@ -10,7 +10,7 @@ TEXT, each program's own code is run: llama-perplexity; the strided recipe of tr
 models"; lm-evaluation-harness's `loglikelihood_rolling`; `longppl.compute_longppl`. llama.cpp is also given the options that
 `attn export` prints for scalings. Figures have to agree to 0.1 % with llama-perplexity, which computes in lower precision, and to
 1e-4 with the others; LongPPL has to be of as many tokens.
-`scripts/setup_peers.sh` builds llama-perplexity and makes the folder and the files of SmolLM2.
+`scripts/benchmarks/setup_peers.sh` builds llama-perplexity and makes the folder and the files of SmolLM2.
 
 --golden writes tests/golden/protocols.json instead: what transformers, lm-evaluation-harness and longppl make of the embedded
 model and its sample text, for a test that needs none of them.
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 failures = []
 
 
@@ -247,7 +247,7 @@ def golden():
     import transformers
 
     about = {
-        "made_by": f"scripts/check_protocols.py --golden, transformers {transformers.__version__}, lm_eval {lm_eval.__version__}, "
+        "made_by": f"scripts/reference/check_protocols.py --golden, transformers {transformers.__version__}, lm_eval {lm_eval.__version__}, "
         "longppl 0.3.0",
         "text": text, "stride": strides, "lm-eval": rollings, "longppl": longppls,
     }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The extrapolation study: one small model per position encoding, trained at one length, evaluated at longer ones.
 
-    scripts/fetch_texts.sh                                  Jane Austen's novels, once
+    scripts/studies/fetch_texts.sh                                  Jane Austen's novels, once
     cargo build --release
-    python3 scripts/study.py --out .study --steps 3000      everything: train, evaluate, fine-tune, table, figure
+    python3 scripts/studies/study.py --out .study --steps 3000      everything: train, evaluate, fine-tune, table, figure
 
 Every model has the same block, the same first weights, the same batches and the same tokenizer; the encoding alone differs.
 Five novels are trained on, the sixth (Persuasion) is held out. The rotary model is also evaluated under scalings, and after a
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "t5", "none"]
 # Those that --encodings takes besides.
 MORE = ["kerple", "kerple-power", "fire", "fox", "xpos", "ssmax", "shaw", "cope", "learned-frequencies", "rope-sinks"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs attn-core's unit tests, the property tests of its kernels among them, with LLVM's address sanitizer and debug
 # assertions: what a kernel reads or writes outside an allocation ends the run.
-#   scripts/check_memory.sh [ARGUMENT OF THE TESTS...]
+#   scripts/ci/check_memory.sh [ARGUMENT OF THE TESTS...]
 # Needs x86-64 and a Rust from rustup, whose stable toolchain ships the sanitizer's runtime; RUSTC_BOOTSTRAP unlocks the
 # flag for it. Builds everything again, in a folder of its own: some minutes.
 #
@@ -9,7 +9,7 @@
 # past one buffer is not hidden by the next. Not seen: what the AMX kernels' assembly does, and the standard library,
 # which comes without the sanitizer.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 triple=x86_64-unknown-linux-gnu
 runtimes=$(rustc --print sysroot)/lib/rustlib/$triple/lib
 if ! compgen -G "$runtimes/librustc*_rt.asan.a" >/dev/null; then

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs the fuzz targets, each for a number of seconds (0: only the inputs there are), one after the other, in one thread.
-#   scripts/fuzz.sh [SECONDS [TARGET...]]
+#   scripts/ci/fuzz.sh [SECONDS [TARGET...]]
 # Ends with an error if a target found something; what each said is in fuzz/logs.
 # The builds use LLVM's coverage instrumentation through flags that the stable compiler has, and libFuzzer from the
 # libfuzzer-sys crate, which needs a C++ compiler. Nothing of it needs a nightly toolchain, and there is no address
 # sanitizer: nearly all that is fuzzed is safe Rust. See fuzz/README.md.
 set -euo pipefail
-cd "$(dirname "$0")/../fuzz"
+cd "$(dirname "$0")/../../fuzz"
 seconds=${1:-60}
 shift || true
 targets=("$@")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training speed and peak memory: `attn train` and the same model in PyTorch, in turn, on the same tokens.
 
-    python3 scripts/bench_train.py target/release/attn TEXT [--steps 20] [--rounds 3] [--json]
+    python3 scripts/benchmarks/bench_train.py target/release/attn TEXT [--steps 20] [--rounds 3] [--json]
 
 The model is attn train's default (Llama's block, rotary positions). PyTorch runs transformers' Llama with SDPA attention and
 torch.optim.AdamW(fused=True), both with their default threads, in f32. The first five steps of a run are left out.

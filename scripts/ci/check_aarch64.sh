@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds attn-core for aarch64 with a cross compiler and runs its unit tests, property tests of the NEON kernels among them,
 # under qemu.
-#   scripts/check_aarch64.sh [ARGUMENT OF THE TESTS...]
+#   scripts/ci/check_aarch64.sh [ARGUMENT OF THE TESTS...]
 # It needs, on Debian or Ubuntu: rustup target add aarch64-unknown-linux-gnu
 #   apt-get install gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user
 #
@@ -9,7 +9,7 @@
 # to emulate: a Neoverse N1 has half-precision arithmetic (the crates half and gemm use it), a Cortex-A72 has not.
 # ATTN_TESTS chooses other tests (default: --package attn-core --lib), "--workspace" all of them.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 triple=aarch64-unknown-linux-gnu
 
 missing() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks README.md: at most 1200 words, links to files that are there, and commands that run.
 
-    scripts/check_readme.py path/to/attn
+    scripts/ci/check_readme.py path/to/attn
 
 Commands run as they stand, with a small model and a short text in the place of the reader's own, and with short contexts. The model is
 the embedded one, or where a command needs a folder, a checkpoint that is trained here for two steps.
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MOST_WORDS = 1200
 # What stands for the reader's own things.
 STAND_INS = {"MODEL": "tiny-austen", "4096,8192,16384": "256,512", "4096,8192": "128,256", "8192": "512", "131072": "2048"}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Perplexities of trained checkpoints, recomputed with transformers.
 
-    python3 scripts/check_trained.py target/release/attn TEXT MODEL... [--contexts 256,1024] [--tokens 16384]
+    python3 scripts/reference/check_trained.py target/release/attn TEXT MODEL... [--contexts 256,1024] [--tokens 16384]
 
 MODEL is a folder that `attn train` wrote. Rotary checkpoints are plain Llamas and load as they are. transformers has no Llama with
 other encodings, so for those its Llama runs with rotation turned off (frequencies of zero), ALiBi's and T5's biases go in through

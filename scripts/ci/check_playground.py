@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Opens the playground (attn playground) in headless Chromium and checks what a person would:
 
-    scripts/check_playground.py ATTN [--dir PAGE] [--shots FOLDER]
+    scripts/ci/check_playground.py ATTN [--dir PAGE] [--shots FOLDER]
 
 - every scene's figures are those that the command ATTN prints as JSON for the same question;
 - the first scene can be used within 2 seconds, the page weighs under 6 MB before a model is asked for, no model is fetched

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what scripts/bench_peers.py and scripts/check_protocols.py hold us against, in a folder that git ignores:
-#   scripts/setup_peers.sh [FOLDER]     default: .models/peers
+# Sets up what scripts/benchmarks/bench_peers.py and scripts/reference/check_protocols.py hold us against, in a folder that git ignores:
+#   scripts/benchmarks/setup_peers.sh [FOLDER]     default: .models/peers
 # It makes
 #   FOLDER/venv           torch, transformers, lm-evaluation-harness and longppl
 #   FOLDER/llama.cpp/bin  llama-bench, llama-quantize and llama-perplexity, built for this machine from the sources in
@@ -10,7 +10,7 @@
 # and builds `attn` and a stock candle-transformers Llama. Takes about 10 GB, a C++ compiler, Python 3.10 or later and
 # half an hour on two cores. What is there already is kept.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 folder=${1:-.models/peers}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
@@ -53,7 +53,7 @@ done
 quantize MXFP4 Q8_0 --tensor-type attn=mxfp4 --tensor-type ffn=mxfp4 --token-embedding-type mxfp4
 for dtype in f32 bf16; do
     [ -f "$folder/smollm2/$dtype/model.safetensors" ] ||
-        python scripts/peers/gguf_to_hf.py "$source" "$folder/smollm2/$dtype" --dtype "$dtype"
+        python scripts/benchmarks/peers/gguf_to_hf.py "$source" "$folder/smollm2/$dtype" --dtype "$dtype"
 done
 
 step "attn and candle-transformers"
@@ -63,10 +63,10 @@ cargo build --release -p integration --example bench_candle --target-dir "$folde
     --config 'profile.release.package.candle-transformers.opt-level=3'
 
 step "ready; now run"
-echo "$folder/venv/bin/python scripts/bench_peers.py"
-echo "$folder/venv/bin/python scripts/bench_peers.py --model $folder/smollm2 \\"
+echo "$folder/venv/bin/python scripts/benchmarks/bench_peers.py"
+echo "$folder/venv/bin/python scripts/benchmarks/bench_peers.py --model $folder/smollm2 \\"
 echo "    --llama-bench $folder/llama.cpp/bin/llama-bench --candle $folder/target/release/examples/bench_candle"
-echo "$folder/venv/bin/python scripts/bench_peers.py --model $folder/smollm2 --perplexity TEXT \\"
+echo "$folder/venv/bin/python scripts/benchmarks/bench_peers.py --model $folder/smollm2 --perplexity TEXT \\"
 echo "    --llama-perplexity $folder/llama.cpp/bin/llama-perplexity"
-echo "$folder/venv/bin/python scripts/check_protocols.py target/release/attn --model $folder/smollm2/f32 --text TEXT \\"
+echo "$folder/venv/bin/python scripts/reference/check_protocols.py target/release/attn --model $folder/smollm2/f32 --text TEXT \\"
 echo "    --gguf $folder/smollm2/F16.gguf --llama-perplexity $folder/llama.cpp/bin/llama-perplexity"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes what transformers' configuration classes say about keys: crates/attn-models/src/families/classes.json.
 
-    python scripts/class_facts.py TRANSFORMERS > crates/attn-models/src/families/classes.json
+    python scripts/reference/class_facts.py TRANSFORMERS > crates/attn-models/src/families/classes.json
 
 TRANSFORMERS is the unpacked package (the folder with configuration_utils.py); neither it nor torch has to be importable,
 since its files are only parsed. The result holds, for every model type in MODEL_TYPES,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes docs/conformance.json: what transformers computes of the position encodings of configs, for any engine to test against.
 
-    python scripts/make_conformance.py [--out docs/conformance.json]
+    python scripts/reference/make_conformance.py [--out docs/conformance.json]
 
 needs torch and transformers 5.24. Every case is a config.json, or two that spell the same (`rope_parameters`, and
 `rope_scaling` beside `rope_theta`), and what a model that transformers builds of it has: the inverse frequencies and the factor
@@ -337,7 +337,7 @@ def query(name, config, positions, plain):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     parser.add_argument("--out", type=Path, default=here / "docs" / "conformance.json")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -347,7 +347,7 @@ def main():
     assert len(set(names)) == len(names), "two cases of one name"
     about = {
         "format": "attn-conformance/1",
-        "made_by": f"transformers {version}, scripts/make_conformance.py",
+        "made_by": f"transformers {version}, scripts/reference/make_conformance.py",
         "tolerance": TOLERANCE,
         "description": "Each case: configs, one or several that mean the same; rope: for sequences of a length, the inverse "
         "frequencies of the rotated pairs and the factor on cos and sin (of layers of layer_type, where it is there); layers: what "
