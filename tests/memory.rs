@@ -64,7 +64,7 @@ fn ids(model: &Model, tokens: usize) -> Tensor {
 /// Estimated and measured bytes of a prompt fed into a fresh session, and of a window scored in one pass.
 fn both(model: &Model, tokens: usize) -> Vec<(&'static str, u64, u64)> {
     let ids = ids(model, tokens);
-    let estimate = |work: &Workload| model.spec().memory(work, model.dtype()).total();
+    let estimate = |work: &Workload| model.spec().memory(work, model.dtype(), model.cache_types()).total();
     let one = Workload { rows: 1, pass: tokens, ..Workload::default() };
     match model.architecture() {
         Architecture::Encoder => {

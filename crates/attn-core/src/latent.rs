@@ -7,10 +7,11 @@
 
 use crate::{
     AttendArgs, LayerCache, Linear, Mask, Norm, PositionEncoding, Positions, Scores,
-    attention::{attend, attend_lse},
+    attention::{KernelOptions, attend_stored, attend_stored_lse},
     placing::{self, Base, Beside, Call, Placing},
     position::{Context, Temperature},
     product,
+    stored::Stored,
 };
 use candle_core::{D, Module, Result, Tensor, bail};
 use std::sync::Arc;
@@ -251,32 +252,33 @@ impl LatentAttention {
     }
 
     /// Scores straight against the latents: `q W_k` per head, then one shared kv head of `kv_lora_rank` values.
-    fn absorbed(&self, q_nope: &Tensor, call: &Call, kv: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    fn absorbed(&self, q_nope: &Tensor, call: &Call, kv: &Stored) -> Result<(Tensor, Option<Tensor>)> {
         let q = per_head(q_nope, &self.expand_k)?;
         let q = Tensor::cat(&[&q, call.q], D::Minus1)?;
-        let (out, lse) = one(&q, kv, &kv.narrow(3, 0, self.config.kv_lora_rank)?, call)?;
+        let (out, lse) = one(&q, kv, &kv.first_numbers(self.config.kv_lora_rank)?, call)?;
         Ok((per_head(&out, &self.expand_v.transpose(1, 2)?.contiguous()?)?, lse))
     }
 
     /// Every head's keys and values written out.
-    fn expanded(&self, q_nope: &Tensor, call: &Call, kv: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    fn expanded(&self, q_nope: &Tensor, call: &Call, kv: &Stored) -> Result<(Tensor, Option<Tensor>)> {
         let LatentConfig { heads, kv_lora_rank: r, qk_rope_head_dim: dr, .. } = self.config;
         let (b, _, s, _) = kv.dims4()?;
+        let kv = kv.to_dtype(q_nope.dtype())?;
         let latent = kv.narrow(3, 0, r)?;
         let k = per_head(&latent, &self.expand_k.transpose(1, 2)?.contiguous()?)?;
         let k_rope = kv.narrow(3, r, dr)?.expand((b, heads, s, dr))?;
         let k = Tensor::cat(&[&k, &k_rope.contiguous()?], D::Minus1)?;
         let v = per_head(&latent, &self.expand_v.transpose(1, 2)?.contiguous()?)?;
-        one(&Tensor::cat(&[q_nope, call.q], D::Minus1)?, &k, &v, call)
+        one(&Tensor::cat(&[q_nope, call.q], D::Minus1)?, &(&k).into(), &(&v).into(), call)
     }
 }
 
 /// One call of attention, with the log-sum-exp if it is wanted.
-fn one(q: &Tensor, k: &Tensor, v: &Tensor, call: &Call) -> Result<(Tensor, Option<Tensor>)> {
+fn one(q: &Tensor, k: &Stored, v: &Stored, call: &Call) -> Result<(Tensor, Option<Tensor>)> {
     let args: &AttendArgs = &call.args;
     match call.beside {
-        Beside::Lse => attend_lse(q, k, v, args).map(|(out, lse)| (out, Some(lse))),
-        _ => Ok((attend(q, k, v, args)?, None)),
+        Beside::Lse => attend_stored_lse(q, k, v, args).map(|(out, lse)| (out, Some(lse))),
+        _ => Ok((attend_stored(q, k, v, args, &KernelOptions::default())?, None)),
     }
 }
 

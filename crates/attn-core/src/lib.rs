@@ -7,7 +7,7 @@
 //!   [`position::extend`] those that extend a context without training, [`position::build`] makes one that a config names.
 //! - [`attend`]: the attention call itself, `(b, h, t, d)`, which picks a kernel.
 //! - [`Mask`], [`ScoreBias`], [`Positions`]: which keys a query sees, what is added to its scores, where tokens stand.
-//! - [`LayerCache`]: keys and values of earlier tokens, allocated ahead.
+//! - [`LayerCache`]: keys and values of earlier tokens, allocated ahead; [`CacheType`]: how they are stored.
 //! - [`ops`]: norms, activations, gates and the loss, in one pass each, with gradients.
 //! - [`profile`]: where the time of a forward pass goes.
 
@@ -30,6 +30,7 @@ pub mod product;
 pub mod profile;
 mod quantized;
 mod simd;
+mod stored;
 #[cfg(test)]
 mod testing;
 
@@ -49,4 +50,5 @@ pub use position::{
     RopeOverride,
 };
 pub use quantized::{BlockFormat, Blocks};
+pub use stored::{CacheType, CacheTypes, Stored};
 pub use {candle_core, candle_nn};

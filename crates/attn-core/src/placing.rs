@@ -9,6 +9,7 @@ use crate::{
     AttendArgs, LayerCache, Mask, PositionEncoding, Positions, ScoreBias, Scores,
     attention::{KeyNorms, merge},
     position::{BiasContext, Context, Part},
+    stored::Stored,
 };
 use candle_core::{Result, Tensor, bail};
 use std::{ops::Range, sync::Arc};
@@ -33,10 +34,10 @@ pub(crate) struct Placing<'a> {
 /// Everything that queries read of the tokens so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
-    /// The keys, one tensor per copy.
-    pub(crate) copies: Vec<Tensor>,
+    /// The keys, once per copy.
+    pub(crate) copies: Vec<Stored>,
     /// The values, in layers that keep them apart from the keys.
-    pub(crate) values: Option<Tensor>,
+    pub(crate) values: Option<Stored>,
     /// What the encoding remembers.
     pub(crate) remembered: Option<Tensor>,
     /// The slot of the first.
@@ -44,9 +45,14 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// How many keys there are.
+    pub(crate) fn tokens(&self) -> Result<usize> {
+        Ok(self.copies[0].dims4()?.2)
+    }
+
     /// The slots.
     pub(crate) fn slots(&self) -> Result<Range<usize>> {
-        Ok(self.start..self.start + self.copies[0].dim(2)?)
+        Ok(self.start..self.start + self.tokens()?)
     }
 }
 
@@ -132,28 +138,23 @@ impl<'a> Placing<'a> {
             bail!("attention: tokens at slots {slots:?} do not continue a cache of {} tokens", cache.len())
         }
         let copies = self.copies();
-        let mut new = (0..copies).map(|copy| place(&self.at.with_copy(copy))).collect::<Result<Vec<_>>>()?;
+        let keys = (0..copies).map(|copy| place(&self.at.with_copy(copy))).collect::<Result<Vec<_>>>()?;
         let has_values = values.is_some();
-        new.extend(values);
-        let dtype = new[0].dtype();
-        let last = cache.as_ref().map(|cache| cache.last(new.len())).transpose()?.flatten();
+        let tokens = copies + usize::from(has_values);
+        let last = cache.as_ref().map(|cache| cache.last(tokens)).transpose()?.flatten();
         let remembered = self.encoding.remember(&self.at, last.as_ref())?;
-        let (all, start) = match cache {
+        let (mut all, start) = match cache {
             Some(cache) => {
-                let mut new = new.iter().map(|x| cache.stored(x)).collect::<Result<Vec<_>>>()?;
-                new.extend(remembered);
+                let mut new = keys.iter().map(|k| cache.stored_keys(k)).collect::<Result<Vec<_>>>()?;
+                new.extend(values.map(|v| cache.stored_values(&v)).transpose()?);
+                new.extend(remembered.as_ref().map(Stored::from));
                 cache.append_all(&new, self.encoding.resolve(self.at.positions.length()))?
             }
-            None => {
-                new.extend(remembered);
-                (new, slots.start)
-            }
+            None => (keys.iter().chain(&values).chain(&remembered).map(Stored::from).collect(), slots.start),
         };
-        let (tokens, mut all) = (copies + usize::from(has_values), all);
         let remembered = if all.len() > tokens { all.pop() } else { None };
-        let mut copies = all.into_iter().map(|x| x.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
-        let values = if has_values { copies.pop() } else { None };
-        Ok(Held { copies, values, remembered, start })
+        let values = if has_values { all.pop() } else { None };
+        Ok(Held { copies: all, values, remembered: remembered.map(|x| x.data().clone()), start })
     }
 
     /// Attention of queries that `place` places over all parts of `held`, each by a call that `attend` makes: output, and
@@ -181,7 +182,7 @@ impl<'a> Placing<'a> {
             let bias = self.bias(at, &q, held, part.copy, base)?;
             let linear = matches!(bias, ScoreBias::Linear { .. }) && part.copy == 0 && q.device().is_cpu();
             let key_norms = match &mut cache {
-                Some(cache) if linear => cache.key_norms(held.copies[0].dim(2)?)?,
+                Some(cache) if linear => cache.key_norms(held.tokens()?)?,
                 _ => None,
             };
             // No mask hides sinks: they belong to one part alone.

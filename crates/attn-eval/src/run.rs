@@ -13,6 +13,8 @@ use crate::report::About;
 use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -109,10 +111,10 @@ impl<C: Measurable> Header<C> {
     /// Refuses a run of other settings by the name of the first that differs.
     fn check_same(&self, other: &Self, path: &Path) -> Result<()> {
         let (theirs, ours) = (self.about.identity(), other.about.identity());
-        for (name, value) in &ours {
-            if theirs.get(name) != Some(value) {
-                let was = theirs.get(name).map_or_else(|| "absent".to_string(), ToString::to_string);
-                bail!("{} is a run with another {name}: {was}, not {value}", path.display())
+        for name in ours.keys().chain(theirs.keys()) {
+            let said = |all: &BTreeMap<String, Value>| all.get(name).map_or("absent".to_string(), Value::to_string);
+            if theirs.get(name) != ours.get(name) {
+                bail!("{} is a run with another {name}: {}, not {}", path.display(), said(&theirs), said(&ours))
             }
         }
         ensure!(self.fingerprint == other.fingerprint, "{} is a run of other cells", path.display());

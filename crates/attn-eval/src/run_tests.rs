@@ -41,6 +41,8 @@ fn about() -> About {
             dtype: "f32".into(),
             device: "cpu".into(),
             keep_quantized: false,
+            cache_type_k: None,
+            cache_type_v: None,
             metrics: None,
             usable: false,
             skipped: vec![],
@@ -114,6 +116,7 @@ fn another_setting_is_refused_by_name() {
     refused(&|a| a.settings.contexts = vec![8], "--contexts: [8,16], not [8]");
     refused(&|a| a.settings.seed = 1, "--seed");
     refused(&|a| a.settings.dtype = "bf16".into(), "--dtype");
+    refused(&|a| a.settings.cache_type_k = Some("q8_0".into()), "--cache-type-k: absent, not \"q8_0\"");
     refused(&|a| a.checkpoint.sha256 = "ff".into(), "model");
     refused(&|a| a.texts[0].sha256 = "ff".into(), "--text");
     refused(&|a| a.versions.attn = "9".into(), "version");

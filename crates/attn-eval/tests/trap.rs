@@ -219,6 +219,8 @@ fn about(plan: &Plan, trials: usize, depths: Vec<f64>) -> About {
         dtype: "f32".into(),
         device: "cpu".into(),
         keep_quantized: false,
+        cache_type_k: None,
+        cache_type_v: None,
         usable: true,
         skipped: vec![],
         metrics: None,

@@ -6,6 +6,7 @@
 
 pub mod activation;
 mod builder;
+mod caching;
 pub mod config;
 pub mod encodings;
 pub mod families;

@@ -8,10 +8,10 @@
 use crate::Architecture;
 use crate::TensorSource;
 use crate::spec::{
-    AttentionSpec, GateSpec, GateUpSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, MultiHeadSpec, PlainActivation,
-    StackSpec,
+    AttentionSpec, GateSpec, GateUpSpec, LatentSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, MultiHeadSpec,
+    PlainActivation, StackSpec,
 };
-use attn_core::PositionConfig;
+use attn_core::{CacheType, CacheTypes, PositionConfig};
 use candle_core::DType;
 
 /// What a run asks of a model, as far as memory goes.
@@ -60,34 +60,35 @@ pub fn weight_bytes(source: &dyn TensorSource, dtype: DType) -> u64 {
 }
 
 impl ModelSpec {
-    /// Bytes of keys and values that one token adds to the cache, all layers together; layers with a window stop
-    /// growing when it is full. An encoder has none.
-    pub fn cache_bytes_per_token(&self, dtype: DType) -> u64 {
+    /// Bytes of keys and values that one token adds to the cache of a model that computes in `dtype`, all layers together;
+    /// layers with a window stop growing when it is full. An encoder has none.
+    pub fn cache_bytes_per_token(&self, dtype: DType, types: CacheTypes) -> u64 {
         if self.architecture == Architecture::Encoder {
             return 0;
         }
-        let lanes = self.stack.layers.iter().map(|layer| cached_lanes(&layer.attention));
-        lanes.fold(0, u64::saturating_add).saturating_mul(dtype.size_in_bytes() as u64)
+        let bytes = self.stack.layers.iter().map(|layer| cached_bytes(&layer.attention, dtype, types));
+        bytes.fold(0, u64::saturating_add)
     }
 
-    /// What `work` takes in `dtype`, on the CPU.
-    pub fn memory(&self, work: &Workload, dtype: DType) -> Memory {
+    /// What `work` takes in `dtype` with caches of these types, on the CPU.
+    pub fn memory(&self, work: &Workload, dtype: DType, types: CacheTypes) -> Memory {
         let size = dtype.size_in_bytes() as u64;
         let rows = work.rows as u64;
         let layers = &self.stack.layers;
         let cached = layers.iter().map(|layer| {
             let slots = if work.cached == 0 { 0 } else { slots(&layer.attention, work.cached as u64) };
-            slots.saturating_mul(cached_lanes(&layer.attention))
+            slots.saturating_mul(cached_bytes(&layer.attention, dtype, types))
         });
         let memory = layers
             .iter()
             .filter_map(|layer| layer.cross.as_ref())
-            .map(|c| (work.encoded as u64).saturating_mul(2 * lanes(c.attention.kv_heads, c.attention.head_dim)));
+            .map(|c| 2 * lanes(c.attention.kv_heads, c.attention.head_dim) * size)
+            .map(|bytes| (work.encoded as u64).saturating_mul(bytes));
         let cache = cached.chain(memory).fold(0, u64::saturating_add);
         let pass = activations(self, &self.stack, work.pass.max(1) as u64, work.cached as u64, size);
         let encode = self.encoder.as_ref().map_or(0, |e| activations(self, e, work.encoded as u64, 0, size));
         Memory {
-            cache: cache.saturating_mul(size).saturating_mul(rows),
+            cache: cache.saturating_mul(rows),
             activations: pass.max(encode).saturating_mul(rows),
             logits: self.logits_bytes(work.logits as u64, size),
         }
@@ -107,8 +108,17 @@ fn lanes(heads: usize, width: usize) -> u64 {
     (heads as u64).saturating_mul(width as u64)
 }
 
-/// Numbers that one token adds to a layer's cache.
-fn cached_lanes(attention: &AttentionSpec) -> u64 {
+/// Numbers of a token's latent and of the key beside it.
+fn latent_lanes(a: &LatentSpec) -> usize {
+    a.kv_lora_rank + a.qk_rope_head_dim
+}
+
+/// Bytes that one token adds to a layer's cache.
+fn cached_bytes(attention: &AttentionSpec, dtype: DType, types: CacheTypes) -> u64 {
+    let row = |kind: Option<CacheType>, width: usize| match kind {
+        Some(kind) => kind.row_bytes(width) as u64,
+        None => (width * dtype.size_in_bytes()) as u64,
+    };
     match attention {
         AttentionSpec::MultiHead(a) if a.source.is_some() => 0,
         AttentionSpec::MultiHead(a) => {
@@ -116,9 +126,10 @@ fn cached_lanes(attention: &AttentionSpec) -> u64 {
                 PositionConfig::Extended(config) => config.method.map_or(1, |method| method.copies()),
                 _ => 1,
             };
-            (copies as u64 + 1) * lanes(a.kv_heads, a.head_dim)
+            let head = (copies as u64).saturating_mul(row(types.k, a.head_dim)) + row(types.v, a.head_dim);
+            head.saturating_mul(a.kv_heads as u64)
         }
-        AttentionSpec::Latent(a) => (a.kv_lora_rank + a.qk_rope_head_dim) as u64,
+        AttentionSpec::Latent(a) => row(types.k, latent_lanes(a)),
     }
 }
 
@@ -139,7 +150,7 @@ fn activations(spec: &ModelSpec, stack: &StackSpec, pass: u64, cached: u64, size
                 // Queries, and every head's keys and values written out, each once more while they are joined.
                 let (q, v) = (lanes(a.heads, a.qk_nope_head_dim + a.qk_rope_head_dim), lanes(a.heads, a.v_head_dim));
                 let queries = (4 * q + 3 * v + a.q_lora_rank.unwrap_or(0) as u64).saturating_mul(pass);
-                queries.saturating_add((3 * q + 2 * v + 2 * cached_lanes(&layer.attention)).saturating_mul(keys))
+                queries.saturating_add((3 * q + 2 * v + 2 * latent_lanes(a) as u64).saturating_mul(keys))
             }
         };
         let mlp = mlp(&layer.mlp, hidden).saturating_mul(pass);
@@ -222,6 +233,8 @@ mod tests {
         families::spec(&config).unwrap()
     }
 
+    const AS_IT_IS: CacheTypes = CacheTypes { k: None, v: None };
+
     fn generating(tokens: usize) -> Workload {
         Workload { rows: 1, pass: tokens, cached: tokens, encoded: 0, logits: 1 }
     }
@@ -230,17 +243,29 @@ mod tests {
     fn the_cache_by_hand() {
         let full = llama(&[]);
         // Three layers, keys and values, two heads of 16.
-        assert_eq!(full.cache_bytes_per_token(DType::F32), 3 * 2 * 2 * 16 * 4);
-        assert_eq!(full.memory(&generating(1000), DType::BF16).cache, 1000 * 3 * 2 * 2 * 16 * 2);
+        assert_eq!(full.cache_bytes_per_token(DType::F32, AS_IT_IS), 3 * 2 * 2 * 16 * 4);
+        assert_eq!(full.memory(&generating(1000), DType::BF16, AS_IT_IS).cache, 1000 * 3 * 2 * 2 * 16 * 2);
         let batch = Workload { rows: 5, ..generating(1000) };
-        assert_eq!(full.memory(&batch, DType::F32).cache, 5 * full.memory(&generating(1000), DType::F32).cache);
-        assert_eq!(full.memory(&Workload { cached: 0, ..generating(1000) }, DType::F32).cache, 0);
+        let cache = |work: &Workload| full.memory(work, DType::F32, AS_IT_IS).cache;
+        assert_eq!(cache(&batch), 5 * cache(&generating(1000)));
+        assert_eq!(cache(&Workload { cached: 0, ..generating(1000) }), 0);
+    }
+
+    /// Keys of one type, values of another: 34 bytes, and 18, for every 32 numbers.
+    #[test]
+    fn blocks_are_counted_by_hand() {
+        let wide = llama(&[("head_dim", json!(64))]);
+        let types = |k, v| CacheTypes { k: Some(k), v: Some(v) };
+        let bytes = |types| wide.cache_bytes_per_token(DType::F32, types);
+        assert_eq!(bytes(types(CacheType::Q8_0, CacheType::Q4_0)), 3 * 2 * (2 * 34 + 2 * 18));
+        assert_eq!(bytes(types(CacheType::F16, CacheType::F32)), 3 * 2 * (64 * 2 + 64 * 4));
+        assert_eq!(bytes(CacheTypes { k: None, v: Some(CacheType::BF16) }), 3 * 2 * (64 * 4 + 64 * 2));
     }
 
     #[test]
     fn a_window_caps_its_layers() {
         let windowed = llama(&[("sliding_window", json!(32))]);
-        let at = |tokens| windowed.memory(&generating(tokens), DType::F32).cache;
+        let at = |tokens| windowed.memory(&generating(tokens), DType::F32, AS_IT_IS).cache;
         assert_eq!((at(1000), at(100_000)), (2 * 32 * 3 * 2 * 2 * 16 * 4, at(1000)));
     }
 
@@ -251,7 +276,7 @@ mod tests {
         let number = |key: &str| config[key].as_u64().unwrap();
         let spec = families::spec(&config).unwrap();
         let lanes = number("kv_lora_rank") + number("qk_rope_head_dim");
-        assert_eq!(spec.cache_bytes_per_token(DType::F32), number("num_hidden_layers") * lanes * 4);
+        assert_eq!(spec.cache_bytes_per_token(DType::F32, AS_IT_IS), number("num_hidden_layers") * lanes * 4);
     }
 
     #[test]
@@ -260,7 +285,7 @@ mod tests {
         let mut last = 0;
         for tokens in [0, 1, 2, 1000, 1 << 20, 1 << 40, usize::MAX >> 1, usize::MAX] {
             let all = Workload { rows: 3, pass: tokens, cached: tokens, encoded: tokens, logits: tokens };
-            let total = spec.memory(&all, DType::F32).total();
+            let total = spec.memory(&all, DType::F32, AS_IT_IS).total();
             assert!(total >= last && total > 0, "{tokens}");
             last = total;
         }

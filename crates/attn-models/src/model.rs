@@ -7,7 +7,7 @@ use crate::families;
 use crate::spec::{AttentionSpec, LayerSpec, ModelSpec, MultiHeadSpec, StackSpec};
 use crate::stack::{Encodings, Memory, Stack};
 use attn_core::position::{self, LearnedTensor, PositionConfig, learned_tensors};
-use attn_core::{Linear, PositionEncoding, PositionOverride, Positions, Resolution, profile};
+use attn_core::{CacheTypes, KvCache, Linear, PositionEncoding, PositionOverride, Positions, Resolution, profile};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::{collections::HashMap, sync::Arc};
@@ -21,6 +21,8 @@ pub struct Options {
     pub device: Device,
     /// Overrides the checkpoint's rotary settings.
     pub positions: PositionOverride,
+    /// What keys and values are stored as.
+    pub cache: CacheTypes,
     /// Whether keys of the config that nothing here reads are refused or passed over.
     pub unknown_keys: UnknownKeys,
 }
@@ -31,6 +33,7 @@ impl Default for Options {
             dtype: DType::F32,
             device: Device::Cpu,
             positions: PositionOverride::default(),
+            cache: CacheTypes::default(),
             unknown_keys: UnknownKeys::default(),
         }
     }
@@ -60,6 +63,7 @@ pub struct Model {
     tables: Arc<Tables>,
     parameters: usize,
     dtype: DType,
+    cache: CacheTypes,
     notes: Arc<Notes>,
     warnings: Arc<[String]>,
 }
@@ -155,6 +159,7 @@ impl Model {
             )
         }
         let spec = spec.with_positions(&options.positions)?;
+        spec.check_cache_types(options.cache, &options.device)?;
         let builder = Builder::new(weights.as_ref(), &spec, options.dtype, &options.device)?;
         let hidden = spec.hidden_size;
         let load = |stack: &StackSpec| -> Result<(Stack, StackTables)> {
@@ -175,9 +180,9 @@ impl Model {
         builder.finish(&spec)?;
         let parameters = builder.parameters();
         let tables = Arc::new(Tables { stack: stack_tables, encoder: encoder_tables });
-        let (spec, notes, dtype) = (Arc::new(spec), Arc::new(notes), options.dtype);
+        let (spec, notes, dtype, cache) = (Arc::new(spec), Arc::new(notes), options.dtype, options.cache);
         let warnings = builder.warnings().into();
-        Ok(Self { spec, stack, encoder, head_projection, head, tables, parameters, dtype, notes, warnings })
+        Ok(Self { spec, stack, encoder, head_projection, head, tables, parameters, dtype, cache, notes, warnings })
     }
 
     /// The same weights under another rotary setting.
@@ -194,6 +199,30 @@ impl Model {
             _ => None,
         };
         Ok(Self { spec: Arc::new(spec), stack, encoder, ..self.clone() })
+    }
+
+    /// The same weights with keys and values stored as these types, wherever they are stored.
+    ///
+    /// # Errors
+    /// As [`ModelSpec::check_cache_types`].
+    pub fn with_cache_types(&self, cache: CacheTypes) -> Result<Self> {
+        self.spec.check_cache_types(cache, self.device())?;
+        Ok(Self { cache, ..self.clone() })
+    }
+
+    /// What keys and values are stored as.
+    pub fn cache_types(&self) -> CacheTypes {
+        self.cache
+    }
+
+    /// True if a pass over a whole sequence goes through a cache, since its numbers are others than those put in.
+    pub fn scores_through_cache(&self) -> bool {
+        self.cache.differ_from(self.dtype)
+    }
+
+    /// An empty cache for `expected` tokens.
+    pub(crate) fn new_cache(&self, expected: usize) -> KvCache {
+        self.stack.new_cache(expected, self.cache)
     }
 
     /// The model as data.
@@ -279,7 +308,8 @@ impl Model {
         Ok(())
     }
 
-    /// Hidden states after the final norm, `(b, t, hidden)`, of ids `(b, t)` u32 in one pass.
+    /// Hidden states after the final norm, `(b, t, hidden)`, of ids `(b, t)` u32 in one pass. Keys and values are those
+    /// that the [types of the cache](Self::cache_types) leave of them.
     ///
     /// `length`: what length-dependent frequencies are resolved for, usually `t`. For encoders `ends` gives the real
     /// tokens of each right-padded row.
@@ -288,7 +318,8 @@ impl Model {
             bail!("{} is an encoder-decoder model: use a session", self.spec.family)
         }
         let positions = self.positions(ids, length)?.with_ends(ends);
-        self.stack.forward(ids, &positions, None, None)
+        let mut cache = self.scores_through_cache().then(|| self.new_cache(positions.len()));
+        self.stack.forward(ids, &positions, cache.as_mut(), None)
     }
 
     fn positions(&self, ids: &Tensor, length: usize) -> Result<Positions> {

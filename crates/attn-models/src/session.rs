@@ -35,7 +35,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A new session. `pads`: padding tokens at the start of each row of a left-padded batch.
+    /// A new session, whose keys and values are stored as the [model's](Model::cache_types). `pads`: padding tokens at the start of each row of a left-padded batch.
     pub fn new(model: &Model, length: RopeLength, pads: Option<Vec<usize>>) -> Result<Self> {
         if model.architecture() == Architecture::Encoder {
             bail!("{} is an encoder: it has hidden states but generates nothing", model.spec().family)
@@ -48,7 +48,7 @@ impl Session {
             model: model.clone(),
             policy: length,
             pads: pads.filter(|p| p.iter().any(|&n| n > 0)).map(Into::into),
-            cache: model.stack().new_cache(expected),
+            cache: model.new_cache(expected),
             tokens: Vec::new(),
             resolutions: Vec::new(),
             memory: None,

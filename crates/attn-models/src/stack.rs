@@ -7,8 +7,8 @@ use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::spec::{AttentionSpec, BesideSpec, CrossSpec, LayerSpec, ProjectionPlace, StackSpec, Wiring};
 use crate::tokens::Tokens;
 use attn_core::{
-    EmbeddingEncoding, KeyValues, KvCache, LatentAttention, LayerCache, Linear, Mask, MultiHeadAttention, Norm,
-    PositionEncoding, Positions, ops,
+    CacheTypes, EmbeddingEncoding, KeyValues, KvCache, LatentAttention, LayerCache, Linear, Mask, MultiHeadAttention,
+    Norm, PositionEncoding, Positions, ops,
     position::{NopeConfig, PositionConfig},
     profile,
 };
@@ -350,10 +350,10 @@ impl Stack {
         stack
     }
 
-    pub(crate) fn new_cache(&self, expected: usize) -> KvCache {
+    pub(crate) fn new_cache(&self, expected: usize, types: CacheTypes) -> KvCache {
         let layers = self.layers.iter().map(|block| match &block.attention {
-            Attention::MultiHead(a) => a.new_cache(expected),
-            Attention::Latent(a) => a.new_cache(expected),
+            Attention::MultiHead(a) => a.new_cache(expected).with_types(types),
+            Attention::Latent(a) => a.new_cache(expected).with_types(types),
         });
         KvCache { layers: layers.collect() }
     }

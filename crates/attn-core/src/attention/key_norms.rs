@@ -1,9 +1,8 @@
 //! Bounds on the norms of cached keys, so that a kernel can tell that a far key cannot matter without reading it.
 
-use super::view::{Sizes, View};
-use crate::simd::Element;
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
-use half::{bf16, f16};
+use super::{tokens::Tokens, view::with_contiguous_rows};
+use crate::stored::{CacheType, Stored};
+use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 /// Keys that share one bound.
@@ -31,7 +30,7 @@ impl KeyNorms {
     /// A tensor without four dimensions.
     pub fn new(k: &Tensor) -> Result<Self> {
         let mut norms = Self::default();
-        norms.append(k)?;
+        norms.append(&Stored::from(k))?;
         Ok(norms)
     }
 
@@ -39,23 +38,22 @@ impl KeyNorms {
     ///
     /// # Errors
     /// Another number of batch rows or heads than before.
-    pub fn append(&mut self, k: &Tensor) -> Result<()> {
-        let (b, h_kv, t, d) = k.dims4()?;
+    pub fn append(&mut self, k: &Stored) -> Result<()> {
+        let (b, h_kv, t, _) = k.dims4()?;
         if self.blocks.is_empty() {
             self.blocks = vec![Vec::new(); b * h_kv];
         }
         if self.blocks.len() != b * h_kv {
             bail!("key norms of {} rows and heads cannot take {b} x {h_kv} more", self.blocks.len())
         }
-        let k = k.detach().to_device(&Device::Cpu)?;
-        let k = match k.dtype() {
-            DType::F32 | DType::BF16 | DType::F16 => k,
-            _ => k.to_dtype(DType::F32)?,
+        let (data, kind) = match k.kind() {
+            Some(kind) => (k.data().clone(), kind),
+            None => (k.to_dtype(DType::F32)?, CacheType::F32),
         };
-        let k = if k.stride()[3] == 1 || d == 1 { k } else { k.contiguous()? };
-        let (storage, layout) = k.storage_and_layout();
+        let data = with_contiguous_rows(&data.detach().to_device(&Device::Cpu)?)?;
+        let (storage, layout) = data.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { bail!("key norms: the keys are not on the CPU") };
-        let new = largest_norms(storage, layout, self.len % NORM_BLOCK)?;
+        let new = measure(&Tokens::new(storage, layout, kind)?, self.len % NORM_BLOCK);
         for (blocks, new) in self.blocks.iter_mut().zip(new) {
             for (i, norm) in new.into_iter().enumerate() {
                 match blocks.get_mut(self.len / NORM_BLOCK + i) {
@@ -91,10 +89,10 @@ impl KeyNorms {
     }
 
     /// An error unless these are bounds for as many keys as `k` has.
-    pub(super) fn check(&self, k: &Tensor) -> Result<()> {
-        let (b, h_kv, tk, _) = k.dims4()?;
+    pub(super) fn check(&self, k: &Stored) -> Result<()> {
+        let (b, h_kv, tk, d) = k.dims4()?;
         if self.len != tk || self.blocks.len() != b * h_kv {
-            bail!("attend: key norms cover {} x {} keys, k is {:?}", self.blocks.len(), self.len, k.dims())
+            bail!("attend: key norms cover {} x {} keys, k is ({b}, {h_kv}, {tk}, {d})", self.blocks.len(), self.len)
         }
         Ok(())
     }
@@ -109,51 +107,23 @@ impl KeyNorms {
     }
 }
 
-/// The largest norm in each run of keys that shares a bound, per batch row and head of `(b, h_kv, t, d)`; the first run
-/// already holds `filled` keys.
-fn largest_norms(k: &CpuStorage, layout: &Layout, filled: usize) -> Result<Vec<Vec<f32>>> {
-    let s = Sizes::new(layout, layout, layout)?;
-    Ok(match k {
-        CpuStorage::F32(_) => measure(&View::<f32>::new(k, layout)?, &s.key_rows(), s.tk, filled),
-        CpuStorage::BF16(_) => measure(&View::<bf16>::new(k, layout)?, &s.key_rows(), s.tk, filled),
-        CpuStorage::F16(_) => measure(&View::<f16>::new(k, layout)?, &s.key_rows(), s.tk, filled),
-        _ => bail!("fused attention takes f32, bf16 and f16"),
-    })
-}
-
-/// The largest norm in each block of keys; infinite if it isn't a number.
-pub(in crate::attention) fn measure<T: Element>(
-    k: &View<T>,
-    rows: &[(usize, usize)],
-    tokens: usize,
-    filled: usize,
-) -> Vec<Vec<f32>> {
+/// The largest norm in each run of keys that shares a bound, per batch row and head; the first run already holds `filled`
+/// keys.
+pub(in crate::attention) fn measure(k: &Tokens, filled: usize) -> Vec<Vec<f32>> {
+    let [b, h_kv, tokens, _] = k.dims;
     let per_row = (filled + tokens).div_ceil(NORM_BLOCK);
     let block = |i: usize| {
-        let ((b, head), end) = (rows[i / per_row], (i % per_row + 1) * NORM_BLOCK - filled);
+        let (row, end) = (i / per_row, (i % per_row + 1) * NORM_BLOCK - filled);
         let range = (end.saturating_sub(NORM_BLOCK))..end.min(tokens);
-        range.map(|t| norm(k.row(b, head, t))).fold(0f32, f32::max)
+        range.map(|t| k.norm(row / h_kv, row % h_kv, t)).fold(0f32, f32::max)
     };
-    let n = rows.len() * per_row;
-    let all: Vec<f32> = if rows.len() * tokens < FEW_KEYS {
+    let n = b * h_kv * per_row;
+    let all: Vec<f32> = if b * h_kv * tokens < FEW_KEYS {
         (0..n).map(block).collect()
     } else {
         (0..n).into_par_iter().with_min_len(16).map(block).collect()
     };
     all.chunks(per_row.max(1)).map(<[f32]>::to_vec).collect()
-}
-
-fn norm<T: Element>(key: &[T]) -> f32 {
-    let mut sums = [0f32; 16];
-    let mut chunks = key.chunks_exact(16);
-    for chunk in &mut chunks {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x.widen() * x.widen();
-        }
-    }
-    let rest = chunks.remainder().iter().map(|x| x.widen() * x.widen()).sum::<f32>();
-    let norm = (sums.iter().sum::<f32>() + rest).sqrt();
-    if norm.is_nan() { f32::INFINITY } else { norm }
 }
 
 #[cfg(test)]
@@ -181,12 +151,12 @@ mod tests {
             }
             let (mut pieces, mut at) = (KeyNorms::default(), 0);
             for n in [1, 1, 62, 1, 130, 5, 100] {
-                pieces.append(&k.narrow(2, at, n)?)?;
+                pieces.append(&Stored::from(&k.narrow(2, at, n)?))?;
                 at += n;
             }
             assert_eq!(pieces, whole);
             pieces.truncate(200);
-            pieces.append(&k.narrow(2, pieces.len(), 300 - pieces.len())?)?;
+            pieces.append(&Stored::from(&k.narrow(2, pieces.len(), 300 - pieces.len())?))?;
             assert_eq!(pieces, whole);
         }
         Ok(())
@@ -213,9 +183,9 @@ mod tests {
                 slot += n;
                 // Not asked for at every step, as when prompts and single tokens take turns.
                 if round % 3 != 1
-                    && let Some(norms) = cache.key_norms(k.dim(2)?)?
+                    && let Some(norms) = cache.key_norms(k.dims4()?.2)?
                 {
-                    assert_eq!(*norms, KeyNorms::new(&k)?, "{mask:?} at {slot}");
+                    assert_eq!(*norms, KeyNorms::new(k.data())?, "{mask:?} at {slot}");
                 }
                 // A window may have dropped what going back would need.
                 if round % 4 == 3 && cache.truncate(slot - 2).is_ok() {

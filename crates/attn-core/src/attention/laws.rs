@@ -2,8 +2,11 @@
 //!
 //! One runner for all kernels: [`Case`] describes a call small enough to shrink and print, [`Case::check`] compares.
 
-use super::{AttendArgs, Curve, KernelOptions, KernelPath, KeyNorms, Scores, attend_with, backends, reference};
-use crate::{Mask, ScoreBias};
+use super::{
+    AttendArgs, Curve, KernelOptions, KernelPath, KeyNorms, Scores, attend_stored, attend_stored_lse, attend_with,
+    backends, reference,
+};
+use crate::{CacheType, Mask, ScoreBias, Stored};
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use std::{ops::Range, sync::Arc};
@@ -208,7 +211,7 @@ impl Case {
         let ([q, k, v], args) = (self.tensors()?, self.args()?);
         let options = KernelOptions { path: Some(path), key_norms: None };
         let ours = attend_with(&q, &k, &v, &args, &options)?;
-        let (with_sums, sums) = backends::run([&q, &k, &v], &args, &options, true)?;
+        let (with_sums, sums) = backends::run(&q, [&(&k).into(), &(&v).into()], &args, &options, true)?;
         assert_eq!(difference(&with_sums, &ours)?, 0.0, "{path}: another result with sums in {self:?}");
         let (_, wanted) = reference::attend_lse(&q, &k, &v, &args)?;
         let largest_sum = self.check_sums(&sums.expect("asked for"), &wanted, path)?;
@@ -301,6 +304,99 @@ proptest! {
             case.check(path).unwrap();
         }
     }
+}
+
+fn any_type() -> impl Strategy<Value = CacheType> {
+    (0..CacheType::ALL.len()).prop_map(|i| CacheType::ALL[i])
+}
+
+/// Three more tokens than there are in the call, and the call's own in the middle: a cache is a view of a buffer.
+fn in_a_buffer(xs: &Tensor, kind: CacheType) -> Result<Stored> {
+    let (b, h, t, d) = xs.dims4()?;
+    let wrong = |n: usize| Tensor::full(1e3f32, (b, h, n, d), &Device::Cpu)?.to_dtype(xs.dtype());
+    Stored::new(&Tensor::cat(&[&wrong(1)?, &xs.contiguous()?, &wrong(2)?], 2)?, kind)?.tokens(1..1 + t)
+}
+
+impl Case {
+    /// The same with heads that are whole blocks.
+    fn in_blocks(self) -> Self {
+        let whole = |width: usize| width.min(200).next_multiple_of(32);
+        Self { d: whole(self.d), dv: whole(self.dv), ..self }
+    }
+
+    /// Checks one path over keys and values as they are stored against the reference over their numbers.
+    fn check_stored(&self, path: KernelPath, k_type: CacheType, v_type: CacheType) -> Result<()> {
+        let ([q, k, v], args) = (self.tensors()?, self.args()?);
+        let (k, v) = (in_a_buffer(&k, k_type)?, in_a_buffer(&v, v_type)?);
+        let numbers = [&k, &v].map(|x| x.to_dtype(DType::F32));
+        let [k_numbers, v_numbers] = numbers;
+        let (k_numbers, v_numbers) = (k_numbers?, v_numbers?);
+        let (theirs, wanted) = reference::attend_lse(&q.to_dtype(DType::F32)?, &k_numbers, &v_numbers, &args)?;
+        let norms = (self.seed % 2 == 0).then(|| KeyNorms::new(&k_numbers)).transpose()?.map(Arc::new);
+        let options = KernelOptions { path: Some(path), key_norms: norms };
+        let ours = attend_stored(&q, &k, &v, &args, &options)?;
+        assert_eq!((ours.dtype(), ours.dims()), (self.dtype, theirs.dims()));
+        let largest_sum = wanted
+            .flatten_all()?
+            .to_vec1::<f32>()?
+            .into_iter()
+            .filter(|x| x.is_finite())
+            .fold(0f32, |a, x| a.max(x.abs()));
+        let (off, most) = (difference(&ours, &theirs)?, self.tolerance() + rounding(largest_sum));
+        assert!(off <= most, "{path}, {k_type} and {v_type}: off by {off:e}, not {most:e}, in {self:?}");
+        let (again, sums) = attend_stored_lse(&q, &k, &v, &args)?;
+        if path == KernelPath::choose(None)? && options.key_norms.is_none() {
+            assert_eq!(difference(&again, &ours)?, 0.0, "another result with sums in {self:?}");
+        }
+        self.check_sums(&sums, &wanted, path)?;
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn stored_keys_are_read_as_the_reference_reads_their_numbers(
+        case in any_case().prop_map(Case::in_blocks), k_type in any_type(), v_type in any_type()
+    ) {
+        for path in paths(case.dtype) {
+            case.check_stored(path, k_type, v_type).unwrap();
+        }
+    }
+}
+
+/// What decoding and a prompt do, for every pair of types and every dtype.
+#[test]
+fn every_pair_of_types_agrees() {
+    for (k_type, v_type) in CacheType::ALL.into_iter().flat_map(|k| CacheType::ALL.map(|v| (k, v))) {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for (tq, tk) in [(1, 700), (6, 131), (70, 300)] {
+                let case = Case { dtype, tq, tk, q_start: tk - tq, ..Case::plain(2, 3, tk, 64) };
+                for path in paths(dtype) {
+                    case.check_stored(path, k_type, v_type).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// A gradient flows through numbers that are stored otherwise, in the dtype of what it is of.
+#[test]
+fn gradients_flow_through_plain_numbers_of_another_type() -> Result<()> {
+    let case = Case::plain(1, 2, 20, 16);
+    let ([q, k, v], args) = (case.tensors()?, case.args()?);
+    let k = candle_core::Var::from_tensor(&k)?;
+    let gradient = |kind| -> Result<Tensor> {
+        let out = attend_stored(&q, &Stored::new(&k, kind)?, &Stored::from(&v), &args, &KernelOptions::default())?;
+        let gradients = out.sqr()?.sum_all()?.backward()?;
+        Ok(gradients.get(&k).expect("a gradient").clone())
+    };
+    let (plain, half) = (gradient(CacheType::F32)?, gradient(CacheType::F16)?);
+    assert_eq!(half.dtype(), DType::F32);
+    let off = difference(&half, &plain)?;
+    assert!(off > 0.0 && off < 5e-3, "{off}");
+    Ok(())
 }
 
 /// The paths that differ for a dtype.

@@ -17,6 +17,7 @@ pub(crate) mod laws;
 mod merge;
 mod options;
 mod scores;
+mod tokens;
 mod view;
 
 pub use crate::simd::KernelPath;
@@ -27,7 +28,7 @@ pub use merge::merge;
 pub use options::KernelOptions;
 pub use scores::{AttendArgs, Scores};
 
-use crate::profile;
+use crate::{profile, stored::Stored};
 use candle_core::{Result, Tensor, bail};
 
 /// Multi-head attention: `softmax(mask(softcap(scale q k^T) + bias)) v`, accumulated in f32 (f64 for f64 inputs).
@@ -49,12 +50,22 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<T
 /// # Errors
 /// As [`attend`]; also a path that this machine doesn't have, and key norms that don't match `k`.
 pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
+    args.check_dtypes(q, k, v)?;
+    attend_stored(q, &k.into(), &v.into(), args, options)
+}
+
+/// [`attend_with`] over keys and values as a [`LayerCache`](crate::LayerCache) stores them. The result is that of [`attend`] over
+/// their numbers: the kernel of the CPU reads them as they are, a tile at a time; other kernels have them widened first.
+///
+/// # Errors
+/// As [`attend_with`]; the dtypes of keys and values need not be that of the queries.
+pub fn attend_stored(q: &Tensor, k: &Stored, v: &Stored, args: &AttendArgs, options: &KernelOptions) -> Result<Tensor> {
     let _scope = profile::scope(profile::Op::Attention);
     args.check(q, k, v)?;
     if let Some(norms) = &options.key_norms {
         norms.check(k)?;
     }
-    backends::run([q, k, v], args, options, false).map(|(out, _)| out)
+    backends::run(q, [k, v], args, options, false).map(|(out, _)| out)
 }
 
 /// [`attend`], and with it the natural log of the sum of `exp(score)` over the keys that each query sees, and its sink:
@@ -64,9 +75,18 @@ pub fn attend_with(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs, option
 /// # Errors
 /// As [`attend`].
 pub fn attend_lse(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<(Tensor, Tensor)> {
+    args.check_dtypes(q, k, v)?;
+    attend_stored_lse(q, &k.into(), &v.into(), args)
+}
+
+/// [`attend_lse`] over keys and values as a cache stores them, see [`attend_stored`].
+///
+/// # Errors
+/// As [`attend_stored`].
+pub fn attend_stored_lse(q: &Tensor, k: &Stored, v: &Stored, args: &AttendArgs) -> Result<(Tensor, Tensor)> {
     let _scope = profile::scope(profile::Op::Attention);
     args.check(q, k, v)?;
-    match backends::run([q, k, v], args, &KernelOptions::default(), true)? {
+    match backends::run(q, [k, v], args, &KernelOptions::default(), true)? {
         (out, Some(lse)) => Ok((out, lse)),
         (_, None) => bail!("attend: a backend left the log-sum-exp out"),
     }
@@ -78,6 +98,7 @@ pub fn attend_lse(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Resu
 /// # Errors
 /// As [`attend`].
 pub fn attend_weights(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<(Tensor, Tensor)> {
-    args.check(q, k, v)?;
+    args.check_dtypes(q, k, v)?;
+    args.check(q, &k.into(), &v.into())?;
     reference::attend_weights(q, k, v, args)
 }

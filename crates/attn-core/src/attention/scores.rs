@@ -1,7 +1,7 @@
 //! Everything about a score but the product of query and key, and everything about a call but its tensors.
 
 use super::bias::{Extent, ScoreBias};
-use crate::Mask;
+use crate::{Mask, stored::Stored};
 use candle_core::{Result, Tensor, bail};
 
 /// How a product of a query and a key becomes a score: scale, then softcap, then bias; and what else is in the
@@ -112,16 +112,22 @@ impl AttendArgs {
         self
     }
 
-    /// An error that says what does not fit, for q `(b, h, tq, d)`, k `(b, h_kv, tk, d)` and v `(b, h_kv, tk, dv)`.
-    pub(super) fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
-        let (b, h, tq, d) = q.dims4()?;
-        let (kb, h_kv, tk, kd) = k.dims4()?;
-        let (vb, vh, vt, _) = v.dims4()?;
-        if kb != b || vb != b || vh != h_kv || vt != tk || kd != d || h_kv == 0 || !h.is_multiple_of(h_kv) {
-            bail!("attend: shapes do not fit: q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims())
-        }
+    /// An error unless q, k and v have one dtype.
+    pub(super) fn check_dtypes(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
         if k.dtype() != q.dtype() || v.dtype() != q.dtype() {
             bail!("attend: dtypes differ: q {:?}, k {:?}, v {:?}", q.dtype(), k.dtype(), v.dtype())
+        }
+        Ok(())
+    }
+
+    /// An error that says what does not fit, for q `(b, h, tq, d)`, k `(b, h_kv, tk, d)` and v `(b, h_kv, tk, dv)`.
+    pub(super) fn check(&self, q: &Tensor, k: &Stored, v: &Stored) -> Result<()> {
+        let (b, h, tq, d) = q.dims4()?;
+        let (kb, h_kv, tk, kd) = k.dims4()?;
+        let (vb, vh, vt, dv) = v.dims4()?;
+        if kb != b || vb != b || vh != h_kv || vt != tk || kd != d || h_kv == 0 || !h.is_multiple_of(h_kv) {
+            let (k, v) = ([kb, h_kv, tk, kd], [vb, vh, vt, dv]);
+            bail!("attend: shapes do not fit: q {:?}, k {k:?}, v {v:?}", q.dims())
         }
         self.mask.check(b)?;
         if let Some(sinks) = &self.scores.sinks

@@ -1,5 +1,6 @@
 //! The tensors of a call as kernels of the CPU read them: sizes, and strided views whose bounds were checked.
 
+use super::tokens::Tokens;
 use crate::simd::Element;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
@@ -38,6 +39,8 @@ impl Sizes {
 #[derive(Clone, Copy)]
 pub(in crate::attention) struct View<'a, T> {
     data: &'a [T],
+    /// `(b, h, t)`
+    outer: [usize; 3],
     strides: [usize; 3],
     width: usize,
 }
@@ -57,7 +60,7 @@ impl<'a, T: Element> View<'a, T> {
             dims.iter().zip([b, h, t, 1]).map(|(n, stride)| (n - 1) * stride).sum::<usize>() + 1
         };
         match data.get(layout.start_offset()..layout.start_offset() + size) {
-            Some(data) => Ok(Self { data, strides: [b, h, t], width: dims[3] }),
+            Some(data) => Ok(Self { data, outer: [dims[0], dims[1], dims[2]], strides: [b, h, t], width: dims[3] }),
             None => bail!("attend: layout {layout:?} leaves its storage of {}", data.len()),
         }
     }
@@ -78,8 +81,15 @@ impl<'a, T: Element> View<'a, T> {
 #[derive(Clone, Copy)]
 pub(in crate::attention) struct Inputs<'a, T> {
     pub(in crate::attention) q: View<'a, T>,
-    pub(in crate::attention) k: View<'a, T>,
-    pub(in crate::attention) v: View<'a, T>,
+    pub(in crate::attention) k: Tokens<'a>,
+    pub(in crate::attention) v: Tokens<'a>,
+}
+
+impl<T: Element> Inputs<'_, T> {
+    pub(in crate::attention) fn sizes(&self) -> Sizes {
+        let ([b, h, tq], [_, h_kv, tk, d], [_, _, _, dv]) = (self.q.outer, self.k.dims, self.v.dims);
+        Sizes { b, h, h_kv, tq, tk, d, dv }
+    }
 }
 
 /// `(b, h, t, d)` with the last dimension's numbers side by side, copied only if they aren't.

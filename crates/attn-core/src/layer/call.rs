@@ -2,7 +2,7 @@
 
 use crate::{
     Positions,
-    attention::{KernelOptions, attend_lse, attend_weights, attend_with},
+    attention::{KernelOptions, attend_stored, attend_stored_lse, attend_weights},
     placing::{Beside, Call, Held},
 };
 use candle_core::{DType, Result, Tensor, bail};
@@ -69,10 +69,13 @@ impl KeyValues {
         match call.beside {
             Beside::Nothing => {
                 let options = KernelOptions { key_norms: call.key_norms.clone(), ..KernelOptions::default() };
-                Ok((attend_with(q, k, v, &call.args, &options)?, None))
+                Ok((attend_stored(q, k, v, &call.args, &options)?, None))
             }
-            Beside::Lse => attend_lse(q, k, v, &call.args).map(|(out, lse)| (out, Some(lse))),
-            Beside::Weights => attend_weights(q, k, v, &call.args).map(|(out, weights)| (out, Some(weights))),
+            Beside::Lse => attend_stored_lse(q, k, v, &call.args).map(|(out, lse)| (out, Some(lse))),
+            Beside::Weights => {
+                let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
+                attend_weights(q, &k, &v, &call.args).map(|(out, weights)| (out, Some(weights)))
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{randn, settle};
-use crate::{Linear, NormKind, position::Nope};
+use crate::{CacheType, CacheTypes, Linear, NormKind, position::Nope};
 use candle_core::{DType, Device, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarMap};
 
@@ -310,7 +310,7 @@ fn a_cache_is_forked_selected_and_stored_in_half_precision() -> Result<()> {
         let one = layer.forward(&xs.narrow(0, 0, 1)?, &Positions::new(0..8), Some(&mut cache))?;
         close(&one, &whole.narrow(0, 0, 1)?)?;
     }
-    let mut half = plain.new_cache(8).with_dtype(DType::F16);
+    let mut half = plain.new_cache(8).with_types(CacheTypes::both(CacheType::F16));
     let out = plain.forward(&xs, &Positions::new(0..8), Some(&mut half))?;
     let off = (out - plain.forward(&xs, &Positions::new(0..8), None)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
     assert!(off > 0.0 && off < 5e-3, "{off}");

@@ -2,7 +2,7 @@
 //! and far keys differently.
 
 use super::Positions;
-use crate::Mask;
+use crate::{Mask, stored::Stored};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 
@@ -78,8 +78,8 @@ pub struct BiasContext<'a> {
     pub keys: Range<usize>,
     /// The placed queries, `(b, h, tq, d)`; `None` in latent attention, whose scores are sums of two products.
     pub q: Option<&'a Tensor>,
-    /// The placed keys, `(b, h_kv, tk, d)`; `None` in latent attention.
-    pub k: Option<&'a Tensor>,
+    /// The placed keys, `(b, h_kv, tk, d)`, as the cache stores them; `None` in latent attention.
+    pub k: Option<&'a Stored>,
     /// What the encoding [remembered](super::PositionEncoding::remember) of these keys, `(b, h, tk, w)`.
     pub remembered: Option<&'a Tensor>,
     /// What products of queries and keys are multiplied by.
@@ -94,7 +94,7 @@ impl<'a> BiasContext<'a> {
 
     /// With the placed queries and keys and what their products are multiplied by.
     #[must_use]
-    pub fn with_products(mut self, q: Option<&'a Tensor>, k: Option<&'a Tensor>, scale: f64) -> Self {
+    pub fn with_products(mut self, q: Option<&'a Tensor>, k: Option<&'a Stored>, scale: f64) -> Self {
         (self.q, self.k, self.scale) = (q, k, scale);
         self
     }

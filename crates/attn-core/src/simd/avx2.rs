@@ -143,6 +143,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_low_nibbles(p: *const u8) -> __m256 {
+        let bytes = _mm_and_si128(_mm_loadl_epi64(p.cast()), _mm_set1_epi8(15));
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
+    }
+
+    #[inline(always)]
+    unsafe fn load_high_nibbles(p: *const u8) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))))
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_in_turn(p: *const bf16) -> (__m256, __m256) {
         let pairs = _mm256_loadu_si256(p.cast());
         let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));

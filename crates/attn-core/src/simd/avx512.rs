@@ -198,6 +198,17 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_low_nibbles(p: *const u8) -> __m512 {
+        let bytes = _mm_and_si128(_mm_loadu_si128(p.cast()), _mm_set1_epi8(15));
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
+    }
+
+    #[inline(always)]
+    unsafe fn load_high_nibbles(p: *const u8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))))
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_in_turn(p: *const bf16) -> (__m512, __m512) {
         let pairs = _mm512_loadu_si512(p.cast());
         let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));

@@ -105,6 +105,8 @@ impl Job for Widening {
             // SAFETY: LANES >= 2 bytes are readable; the instruction set as above.
             unsafe {
                 assert_eq!(lanes::<S>(S::load_i8(from)), expect(|x| f32::from(x as i8)), "{}", self.0);
+                assert_eq!(lanes::<S>(S::load_low_nibbles(from)), expect(|x| f32::from(x & 15)), "{}", self.0);
+                assert_eq!(lanes::<S>(S::load_high_nibbles(from)), expect(|x| f32::from(x >> 4)), "{}", self.0);
                 let scale = f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
                 assert!(same(S::widen_f16(from), scale), "{}", self.0);
                 if bytes.len() - at >= 8 {

@@ -94,6 +94,18 @@ pub(crate) trait Simd: Copy + 'static {
         // SAFETY: LANES bytes are readable at p by the caller's word.
         unsafe { Self::from_fn(|i| f32::from(*p.cast::<i8>().add(i))) }
     }
+    /// The lower four bits of each of `LANES` bytes.
+    #[inline(always)]
+    unsafe fn load_low_nibbles(p: *const u8) -> Self::V {
+        // SAFETY: LANES bytes are readable at p by the caller's word.
+        unsafe { Self::from_fn(|i| f32::from(*p.add(i) & 15)) }
+    }
+    /// The upper four bits of each of `LANES` bytes.
+    #[inline(always)]
+    unsafe fn load_high_nibbles(p: *const u8) -> Self::V {
+        // SAFETY: LANES bytes are readable at p by the caller's word.
+        unsafe { Self::from_fn(|i| f32::from(*p.add(i) >> 4)) }
+    }
     /// One f16, which need not be aligned.
     #[inline(always)]
     unsafe fn widen_f16(p: *const u8) -> f32 {

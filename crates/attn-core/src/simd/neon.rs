@@ -156,6 +156,18 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_low_nibbles(p: *const u8) -> float32x4_t {
+        let bytes = vcreate_u8(u64::from(p.cast::<u32>().read_unaligned() & 0x0f0f_0f0f));
+        vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+    }
+
+    #[inline(always)]
+    unsafe fn load_high_nibbles(p: *const u8) -> float32x4_t {
+        let bytes = vcreate_u8(u64::from(p.cast::<u32>().read_unaligned() >> 4 & 0x0f0f_0f0f));
+        vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_in_turn(p: *const bf16) -> (float32x4_t, float32x4_t) {
         let pairs = vreinterpretq_u32_u16(vld1q_u16(p.cast()));
         let odd = vandq_u32(pairs, vdupq_n_u32(0xffff_0000));

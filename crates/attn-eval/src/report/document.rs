@@ -196,6 +196,12 @@ pub struct Settings {
     pub device: String,
     /// Whether a GGUF file's weights stay quantised.
     pub keep_quantized: bool,
+    /// What keys are stored as; absent: in the data type computed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_type_k: Option<String>,
+    /// What values are stored as; absent: in the data type computed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_type_v: Option<String>,
     /// Metrics beside perplexity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricSettings>,
@@ -306,6 +312,8 @@ impl About {
             dtype,
             device,
             keep_quantized,
+            cache_type_k,
+            cache_type_v,
             metrics,
             usable,
             skipped: _,
@@ -334,6 +342,9 @@ impl About {
             ("--keep-quantized", json!(keep_quantized)),
         ];
         let mut identity: BTreeMap<String, Value> = entries.map(|(name, value)| (name.to_string(), value)).into();
+        for (name, kind) in [("--cache-type-k", cache_type_k), ("--cache-type-v", cache_type_v)] {
+            identity.extend(kind.as_ref().map(|kind| (name.to_string(), json!(kind))));
+        }
         if let Some(metrics) = metrics {
             identity.insert("--metrics".into(), json!(metrics));
         }

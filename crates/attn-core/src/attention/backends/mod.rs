@@ -1,7 +1,8 @@
 //! The kernels that attention runs on, in the order in which they are asked.
 //!
 //! Each backend has one function that looks at a call and says whether it computes it, right and with every gradient that
-//! is asked for: its `plan`. The reference comes last and computes everything.
+//! is asked for: its `plan`. The CPU's kernel is asked first, since it reads keys and values as a cache stores them; the others
+//! get tensors in the queries' dtype. The reference comes last and computes everything.
 //!
 //! | backend | device | calls |
 //! |---|---|---|
@@ -29,16 +30,30 @@ mod rule_tests;
 pub(super) use cpu::tiles_visited;
 
 use super::{gradients, options::KernelOptions, scores::AttendArgs};
-use candle_core::{Result, Tensor, bail};
+use crate::stored::Stored;
+use candle_core::{Error, Result, Tensor, bail};
 
-/// A call, checked.
+/// A call, checked, over keys and values as they are stored.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    q: &'a Tensor,
+    k: &'a Stored,
+    v: &'a Stored,
+    args: &'a AttendArgs,
+    options: &'a KernelOptions,
+    /// Whether the log-sum-exp is asked for.
+    lse: bool,
+    /// Whether a gradient has to flow into anything.
+    tracked: bool,
+}
+
+/// The same over tensors in the queries' dtype.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
     q: &'a Tensor,
     k: &'a Tensor,
     v: &'a Tensor,
     args: &'a AttendArgs,
-    options: &'a KernelOptions,
     /// Whether the log-sum-exp is asked for.
     lse: bool,
     /// Whether a gradient has to flow into anything.
@@ -54,9 +69,8 @@ type Plan<'a> = Box<dyn FnOnce() -> Result<Answer> + 'a>;
 /// Says how a backend computes a call, or `None` if it does not.
 type Planner = for<'a> fn(&Request<'a>) -> Result<Option<Plan<'a>>>;
 
-/// Every backend, in the order in which they are asked.
+/// The backends after the CPU's kernel, in the order in which they are asked.
 const BACKENDS: &[Planner] = &[
-    cpu::plan,
     #[cfg(feature = "flash-attn")]
     flash::plan,
     #[cfg(feature = "cuda")]
@@ -66,9 +80,23 @@ const BACKENDS: &[Planner] = &[
 ];
 
 /// Computes a checked call on the first backend that takes it.
-pub(super) fn run([q, k, v]: [&Tensor; 3], args: &AttendArgs, options: &KernelOptions, lse: bool) -> Result<Answer> {
-    let tracked = gradients::tracked([q, k, v], &args.scores);
-    let request = Request { q, k, v, args, options, lse, tracked };
+pub(super) fn run(
+    q: &Tensor,
+    [k, v]: [&Stored; 2],
+    args: &AttendArgs,
+    options: &KernelOptions,
+    lse: bool,
+) -> Result<Answer> {
+    let tracked = gradients::tracked([q, k.data(), v.data()], &args.scores);
+    // The graph has the conversion, so that gradients are in the dtype of what they are of.
+    let alike =
+        |x: &Stored| if tracked { Ok(Stored::from(&x.to_dtype(q.dtype())?)) } else { Ok::<_, Error>(x.clone()) };
+    let (k, v) = (&alike(k)?, &alike(v)?);
+    if let Some(compute) = cpu::plan(&Call { q, k, v, args, options, lse, tracked })? {
+        return compute();
+    }
+    let (k, v) = (&k.to_dtype(q.dtype())?, &v.to_dtype(q.dtype())?);
+    let request = Request { q, k, v, args, lse, tracked };
     for plan in BACKENDS {
         if let Some(compute) = plan(&request)? {
             return compute();

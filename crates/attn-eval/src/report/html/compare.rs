@@ -416,6 +416,8 @@ pub(crate) mod tests {
                 dtype: "f32".into(),
                 device: "cpu".into(),
                 keep_quantized: false,
+                cache_type_k: None,
+                cache_type_v: None,
                 metrics: None,
                 usable: false,
                 skipped: vec![],

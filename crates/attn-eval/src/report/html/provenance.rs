@@ -24,6 +24,8 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
         ("trials", retrieval.map_or(String::new(), |r| format!("{} per depth", r.trials))),
         ("BOS before each", settings.bos_line()),
         ("computed in", format!("{} on {}", settings.dtype, settings.device)),
+        ("keys stored as", settings.cache_type_k.clone().unwrap_or_default()),
+        ("values stored as", settings.cache_type_v.clone().unwrap_or_default()),
         (seed_of, settings.seed.to_string()),
         ("programs", format!("attn {}, candle {}", about.versions.attn, about.versions.candle)),
         ("begun", date(about.started)),

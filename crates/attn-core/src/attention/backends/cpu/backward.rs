@@ -13,7 +13,7 @@ use super::{
     tile::{ROW_PAD, ROWS, add_bias, cap_scores, exp_and_gradient, pack_panel, pack_rows},
 };
 use crate::{
-    attention::view::{Inputs, Sizes, View},
+    attention::view::{Sizes, View},
     parallel::Disjoint,
     simd::{Job, KernelPath, Scratch, Simd, TILE_STRIDE, dispatch},
 };
@@ -43,6 +43,14 @@ pub(super) fn parts(s: &Sizes) -> usize {
     UNITS.div_ceil(s.b * s.h_kv).min(MOST_PARTS).min(s.tk.div_ceil(KEYS))
 }
 
+/// The inputs, widened.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) q: View<'a, f32>,
+    pub(super) k: View<'a, f32>,
+    pub(super) v: View<'a, f32>,
+}
+
 /// What the backward pass has besides the inputs.
 pub(super) struct Saved<'a> {
     /// The gradient of the output, `(b, h, tq, dv)`.
@@ -67,14 +75,14 @@ pub(super) struct Gradients<'a> {
 
 struct Worker<'a> {
     p: &'a Problem<'a>,
-    inputs: Inputs<'a, f32>,
+    inputs: Inputs<'a>,
     saved: &'a Saved<'a>,
     out: &'a Gradients<'a>,
     next: &'a AtomicUsize,
 }
 
 /// Computes the gradients. Head dims are multiples of 16.
-pub(super) fn backward(path: KernelPath, p: &Problem, inputs: Inputs<'_, f32>, saved: &Saved, out: &Gradients) {
+pub(super) fn backward(path: KernelPath, p: &Problem, inputs: Inputs<'_>, saved: &Saved, out: &Gradients) {
     let next = AtomicUsize::new(0);
     let units = p.sizes.b * p.sizes.h_kv * parts(&p.sizes);
     on_threads(units, || dispatch(path, Worker { p, inputs, saved, out, next: &next }));
@@ -245,7 +253,11 @@ impl Worker<'_> {
             let (n, at) = (S::NR.min(block.end - t), t - block.start);
             // SAFETY: panels of KEYS keys fit, and head dims are multiples of 16.
             unsafe {
-                let (k, v) = (self.inputs.k.tokens(u.b, u.kv_head, t), self.inputs.v.tokens(u.b, u.kv_head, t));
+                let place = |of: &View<f32>| {
+                    let (start, stride) = of.tokens(u.b, u.kv_head, t);
+                    (start.cast::<u8>(), stride * size_of::<f32>())
+                };
+                let (k, v) = (place(&self.inputs.k), place(&self.inputs.v));
                 pack_panel::<S, f32>(k, n, s.d, u.k.as_mut_ptr().add(at * s.d));
                 pack_panel::<S, f32>(v, n, s.dv, u.v.as_mut_ptr().add(at * s.dv));
             }

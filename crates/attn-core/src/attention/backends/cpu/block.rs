@@ -10,8 +10,12 @@ use super::{
     unit::Unit,
 };
 use crate::{
-    attention::view::Inputs,
+    attention::{
+        tokens::{Format, Tokens, with_format},
+        view::Inputs,
+    },
     simd::{Element, Scratch, Simd, TILE_STRIDE},
+    stored::CacheType,
 };
 use std::ops::Range;
 
@@ -67,7 +71,7 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(task: &Task<T>, unit: &Unit) 
     let (wide, deep) = (sizes.dv.next_multiple_of(S::LANES), sizes.d.next_multiple_of(16));
     let direct = n <= DIRECT_ROWS;
     // Candle's buffers are aligned to 16 bytes, so what many rows read is copied to whole cache lines.
-    let copies_v = !direct || !T::IS_F32 || wide != sizes.dv;
+    let copies_v = !direct || inputs.v.kind != CacheType::F32 || wide != sizes.dv;
     let needs = [
         padded * sizes.d,
         if direct { 0 } else { KEYS * deep },
@@ -189,8 +193,9 @@ impl<T: Element> Work<'_, '_, T> {
                 if self.packed & (1 << panel) == 0 {
                     self.packed |= 1 << panel;
                     let t = k0 + panel * S::NR;
-                    let keys = self.inputs.k.tokens(self.unit.b, self.unit.kv_head, t);
-                    pack_panel::<S, T>(keys, S::NR.min(sizes.tk - t), sizes.d, packed);
+                    let keys = self.inputs.k.at(self.unit.b, self.unit.kv_head, t);
+                    let n = S::NR.min(sizes.tk - t);
+                    with_format!(self.inputs.k.kind, F => pack_panel::<S, F>(keys, n, sizes.d, packed));
                 }
                 let cols = (end - (k0 + panel * S::NR)).min(S::NR);
                 for i in range.clone().step_by(S::MR) {
@@ -205,26 +210,35 @@ impl<T: Element> Work<'_, '_, T> {
     /// Scores of a few rows with keys where they lie, from column `col` on.
     #[inline(always)]
     unsafe fn direct_tile<S: Simd>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
-        let d = self.p.sizes.d;
-        let k = self.inputs.k.tokens(self.unit.b, self.unit.kv_head, start);
-        let (v, stride) = self.inputs.v.tokens(self.unit.b, self.unit.kv_head, start);
-        let v = (v, stride, self.p.sizes.dv);
+        // SAFETY: keys start..end exist.
+        unsafe { with_format!(self.inputs.k.kind, F => self.direct_rows::<S, F>(range.clone(), start, end, col)) };
+        // Rows that only fill up a group of four weigh nothing.
+        for line in range.len()..range.len().next_multiple_of(4) {
+            self.s[line * TILE_STRIDE..(line + 1) * TILE_STRIDE].fill(0.0);
+        }
+    }
+
+    /// The scores of [`direct_tile`](Self::direct_tile), with keys of one format.
+    #[inline(always)]
+    unsafe fn direct_rows<S: Simd, F: Format>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
+        let (b, head, d) = (self.unit.b, self.unit.kv_head, self.p.sizes.d);
+        let next = |tokens: &Tokens| {
+            let (row, stride) = tokens.at(b, head, start);
+            (row, stride, tokens.bytes)
+        };
+        let (k, v) = (next(&self.inputs.k), next(&self.inputs.v));
         for i in range.clone().step_by(4) {
             // SAFETY: keys start..end exist, and so do rows i.. of `q` and of the tile.
             unsafe {
                 let q = (self.q.as_ptr().add(i * d), d);
                 let s = self.s.as_mut_ptr().add((i - range.start) * TILE_STRIDE + col);
                 match range.end - i {
-                    1 => direct_scores::<S, T, 1>(q, k, v, end - start, d, s),
-                    2 => direct_scores::<S, T, 2>(q, k, v, end - start, d, s),
-                    3 => direct_scores::<S, T, 3>(q, k, v, end - start, d, s),
-                    _ => direct_scores::<S, T, 4>(q, k, v, end - start, d, s),
+                    1 => direct_scores::<S, F, 1>(q, k, v, end - start, d, s),
+                    2 => direct_scores::<S, F, 2>(q, k, v, end - start, d, s),
+                    3 => direct_scores::<S, F, 3>(q, k, v, end - start, d, s),
+                    _ => direct_scores::<S, F, 4>(q, k, v, end - start, d, s),
                 }
             }
-        }
-        // Rows that only fill up a group of four weigh nothing.
-        for line in range.len()..range.len().next_multiple_of(4) {
-            self.s[line * TILE_STRIDE..(line + 1) * TILE_STRIDE].fill(0.0);
         }
     }
 
@@ -233,8 +247,8 @@ impl<T: Element> Work<'_, '_, T> {
     unsafe fn values<S: Simd>(&mut self, k0: usize, from: usize, end: usize) -> Values {
         let (b, head, sizes) = (self.unit.b, self.unit.kv_head, self.p.sizes);
         if !self.copies_v {
-            let (v, stride) = self.inputs.v.tokens(b, head, k0 + from);
-            return Values { start: v.cast(), stride, width: self.wide, panel: 0 };
+            let (v, stride) = self.inputs.v.at(b, head, k0 + from);
+            return Values { start: v.cast(), stride: stride / size_of::<f32>(), width: self.wide, panel: 0 };
         }
         let panel_len = KEYS * S::NR;
         for panel in from / S::NR..(end - k0).div_ceil(S::NR) {
@@ -242,17 +256,26 @@ impl<T: Element> Work<'_, '_, T> {
                 continue;
             }
             self.copied |= 1 << panel;
-            for t in panel * S::NR..((panel + 1) * S::NR).min(sizes.tk - k0) {
-                let row = self.inputs.v.row(b, head, k0 + t);
-                for (row, panel) in row.chunks(S::NR).zip(self.v.chunks_exact_mut(panel_len)) {
-                    let line = &mut panel[t * S::NR..(t + 1) * S::NR];
-                    // SAFETY: the line has room for NR numbers.
-                    unsafe { widen::<S, T>(row.as_ptr(), row.len(), line.as_mut_ptr()) };
-                    line[row.len()..].fill(0.0);
-                }
-            }
+            let tokens = panel * S::NR..((panel + 1) * S::NR).min(sizes.tk - k0);
+            // SAFETY: these tokens exist.
+            unsafe { with_format!(self.inputs.v.kind, F => self.copy_values::<S, F>(k0, tokens)) };
         }
         Values { start: self.v[from * S::NR..].as_ptr(), stride: S::NR, width: S::NR, panel: panel_len }
+    }
+
+    /// Copies values of the block that starts at `k0` to their panels.
+    #[inline(always)]
+    unsafe fn copy_values<S: Simd, F: Format>(&mut self, k0: usize, tokens: Range<usize>) {
+        let (b, head, dv) = (self.unit.b, self.unit.kv_head, self.p.sizes.dv);
+        for t in tokens {
+            let (row, _) = self.inputs.v.at(b, head, k0 + t);
+            for (c, panel) in (0..dv).step_by(S::NR).zip(self.v.chunks_exact_mut(KEYS * S::NR)) {
+                let (line, end) = (&mut panel[t * S::NR..(t + 1) * S::NR], dv.min(c + S::NR));
+                // SAFETY: the token has `dv` numbers, and the line room for NR.
+                unsafe { widen::<S, F>(row, c..end, line.as_mut_ptr()) };
+                line[end - c..].fill(0.0);
+            }
+        }
     }
 
     /// Writes the rows, or the part that they make up.

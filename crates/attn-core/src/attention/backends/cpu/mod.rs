@@ -29,17 +29,19 @@ mod task;
 mod tile;
 mod unit;
 
-use super::{Answer, Plan, Request};
+use super::{Answer, Call, Plan};
 use crate::{
     attention::{
         bias::ScoreBias,
         gradients::{Backward, Kept, apply, of_tracked},
         options::KernelOptions,
         scores::AttendArgs,
+        tokens::Tokens,
         view::{Inputs, Sizes, View, with_contiguous_rows},
     },
     parallel::Disjoint,
     simd::KernelPath,
+    stored::CacheType,
 };
 use backward::{Gradients, Saved, parts};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
@@ -54,11 +56,14 @@ use std::sync::{Arc, OnceLock};
 #[cfg(test)]
 pub(in crate::attention) use skip::tiles_visited;
 
-/// Calls on the CPU in f32, bf16 and f16; a dense bias that a gradient flows into is left to the reference.
-pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
-    let Request { q, k, v, args, .. } = *request;
+/// Calls on the CPU in f32, bf16 and f16, over keys and values of any cache type; a dense bias that a gradient flows into
+/// is left to the reference.
+pub(super) fn plan<'a>(call: &Call<'a>) -> Result<Option<Plan<'a>>> {
+    let Call { q, k, v, args, .. } = *call;
+    let (Some(k_type), Some(v_type)) = (k.kind(), v.kind()) else { return Ok(None) };
     // Lengths are kept in 32 bits, and distances in f32, which is exact below 2^24.
-    let fits = [q, k, v].iter().all(|x| x.device().is_cpu() && x.elem_count() > 0) && k.dims()[2] < 1 << 24;
+    let fits = [q, k.data(), v.data()].iter().all(|x| x.device().is_cpu() && x.elem_count() > 0)
+        && k.data().dims()[2] < 1 << 24;
     let dtype = matches!(q.dtype(), DType::F32 | DType::BF16 | DType::F16);
     let bias = match &args.scores.bias {
         ScoreBias::Dense(bias) => !bias.track_op(),
@@ -68,18 +73,18 @@ pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     if !fits || !dtype || !bias {
         return Ok(None);
     }
-    let request = *request;
-    Ok(Some(Box::new(move || attend(request))))
+    let call = *call;
+    Ok(Some(Box::new(move || attend(call, [k_type, v_type]))))
 }
 
-fn attend(Request { q, k, v, args, options, lse, tracked }: Request) -> Result<Answer> {
+fn attend(Call { q, k, v, args, options, lse, tracked }: Call, types: [CacheType; 2]) -> Result<Answer> {
     let path = KernelPath::choose(options.path)?;
-    let [q, k, v] = [q, k, v].map(with_contiguous_rows);
+    let [q, k, v] = [q, k.data(), v.data()].map(with_contiguous_rows);
     let (q, k, v) = (q?, k?, v?);
     let (log_sums, kept) = (Arc::default(), Kept::default());
     let (args, options) = (args.clone(), options.clone());
     let scores = args.scores.clone();
-    let op = Fused { args, options, path, tracked, lse, log_sums, kept: kept.clone() };
+    let op = Fused { args, options, path, types, tracked, lse, log_sums, kept: kept.clone() };
     let (out, lse) = apply(op, kept, [&q, &k, &v], &scores, lse)?;
     // Without gradients the op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the
     // layer wants them. With them, Candle would transpose and add up the gradient of every such view.
@@ -91,6 +96,8 @@ struct Fused {
     args: AttendArgs,
     options: KernelOptions,
     path: KernelPath,
+    /// How keys and values are stored; as the queries are if a backward pass may follow.
+    types: [CacheType; 2],
     /// Whether a backward pass may follow.
     tracked: bool,
     /// Whether the log-sum-exp is asked for.
@@ -103,9 +110,10 @@ struct Fused {
 
 impl Fused {
     fn run<T: Input>(&self, [q, k, v]: [(&CpuStorage, &Layout); 3]) -> Result<(Vec<T>, Shape)> {
-        let s = Sizes::new(q.1, k.1, v.1)?;
-        let inputs =
-            Inputs { q: View::<T>::new(q.0, q.1)?, k: View::<T>::new(k.0, k.1)?, v: View::<T>::new(v.0, v.1)? };
+        let [k_type, v_type] = self.types;
+        let q = View::<T>::new(q.0, q.1)?;
+        let inputs = Inputs { q, k: Tokens::new(k.0, k.1, k_type)?, v: Tokens::new(v.0, v.1, v_type)? };
+        let s = inputs.sizes();
         let source = Problem::source(&s, &self.args)?;
         let locked = source.lock();
         let problem = Problem::new(s, &self.args, &locked)?;
@@ -210,7 +218,7 @@ impl Backward for Fused {
         let gv = gv?;
         let deltas = deltas(&s, &ov?, &gv, lse_grad)?;
         let saved = Saved { grad: gv, log_sums, deltas: &deltas };
-        backward::backward(self.path, &problem, Inputs { q: qv?, k: kv?, v: vv? }, &saved, &to);
+        backward::backward(self.path, &problem, backward::Inputs { q: qv?, k: kv?, v: vv? }, &saved, &to);
         let tensor = |x: Vec<f32>, h: usize, t: usize, width: usize, keep: usize| -> Result<Tensor> {
             Tensor::from_vec(x, (s.b, h, t, width), &Device::Cpu)?.narrow(3, 0, keep)?.to_dtype(q.dtype())
         };

@@ -50,7 +50,7 @@ impl Skip {
         let norms = match given {
             Some(norms) => norms.clone(),
             None if s.tq * s.group() >= WORTHWHILE && s.tk >= 4 * NORM_BLOCK => {
-                Arc::new(KeyNorms::from_blocks(s.tk, measure(&inputs.k, &s.key_rows(), s.tk, 0)))
+                Arc::new(KeyNorms::from_blocks(s.tk, measure(&inputs.k, 0)))
             }
             None => return None,
         };
@@ -75,9 +75,7 @@ impl Skip {
         let mut floor = f32::INFINITY;
         if !row.seen.is_empty() {
             let nearest = if slope >= 0.0 { row.seen.end - 1 } else { row.seen.start };
-            let k = inputs.k.row(b, row.head / p.sizes.group(), nearest);
-            let dot: f64 = q.iter().zip(k).map(|(q, k)| q.widen() as f64 * k.widen() as f64).sum();
-            let score = dot as f32 * p.scale;
+            let score = inputs.k.dot(q, b, row.head / p.sizes.group(), nearest) as f32 * p.scale;
             let score = p.softcap.map_or(score, |cap| cap * (score / cap).tanh());
             // Less what the kernel's own rounding may differ by.
             floor = score * LOG2E - score.abs() * 1e-4 - 1e-3 + slope * (nearest as i64 - origin) as f32;

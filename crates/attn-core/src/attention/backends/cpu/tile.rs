@@ -1,7 +1,10 @@
 //! What happens to one tile of scores: packing the operands, bias and softcap, and a step of the online softmax.
 
 use super::bias::{LOG2E, RowBias};
-use crate::simd::{Element, MOST_MR, Simd, TILE_STRIDE};
+use crate::{
+    attention::tokens::Format,
+    simd::{Element, MOST_MR, Simd, TILE_STRIDE},
+};
 use std::ops::Range;
 
 /// Rows of a score tile, a multiple of every path's `MR`.
@@ -94,14 +97,14 @@ unsafe fn pack_group<S: Simd, T: Element>(rows: &[&[T]], mr: usize, width: usize
     }
 }
 
-/// Packs `n <= NR` tokens of `width` numbers into a panel: `dst[c * NR + j]` is number `c` of token `j`; missing tokens
-/// are zero.
+/// Packs `n <= NR` tokens of `width` numbers, `stride` bytes apart, into a panel: `dst[c * NR + j]` is number `c` of token
+/// `j`; missing tokens are zero.
 ///
 /// # Safety
 /// `src` holds `n` tokens; `dst` has room for `width` rounded up to 16, times `NR`.
 #[inline(always)]
-pub(super) unsafe fn pack_panel<S: Simd, T: Element>(
-    (src, stride): (*const T, usize),
+pub(super) unsafe fn pack_panel<S: Simd, F: Format>(
+    (src, stride): (*const u8, usize),
     n: usize,
     width: usize,
     dst: *mut f32,
@@ -114,15 +117,15 @@ pub(super) unsafe fn pack_panel<S: Simd, T: Element>(
             // numbers. Rows c..c + LANES of the panel exist by the caller's word.
             unsafe {
                 let to = dst.add(c * S::NR + j);
-                if T::IS_F32 && j + lanes <= n && c + lanes <= width {
-                    S::transpose(src.add(j * stride + c).cast(), stride, to, S::NR);
+                if F::IS_F32 && j + lanes <= n && c + lanes <= width {
+                    S::transpose(src.add(j * stride).cast::<f32>().add(c), stride / size_of::<f32>(), to, S::NR);
                     continue;
                 }
                 let cols = lanes.min(width - c);
                 for i in 0..lanes {
                     let line = &mut staged[i * lanes..(i + 1) * lanes];
                     if j + i < n {
-                        widen::<S, T>(src.add((j + i) * stride + c), cols, line.as_mut_ptr());
+                        widen::<S, F>(src.add((j + i) * stride), c..c + cols, line.as_mut_ptr());
                         line[cols..].fill(0.0);
                     } else {
                         line.fill(0.0);
@@ -134,22 +137,22 @@ pub(super) unsafe fn pack_panel<S: Simd, T: Element>(
     }
 }
 
-/// Copies `n` numbers as f32.
+/// Copies numbers `range` of the token at `row` as f32; the first is a multiple of `LANES`.
 ///
 /// # Safety
-/// `n` numbers are readable at `src` and writable at `dst`.
+/// The token has these numbers, and as many are writable at `dst`.
 #[inline(always)]
-pub(super) unsafe fn widen<S: Simd, T: Element>(src: *const T, n: usize, dst: *mut f32) {
-    let mut i = 0;
-    // SAFETY: i + LANES <= n, then i < n.
+pub(super) unsafe fn widen<S: Simd, F: Format>(row: *const u8, range: Range<usize>, dst: *mut f32) {
+    let mut c = range.start;
+    // SAFETY: c + LANES <= range.end, then c < range.end.
     unsafe {
-        while i + S::LANES <= n {
-            S::store(dst.add(i), T::load::<S>(src.add(i)));
-            i += S::LANES;
+        while c + S::LANES <= range.end {
+            S::store(dst.add(c - range.start), F::load::<S>(row, c));
+            c += S::LANES;
         }
-        while i < n {
-            *dst.add(i) = (*src.add(i)).widen();
-            i += 1;
+        while c < range.end {
+            *dst.add(c - range.start) = F::number(row, c);
+            c += 1;
         }
     }
 }
@@ -411,37 +414,38 @@ pub(super) unsafe fn rescale<S: Simd>(p: *mut f32, n: usize, factor: f32) {
 /// Scores of `R` query rows, in plain order, with `n` keys where they lie: what decoding does, where packing keys that
 /// are used once would cost more than it saves.
 ///
-/// Meanwhile memory is asked for the keys that come next and for the tokens of `values`, `(start, stride, width)`: by itself
-/// the machine foresees one stream, and that up to the end of a page.
+/// Strides are in bytes. Meanwhile memory is asked for the keys that come next and for the tokens of the values, of `width`
+/// bytes: by itself the machine foresees one stream, and that up to the end of a page.
 ///
 /// # Safety
 /// `q` holds `R` rows of `q_stride >= d`, `k` holds `n` tokens, and a tile of `R` rows starts at `s`.
 #[inline(always)]
-pub(super) unsafe fn direct_scores<S: Simd, T: Element, const R: usize>(
+pub(super) unsafe fn direct_scores<S: Simd, F: Format, const R: usize>(
     (q, q_stride): (*const f32, usize),
-    (k, k_stride): (*const T, usize),
-    (v, v_stride, dv): (*const T, usize, usize),
+    (k, k_stride, k_width): (*const u8, usize, usize),
+    (v, v_stride, v_width): (*const u8, usize, usize),
     n: usize,
     d: usize,
     s: *mut f32,
 ) {
     /// Tokens from a key to the one that is asked for.
     const AHEAD: usize = 32;
-    let line = 64 / size_of::<T>();
+    /// Bytes that come from memory at once.
+    const LINE: usize = 64;
     for j in 0..n {
         // SAFETY: token j, numbers below d, and column j < n of each row are in bounds.
         unsafe {
-            for c in (0..d).step_by(line) {
-                S::prefetch(k.wrapping_add((j + AHEAD) * k_stride + c).cast());
+            for c in (0..k_width).step_by(LINE) {
+                S::prefetch(k.wrapping_add((j + AHEAD) * k_stride + c));
             }
-            for c in (0..dv).step_by(line) {
-                S::prefetch(v.wrapping_add(j * v_stride + c).cast());
+            for c in (0..v_width).step_by(LINE) {
+                S::prefetch(v.wrapping_add(j * v_stride + c));
             }
             let k = k.add(j * k_stride);
             let mut acc = [S::splat(0.0); R];
             let mut c = 0;
             while c + S::LANES <= d {
-                let key = T::load::<S>(k.add(c));
+                let key = F::load::<S>(k, c);
                 for (i, acc) in acc.iter_mut().enumerate() {
                     *acc = S::fma(S::load(q.add(i * q_stride + c)), key, *acc);
                 }
@@ -450,7 +454,7 @@ pub(super) unsafe fn direct_scores<S: Simd, T: Element, const R: usize>(
             for (i, acc) in acc.into_iter().enumerate() {
                 let mut sum = S::sum(acc);
                 for c in c..d {
-                    sum += *q.add(i * q_stride + c) * (*k.add(c)).widen();
+                    sum += *q.add(i * q_stride + c) * F::number(k, c);
                 }
                 *s.add(i * TILE_STRIDE + j) = sum;
             }

@@ -19,7 +19,7 @@ fn device() -> Option<Device> {
 /// The call on our kernels, or `None` if they don't take it.
 fn fused(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttendArgs) -> Result<Option<Tensor>> {
     let tracked = crate::attention::gradients::tracked([q, k, v], &args.scores);
-    let request = Request { q, k, v, args, options: &KernelOptions::default(), lse: false, tracked };
+    let request = Request { q, k, v, args, lse: false, tracked };
     let known = Facts::new(&request).is_some_and(|facts| cuda_rule::rule(&facts, args));
     let out = plan(&request)?.map(|compute| compute()).transpose()?;
     assert_eq!(out.is_some(), known, "{args:?}");

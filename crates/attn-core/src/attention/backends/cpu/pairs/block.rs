@@ -13,12 +13,14 @@ use crate::{
             problem::Problem,
             skip::{RowBound, visit, without_negligible},
             task::Task,
-            tile::Row,
+            tile::{Row, widen},
             unit::Unit,
         },
+        tokens::{Tokens, with_format},
         view::Inputs,
     },
     simd::{Avx512, Scratch, Simd},
+    stored::CacheType,
 };
 use half::bf16;
 use std::{arch::x86_64::*, ops::Range};
@@ -73,6 +75,9 @@ struct Work<'a, 's, P> {
     acc: &'s mut [Lanes],
     /// `(ROWS, KEYS)`: a bias that has to be computed, or nothing.
     computed: &'s mut [f32],
+    /// Room for a token in f32 and for a step of tokens in bf16, where keys or values are stored otherwise.
+    widened: &'s mut [f32],
+    narrowed: &'s mut [bf16],
 }
 
 /// Computes a unit and writes its result.
@@ -85,6 +90,7 @@ pub(super) unsafe fn run<P: Product>(task: &Task<bf16>, unit: &Unit) {
     let rows = unit.rows(p);
     let padded = rows.len().next_multiple_of(ROWS);
     let (deep, wide) = (p.sizes.d.next_multiple_of(STEP), p.sizes.dv.next_multiple_of(STEP));
+    let in_place = [inputs.k.kind, inputs.v.kind] == [CacheType::BF16; 2];
     let mut scratch = Scratch::take();
     let needs = [
         padded * deep / 2,
@@ -95,8 +101,10 @@ pub(super) unsafe fn run<P: Product>(task: &Task<bf16>, unit: &Unit) {
         padded * wide,
         LANES * wide,
         if matches!(p.bias, Bias::Bank(_) | Bias::Curve(_)) { ROWS * KEYS } else { 0 },
+        if in_place { 0 } else { deep.max(wide) },
+        if in_place { 0 } else { STEP * deep.max(wide) / 2 },
     ];
-    let [q, k, v, scores, weights, acc, staged, computed] = scratch.split(needs);
+    let [q, k, v, scores, weights, acc, staged, computed, widened, narrowed] = scratch.split(needs);
     let (q, k, v) = (as_pairs(q), as_bf16(k), as_bf16(v));
     for (group, to) in q.chunks_exact_mut(LANES * deep / 2).enumerate() {
         let rows = rows[(group * LANES).min(rows.len())..].iter().take(LANES);
@@ -127,6 +135,8 @@ pub(super) unsafe fn run<P: Product>(task: &Task<bf16>, unit: &Unit) {
         factor: if plain { p.q_factor() } else { 1.0 },
         acc: acc.as_chunks_mut().0,
         computed,
+        widened,
+        narrowed: as_bf16(narrowed),
     };
     // SAFETY: by the caller's word.
     unsafe {
@@ -327,21 +337,44 @@ impl<'a, P: Product> Work<'a, '_, P> {
     /// Packs the steps between two columns of the block that are not there yet.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2,f16c,bmi2")]
     unsafe fn pack(&mut self, k0: usize, from: usize, to: usize) {
-        let (b, head, tk) = (self.unit.b, self.unit.kv_head, self.p.sizes.tk);
+        let (b, head, tk, inputs) = (self.unit.b, self.unit.kv_head, self.p.sizes.tk, self.inputs);
         for col in (from..to).step_by(STEP) {
             if self.packed & (1 << (col / STEP)) != 0 {
                 continue;
             }
             self.packed |= 1 << (col / STEP);
             let (t, n) = (k0 + col, STEP.min(tk - k0 - col));
-            let (k, v) = (self.inputs.k.tokens(b, head, t), self.inputs.v.tokens(b, head, t));
             // SAFETY: n tokens are there; `k` has room for a step of rows of `deep`, `v` has `wide` rows of KEYS numbers;
             // the instruction set is there by the caller's word.
             unsafe {
+                let k = self.in_bf16(&inputs.k, (b, head, t), n);
                 pack::keys(k, (n, self.p.sizes.d), &mut self.k[col * self.deep..(col + STEP) * self.deep]);
+                let v = self.in_bf16(&inputs.v, (b, head, t), n);
                 pack::values(v, (n, self.p.sizes.dv), self.wide, (self.v.as_mut_ptr().add(col), KEYS));
             }
         }
+    }
+
+    /// `n` tokens from one on, and the distance from each to the next: where they lie, or rounded to bf16, until the next call.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2,f16c,bmi2")]
+    unsafe fn in_bf16(
+        &mut self,
+        tokens: &Tokens,
+        (b, head, t): (usize, usize, usize),
+        n: usize,
+    ) -> (*const bf16, usize) {
+        let (mut row, stride) = tokens.at(b, head, t);
+        if tokens.kind == CacheType::BF16 {
+            return (row.cast(), stride / size_of::<bf16>());
+        }
+        let width = tokens.dims[3];
+        for to in self.narrowed.chunks_exact_mut(width).take(n) {
+            // SAFETY: the token is there, and room for its numbers; the instruction set by the caller's word.
+            unsafe { with_format!(tokens.kind, F => widen::<Avx512, F>(row, 0..width, self.widened.as_mut_ptr())) };
+            narrow(self.widened, to);
+            row = row.wrapping_add(stride);
+        }
+        (self.narrowed.as_ptr(), width)
     }
 
     /// Writes the rows, or the part that they make up.

@@ -4,100 +4,14 @@
 //! is full its tail moves to the front. Other than in a ring, keys are always contiguous and in order for the kernels; on
 //! average this costs one copy per token.
 
-use crate::{Mask, Resolution, attention::KeyNorms, profile};
-use candle_core::{DType, Result, Tensor, bail};
-use std::{ops::Range, sync::Arc};
+mod buffer;
+#[cfg(test)]
+mod laws;
 
-/// A growable buffer of `(b, h, t, d)` along `t`. A clone shares its memory until one of the two is written to.
-#[derive(Debug, Clone, Default)]
-struct Buffer {
-    data: Option<Arc<Tensor>>,
-}
-
-impl Buffer {
-    fn capacity(&self) -> usize {
-        self.data.as_ref().map_or(0, |t| t.dims()[2])
-    }
-
-    fn view(&self, range: Range<usize>) -> Result<Tensor> {
-        match &self.data {
-            Some(data) => data.narrow(2, range.start, range.len()),
-            None => bail!("kv cache: empty"),
-        }
-    }
-
-    /// Writes `xs` at `at`, moving `keep` (a range of the old contents) to the front of a buffer of `capacity` first if
-    /// that capacity is not there yet.
-    fn write(&mut self, xs: &Tensor, at: usize, keep: Range<usize>, capacity: usize) -> Result<()> {
-        let (b, h, _, d) = xs.dims4()?;
-        // What is written into memory has no gradient: where one is tracked there is a new tensor each time.
-        match &self.data {
-            Some(old) if !keep.is_empty() && (old.track_op() || xs.track_op()) => {
-                let kept = old.narrow(2, keep.start, at.min(keep.len()))?;
-                self.data = Some(Arc::new(Tensor::cat(&[&kept, xs], 2)?));
-                return Ok(());
-            }
-            _ if xs.track_op() => {
-                self.data = Some(Arc::new(xs.clone()));
-                return Ok(());
-            }
-            _ => {}
-        }
-        let reusable = |old: &Arc<Tensor>| {
-            let same = old.dims() == [b, h, old.dims()[2], d] && old.dtype() == xs.dtype();
-            same && old.dims()[2] >= capacity && keep.start == 0 && !old.track_op() && Arc::strong_count(old) == 1
-        };
-        let data = match self.data.take() {
-            Some(old) if reusable(&old) => old,
-            old => {
-                let new = Tensor::zeros((b, h, capacity, d), xs.dtype(), xs.device())?;
-                if let Some(old) = old
-                    && !keep.is_empty()
-                {
-                    new.slice_set(&old.narrow(2, keep.start, keep.len())?.contiguous()?, 2, 0)?;
-                }
-                Arc::new(new)
-            }
-        };
-        data.slice_set(&xs.contiguous()?, 2, at)?;
-        self.data = Some(data);
-        Ok(())
-    }
-
-    /// An error if `xs` can't stand beside what is held.
-    fn check(&self, xs: &Tensor) -> Result<()> {
-        let (Some(old), (b, h, _, d)) = (&self.data, xs.dims4()?) else { return Ok(()) };
-        let (old_b, old_h, _, old_d) = old.dims4()?;
-        if (old_b, old_h, old_d, old.dtype()) != (b, h, d, xs.dtype()) {
-            bail!(
-                "kv cache: holds ({old_b}, {old_h}, t, {old_d}) in {:?}, cannot take {:?} in {:?}",
-                old.dtype(),
-                xs.dims(),
-                xs.dtype()
-            )
-        }
-        Ok(())
-    }
-
-    /// The rows of the batch with these numbers, in this order; room for as many tokens as before.
-    fn select_rows(&mut self, rows: &Tensor, held: usize) -> Result<()> {
-        let Some(old) = &self.data else { return Ok(()) };
-        let selected = old.narrow(2, 0, held)?.contiguous()?.index_select(rows, 0)?;
-        if selected.track_op() {
-            self.data = Some(Arc::new(selected));
-            return Ok(());
-        }
-        let (b, h, _, d) = selected.dims4()?;
-        let new = Tensor::zeros((b, h, self.capacity(), d), old.dtype(), old.device())?;
-        new.slice_set(&selected.contiguous()?, 2, 0)?;
-        self.data = Some(Arc::new(new));
-        Ok(())
-    }
-
-    fn size_in_bytes(&self) -> usize {
-        self.data.as_ref().map_or(0, |t| t.elem_count() * t.dtype().size_in_bytes())
-    }
-}
+use crate::{CacheType, CacheTypes, Mask, Resolution, attention::KeyNorms, profile, stored::Stored};
+use buffer::Buffer;
+use candle_core::{Result, Tensor, bail};
+use std::sync::Arc;
 
 /// The keys and values of one layer (for latent attention: the one latent that both are made from), with what the
 /// position encoding needs beside them: further copies of the keys, numbers it remembers.
@@ -118,8 +32,8 @@ pub struct LayerCache {
     window: Option<usize>,
     /// Tokens to allocate for at the first append.
     expected: usize,
-    /// What keys and values are stored in, if not what they come in.
-    dtype: Option<DType>,
+    /// What keys and values are stored as.
+    types: CacheTypes,
     resolution: Option<Resolution>,
     /// Bounds on the norms of the first so many of the keys held.
     norms: Arc<KeyNorms>,
@@ -132,11 +46,12 @@ impl LayerCache {
         Self { window: mask.reach(), expected, ..Self::default() }
     }
 
-    /// Stores keys and values in `dtype`, such as f16 under a model in f32; layers convert what they read. Other numbers
-    /// than f16, bf16, f32 and f64 are refused when the first keys come.
+    /// Stores keys and values as these types, such as f16 or blocks under a model in f32. What an encoding remembers
+    /// beside them stays as it is; a latent is a key. A head that is no whole number of blocks is refused when the first
+    /// keys come, and so are keys with a gradient where they would become blocks.
     #[must_use]
-    pub fn with_dtype(mut self, dtype: DType) -> Self {
-        self.dtype = Some(dtype);
+    pub fn with_types(mut self, types: CacheTypes) -> Self {
+        self.types = types;
         self
     }
 
@@ -156,8 +71,10 @@ impl LayerCache {
     }
 
     /// Appends what new tokens bring, usually keys `(b, h_kv, t, d)` and values `(b, h_kv, t, dv)`, computed under the
-    /// frequencies `resolution`. Returns the same tensors with everything a query among the new tokens may see in
-    /// front, as views of the cache that are good until the next tokens come, and the slot of the first.
+    /// frequencies `resolution`; the last of several tensors are values, the others keys. Returns the same with everything
+    /// a query among the new tokens may see in front, as [stored](Self::with_types) and as views of the cache that are good
+    /// until the next tokens come, and the slot of the first.
+    /// [`attend_stored`](crate::attention::attend_stored) takes them.
     ///
     /// # Errors
     /// Keys of another resolution than those in the cache: scores between them would be wrong, and look fine. Tensors of
@@ -166,8 +83,10 @@ impl LayerCache {
         &mut self,
         new: [&Tensor; N],
         resolution: Resolution,
-    ) -> Result<([Tensor; N], usize)> {
-        let new = new.into_iter().map(|x| self.stored(x)).collect::<Result<Vec<_>>>()?;
+    ) -> Result<([Stored; N], usize)> {
+        let stored =
+            |(i, x): (usize, &Tensor)| if i > 0 && i + 1 == N { self.stored_values(x) } else { self.stored_keys(x) };
+        let new = new.into_iter().enumerate().map(stored).collect::<Result<Vec<_>>>()?;
         let (all, start) = self.append_all(&new, resolution)?;
         match all.try_into() {
             Ok(all) => Ok((all, start)),
@@ -175,8 +94,8 @@ impl LayerCache {
         }
     }
 
-    /// [`append`](Self::append) of any number of tensors, in the dtypes they have.
-    pub(crate) fn append_all(&mut self, new: &[Tensor], resolution: Resolution) -> Result<(Vec<Tensor>, usize)> {
+    /// [`append`](Self::append) of any number of tensors, as they are stored.
+    pub(crate) fn append_all(&mut self, new: &[Stored], resolution: Resolution) -> Result<(Vec<Stored>, usize)> {
         let _scope = profile::scope(profile::Op::Cache);
         if let Some(known) = self.resolution
             && known != resolution
@@ -195,7 +114,7 @@ impl LayerCache {
             self.buffers.iter().zip(new).try_for_each(|(buffer, new)| buffer.check(new))?;
         }
         self.resolution = Some(resolution);
-        let tokens = new[0].dim(2)?;
+        let (_, _, tokens, _) = new[0].dims4()?;
         let keep = self.window.map_or(held, |w| held.min(w - 1));
         if self.window.is_some_and(|w| keep + tokens > 2 * w) {
             return self.append_long(new, keep);
@@ -216,30 +135,30 @@ impl LayerCache {
         Ok((views, self.start))
     }
 
-    /// `xs` as it is stored: of four dimensions, and in the cache's dtype if it has one of its own.
-    pub(crate) fn stored(&self, xs: &Tensor) -> Result<Tensor> {
-        xs.dims4()?;
-        match self.dtype {
-            Some(dtype) if !dtype.is_float() => bail!("kv cache: cannot be stored in {dtype:?}"),
-            Some(dtype) => xs.to_dtype(dtype),
-            None => Ok(xs.clone()),
-        }
+    /// Keys as they are stored.
+    pub(crate) fn stored_keys(&self, xs: &Tensor) -> Result<Stored> {
+        stored(xs, self.types.k)
+    }
+
+    /// Values as they are stored.
+    pub(crate) fn stored_values(&self, xs: &Tensor) -> Result<Stored> {
+        stored(xs, self.types.v)
     }
 
     /// A block much longer than the window: attend to all of it, keep only its end.
-    fn append_long(&mut self, new: &[Tensor], keep: usize) -> Result<(Vec<Tensor>, usize)> {
+    fn append_long(&mut self, new: &[Stored], keep: usize) -> Result<(Vec<Stored>, usize)> {
         let held = self.end - self.start;
         let first = self.end - keep;
-        let tokens = keep + new[0].dim(2)?;
+        let tokens = keep + new[0].dims4()?.2;
         let tail = tokens.min(self.window.map_or(tokens, |w| (w - 1).max(1)));
         let capacity = self.grown(tail);
         let mut all = Vec::with_capacity(new.len());
         for (buffer, new) in self.buffers.iter_mut().zip(new) {
             let joined = match keep {
                 0 => new.clone(),
-                _ => Tensor::cat(&[&buffer.view(held - keep..held)?, new], 2)?,
+                _ => buffer.view(held - keep..held)?.followed_by(new)?,
             };
-            buffer.write(&joined.narrow(2, tokens - tail, tail)?, 0, 0..0, capacity)?;
+            buffer.write(&joined.tokens(tokens - tail..tokens)?, 0, 0..0, capacity)?;
             all.push(joined);
         }
         self.norms = Arc::default();
@@ -263,7 +182,7 @@ impl LayerCache {
         match self.buffers.get(index) {
             Some(buffer) if self.end > self.start => {
                 let last = self.end - self.start - 1;
-                buffer.view(last..last + 1).map(Some)
+                buffer.view(last..last + 1).map(|x| Some(x.data().clone()))
             }
             _ => Ok(None),
         }
@@ -304,12 +223,11 @@ impl LayerCache {
     /// A row that is not there.
     pub fn select_rows(&mut self, rows: &[usize]) -> Result<()> {
         let held = self.end - self.start;
-        let Some(data) = self.buffers.first().and_then(|buffer| buffer.data.as_ref()) else { return Ok(()) };
-        let batch = data.dim(0)?;
+        let Some((batch, device)) = self.buffers.first().and_then(Buffer::batch) else { return Ok(()) };
         if let Some(row) = rows.iter().find(|row| **row >= batch) {
             bail!("kv cache: there is no row {row} among {batch}")
         }
-        let index = Tensor::from_iter(rows.iter().map(|row| *row as u32), data.device())?;
+        let index = Tensor::from_iter(rows.iter().map(|row| *row as u32), &device)?;
         self.norms = Arc::default();
         self.buffers.iter_mut().try_for_each(|buffer| buffer.select_rows(&index, held))
     }
@@ -332,6 +250,15 @@ impl LayerCache {
             Arc::make_mut(&mut self.norms).append(&new)?;
         }
         Ok(Some(self.norms.clone()))
+    }
+}
+
+/// `xs`, `(b, h, t, d)`, as this type, or as it is.
+fn stored(xs: &Tensor, kind: Option<CacheType>) -> Result<Stored> {
+    xs.dims4()?;
+    match kind {
+        Some(kind) => Stored::new(xs, kind),
+        None => Ok(Stored::from(xs)),
     }
 }
 
@@ -378,6 +305,11 @@ impl KvCache {
 mod tests {
     use super::*;
     use candle_core::{Device, Tensor};
+    use std::ops::Range;
+
+    fn numbers(xs: &Stored) -> Vec<f32> {
+        xs.data().flatten_all().unwrap().to_vec1().unwrap()
+    }
 
     fn tokens(range: Range<usize>) -> Tensor {
         let n = range.len();
@@ -391,9 +323,9 @@ mod tests {
         for &n in blocks {
             let new = tokens(slot..slot + n);
             let ([k, v], start) = cache.append([&new, &(&new * 2.0).unwrap()], Resolution::Fixed).unwrap();
-            let held: Vec<f32> = k.flatten_all().unwrap().to_vec1().unwrap();
+            let held = numbers(&k);
             assert_eq!(held, (start..slot + n).map(|i| i as f32).collect::<Vec<_>>());
-            assert_eq!(v.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0], 2.0 * start as f32);
+            assert_eq!(numbers(&v)[0], 2.0 * start as f32);
             for q in slot..slot + n {
                 assert!(mask.visible(0, q, 0..slot + n).start >= start, "{blocks:?}: {q} needs more than {start}..");
             }
@@ -428,7 +360,7 @@ mod tests {
         cache.append([&tokens(0..5), &tokens(0..5)], Resolution::Fixed).unwrap();
         cache.truncate(2).unwrap();
         let ([k, _], _) = cache.append([&tokens(7..8), &tokens(7..8)], Resolution::Fixed).unwrap();
-        assert_eq!(k.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0.0, 1.0, 7.0]);
+        assert_eq!(numbers(&k), [0.0, 1.0, 7.0]);
 
         let mut windowed = LayerCache::new(&Mask::causal().with_window(Some(4)), 0);
         windowed.append([&tokens(0..50), &tokens(0..50)], Resolution::Fixed).unwrap();
