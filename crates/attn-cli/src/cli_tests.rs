@@ -1,8 +1,9 @@
 use super::*;
+use crate::options::spelled_out;
 use clap::CommandFactory;
 
 fn parse(line: &str) -> Result<Cli, String> {
-    Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())
+    Cli::try_parse_from(spelled_out(line.split(' ').map(Into::into))).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -24,6 +25,8 @@ fn every_command_of_the_documentation_parses() {
         "attn inspect --rope-param beta_fast=16 --rope-param beta_slow=2 --rope-length exact --dtype bf16",
         "attn inspect --rope-length 4096 --device cuda:1 --keep-quantized --no-mmap --offline --threads 2",
         "attn inspect --allow-unknown-config-keys --no-memory-check",
+        "attn generate -p x --cache-type-k q8_0 --cache-type-v q4_0",
+        "attn bench model m -ctk f16 -ctv bf16",
         "attn download org/name@main",
         "attn bench attention --dtype bf16 --batch 2 --heads 9 --kv-heads 3 --head-dim 64 --seq 4096 --json --runs 3",
         "attn bench attention --decode --bias alibi --window 512 --path avx2 --device cuda:0 --threads 2",
@@ -53,6 +56,8 @@ fn what_cannot_be_meant_is_refused_by_name() {
         ("attn inspect --device tpu", "known: cpu"),
         ("attn inspect --device cuda:x", "cuda:N"),
         ("attn inspect --dtype f64", "f32"),
+        ("attn inspect -ctk q5_0", "one of f32, f16, bf16, q8_0, q4_0"),
+        ("attn inspect -- -ctk q8_0", "unexpected"),
         ("attn generate -f a --conversation", "cannot be used"),
         ("attn generate -p a -f b", "cannot be used"),
         ("attn generate -p a --temperature inf", "at least 0"),

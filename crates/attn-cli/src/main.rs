@@ -29,7 +29,7 @@ use output::{StdoutClosed, UsageError};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(options::spelled_out(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

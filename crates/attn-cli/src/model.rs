@@ -67,7 +67,8 @@ fn open_as(
     if memory_checked {
         memory::check_weights(&name, weight_bytes(checkpoint.weights.as_ref(), dtype))?;
     }
-    let options = Options { dtype, device, positions, unknown_keys: unknown_keys(&args.load) };
+    let (cache, unknown_keys) = (args.cache.types(), unknown_keys(&args.load));
+    let options = Options { dtype, device, positions, cache, unknown_keys };
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &options)
         .with_context(|| format!("can't load {name}"))?;
     for warning in model.warnings() {
@@ -209,7 +210,7 @@ impl Opened {
 
     /// Bytes that the work takes beside the weights.
     pub(crate) fn needed_memory(&self, work: &Workload) -> u64 {
-        self.model.spec().memory(work, self.model.dtype()).total()
+        self.model.spec().memory(work, self.model.dtype(), self.model.cache_types()).total()
     }
 
     /// Refuses a run over `tokens` tokens if `work`, which says what a run over so many asks of the model, does not fit into

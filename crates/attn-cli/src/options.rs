@@ -2,16 +2,18 @@
 
 use crate::output::{check_writable, usage};
 use crate::parse::{
-    BosChoice, DeviceName, LengthPolicy, Precision, parse_device, parse_factor, parse_length, parse_metric, parse_pair,
-    parse_positive, parse_positive_number, parse_probability_or_zero, parse_scaling, scaling_help,
+    BosChoice, DeviceName, LengthPolicy, Precision, parse_cache_type, parse_device, parse_factor, parse_length,
+    parse_metric, parse_pair, parse_positive, parse_positive_number, parse_probability_or_zero, parse_scaling,
+    scaling_help,
 };
 use anyhow::Result;
 use attn_core::position::extend::Setting;
-use attn_core::{PositionOverride, RopeOverride};
+use attn_core::{CacheType, CacheTypes, PositionOverride, RopeOverride};
 use attn_eval::compare::Mode;
 use attn_eval::metrics::MetricName;
 use attn_eval::run::Shard;
 use clap::Args;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Which model, and how to load it.
@@ -23,7 +25,54 @@ pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) load: LoadArgs,
     #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
     pub(crate) rope: RopeArgs,
+}
+
+/// What keys and values are stored as.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Loading")]
+pub(crate) struct CacheArgs {
+    /// Type that keys are stored as: f32, f16, bf16, q8_0 or q4_0; -ctk for short [default: that of --dtype]
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub(crate) cache_type_k: Option<CacheType>,
+    /// Type that values are stored as, of the same; -ctv for short [default: that of --dtype]
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub(crate) cache_type_v: Option<CacheType>,
+}
+
+impl CacheArgs {
+    /// The types that these flags name.
+    pub(crate) fn types(&self) -> CacheTypes {
+        CacheTypes { k: self.cache_type_k, v: self.cache_type_v }
+    }
+
+    /// Refuses them for a command that runs no model.
+    ///
+    /// # Errors
+    /// One of them is there.
+    pub(crate) fn refuse(&self, command: &str) -> Result<()> {
+        match (self.cache_type_k, self.cache_type_v) {
+            (None, None) => Ok(()),
+            (Some(_), _) => usage(format!("--cache-type-k: attn {command} runs no model and has no cache")),
+            (None, Some(_)) => usage(format!("--cache-type-v: attn {command} runs no model and has no cache")),
+        }
+    }
+}
+
+/// A command line's words with llama.cpp's short names spelled out, up to a `--`: clap knows short names of one letter alone.
+pub(crate) fn spelled_out(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut options = true;
+    let word = |word: OsString| {
+        options &= word != "--";
+        match word.to_str() {
+            Some("-ctk") if options => "--cache-type-k".into(),
+            Some("-ctv") if options => "--cache-type-v".into(),
+            _ => word,
+        }
+    };
+    words.into_iter().map(word).collect()
 }
 
 /// How weights are loaded and where they live.

@@ -1,5 +1,6 @@
 //! The values of options: what they may be, and what is said if they are not.
 
+use attn_core::CacheType;
 use attn_core::position::extend::{LOG_N, METHODS, Setting};
 use attn_core::position::rope::scaling;
 use attn_eval::compare::{Factor, Mode};
@@ -131,6 +132,10 @@ pub(crate) fn scaling_help() -> String {
         schemes.collect::<Vec<_>>().join(", "),
         methods.join(", ")
     )
+}
+
+pub(crate) fn parse_cache_type(text: &str) -> Result<CacheType, String> {
+    text.parse()
 }
 
 pub(crate) fn parse_scaling(text: &str) -> Result<Setting, String> {

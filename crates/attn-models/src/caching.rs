@@ -2,10 +2,18 @@
 
 use crate::Architecture;
 use crate::spec::{AttentionSpec, ModelSpec};
-use attn_core::CacheTypes;
-use candle_core::{Device, Result, bail};
+use attn_core::{CacheType, CacheTypes};
+use candle_core::{DType, Device, Result, bail};
 
 impl ModelSpec {
+    /// The names of what keys and values are stored as by a model that computes in `dtype`. Values that are made from the
+    /// keys' latent are stored as it is.
+    pub fn stored_as(&self, dtype: DType, types: CacheTypes) -> [&'static str; 2] {
+        let latent = self.stack.layers.iter().any(|layer| matches!(layer.attention, AttentionSpec::Latent(_)));
+        let name = |kind: Option<CacheType>| kind.map_or(dtype.as_str(), CacheType::name);
+        [name(types.k), name(if latent { types.k } else { types.v })]
+    }
+
     /// An error unless caches of these types can be filled by the model on this device.
     ///
     /// # Errors
@@ -48,7 +56,6 @@ impl ModelSpec {
 mod tests {
     use super::*;
     use crate::families;
-    use attn_core::CacheType;
     use serde_json::json;
 
     fn refusal(extra: &[(&str, serde_json::Value)], types: CacheTypes) -> String {

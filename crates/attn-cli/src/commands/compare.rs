@@ -5,7 +5,7 @@ use crate::measure::present::{self, present, present_from};
 use crate::measure::scoring::{self, tokens, work};
 use crate::measure::{about, apply, estimate, long_run, trials};
 use crate::model::{self, Opened};
-use crate::options::{MetricArgs, ModelArgs, OutputArgs, RunArgs, TextArgs, TrialArgs, modes_help};
+use crate::options::{MetricArgs, ModelArgs, OutputArgs, RunArgs, TextArgs, TrialArgs, modes_help, spelled_out};
 use crate::output::{note, usage};
 use crate::parse::{Measured, Modes, parse_measured, parse_metric, parse_mode_factor, parse_modes, parse_positive};
 use crate::progress::Progress;
@@ -126,8 +126,8 @@ fn read(line: &[impl AsRef<str>]) -> Option<CompareArgs> {
         #[command(flatten)]
         args: CompareArgs,
     }
-    let words: Vec<&str> = line.iter().skip(1).map(AsRef::as_ref).collect();
-    let line = (words.first() == Some(&"compare")).then(|| Line::try_parse_from(words))?;
+    let words = spelled_out(line.iter().skip(1).map(|word| word.as_ref().into()));
+    let line = (words.first()? == "compare").then(|| Line::try_parse_from(words))?;
     Some(line.ok()?.args)
 }
 
@@ -226,7 +226,9 @@ fn other_encodings(
     text: &str,
     most: usize,
 ) -> Result<Vec<Cell>> {
-    let options = Options { dtype: opened.model.dtype(), device: opened.model.device().clone(), ..Options::default() };
+    let model = &opened.model;
+    let (dtype, device, cache) = (model.dtype(), model.device().clone(), model.cache_types());
+    let options = Options { dtype, device, cache, ..Options::default() };
     let (checkpoint, models) = embedded::encodings(&options)?;
     let mut tokens = checkpoint.require_tokenizer()?.encode(text, false)?;
     tokens.truncate(most);

@@ -48,6 +48,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
     if let Some(path) = &args.html {
         check_writable(path)?;
     }
+    args.model.cache.refuse("explain")?;
     let explained = explained(args)?;
     if let Some(path) = &args.html {
         let page = html::explanation(&explained)?;

@@ -49,6 +49,7 @@ pub(crate) struct ExportArgs {
 /// # Errors
 /// The model has no rotary encoding, its config can't express the scaling, or the folder can't be written.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
+    args.model.cache.refuse("export")?;
     let (checkpoint, name) = model::checkpoint(args.model.model.as_deref(), &args.model.load)?;
     let change = args.model.rope.to_override()?;
     refuse(&change)?;

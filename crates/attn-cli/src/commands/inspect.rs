@@ -40,6 +40,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
 fn facts(opened: &Opened, length: Option<usize>) -> Result<Value> {
     let (model, spec) = (&opened.model, opened.model.spec());
     let length = length.or(model.trained_context()).unwrap_or(1);
+    let [k, v] = spec.stored_as(model.dtype(), model.cache_types());
     let mut facts = json!({
         "model": opened.name,
         "revision": opened.checkpoint.origin.commit,
@@ -54,7 +55,9 @@ fn facts(opened: &Opened, length: Option<usize>) -> Result<Value> {
         "vocab_size": spec.vocab_size,
         "trained_context": model.trained_context(),
         "max_context": model.max_context(),
-        "kv_bytes_per_token": spec.cache_bytes_per_token(model.dtype()),
+        "kv_bytes_per_token": spec.cache_bytes_per_token(model.dtype(), model.cache_types()),
+        "cache_type_k": k,
+        "cache_type_v": v,
         "position": groups(&spec.stack, length)?,
     });
     if let (Some(facts), Some(first)) = (facts.as_object_mut(), spec.stack.layers.first()) {
@@ -150,7 +153,8 @@ fn summary(facts: &Value) -> String {
         row("", format!("ends at {}", text("max_context")));
     }
     if facts["architecture"] != "encoder" {
-        row("cache", format!("{} bytes per token", text("kv_bytes_per_token")));
+        let (k, v) = (text("cache_type_k"), text("cache_type_v"));
+        row("cache", format!("{} bytes per token, keys in {k}, values in {v}", text("kv_bytes_per_token")));
     }
     for (title, key) in [("position", "position"), ("encoder", "encoder_position")] {
         for group in facts[key].as_array().into_iter().flatten() {

@@ -6,6 +6,7 @@ use crate::output::{check_writable, note, usage, write_file};
 use crate::parse::parse_count;
 use crate::{ids, text};
 use anyhow::{Context, Result, bail, ensure};
+use attn_core::CacheTypes;
 use attn_models::memory::Workload;
 use attn_models::{Architecture, Model, RopeLength, Session, check_finite};
 use candle_core::{DType, Tensor};
@@ -111,7 +112,8 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
 /// What rows of `tokens` tokens, continued to `total`, ask of the model.
 fn work(args: &LogitsArgs, rows: usize, tokens: usize, total: usize, encoded: usize) -> Workload {
     let pass = if args.greedy.is_some() || !args.decode { total } else { 1 };
-    let cached = if args.decode || args.greedy.is_some() { total.saturating_mul(2) } else { 0 };
+    let in_cache = args.decode || args.greedy.is_some() || args.model.cache.types() != CacheTypes::default();
+    let cached = if in_cache { total.saturating_mul(2) } else { 0 };
     // Once as they come, once as they are written.
     Workload { rows, pass, cached, encoded, logits: rows.saturating_mul(tokens).saturating_mul(2) }
 }

@@ -90,6 +90,8 @@ fn settings(opened: &Opened, args: &ModelArgs, bos: BosChoice, plan: &Plan) -> S
         }
         .to_string(),
         keep_quantized: args.load.keep_quantized,
+        cache_type_k: args.cache.cache_type_k.map(|kind| kind.to_string()),
+        cache_type_v: args.cache.cache_type_v.map(|kind| kind.to_string()),
         metrics: None,
         usable: !plan.between.is_empty(),
         skipped: vec![],

@@ -15,7 +15,8 @@ pub(crate) fn work(model: &Model, context: usize) -> Workload {
     let rows = rows(context);
     // The head runs in chunks.
     let logits = rows.saturating_mul(context).min(model.logits_at_once());
-    Workload { rows, pass: context, cached: 0, encoded: 0, logits }
+    let cached = if model.scores_through_cache() { context } else { 0 };
+    Workload { rows, pass: context, cached, encoded: 0, logits }
 }
 
 /// The first `most` tokens of the text that a command scores.

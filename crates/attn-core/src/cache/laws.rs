@@ -85,7 +85,7 @@ fn any_chunking_is_one_prefill_under_every_encoding_and_type() -> Result<()> {
                 assert!(off < 1e-9, "{name}, {types:?}: chunks differ by {off:e}");
             }
             // Rounded, and not much: a block of four bits has the sixteenth of its largest number as its step.
-            let lost = off(&whole, &exact)?;
+            let lost = off(&whole, &exact)? / exact.abs()?.max_all()?.to_scalar::<f64>()?;
             let most = if types.v == Some(CacheType::Q4_0) { 0.5 } else { 0.05 };
             let rounds = types != CacheTypes::both(CacheType::F32);
             assert!(lost < most && (lost > 1e-5) == rounds, "{name}, {types:?}: off by {lost:e}");

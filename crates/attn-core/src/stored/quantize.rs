@@ -168,7 +168,7 @@ mod tests {
     fn inputs() -> Vec<f32> {
         let mut all = randn(0.0, 3.0, 64 * BLOCK).unwrap().to_vec1::<f32>().unwrap();
         all.extend([0.0; BLOCK]);
-        for (i, largest) in [127.0f32, -127.0, 1.0, 8.0, -8.0, 1e-20, 3e-39, 1e30].into_iter().enumerate() {
+        for (i, largest) in [127.0f32, -127.0, 1.0, 8.0, -8.0, 1e-20, 1e30].into_iter().enumerate() {
             // Multiples of half a step and their neighbours.
             let step = largest.abs() / 254.0;
             let number =

@@ -30,6 +30,8 @@ struct Report {
     generate: Option<Speed>,
     /// Keys and values that the cache had room for at the end.
     kv_bytes: usize,
+    cache_type_k: &'static str,
+    cache_type_v: &'static str,
     kv_bytes_per_token: u64,
     peak_rss_bytes: Option<u64>,
 }
@@ -117,6 +119,8 @@ fn bench(args: &ModelBenchArgs, opened: &Opened, started: Instant, load_seconds:
         }
         Ok(seconds)
     })?;
+    let (spec, dtype, types) = (opened.model.spec(), opened.model.dtype(), opened.model.cache_types());
+    let [cache_type_k, cache_type_v] = spec.stored_as(dtype, types);
     let generate = measure(args.generate, args, |wanted| runner.generate(args.generate, wanted))?;
     Ok(Report {
         model: opened.name.clone(),
@@ -132,7 +136,9 @@ fn bench(args: &ModelBenchArgs, opened: &Opened, started: Instant, load_seconds:
         prompt,
         generate,
         kv_bytes: runner.session.as_ref().map_or(0, Session::cache_bytes),
-        kv_bytes_per_token: opened.model.spec().cache_bytes_per_token(opened.model.dtype()),
+        cache_type_k,
+        cache_type_v,
+        kv_bytes_per_token: spec.cache_bytes_per_token(dtype, types),
         peak_rss_bytes: peak_rss_bytes(),
     })
 }
@@ -266,7 +272,13 @@ fn summary(r: &Report) -> String {
         }
     }
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    out.push_str(&format!("cache       {:.1} MiB, {} bytes a token\n", mib(r.kv_bytes as u64), r.kv_bytes_per_token));
+    out.push_str(&format!(
+        "cache       {:.1} MiB, {} bytes a token, keys in {}, values in {}\n",
+        mib(r.kv_bytes as u64),
+        r.kv_bytes_per_token,
+        r.cache_type_k,
+        r.cache_type_v
+    ));
     if let Some(peak) = r.peak_rss_bytes {
         out.push_str(&format!("memory      {:.0} MiB at most, mapped files included\n", mib(peak)));
     }

@@ -2,6 +2,7 @@
 
 use super::args::PerplexityArgs;
 use crate::parse::ProtocolChoice;
+use attn_core::{CacheType, CacheTypes};
 use attn_eval::metrics::MetricSettings;
 use attn_eval::perplexity::Cell;
 use attn_eval::protocol::Size;
@@ -20,11 +21,25 @@ pub(super) struct Report {
     per_size: Option<PerSize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) metrics: Option<MetricSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_type_k: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_type_v: Option<&'static str>,
 }
 
 impl Report {
     pub(super) fn new(cell: Cell, bos: Option<u32>, args: &PerplexityArgs, per_size: Option<PerSize>) -> Self {
-        Self { cell, bos, bos_choice: args.cut.bos.name(), protocol: args.protocol, per_size, metrics: None }
+        let CacheTypes { k, v } = args.model.cache.types();
+        Self {
+            cell,
+            bos,
+            bos_choice: args.cut.bos.name(),
+            protocol: args.protocol,
+            per_size,
+            metrics: None,
+            cache_type_k: k.map(CacheType::name),
+            cache_type_v: v.map(CacheType::name),
+        }
     }
 }
 

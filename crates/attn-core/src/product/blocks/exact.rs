@@ -124,14 +124,16 @@ unsafe fn tile<S: Simd, B: Block, const M: usize>(
             // One load widens numbers or spreads a scale that are in memory; taking them out of registers, where the compiler
             // would keep them, takes more on the port that is busiest.
             black_box((&mut numbers, &mut groups));
-            for (to, row) in offsets.iter_mut().zip(rows).take(if B::OFFSETS { M } else { 0 }) {
-                add_offsets(to, &groups, &a.sums[(row * a.padded.div_ceil(CHUNK) + c) * CHUNK / 16..]);
-            }
             let xs: [*const f32; M] = std::array::from_fn(|m| a.xs.as_ptr().add(rows[m] * a.padded + c * CHUNK));
             let count = (blocks.len() * B::WEIGHTS).next_multiple_of(2 * LINE) / B::GROUP;
             for g in (0..count).step_by(2) {
                 add_group::<S, B, M>(&mut even, &numbers, &groups, g, xs);
                 add_group::<S, B, M>(&mut odd, &numbers, &groups, g + 1, xs);
+            }
+            // Last, when the offsets have reached the cache: they are written one by one and read as whole vectors, which would
+            // wait for them.
+            for (to, row) in offsets.iter_mut().zip(rows).take(if B::OFFSETS { M } else { 0 }) {
+                add_offsets(to, &groups, &a.sums[(row * a.padded.div_ceil(CHUNK) + c) * CHUNK / 16..]);
             }
         }
         for (m, y) in ys.iter_mut().enumerate() {
