@@ -21,6 +21,16 @@ pub(in crate::attention) trait Format: 'static {
     /// The token has these numbers, and the machine the instruction set of `S`.
     unsafe fn load<S: Simd>(row: *const u8, c: usize) -> S::V;
 
+    /// The same, and the `LANES` numbers after them. `c` is a multiple of `2 * LANES`.
+    ///
+    /// # Safety
+    /// As [`load`](Self::load).
+    #[inline(always)]
+    unsafe fn load_two<S: Simd>(row: *const u8, c: usize) -> (S::V, S::V) {
+        // SAFETY: by the caller's word.
+        unsafe { (Self::load::<S>(row, c), Self::load::<S>(row, c + S::LANES)) }
+    }
+
     /// Number `c` of the token at `row`.
     ///
     /// # Safety
@@ -68,6 +78,16 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
+    unsafe fn load_two<S: Simd>(row: *const u8, c: usize) -> (S::V, S::V) {
+        // SAFETY: as above; both are of one block, since `2 * LANES` divides 32.
+        unsafe {
+            let block = row.add(c / BLOCK * (2 + BLOCK));
+            let (codes, scale) = (block.add(2 + c % BLOCK), S::splat(S::widen_first_f16(block)));
+            (S::mul(S::load_i8(codes), scale), S::mul(S::load_i8(codes.add(S::LANES)), scale))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn number(row: *const u8, c: usize) -> f32 {
         // SAFETY: the block is there by the caller's word.
         unsafe {
@@ -94,6 +114,21 @@ impl Format for Q4_0 {
             let codes = block.add(2 + at % HALF);
             let numbers = if at < HALF { S::load_low_nibbles(codes) } else { S::load_high_nibbles(codes) };
             S::mul(S::sub(numbers, S::splat(8.0)), S::splat(S::widen_first_f16(block)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_two<S: Simd>(row: *const u8, c: usize) -> (S::V, S::V) {
+        if 2 * S::LANES < BLOCK {
+            // SAFETY: by the caller's word.
+            return unsafe { (Self::load::<S>(row, c), Self::load::<S>(row, c + S::LANES)) };
+        }
+        // SAFETY: a whole block: the lower bits of all its codes, then the upper ones.
+        unsafe {
+            let block = row.add(c / BLOCK * (2 + HALF));
+            let (codes, scale, middle) = (block.add(2), S::splat(S::widen_first_f16(block)), S::splat(8.0));
+            let (low, high) = (S::load_low_nibbles(codes), S::load_high_nibbles(codes));
+            (S::mul(S::sub(low, middle), scale), S::mul(S::sub(high, middle), scale))
         }
     }
 

@@ -115,6 +115,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        // Numbers of the four side by side, in every 128 bits; then the two halves.
+        let all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let mut to = [0f32; 4];
+        _mm_storeu_ps(to.as_mut_ptr(), _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all)));
+        to
+    }
+
+    #[inline(always)]
     unsafe fn largest(v: __m256) -> f32 {
         let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_max_ps(v, _mm_movehl_ps(v, v));

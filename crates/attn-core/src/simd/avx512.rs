@@ -172,6 +172,20 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // Numbers of the four side by side, in every 128 bits; then the 128 bits of each quarter.
+        let ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+        let cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+        let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+        let all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        let half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
+        let mut to = [0f32; 4];
+        let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+        _mm_storeu_ps(to.as_mut_ptr(), quarter);
+        to
+    }
+
+    #[inline(always)]
     unsafe fn largest(v: __m512) -> f32 {
         _mm512_reduce_max_ps(v)
     }

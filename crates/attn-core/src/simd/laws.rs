@@ -62,6 +62,8 @@ impl Job for Arithmetic {
             assert_eq!(lanes::<S>(v), used, "{}", self.0);
             assert_eq!(lanes::<S>(S::from_fn(|i| numbers[i])), used, "{}", self.0);
             assert_eq!(S::sum(v), used.iter().sum::<f32>(), "{}", self.0);
+            let four = [v, S::mul(v, S::splat(2.0)), S::splat(3.0), S::sub(v, S::splat(1.0))];
+            assert_eq!(S::sums(four), four.map(|v| S::sum(v)), "{}", self.0);
             assert_eq!(S::largest(v), used.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{}", self.0);
             for x in [-10.0, 0.0, 6.0, inf, -inf, nan] {
                 assert_eq!(S::any_above(v, S::splat(x)), used.iter().any(|y| *y > x), "{}: above {x}", self.0);

@@ -125,6 +125,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [float32x4_t; 4]) -> [f32; 4] {
+        let mut to = [0f32; 4];
+        vst1q_f32(to.as_mut_ptr(), vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
+        to
+    }
+
+    #[inline(always)]
     unsafe fn largest(v: float32x4_t) -> f32 {
         vmaxvq_f32(v)
     }

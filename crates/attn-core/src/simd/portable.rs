@@ -79,6 +79,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn sums(v: [V; 4]) -> [f32; 4] {
+        // SAFETY: plain arithmetic.
+        v.map(|v| unsafe { Self::sum(v) })
+    }
+
+    #[inline(always)]
     unsafe fn largest(v: V) -> f32 {
         v.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
     }

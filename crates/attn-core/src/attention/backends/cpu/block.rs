@@ -134,7 +134,8 @@ impl<T: Element> Work<'_, '_, T> {
         // SAFETY: panels and rows lie within the tile, which has ROWS rows and KEYS columns.
         unsafe {
             if self.direct {
-                self.direct_tile::<S>(range.clone(), k0 + from, keys.end, from);
+                let (rows, start) = (range.clone(), k0 + from);
+                with_format!(self.inputs.k.kind, F => self.direct_tile::<S, F>(rows, start, keys.end, from));
             } else {
                 self.packed_tile::<S>(range.clone(), k0, panels, keys.end);
             }
@@ -209,18 +210,7 @@ impl<T: Element> Work<'_, '_, T> {
 
     /// Scores of a few rows with keys where they lie, from column `col` on.
     #[inline(always)]
-    unsafe fn direct_tile<S: Simd>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
-        // SAFETY: keys start..end exist.
-        unsafe { with_format!(self.inputs.k.kind, F => self.direct_rows::<S, F>(range.clone(), start, end, col)) };
-        // Rows that only fill up a group of four weigh nothing.
-        for line in range.len()..range.len().next_multiple_of(4) {
-            self.s[line * TILE_STRIDE..(line + 1) * TILE_STRIDE].fill(0.0);
-        }
-    }
-
-    /// The scores of [`direct_tile`](Self::direct_tile), with keys of one format.
-    #[inline(always)]
-    unsafe fn direct_rows<S: Simd, F: Format>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
+    unsafe fn direct_tile<S: Simd, F: Format>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
         let (b, head, d) = (self.unit.b, self.unit.kv_head, self.p.sizes.d);
         let next = |tokens: &Tokens| {
             let (row, stride) = tokens.at(b, head, start);

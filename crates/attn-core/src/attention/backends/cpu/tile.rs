@@ -144,8 +144,14 @@ pub(super) unsafe fn pack_panel<S: Simd, F: Format>(
 #[inline(always)]
 pub(super) unsafe fn widen<S: Simd, F: Format>(row: *const u8, range: Range<usize>, dst: *mut f32) {
     let mut c = range.start;
-    // SAFETY: c + LANES <= range.end, then c < range.end.
+    // SAFETY: c + 2 LANES <= range.end, then c + LANES, then c < range.end.
     unsafe {
+        while c.is_multiple_of(2 * S::LANES) && c + 2 * S::LANES <= range.end {
+            let (first, second) = F::load_two::<S>(row, c);
+            S::store(dst.add(c - range.start), first);
+            S::store(dst.add(c - range.start + S::LANES), second);
+            c += 2 * S::LANES;
+        }
         while c + S::LANES <= range.end {
             S::store(dst.add(c - range.start), F::load::<S>(row, c));
             c += S::LANES;
@@ -421,10 +427,42 @@ pub(super) unsafe fn rescale<S: Simd>(p: *mut f32, n: usize, factor: f32) {
 /// `q` holds `R` rows of `q_stride >= d`, `k` holds `n` tokens, and a tile of `R` rows starts at `s`.
 #[inline(always)]
 pub(super) unsafe fn direct_scores<S: Simd, F: Format, const R: usize>(
+    q: (*const f32, usize),
+    k: (*const u8, usize, usize),
+    v: (*const u8, usize, usize),
+    n: usize,
+    d: usize,
+    s: *mut f32,
+) {
+    // As many keys side by side as their products with the rows have registers.
+    let few_registers = S::LANES == 8 && R > 2;
+    // SAFETY: by the caller's word; `j` keys are followed by as many more as a group has.
+    unsafe {
+        let mut j = 0;
+        while !few_registers && j + 4 <= n {
+            direct_keys::<S, F, R, 4>(q, k, v, j, d, s);
+            j += 4;
+        }
+        while j + 2 <= n {
+            direct_keys::<S, F, R, 2>(q, k, v, j, d, s);
+            j += 2;
+        }
+        if j < n {
+            direct_keys::<S, F, R, 1>(q, k, v, j, d, s);
+        }
+    }
+}
+
+/// [`direct_scores`] of `J` keys from key `j` on.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn direct_keys<S: Simd, F: Format, const R: usize, const J: usize>(
     (q, q_stride): (*const f32, usize),
     (k, k_stride, k_width): (*const u8, usize, usize),
     (v, v_stride, v_width): (*const u8, usize, usize),
-    n: usize,
+    j: usize,
     d: usize,
     s: *mut f32,
 ) {
@@ -432,31 +470,54 @@ pub(super) unsafe fn direct_scores<S: Simd, F: Format, const R: usize>(
     const AHEAD: usize = 32;
     /// Bytes that come from memory at once.
     const LINE: usize = 64;
-    for j in 0..n {
-        // SAFETY: token j, numbers below d, and column j < n of each row are in bounds.
-        unsafe {
+    // SAFETY: tokens j..j + J, numbers below d, and columns j..j + J of each row are in bounds.
+    unsafe {
+        let mut keys = [k; J];
+        for (i, key) in keys.iter_mut().enumerate() {
+            *key = k.add((j + i) * k_stride);
             for c in (0..k_width).step_by(LINE) {
-                S::prefetch(k.wrapping_add((j + AHEAD) * k_stride + c));
+                S::prefetch(key.wrapping_add(AHEAD * k_stride + c));
             }
             for c in (0..v_width).step_by(LINE) {
-                S::prefetch(v.wrapping_add(j * v_stride + c));
+                S::prefetch(v.wrapping_add((j + i) * v_stride + c));
             }
-            let k = k.add(j * k_stride);
-            let mut acc = [S::splat(0.0); R];
-            let mut c = 0;
-            while c + S::LANES <= d {
-                let key = F::load::<S>(k, c);
+        }
+        let mut acc = [[S::splat(0.0); J]; R];
+        let mut c = 0;
+        while c + 2 * S::LANES <= d {
+            for (j, key) in keys.iter().enumerate() {
+                let (first, second) = F::load_two::<S>(*key, c);
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::fma(S::load(q.add(i * q_stride + c)), key, *acc);
+                    let q = q.add(i * q_stride + c);
+                    acc[j] = S::fma(S::load(q), first, acc[j]);
+                    acc[j] = S::fma(S::load(q.add(S::LANES)), second, acc[j]);
                 }
-                c += S::LANES;
             }
-            for (i, acc) in acc.into_iter().enumerate() {
-                let mut sum = S::sum(acc);
-                for c in c..d {
-                    sum += *q.add(i * q_stride + c) * F::number(k, c);
+            c += 2 * S::LANES;
+        }
+        if c + S::LANES <= d {
+            for (j, key) in keys.iter().enumerate() {
+                let key = F::load::<S>(*key, c);
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    acc[j] = S::fma(S::load(q.add(i * q_stride + c)), key, acc[j]);
                 }
-                *s.add(i * TILE_STRIDE + j) = sum;
+            }
+            c += S::LANES;
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            let to = s.add(i * TILE_STRIDE + j);
+            match acc.as_chunks::<4>().0 {
+                [acc] => to.cast::<[f32; 4]>().write_unaligned(S::sums(*acc)),
+                _ => {
+                    for (j, acc) in acc.iter().enumerate() {
+                        *to.add(j) = S::sum(*acc);
+                    }
+                }
+            }
+            for (j, key) in keys.iter().enumerate() {
+                for c in c..d {
+                    *to.add(j) += *q.add(i * q_stride + c) * F::number(*key, c);
+                }
             }
         }
     }
