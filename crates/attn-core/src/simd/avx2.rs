@@ -39,6 +39,17 @@ unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*cons
     unsafe { accumulate_transposed::<Avx2, 6, 2>(cols, depth, a, b, c) }
 }
 
+/// [`Simd::apart`].
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn apart<J: Job>(job: J) {
+    // SAFETY: the features are enabled here and present by the caller's word.
+    unsafe { job.run::<Avx2>() }
+}
+
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
 impl Simd for Avx2 {
     type V = __m256;
@@ -55,6 +66,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch_early(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn apart<J: Job>(job: J) {
+        apart(job)
     }
 
     #[inline(always)]

@@ -98,6 +98,17 @@ fn power_of_fraction(x: __m512) -> __m512 {
     _mm512_fmadd_ps(y, f, _mm512_set1_ps(EXP2[0]))
 }
 
+/// [`Simd::apart`].
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx2,f16c,bmi2")]
+#[inline(never)]
+unsafe fn apart<J: Job>(job: J) {
+    // SAFETY: the features are enabled here and present by the caller's word.
+    unsafe { job.run::<Avx512>() }
+}
+
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
 impl Simd for Avx512 {
     type V = __m512;
@@ -114,6 +125,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch_early(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn apart<J: Job>(job: J) {
+        apart(job)
     }
 
     #[inline(always)]

@@ -54,6 +54,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// Width of a packed panel of keys; divides `KEYS`.
     const NR: usize;
 
+    /// Runs the job as a function of its own rather than as part of its caller: what many callers share is compiled once.
+    unsafe fn apart<J: Job>(job: J);
+
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);

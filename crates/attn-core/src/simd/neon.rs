@@ -60,6 +60,17 @@ unsafe fn widen(halves: uint16x4_t) -> float32x4_t {
     wide
 }
 
+/// [`Simd::apart`].
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "neon")]
+#[inline(never)]
+unsafe fn apart<J: Job>(job: J) {
+    // SAFETY: the features are enabled here and present by the caller's word.
+    unsafe { job.run::<Neon>() }
+}
+
 #[allow(unsafe_op_in_unsafe_fn)] // one-line wrappers of intrinsics: the contract is that of the trait
 impl Simd for Neon {
     type V = float32x4_t;
@@ -67,6 +78,11 @@ impl Simd for Neon {
     const LANES: usize = 4;
     const MR: usize = 6;
     const NR: usize = 16;
+
+    #[inline(always)]
+    unsafe fn apart<J: Job>(job: J) {
+        apart(job)
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {

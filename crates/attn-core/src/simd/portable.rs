@@ -1,6 +1,6 @@
 //! Plain Rust over arrays of eight, for machines without a path of their own and for Miri.
 
-use super::{Simd, accumulate, accumulate_transposed, product};
+use super::{Job, Simd, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -13,12 +13,28 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// [`Simd::apart`].
+///
+/// # Safety
+/// The machine has the features.
+#[inline(never)]
+unsafe fn apart<J: Job>(job: J) {
+    // SAFETY: the features are enabled here and present by the caller's word.
+    unsafe { job.run::<Portable>() }
+}
+
 impl Simd for Portable {
     type V = V;
     type Bytes = [u8; 32];
     const LANES: usize = 8;
     const MR: usize = 4;
     const NR: usize = 8;
+
+    #[inline(always)]
+    unsafe fn apart<J: Job>(job: J) {
+        // SAFETY: by the caller's word.
+        unsafe { apart(job) }
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {

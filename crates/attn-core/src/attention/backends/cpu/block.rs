@@ -14,10 +14,10 @@ use crate::{
         tokens::{Format, Tokens, with_format},
         view::Inputs,
     },
-    simd::{Element, Scratch, Simd, TILE_STRIDE},
+    simd::{Element, Job, Scratch, Simd, TILE_STRIDE},
     stored::CacheType,
 };
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
 /// Keys per tile: with 48 rows, the scores, a panel and a few columns of values share the first-level cache.
 const KEYS: usize = 128;
@@ -134,8 +134,7 @@ impl<T: Element> Work<'_, '_, T> {
         // SAFETY: panels and rows lie within the tile, which has ROWS rows and KEYS columns.
         unsafe {
             if self.direct {
-                let (rows, start) = (range.clone(), k0 + from);
-                with_format!(self.inputs.k.kind, F => self.direct_tile::<S, F>(rows, start, keys.end, from));
+                self.direct_tile::<S>(range.clone(), k0 + from, keys.end, from);
             } else {
                 self.packed_tile::<S>(range.clone(), k0, panels, keys.end);
             }
@@ -196,7 +195,7 @@ impl<T: Element> Work<'_, '_, T> {
                     let t = k0 + panel * S::NR;
                     let keys = self.inputs.k.at(self.unit.b, self.unit.kv_head, t);
                     let n = S::NR.min(sizes.tk - t);
-                    with_format!(self.inputs.k.kind, F => pack_panel::<S, F>(keys, n, sizes.d, packed));
+                    S::apart(PackPanel { kind: self.inputs.k.kind, from: keys, n, width: sizes.d, to: packed });
                 }
                 let cols = (end - (k0 + panel * S::NR)).min(S::NR);
                 for i in range.clone().step_by(S::MR) {
@@ -210,7 +209,7 @@ impl<T: Element> Work<'_, '_, T> {
 
     /// Scores of a few rows with keys where they lie, from column `col` on.
     #[inline(always)]
-    unsafe fn direct_tile<S: Simd, F: Format>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
+    unsafe fn direct_tile<S: Simd>(&mut self, range: Range<usize>, start: usize, end: usize, col: usize) {
         let (b, head, d) = (self.unit.b, self.unit.kv_head, self.p.sizes.d);
         let next = |tokens: &Tokens| {
             let (row, stride) = tokens.at(b, head, start);
@@ -222,12 +221,8 @@ impl<T: Element> Work<'_, '_, T> {
             unsafe {
                 let q = (self.q.as_ptr().add(i * d), d);
                 let s = self.s.as_mut_ptr().add((i - range.start) * TILE_STRIDE + col);
-                match range.end - i {
-                    1 => direct_scores::<S, F, 1>(q, k, v, end - start, d, s),
-                    2 => direct_scores::<S, F, 2>(q, k, v, end - start, d, s),
-                    3 => direct_scores::<S, F, 3>(q, k, v, end - start, d, s),
-                    _ => direct_scores::<S, F, 4>(q, k, v, end - start, d, s),
-                }
+                let (kind, rows, n) = (self.inputs.k.kind, range.end - i, end - start);
+                S::apart(DirectScores { kind, rows, q, k, v, n, d, s });
             }
         }
     }
@@ -247,25 +242,12 @@ impl<T: Element> Work<'_, '_, T> {
             }
             self.copied |= 1 << panel;
             let tokens = panel * S::NR..((panel + 1) * S::NR).min(sizes.tk - k0);
-            // SAFETY: these tokens exist.
-            unsafe { with_format!(self.inputs.v.kind, F => self.copy_values::<S, F>(k0, tokens)) };
+            let from = self.inputs.v.at(b, head, k0 + tokens.start);
+            let to = &mut self.v[..];
+            // SAFETY: these tokens exist, and the panels have their lines.
+            unsafe { S::apart(CopyValues { kind: self.inputs.v.kind, from, tokens, width: sizes.dv, to }) };
         }
         Values { start: self.v[from * S::NR..].as_ptr(), stride: S::NR, width: S::NR, panel: panel_len }
-    }
-
-    /// Copies values of the block that starts at `k0` to their panels.
-    #[inline(always)]
-    unsafe fn copy_values<S: Simd, F: Format>(&mut self, k0: usize, tokens: Range<usize>) {
-        let (b, head, dv) = (self.unit.b, self.unit.kv_head, self.p.sizes.dv);
-        for t in tokens {
-            let (row, _) = self.inputs.v.at(b, head, k0 + t);
-            for (c, panel) in (0..dv).step_by(S::NR).zip(self.v.chunks_exact_mut(KEYS * S::NR)) {
-                let (line, end) = (&mut panel[t * S::NR..(t + 1) * S::NR], dv.min(c + S::NR));
-                // SAFETY: the token has `dv` numbers, and the line room for NR.
-                unsafe { widen::<S, F>(row, c..end, line.as_mut_ptr()) };
-                line[end - c..].fill(0.0);
-            }
-        }
     }
 
     /// Writes the rows, or the part that they make up.
@@ -289,6 +271,95 @@ impl<T: Element> Work<'_, '_, T> {
                         line[dv..].copy_from_slice(&[state.max, state.sum()]);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Scores of up to four rows with `n` keys where they lie, see [`direct_scores`].
+struct DirectScores {
+    kind: CacheType,
+    rows: usize,
+    q: (*const f32, usize),
+    k: (*const u8, usize, usize),
+    v: (*const u8, usize, usize),
+    n: usize,
+    d: usize,
+    s: *mut f32,
+}
+
+impl Job for DirectScores {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: whoever made the job vouches for its places, and calls it with the instruction set.
+        unsafe { with_format!(self.kind, F => S::apart(OfFormat::<F, _>(self, PhantomData))) }
+    }
+}
+
+/// A job on tokens of one format.
+struct OfFormat<F, J>(J, PhantomData<F>);
+
+impl<F: Format> Job for OfFormat<F, DirectScores> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let DirectScores { rows, q, k, v, n, d, s, .. } = self.0;
+        // SAFETY: as above.
+        unsafe {
+            match rows {
+                1 => direct_scores::<S, F, 1>(q, k, v, n, d, s),
+                2 => direct_scores::<S, F, 2>(q, k, v, n, d, s),
+                3 => direct_scores::<S, F, 3>(q, k, v, n, d, s),
+                _ => direct_scores::<S, F, 4>(q, k, v, n, d, s),
+            }
+        }
+    }
+}
+
+/// A panel of keys to be packed, see [`pack_panel`].
+struct PackPanel {
+    kind: CacheType,
+    from: (*const u8, usize),
+    n: usize,
+    width: usize,
+    to: *mut f32,
+}
+
+impl Job for PackPanel {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { kind, from, n, width, to } = self;
+        // SAFETY: whoever made the job vouches for its places, and calls it with the instruction set.
+        unsafe { with_format!(kind, F => pack_panel::<S, F>(from, n, width, to)) }
+    }
+}
+
+/// Values, `stride` bytes apart, to be copied to the lines `tokens` of their panels.
+struct CopyValues<'a> {
+    kind: CacheType,
+    from: (*const u8, usize),
+    tokens: Range<usize>,
+    width: usize,
+    to: &'a mut [f32],
+}
+
+impl Job for CopyValues<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: whoever made the job vouches for its places, and calls it with the instruction set.
+        unsafe { with_format!(self.kind, F => self.copy::<S, F>()) }
+    }
+}
+
+impl CopyValues<'_> {
+    #[inline(always)]
+    unsafe fn copy<S: Simd, F: Format>(self) {
+        let (row, stride) = self.from;
+        for (i, t) in self.tokens.enumerate() {
+            for (c, panel) in (0..self.width).step_by(S::NR).zip(self.to.chunks_exact_mut(KEYS * S::NR)) {
+                let (line, end) = (&mut panel[t * S::NR..(t + 1) * S::NR], self.width.min(c + S::NR));
+                // SAFETY: the token has `width` numbers, and the line room for NR.
+                unsafe { widen::<S, F>(row.add(i * stride), c..end, line.as_mut_ptr()) };
+                line[end - c..].fill(0.0);
             }
         }
     }

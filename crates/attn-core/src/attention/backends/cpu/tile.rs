@@ -434,21 +434,17 @@ pub(super) unsafe fn direct_scores<S: Simd, F: Format, const R: usize>(
     d: usize,
     s: *mut f32,
 ) {
-    // As many keys side by side as their products with the rows have registers.
-    let few_registers = S::LANES == 8 && R > 2;
-    // SAFETY: by the caller's word; `j` keys are followed by as many more as a group has.
+    let mut j = 0;
+    // SAFETY: by the caller's word; four keys from `j` on, or one, are among the `n`.
     unsafe {
-        let mut j = 0;
-        while !few_registers && j + 4 <= n {
+        // Where there are registers for their products with all rows.
+        while (S::LANES != 8 || R <= 2) && j + 4 <= n {
             direct_keys::<S, F, R, 4>(q, k, v, j, d, s);
             j += 4;
         }
-        while j + 2 <= n {
-            direct_keys::<S, F, R, 2>(q, k, v, j, d, s);
-            j += 2;
-        }
-        if j < n {
+        while j < n {
             direct_keys::<S, F, R, 1>(q, k, v, j, d, s);
+            j += 1;
         }
     }
 }
