@@ -4,7 +4,7 @@
 use attn_core::position::{
     BiasContext, Context, Cope, Fire, FireParts, Fox, Kerple, KerpleKernel, Nope, Ssmax, Xpos, XposConfig,
 };
-use attn_core::{AttendArgs, Linear, Mask, PositionEncoding, Positions, RopeConfig, ScoreBias, Scores, attend};
+use attn_core::{AttendArgs, Linear, Mask, PositionEncoding, Positions, RopeConfig, ScoreBias, Scores, Stored, attend};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,8 +21,9 @@ fn run(encoding: &dyn PositionEncoding, vars: &Vars, hidden: Option<&Tensor>) ->
     let (q, k) = (encoding.queries(&vars["q"], &at)?, encoding.keys(&vars["k"], &at)?);
     let remembered = encoding.remember(&at, None)?;
     let scale = (DIM as f64).powf(-0.5);
+    let keys = Stored::from(&k);
     let context =
-        BiasContext::new(at, 0..t).with_products(Some(&q), Some(&k), scale).with_remembered(remembered.as_ref());
+        BiasContext::new(at, 0..t).with_products(Some(&q), Some(&keys), scale).with_remembered(remembered.as_ref());
     let scores = Scores::new(scale).with_bias(encoding.bias(&context)?).with_sinks(encoding.sinks());
     attend(&q, &k, &vars["v"], &AttendArgs::new(scores).with_mask(Mask::causal()))
 }

@@ -23,7 +23,7 @@ fn normal(shape: &[usize]) -> Result<Tensor> {
 }
 
 fn layer(position: Arc<dyn PositionEncoding>, mask: Mask) -> Result<MultiHeadAttention> {
-    let linear = |rows: usize, columns: usize| Linear::new((normal(&[rows, columns])? * 0.2)?, None);
+    let linear = |rows: usize, columns: usize| Linear::new((normal(&[rows, columns])? * 0.1)?, None);
     let (q, k, v) = (linear(HIDDEN, HIDDEN)?, linear(KV_HEADS * DIM, HIDDEN)?, linear(KV_HEADS * DIM, HIDDEN)?);
     let parts = AttentionParts::new(Projections::Separate { q, k, v }, linear(HIDDEN, HIDDEN)?);
     let config = AttentionConfig::new(HIDDEN, HEADS, KV_HEADS).with_mask(mask);

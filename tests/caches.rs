@@ -37,7 +37,8 @@ fn session(model: &Model) -> Session {
 }
 
 fn all_types() -> Vec<CacheTypes> {
-    let mixed = [(CacheType::F16, CacheType::BF16), (CacheType::Q8_0, CacheType::F16), (CacheType::Q8_0, CacheType::Q4_0)];
+    let mixed =
+        [(CacheType::F16, CacheType::BF16), (CacheType::Q8_0, CacheType::F16), (CacheType::Q8_0, CacheType::Q4_0)];
     let mixed = mixed.map(|(k, v)| CacheTypes { k: Some(k), v: Some(v) });
     CacheType::ALL.map(CacheTypes::both).into_iter().chain(mixed).collect()
 }
