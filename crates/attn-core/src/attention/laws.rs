@@ -332,7 +332,7 @@ impl Case {
         let [k_numbers, v_numbers] = numbers;
         let (k_numbers, v_numbers) = (k_numbers?, v_numbers?);
         let (theirs, wanted) = reference::attend_lse(&q.to_dtype(DType::F32)?, &k_numbers, &v_numbers, &args)?;
-        let norms = (self.seed % 2 == 0).then(|| KeyNorms::new(&k_numbers)).transpose()?.map(Arc::new);
+        let norms = self.seed.is_multiple_of(2).then(|| KeyNorms::new(&k_numbers)).transpose()?.map(Arc::new);
         let options = KernelOptions { path: Some(path), key_norms: norms };
         let ours = attend_stored(&q, &k, &v, &args, &options)?;
         assert_eq!((ours.dtype(), ours.dims()), (self.dtype, theirs.dims()));
