@@ -3,11 +3,13 @@
 //! A model's position scaling can be swapped without touching its weights, so comparing scalings is one model load and
 //! one set of windows scored once per scaling. What this crate adds is the bookkeeping that makes such a comparison
 //! worth trusting: every token is scored at most once and weighs the same ([`windows`]), errors of estimation are
-//! stated ([`perplexity`]), and two scalings are compared on the very same tokens ([`compare`]).
+//! stated ([`perplexity`]), two scalings are compared on the very same tokens ([`compare`]), and two models on the very same
+//! bytes ([`across`]).
 //!
 //! It depends on models only through `attn-models`, knows nothing about checkpoints' files or hubs, and prints nothing.
 //! The one file it reads and writes is the run file of a long comparison ([`run`]).
 
+pub mod across;
 mod clock;
 pub mod compare;
 pub mod encoding;

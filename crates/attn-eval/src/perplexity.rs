@@ -127,7 +127,7 @@ pub(crate) fn scorer(
 ) -> impl FnMut(&[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
     move |batch| {
         let flat: Vec<u32> = batch.concat();
-        let ids = Tensor::from_vec(flat, (batch.len(), context), model.device())?;
+        let ids = Tensor::from_vec(flat, (batch.len(), batch.first().map_or(0, Vec::len)), model.device())?;
         Ok(model.nll(&ids, length.unwrap_or(context))?.to_vec2()?)
     }
 }
@@ -177,14 +177,22 @@ pub(crate) fn score_windows(
 ) -> Result<Scores> {
     let mut scores = Scores::default();
     for batch in some.chunks(rows(windows.context())) {
-        let ids: Vec<Vec<u32>> = batch.iter().map(|window| windows.ids(window, tokens)).collect();
+        let mut ids: Vec<Vec<u32>> = batch.iter().map(|window| windows.ids(window, tokens)).collect();
+        let read = ids.iter().map(Vec::len).sum();
+        fill_up(&mut ids);
         let rows = nll(&ids).with_context(|| format!("scoring a context of {}", windows.context()))?;
         for (window, row) in batch.iter().zip(&rows) {
             scores.add(row, windows.positions(window), windows.context(), window.scored.start)?;
         }
-        progress(batch.len() * windows.context());
+        progress(read);
     }
     Ok(scores)
+}
+
+/// Makes rows as long as the longest of them: what comes after a token changes nothing of how it is predicted.
+fn fill_up(rows: &mut [Vec<u32>]) {
+    let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+    rows.iter_mut().for_each(|row| row.resize(longest, row.last().copied().unwrap_or(0)));
 }
 
 /// What was measured, before it is summed up: enough to pool texts and to resample windows, and small enough to keep.

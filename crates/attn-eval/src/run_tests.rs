@@ -20,6 +20,7 @@ fn about() -> About {
             trained_context: Some(8),
             rope_type: "default".into(),
         },
+        models: vec![],
         texts: vec![TextInfo {
             name: "t".into(),
             sha256: "cd".into(),
@@ -27,6 +28,7 @@ fn about() -> About {
             documents: 1,
             tokens: Some(64),
             used: 64,
+            used_bytes: None,
         }],
         settings: Settings {
             modes: vec!["none".into(), "yarn".into()],

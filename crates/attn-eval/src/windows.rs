@@ -99,12 +99,17 @@ impl Windows {
         &self.windows
     }
 
-    /// Tokens the model has to read for them all.
-    pub fn work(&self) -> usize {
-        self.windows.len() * self.context
+    /// Windows of at most `context` tokens that were cut elsewhere, one after the other.
+    pub(crate) fn of(context: usize, bos: Option<u32>, windows: Vec<Window>) -> Self {
+        Self { context, stride: context, bos, windows }
     }
 
-    /// The ids a model is fed for `window`: always `context` of them.
+    /// Tokens the model has to read for them all.
+    pub fn work(&self) -> usize {
+        self.windows.iter().map(|window| window.text.len() + usize::from(self.bos.is_some())).sum()
+    }
+
+    /// The ids a model is fed for `window`: `context` of them, but for windows that were cut elsewhere.
     pub fn ids(&self, window: &Window, tokens: &[u32]) -> Vec<u32> {
         self.bos.into_iter().chain(tokens[window.text.clone()].iter().copied()).collect()
     }

@@ -246,6 +246,7 @@ fn about(plan: &Plan, trials: usize, depths: Vec<f64>) -> About {
             trained_context: Some(TRAINED),
             rope_type: "none".into(),
         },
+        models: vec![],
         texts: vec![],
         settings,
         machines: vec![],

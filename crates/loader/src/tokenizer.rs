@@ -11,6 +11,7 @@ use crate::{
 use std::{path::Path, sync::OnceLock};
 
 mod cuts;
+mod ends;
 mod outline;
 mod pieces;
 

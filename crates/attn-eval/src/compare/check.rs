@@ -12,7 +12,7 @@ use std::collections::HashSet;
 /// Longer names are none of a scaling.
 const LONGEST_NAME: usize = 200;
 /// Likelihoods are computed in f32, so that one of a certain token may come out this far above 1.
-const ROUNDING: f64 = 0.01;
+pub(crate) const ROUNDING: f64 = 0.01;
 /// By how much figures that follow from each other may differ: JSON is read with an error in the last digits.
 const TOLERANCE: f64 = 1e-6;
 
@@ -110,7 +110,8 @@ fn check_nll(nll: f64) -> Result<()> {
     Ok(())
 }
 
-fn close(a: f64, b: f64) -> bool {
+/// Whether two figures are one, but for what is lost in JSON.
+pub(crate) fn close(a: f64, b: f64) -> bool {
     a.is_finite() && b.is_finite() && (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(1.0)
 }
 

@@ -25,6 +25,7 @@ mod weigh;
 use advice::OWN;
 pub use advice::{Answer, Applied, ForConfigs, Recommendation, Versus, recommend};
 pub(crate) use advice::{far_text, takes_factor};
+pub(crate) use check::{ROUNDING, close};
 pub use encodings::encodings;
 pub use lab::{Lab, LabScores, LabSpec, sum_up};
 pub use mode::{Factor, Mode};

@@ -99,8 +99,11 @@ pub struct About {
     pub started: u64,
     /// Versions of the programs.
     pub versions: Versions,
-    /// The model.
+    /// The model; of several the first.
     pub checkpoint: CheckpointInfo,
+    /// All of them, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelInfo>,
     /// The texts.
     pub texts: Vec<TextInfo>,
     /// The settings.
@@ -163,8 +166,25 @@ pub struct TextInfo {
     pub documents: usize,
     /// Tokens in it; absent where no more were counted than are used.
     pub tokens: Option<usize>,
-    /// Tokens used, from its beginning.
+    /// Tokens used, from its beginning; of several models, those of the first.
     pub used: usize,
+    /// Bytes that they are of, where several models are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<usize>,
+}
+
+/// One of several models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// The model.
+    #[serde(flatten)]
+    pub checkpoint: CheckpointInfo,
+    /// The modes it was measured under.
+    pub modes: Vec<String>,
+    /// The token before every window.
+    pub bos: Option<u32>,
+    /// Tokens used of each text.
+    pub used: Vec<usize>,
 }
 
 /// What decides the figures, beside model and texts.
@@ -319,6 +339,11 @@ impl About {
             skipped: _,
             retrieval,
         } = &self.settings;
+        let models: Vec<Value> = self
+            .models
+            .iter()
+            .map(|m| json!({"sha256": m.checkpoint.sha256, "modes": m.modes, "bos": m.bos, "tokens": m.used}))
+            .collect();
         let texts: Vec<Value> =
             self.texts.iter().map(|t| json!({"name": t.name, "sha256": t.sha256, "tokens": t.used})).collect();
         // As many digits as survive being read back.
@@ -342,6 +367,9 @@ impl About {
             ("--keep-quantized", json!(keep_quantized)),
         ];
         let mut identity: BTreeMap<String, Value> = entries.map(|(name, value)| (name.to_string(), value)).into();
+        if !models.is_empty() {
+            identity.insert("model".into(), json!(models));
+        }
         for (name, kind) in [("--cache-type-k", cache_type_k), ("--cache-type-v", cache_type_v)] {
             identity.extend(kind.as_ref().map(|kind| (name.to_string(), json!(kind))));
         }

@@ -2,6 +2,7 @@
 //!
 //! All of them return text; where it goes is the caller's business.
 
+mod across;
 pub mod blocks;
 mod csv;
 mod document;
@@ -17,10 +18,14 @@ mod table;
 mod verdict;
 mod weighed;
 
+pub use across::{
+    ModelsDocument, SAME_BYTES, is_of_models, model_lines, models_csv, models_table, models_verdict,
+    read_models_document, text_line,
+};
 pub use csv::csv;
 pub use document::{
-    About, CheckpointInfo, Document, FileInfo, Machine, RetrievalDocument, RetrievalSettings, RopeSettings, Settings,
-    TextInfo, Versions, bos_line, read_document,
+    About, CheckpointInfo, Document, FileInfo, Machine, ModelInfo, RetrievalDocument, RetrievalSettings, RopeSettings,
+    Settings, TextInfo, Versions, bos_line, read_document,
 };
 pub use explain::{explanation, ranges};
 pub use heat::{found, heat};
@@ -29,6 +34,9 @@ pub use retrieval::{retrieval_csv, retrieval_headline, retrieval_verdict};
 pub use svg::svg;
 pub use table::{TableStyle, table};
 pub use verdict::{Verdict, search_sentence, verdict};
+
+#[cfg(test)]
+pub(crate) use across::tests::about as tests_of_models;
 
 use crate::perplexity::Cell;
 

@@ -387,6 +387,7 @@ pub(crate) mod tests {
             documents: 1,
             tokens: Some(4096),
             used: 4096,
+            used_bytes: None,
         };
         About {
             command: ["attn", "compare", "--text", NASTY].map(String::from).to_vec(),
@@ -402,6 +403,7 @@ pub(crate) mod tests {
                 trained_context: Some(256),
                 rope_type: "none".into(),
             },
+            models: vec![],
             texts: vec![text.clone(), text],
             settings: Settings {
                 modes: vec![],

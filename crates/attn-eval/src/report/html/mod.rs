@@ -4,12 +4,14 @@
 //! document as JSON, so whoever gets the file has the data too. What comes from users (names of files, models, texts)
 //! is escaped on its way into markup and into the data. A policy in the page's head forbids it to load anything.
 
+mod across;
 mod compare;
 mod curves;
 mod explain;
 mod provenance;
 mod retrieval;
 
+pub use across::models;
 pub use compare::comparison;
 pub use explain::explanation;
 pub use retrieval::retrieval;

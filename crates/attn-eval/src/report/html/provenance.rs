@@ -13,16 +13,20 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
     // Beside perplexity it is both.
     let seed_of = if retrieval.is_some() && about.texts.is_empty() { "seed of the trials" } else { "seed" };
     let windows = if about.texts.is_empty() { String::new() } else { windows };
+    if about.models.is_empty() {
+        page.facts(&[
+            ("model", checkpoint.name.clone()),
+            ("revision", checkpoint.revision.clone().unwrap_or_default()),
+            ("sha256", checkpoint.sha256.clone()),
+            ("family", format!("{}, {} weights", checkpoint.family, checkpoint.parameters)),
+            ("own scaling", checkpoint.rope_type.clone()),
+            ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
+            ("BOS before each", settings.bos_line()),
+        ]);
+    }
     page.facts(&[
-        ("model", checkpoint.name.clone()),
-        ("revision", checkpoint.revision.clone().unwrap_or_default()),
-        ("sha256", checkpoint.sha256.clone()),
-        ("family", format!("{}, {} weights", checkpoint.family, checkpoint.parameters)),
-        ("own scaling", checkpoint.rope_type.clone()),
-        ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
         ("windows", windows),
         ("trials", retrieval.map_or(String::new(), |r| format!("{} per depth", r.trials))),
-        ("BOS before each", settings.bos_line()),
         ("computed in", format!("{} on {}", settings.dtype, settings.device)),
         ("keys stored as", settings.cache_type_k.clone().unwrap_or_default()),
         ("values stored as", settings.cache_type_v.clone().unwrap_or_default()),
@@ -42,7 +46,7 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
     if !texts.is_empty() {
         page.table(&table(&texts));
     }
-    if checkpoint.files.len() > 1 {
+    if checkpoint.files.len() > 1 && about.models.is_empty() {
         let rows = checkpoint.files.iter();
         let rows = rows.map(|file| {
             vec![
@@ -66,14 +70,15 @@ fn table(texts: &[&TextInfo]) -> Table {
     let rows = texts.iter().map(|text| {
         vec![
             Cell::text(&text.name),
-            Cell::count(text.used),
+            Cell::count(text.used_bytes.unwrap_or(text.used)),
             Cell::optional(text.tokens.map(|n| n as f64), |n| format!("{n:.0}")),
             Cell::count(text.documents),
             Cell::count(text.bytes),
             Cell::text(&text.sha256),
         ]
     });
-    let heads = ["tokens used", "tokens", "documents", "bytes"].map(Head::number);
+    let used = if texts.iter().any(|text| text.used_bytes.is_some()) { "bytes used" } else { "tokens used" };
+    let heads = [used, "tokens", "documents", "bytes"].map(Head::number);
     Table {
         id: "texts".into(),
         caption: "Texts".into(),

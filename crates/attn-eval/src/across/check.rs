@@ -1,0 +1,92 @@
+//! What a saved comparison of several models may say: only what a measurement can come to.
+
+use super::{BITS, ModelCell, ModelResults, ModelVersus, best};
+use crate::compare::{ROUNDING, close};
+use crate::report::About;
+use crate::stats::Interval;
+use anyhow::{Context, Result, ensure};
+
+impl ModelResults {
+    /// Refuses what no comparison of `about`'s models can have come to.
+    ///
+    /// # Errors
+    /// What can't be, with the cell.
+    pub(crate) fn check(&self, about: &About) -> Result<()> {
+        ensure!(about.models.len() > 1, "it is of fewer than two models");
+        ensure!(!self.cells.is_empty(), "it has no cells");
+        let sum = |sizes: Vec<usize>| sizes.into_iter().try_fold(0usize, usize::checked_add);
+        let bytes = sum(about.texts.iter().map(|text| text.used_bytes.unwrap_or(0)).collect());
+        let bytes = bytes.context("its texts are longer than any can be")?;
+        for (index, cell) in self.cells.iter().enumerate() {
+            let named = || format!("{:.40?} under {:.40?} at {}", cell.model, cell.mode, cell.context);
+            let of = |other: &&ModelCell| {
+                (&other.model, &other.mode, other.context) == (&cell.model, &cell.mode, cell.context)
+            };
+            ensure!(!self.cells[..index].iter().any(|other| of(&other)), "{} is there twice", named());
+            let model = about.models.iter().find(|model| model.checkpoint.name == cell.model);
+            let used = sum(model.with_context(|| format!("{}: there is no such model", named()))?.used.clone());
+            check_cell(cell, bytes, used.unwrap_or(0)).with_context(named)?;
+            let first = best(&self.cells, cell.context).context("there is no best")?;
+            ensure!((first.bytes, first.windows) == (cell.bytes, cell.windows), "{} is of other bytes", named());
+            if let Some(versus) = &cell.versus_best {
+                self.check_versus(cell.context, cell.bits_per_byte, versus).with_context(named)?;
+            }
+        }
+        for pair in &self.differences {
+            let named = || format!("{:.40?} under {:.40?} at {}", pair.model, pair.mode, pair.context);
+            let bits = self.bits(pair.context, &pair.model, &pair.mode).with_context(named)?;
+            self.check_versus(pair.context, bits, &pair.versus).with_context(named)?;
+        }
+        Ok(())
+    }
+
+    fn bits(&self, context: usize, model: &str, mode: &str) -> Result<f64> {
+        let of = |cell: &&ModelCell| (cell.context, cell.model.as_str(), cell.mode.as_str()) == (context, model, mode);
+        let found = self.cells.iter().find(of).map(|cell| cell.bits_per_byte);
+        found.with_context(|| format!("{model:.40?} under {mode:.40?} is not there"))
+    }
+
+    fn check_versus(&self, context: usize, bits: f64, versus: &ModelVersus) -> Result<()> {
+        let follows = bits - self.bits(context, &versus.model, &versus.mode)?;
+        let given = versus.bits_per_byte;
+        ensure!(close(given, follows), "the cells differ by {follows} bits, not by {given}");
+        check_interval(versus.interval)
+    }
+}
+
+fn check_cell(cell: &ModelCell, bytes: usize, tokens: usize) -> Result<()> {
+    let printable = |name: &str| !name.is_empty() && name.len() <= 4096 && !name.chars().any(char::is_control);
+    ensure!(printable(&cell.model) && printable(&cell.mode), "it has no name");
+    ensure!(cell.context >= 2, "a window of {} tokens scores none", cell.context);
+    ensure!(cell.factor.is_finite() && cell.factor > 0.0, "no scaling has a factor of {}", cell.factor);
+    ensure!(cell.seconds.is_finite() && cell.seconds >= 0.0, "it can't have taken {} s", cell.seconds);
+    let most = cell.windows.checked_mul(cell.context).map_or(0, |most| most.min(tokens));
+    ensure!(
+        (1..=most).contains(&cell.tokens) && (1..=bytes).contains(&cell.bytes),
+        "{} windows score no {} tokens of {} bytes",
+        cell.windows,
+        cell.tokens,
+        cell.bytes
+    );
+    ensure!(
+        cell.bits_per_byte.is_finite() && cell.bits_per_byte >= -ROUNDING,
+        "no byte takes {} bits",
+        cell.bits_per_byte
+    );
+    let nll = cell.bits_per_byte / BITS * cell.bytes as f64 / cell.tokens as f64;
+    let follows = match nll.exp() {
+        perplexity if perplexity.is_finite() => close(cell.perplexity / perplexity, 1.0),
+        _ => cell.perplexity == f64::INFINITY,
+    };
+    ensure!(follows, "{} bits per byte are no perplexity of {}", cell.bits_per_byte, cell.perplexity);
+    check_interval(cell.interval)?;
+    let perplexity = cell.perplexity_interval.is_none_or(|i| i.low >= 0.0 && i.low <= i.high);
+    ensure!(perplexity, "{:?} is no interval of a perplexity", cell.perplexity_interval);
+    Ok(())
+}
+
+fn check_interval(interval: Option<Interval>) -> Result<()> {
+    let fine = interval.is_none_or(|i| i.low.is_finite() && i.high.is_finite() && i.low <= i.high);
+    ensure!(fine, "{interval:?} is no interval");
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Several models on the same bytes.
+//!
+//! Perplexities per token of two tokenizers say nothing of each other: who cuts a text into fewer tokens has more to say with
+//! each. What can be compared are the bits that a model needs for a stretch of text, and those per byte. [`Passages`] cuts windows
+//! that are the same bytes for every model, so that all predict the same text with the same text before it, and every difference
+//! between two models is paired, window by window.
+//!
+//! A cell here is a model under one mode at one context. What is kept of it are its log-likelihoods and the bytes they are of, window
+//! by window ([`PassageScores`]), in the same run files as those of a comparison of one model.
+
+mod check;
+mod passages;
+mod results;
+
+pub use passages::{Encoded, Passages, common_bytes};
+pub use results::{ModelCell, ModelDifference, ModelResults, ModelVersus, best, contexts, rows, summarise};
+
+use crate::Skipped;
+use crate::clock::Clock;
+use crate::compare::{Mode, Plan, change, check_params, cost, factor_at, variants};
+use crate::perplexity::{check_room, score_windows, scorer};
+use crate::report::About;
+use crate::run::Measurable;
+use crate::stats::{WindowNll, mean};
+use anyhow::{Context, Result, bail, ensure};
+use attn_models::Model;
+use serde::{Deserialize, Serialize};
+
+/// One cell to be measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    /// Index of the model.
+    pub model: usize,
+    /// Its name and the mode, for whoever reads a run file.
+    pub row: String,
+    /// Index of the text.
+    pub text: usize,
+    /// Tokens per window at most.
+    pub context: usize,
+    /// The name of the scaling.
+    pub mode: String,
+    /// Its factor.
+    #[serde(with = "crate::exact")]
+    pub factor: f64,
+    /// The mode of the same model whose measurement serves this one too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<String>,
+}
+
+/// What came out of a cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PassageScores {
+    /// The log-likelihood of each window.
+    pub windows: Vec<WindowNll>,
+    /// The bytes that each of them scores.
+    pub bytes: Vec<usize>,
+    /// Wall-clock time of the scoring.
+    pub seconds: f64,
+}
+
+impl PassageScores {
+    /// The log-likelihoods by bytes in the place of tokens; their squares are not known.
+    pub(crate) fn by_bytes(&self) -> Vec<WindowNll> {
+        let of = |(window, &bytes): (&WindowNll, &usize)| WindowNll {
+            sum: window.sum,
+            squares: f64::NAN,
+            tokens: bytes,
+            ..WindowNll::default()
+        };
+        self.windows.iter().zip(&self.bytes).map(of).collect()
+    }
+}
+
+/// Bits in a nat.
+pub(crate) const BITS: f64 = std::f64::consts::LOG2_E;
+
+impl Measurable for ModelSpec {
+    const KIND: &str = "compare of several models";
+    type Scores = PassageScores;
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn mode(&self) -> &str {
+        &self.row
+    }
+
+    fn text(&self) -> Option<usize> {
+        Some(self.text)
+    }
+
+    fn is_measured(&self) -> bool {
+        self.same_as.is_none()
+    }
+
+    fn agree(a: &PassageScores, b: &PassageScores) -> bool {
+        (&a.windows, &a.bytes) == (&b.windows, &b.bytes)
+    }
+
+    fn figure(scores: &PassageScores) -> String {
+        format!("{:.4} bits per byte", mean(&scores.by_bytes()) * BITS)
+    }
+
+    fn check(&self, scores: &PassageScores, about: &About) -> Result<()> {
+        let text = about.texts.get(self.text).context("it is of no text")?;
+        let model = about.models.get(self.model).context("it is of no model")?;
+        let used = model.used.get(self.text).copied().context("its model has not read the text")?;
+        let (windows, bytes) = (&scores.windows, &scores.bytes);
+        ensure!(!windows.is_empty() && windows.len() == bytes.len(), "its windows are not those of its bytes");
+        let mut tokens = 0usize;
+        for (index, (window, &bytes)) in windows.iter().zip(bytes).enumerate() {
+            let fine = (1..=self.context).contains(&window.tokens) && window.sum.is_finite() && bytes > 0;
+            ensure!(fine, "window {index} is none of {} tokens", self.context);
+            tokens = tokens.saturating_add(window.tokens);
+        }
+        let scored = bytes.iter().try_fold(0usize, |sum, &bytes| sum.checked_add(bytes));
+        let within = scored.is_some_and(|bytes| bytes <= text.used_bytes.unwrap_or(0)) && tokens <= used;
+        ensure!(within, "its windows score more than the text has");
+        ensure!(scores.seconds.is_finite() && scores.seconds >= 0.0, "it can't have taken {} s", scores.seconds);
+        Ok(())
+    }
+}
+
+impl ModelSpec {
+    /// Whether the other is the cell that this one takes its measurement from.
+    pub(crate) fn is_twin_of(&self, other: &Self) -> bool {
+        let same = (self.model, self.text, self.context) == (other.model, other.text, other.context);
+        same && self.same_as.as_deref() == Some(other.mode.as_str()) && other.same_as.is_none()
+    }
+}
+
+/// The modes of a plan that a model takes, and why it does not take the others.
+///
+/// # Errors
+/// It takes none of them, or the factor is not known.
+pub fn modes_of(model: &Model, plan: &Plan) -> Result<(Vec<Mode>, Vec<String>)> {
+    check_params(plan)?;
+    let longest = plan.contexts.iter().copied().max().unwrap_or(0);
+    let factor = factor_at(model, plan, longest)?;
+    let (mut takes, mut others) = (vec![], vec![]);
+    for &mode in &plan.modes {
+        let change = change(plan, mode, factor)?;
+        match model.with_positions(&change) {
+            _ if mode == Mode::Checkpoint && change.is_none() => takes.push(mode),
+            Ok(_) => takes.push(mode),
+            Err(error) => others.push(format!("mode {mode}: {error}")),
+        }
+    }
+    if takes.is_empty() {
+        bail!("none of the modes asked for applies to it ({}): add checkpoint to --modes", others.join("; "))
+    }
+    Ok((takes, others))
+}
+
+/// The cells of the model of this index and name on so many texts, and the contexts that it can't read. `fits` says why a
+/// context can't be had, such as for want of memory.
+///
+/// # Errors
+/// A mode of the plan that the model does not take.
+pub fn cells(
+    model: &Model,
+    (index, name): (usize, &str),
+    texts: usize,
+    plan: &Plan,
+    fits: &dyn Fn(usize) -> Result<()>,
+) -> Result<(Vec<ModelSpec>, Vec<Skipped>)> {
+    let (mut specs, mut skipped) = (vec![], vec![]);
+    for text in 0..texts {
+        for &context in &plan.contexts {
+            if let Err(error) = check_room(model, context).and_then(|()| fits(context)) {
+                if text == 0 {
+                    skipped.push(Skipped::new(context, Some(name), &error));
+                }
+                continue;
+            }
+            for variant in variants(model, plan, context)? {
+                let (mode, same_as) = (variant.mode.to_string(), variant.same_as.map(|mode| mode.to_string()));
+                let row = format!("{name}, {mode}");
+                specs.push(ModelSpec { model: index, row, text, context, mode, factor: variant.factor, same_as });
+            }
+        }
+    }
+    Ok((specs, skipped))
+}
+
+/// Millions of floating-point operations that a cell takes.
+pub fn work(model: &Model, windows: &crate::windows::Windows) -> f64 {
+    windows.work() as f64 * cost(model, windows.context())
+}
+
+/// Measures a cell of `model`, which sees the text as `ids`. `progress` is told the number of tokens read after each forward pass.
+///
+/// # Errors
+/// A mode that the model does not take, or a likelihood that isn't finite.
+pub fn measure(
+    model: &Model,
+    plan: &Plan,
+    spec: &ModelSpec,
+    ids: &[u32],
+    passages: &Passages,
+    progress: &mut dyn FnMut(usize),
+) -> Result<PassageScores> {
+    let clock = Clock::start();
+    let all = variants(model, plan, spec.context)?;
+    let variant = all.into_iter().find(|variant| variant.mode.to_string() == spec.mode);
+    let variant = variant.with_context(|| format!("there is no mode {}", spec.mode))?;
+    let windows = passages.windows.get(spec.model).context("the text was not cut for this model")?;
+    let mut nll = scorer(&variant.model, spec.context, plan.length);
+    let scores =
+        score_windows(&mut nll, ids, windows, windows.windows(), progress).with_context(|| spec.row.clone())?;
+    Ok(PassageScores { windows: scores.windows, bytes: passages.bytes(), seconds: clock.seconds() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! The same bytes for models of different tokenizers.
+//!
+//! Two models can be compared by what they predict only if both predict the same, with the same before it. Windows of so
+//! many tokens are not that: a window of one tokenizer is longer text than that of another. So windows are cut here by bytes, at
+//! places where a token ends for *every* model:
+//!
+//! - A window begins at such a place and is as long as it can be with at most `context` tokens for each of the models, the
+//!   BOS token of those that have one included. The model whose tokens are the shortest reads about `context` of them, the
+//!   others fewer; all read the same bytes.
+//! - The bytes up to the second such place are not scored, since a model without BOS has nothing before its first token. Where
+//!   every model has a BOS, they are.
+//! - Windows lie side by side. With a stride, one begins as many bytes after the one before as are at most `stride` tokens for
+//!   each model, and scores what none before did; a last one is moved back to end with the text.
+//! - A window that is not full, as the last may be, is left out.
+//!
+//! With one tokenizer every place is such a place, and all this comes to the windows of [`Windows::new`].
+
+use crate::windows::{Window, Windows};
+use anyhow::{Result, ensure};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// The beginning of a text, as a model's tokenizer has it.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// Bytes of the text up to the end of each; `None` where it ends within a character.
+    pub ends: Vec<Option<usize>>,
+    /// The token before every window.
+    pub bos: Option<u32>,
+}
+
+/// A text cut for several models.
+#[derive(Debug, Clone)]
+pub struct Passages {
+    /// The bytes that each window scores.
+    pub scored: Vec<Range<usize>>,
+    /// The windows as each of the models sees them.
+    pub windows: Vec<Windows>,
+}
+
+impl Passages {
+    /// Cuts a text, which every model sees its own way, into windows of at most `context` tokens.
+    ///
+    /// # Errors
+    /// The text is shorter than a window, the context too small to score anything, or a stride that skips text or is too short
+    /// to get on.
+    pub fn cut(texts: &[Encoded], context: usize, stride: Option<usize>) -> Result<Self> {
+        ensure!(context >= 2, "a context of {context} leaves no token to score: it has to be at least 2");
+        let bodies: Vec<usize> = texts.iter().map(|text| context - usize::from(text.bos.is_some())).collect();
+        let body = bodies.iter().copied().min().unwrap_or(0);
+        ensure!(stride.is_none_or(|stride| stride > 0), "a stride of 0 never gets past the first window");
+        if let Some(stride) = stride {
+            ensure!(stride <= body, "a stride of {stride} would skip text: a window holds {body} tokens of it");
+        }
+        let places = Places::of(texts);
+        let ranges = places.windows(&bodies, stride, body)?;
+        let all_begin = texts.iter().all(|text| text.bos.is_some());
+        let mut cut = vec![];
+        let mut scored_to = 0;
+        for window in ranges {
+            let first = window.start + usize::from(!all_begin);
+            let scored = scored_to.max(first)..window.end;
+            scored_to = window.end;
+            if !scored.is_empty() {
+                cut.push((window, scored));
+            }
+        }
+        let bytes = places.bytes.last().copied().unwrap_or(0);
+        ensure!(!cut.is_empty(), "the text has {bytes} bytes to use, too few for one window of {context} tokens");
+        let windows = texts.iter().zip(&places.tokens).map(|(text, tokens)| {
+            let of = |range: &Range<usize>| tokens[range.start]..tokens[range.end];
+            let windows = cut.iter().map(|(text, scored)| Window { text: of(text), scored: of(scored) });
+            Windows::of(context, text.bos, windows.collect())
+        });
+        let windows = windows.collect();
+        let scored = cut.iter().map(|(_, scored)| places.bytes[scored.start]..places.bytes[scored.end]);
+        Ok(Self { scored: scored.collect(), windows })
+    }
+
+    /// Bytes that are scored, window by window.
+    pub fn bytes(&self) -> Vec<usize> {
+        self.scored.iter().map(Range::len).collect()
+    }
+}
+
+/// Bytes at the beginning of a text that every model sees in whole tokens.
+pub fn common_bytes(texts: &[Encoded]) -> usize {
+    Places::of(texts).bytes.last().copied().unwrap_or(0)
+}
+
+/// Where a token ends for every model.
+struct Places {
+    /// Bytes before each.
+    bytes: Vec<usize>,
+    /// Tokens before each, model by model.
+    tokens: Vec<Vec<usize>>,
+}
+
+impl Places {
+    fn of(texts: &[Encoded]) -> Self {
+        // Of tokens that end at one place, some without text, the last counts.
+        let ends = |text: &Encoded| text.ends.iter().zip(1..).filter_map(|(end, n)| Some(((*end)?, n))).collect();
+        let maps: Vec<HashMap<usize, usize>> = texts.iter().map(ends).collect();
+        let first: BTreeMap<usize, usize> = maps.first().into_iter().flatten().map(|(&end, &n)| (end, n)).collect();
+        let (mut bytes, mut tokens) = (vec![0], vec![vec![0]; texts.len()]);
+        for end in first.into_keys().filter(|&end| end > 0) {
+            let found: Option<Vec<usize>> = maps.iter().map(|map| map.get(&end).copied()).collect();
+            let Some(found) = found else { continue };
+            bytes.push(end);
+            tokens.iter_mut().zip(found).for_each(|(all, n)| all.push(n));
+        }
+        Self { bytes, tokens }
+    }
+
+    fn last(&self) -> usize {
+        self.bytes.len() - 1
+    }
+
+    /// Whether the models have at most so many tokens each between two places.
+    fn within(&self, range: Range<usize>, most: &[usize]) -> bool {
+        self.tokens.iter().zip(most).all(|(tokens, most)| tokens[range.end] - tokens[range.start] <= *most)
+    }
+
+    /// The farthest place from `start` with at most so many tokens for each model between them.
+    fn reach(&self, start: usize, most: &[usize]) -> usize {
+        let (mut near, mut far) = (start, self.last() + 1);
+        while far - near > 1 {
+            let middle = near + (far - near) / 2;
+            if self.within(start..middle, most) { near = middle } else { far = middle }
+        }
+        near
+    }
+
+    /// The windows, as ranges of places.
+    fn windows(&self, bodies: &[usize], stride: Option<usize>, body: usize) -> Result<Vec<Range<usize>>> {
+        let context = body;
+        let (last, mut start, mut windows) = (self.last(), 0, vec![]);
+        while start < last {
+            let end = self.reach(start, bodies);
+            let at = self.bytes[start];
+            ensure!(end > start, "from byte {at} on, no {context} tokens of all models are the same bytes");
+            let full = end < last || self.tokens.iter().zip(bodies).any(|(t, n)| t[end] - t[start] == *n);
+            if !full {
+                break;
+            }
+            windows.push(start..end);
+            let next = stride.map_or(end, |stride| self.reach(start, &vec![stride; bodies.len()]));
+            let (at, stride) = (self.bytes[start], stride.unwrap_or(body));
+            ensure!(
+                next > start,
+                "from byte {at} on, no {stride} tokens of all models are the same bytes: take a longer --stride"
+            );
+            start = next;
+        }
+        let covered = windows.last().map_or(last, |window| window.end);
+        if stride.is_some_and(|stride| stride < body) && covered < last {
+            let start = (0..last).rev().take_while(|&start| self.within(start..last, bodies)).last();
+            windows.extend(start.map(|start| start..last));
+        }
+        Ok(windows)
+    }
+}
+
+#[cfg(test)]
+#[path = "passages_tests.rs"]
+mod tests;

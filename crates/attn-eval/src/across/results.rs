@@ -1,0 +1,198 @@
+//! From measurements to figures per byte, and the differences between models.
+
+use super::{BITS, ModelSpec, PassageScores};
+use crate::report::About;
+use crate::stats::{Interval, mean, mean_interval, paired_difference};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// What a model under one mode scored, over all texts together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelCell {
+    /// The model's name.
+    pub model: String,
+    /// The position scaling.
+    pub mode: String,
+    /// Tokens per window at most, for any of the models.
+    pub context: usize,
+    /// The scaling's factor.
+    pub factor: f64,
+    /// Bits that the model needs for a byte of the text.
+    pub bits_per_byte: f64,
+    /// Bootstrap 95 % interval, windows resampled; absent with fewer than [`MIN_WINDOWS`](crate::stats::MIN_WINDOWS).
+    pub interval: Option<Interval>,
+    /// Bytes scored, the same for all models.
+    pub bytes: usize,
+    /// Windows scored, the same for all models.
+    pub windows: usize,
+    /// Tokens scored, as the model's tokenizer counts them.
+    pub tokens: usize,
+    /// Exponential of the mean negative log-likelihood per token: not to be compared between models of different tokenizers.
+    /// Infinite where that is more than a number can say, and null in JSON.
+    #[serde(with = "crate::exact::or_too_large")]
+    pub perplexity: f64,
+    /// Its bootstrap 95 % interval.
+    pub perplexity_interval: Option<Interval>,
+    /// Wall-clock time of the scoring.
+    pub seconds: f64,
+    /// The mode of the same model whose figures these are, if the two are the same computation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<String>,
+    /// Paired difference to the cell of the fewest bits at this context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versus_best: Option<ModelVersus>,
+}
+
+/// Another row, and by how much a cell exceeds it on the same bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelVersus {
+    /// The other model.
+    pub model: String,
+    /// Its mode.
+    pub mode: String,
+    /// Bits per byte.
+    pub bits_per_byte: f64,
+    /// Its bootstrap 95 % interval, windows resampled; absent with too few of them.
+    pub interval: Option<Interval>,
+}
+
+/// Two rows at one context: by how many bits per byte the first exceeds the second on the same bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelDifference {
+    /// Tokens per window at most.
+    pub context: usize,
+    /// The one model.
+    pub model: String,
+    /// Its mode.
+    pub mode: String,
+    /// The other.
+    pub versus: ModelVersus,
+}
+
+/// What a comparison of several models found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelResults {
+    /// One cell per context, model and mode, context by context.
+    pub cells: Vec<ModelCell>,
+    /// The differences between every two rows, context by context.
+    pub differences: Vec<ModelDifference>,
+}
+
+impl ModelVersus {
+    /// Whether the interval excludes "no difference"; `None` without an interval.
+    pub fn is_real(&self) -> Option<bool> {
+        self.interval.map(|i| i.low > 0.0 || i.high < 0.0)
+    }
+}
+
+/// Sums up measurements, one per cell in the order of the specs; those that are measured as another may be absent.
+///
+/// # Errors
+/// A measurement is missing, or two at one context are not of the same bytes and can't be compared.
+pub fn summarise(specs: &[ModelSpec], scores: &[Option<PassageScores>], about: &About) -> Result<ModelResults> {
+    let measured = |spec: &ModelSpec| {
+        let is_source = |other: &ModelSpec| if spec.same_as.is_some() { spec.is_twin_of(other) } else { spec == other };
+        let found = specs.iter().position(is_source).and_then(|index| scores.get(index)?.as_ref());
+        found.with_context(|| format!("{} at {} has not been measured", spec.row, spec.context))
+    };
+    let seed = about.settings.seed;
+    let mut results = ModelResults::default();
+    for &context in &about.settings.contexts {
+        let mut at: Vec<(ModelCell, PassageScores)> = vec![];
+        for spec in specs.iter().filter(|spec| spec.context == context && spec.text == 0) {
+            let texts = specs.iter().filter(|other| other.context == context && other.row == spec.row);
+            let parts: Vec<&PassageScores> = texts.map(measured).collect::<Result<_>>()?;
+            let all = pooled(&parts);
+            let name = about.models.get(spec.model).context("a cell is of no model")?.checkpoint.name.clone();
+            at.push((cell(spec, name, &all, seed), all));
+        }
+        if let Some((first, of_first)) = at.first() {
+            let other = at.iter().find(|(_, scores)| scores.bytes != of_first.bytes);
+            ensure!(other.is_none(), "{} at {context} was measured on other bytes than the rest", first.model);
+        }
+        compare(&mut results, at, seed);
+    }
+    Ok(results)
+}
+
+/// Several texts as if they were one: every byte weighs the same.
+fn pooled(parts: &[&PassageScores]) -> PassageScores {
+    PassageScores {
+        windows: parts.iter().flat_map(|part| part.windows.iter().copied()).collect(),
+        bytes: parts.iter().flat_map(|part| part.bytes.iter().copied()).collect(),
+        seconds: parts.iter().map(|part| part.seconds).sum(),
+    }
+}
+
+fn cell(spec: &ModelSpec, model: String, scores: &PassageScores, seed: u64) -> ModelCell {
+    let by_bytes = scores.by_bytes();
+    ModelCell {
+        model,
+        mode: spec.mode.clone(),
+        context: spec.context,
+        factor: spec.factor,
+        bits_per_byte: mean(&by_bytes) * BITS,
+        interval: mean_interval(&by_bytes, seed).map(bits),
+        bytes: scores.bytes.iter().sum(),
+        windows: scores.bytes.len(),
+        tokens: scores.windows.iter().map(|window| window.tokens).sum(),
+        perplexity: mean(&scores.windows).exp(),
+        perplexity_interval: mean_interval(&scores.windows, seed).map(Interval::exp),
+        seconds: if spec.same_as.is_some() { 0.0 } else { scores.seconds },
+        same_as: spec.same_as.clone(),
+        versus_best: None,
+    }
+}
+
+fn bits(nats: Interval) -> Interval {
+    Interval { low: nats.low * BITS, high: nats.high * BITS }
+}
+
+/// Adds the cells of one context, with their differences.
+fn compare(results: &mut ModelResults, at: Vec<(ModelCell, PassageScores)>, seed: u64) {
+    let versus = |(_, a): &(ModelCell, PassageScores), (cell, b): &(ModelCell, PassageScores)| {
+        let found = paired_difference(&a.by_bytes(), &b.by_bytes(), "", seed);
+        let interval = found.low.zip(found.high).map(|(low, high)| bits(Interval { low, high }));
+        let (model, mode) = (cell.model.clone(), cell.mode.clone());
+        ModelVersus { model, mode, bits_per_byte: found.nll * BITS, interval }
+    };
+    let first = (0..at.len()).min_by(|&a, &b| at[a].0.bits_per_byte.total_cmp(&at[b].0.bits_per_byte));
+    for (index, row) in at.iter().enumerate() {
+        let best = first.filter(|&first| first != index).map(|first| versus(row, &at[first]));
+        results.cells.push(ModelCell { versus_best: best, ..row.0.clone() });
+        for other in &at[index + 1..] {
+            let (model, mode) = (row.0.model.clone(), row.0.mode.clone());
+            let (context, versus) = (row.0.context, versus(row, other));
+            results.differences.push(ModelDifference { context, model, mode, versus });
+        }
+    }
+}
+
+/// The cell of the fewest bits at `context`; of equals the first.
+pub fn best(cells: &[ModelCell], context: usize) -> Option<&ModelCell> {
+    let at = cells.iter().filter(|cell| cell.context == context);
+    at.min_by(|a, b| a.bits_per_byte.total_cmp(&b.bits_per_byte))
+}
+
+/// The contexts of a comparison, in its order.
+pub fn contexts(cells: &[ModelCell]) -> Vec<usize> {
+    let mut contexts: Vec<usize> = vec![];
+    for cell in cells {
+        if !contexts.contains(&cell.context) {
+            contexts.push(cell.context);
+        }
+    }
+    contexts
+}
+
+/// Models and modes, in the order of the comparison.
+pub fn rows(cells: &[ModelCell]) -> Vec<(&str, &str)> {
+    let mut rows: Vec<(&str, &str)> = vec![];
+    for cell in cells {
+        let row = (cell.model.as_str(), cell.mode.as_str());
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+    }
+    rows
+}

@@ -1,0 +1,77 @@
+//! Where in a text its tokens end.
+//!
+//! Figures per byte need the bytes that tokens stand for. What a tokenizer says of offsets is no help: some leave out the
+//! spaces before a word, others give every part of a character all of it. So the tokens are turned back into text, a few at a
+//! time, and held against the text they were made of. That shows as well whether they say all of it: a tokenizer that folds
+//! case or joins spaces predicts less than the text.
+
+use super::{Tokenizer, failed};
+use crate::error::Result;
+
+/// Tokens that may end within a character one after the other: more mean that they say another text.
+const MAX_OPEN: usize = 64;
+/// Characters of a text that an error shows.
+const SHOWN: usize = 16;
+
+impl Tokenizer {
+    /// For each of `ids`, the first of what [`encode`](Self::encode) makes of `text` without special tokens, the number of
+    /// bytes of `text` up to its end; `None` where it ends within a character, and for some last ones that may end so.
+    ///
+    /// # Errors
+    /// The tokens do not say the text, with the place; or they can't be decoded.
+    pub fn ends(&self, ids: &[u32], text: &str) -> Result<Vec<Option<usize>>> {
+        let mut ends = Vec::with_capacity(ids.len());
+        // `open`: the tokens since the last end. A decoder may treat the first token of a text differently, so those before
+        // them stay in front.
+        let (mut before, mut open) = (vec![], vec![]);
+        let (mut at, mut known) = (0, String::new());
+        for &id in ids {
+            open.push(id);
+            let all = self.decode(&[&before[..], &open].concat(), false)?;
+            let said = all.strip_prefix(&known);
+            let end = said.and_then(|said| end_of(text, at, said));
+            ends.push(end);
+            if let Some(end) = end {
+                at = end;
+                // Tokens without text are no beginning for others.
+                if said.is_some_and(str::is_empty) {
+                    before.append(&mut open);
+                } else {
+                    before = std::mem::take(&mut open);
+                }
+                known = self.decode(&before, false)?;
+            } else if open.len() > MAX_OPEN {
+                return Err(unlike(text, at, said.unwrap_or(&all)));
+            }
+        }
+        Ok(ends)
+    }
+}
+
+/// Where `said` ends in `text`, if it stands there from byte `at` on. A replacement character may be a part of a character, and
+/// ends nothing.
+fn end_of(text: &str, at: usize, said: &str) -> Option<usize> {
+    if said.ends_with(char::REPLACEMENT_CHARACTER) {
+        return None;
+    }
+    let rest = &text[at..];
+    if rest.starts_with(said) {
+        return Some(at + said.len());
+    }
+    // Some put a space in front of a text, unless there is one, and take it off again.
+    let skipped = rest.strip_prefix(' ').filter(|_| at == 0)?;
+    skipped.starts_with(said).then(|| 1 + said.len())
+}
+
+fn unlike(text: &str, at: usize, said: &str) -> crate::LoadError {
+    let shown = |text: &str| text.chars().take(SHOWN).collect::<String>();
+    failed(format!(
+        "its tokens don't say the text: from byte {at} on, {:?} becomes {:?}",
+        shown(&text[at..]),
+        shown(said)
+    ))
+}
+
+#[cfg(test)]
+#[path = "ends_tests.rs"]
+mod tests;
