@@ -1,11 +1,16 @@
 //! What `attn compare --json` wrote, shown again by `--from`: only what a measurement can come to, and that in every form.
 #![no_main]
 
-use attn_eval::report::{Document, TableStyle, csv, html, read_document, svg, table, verdict};
+use attn_eval::report::{
+    Document, ModelsDocument, TableStyle, csv, html, models_csv, models_table, models_verdict, read_document,
+    read_models_document, svg, table, verdict,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let Some((about, results)) = std::str::from_utf8(data).ok().and_then(|text| read_document(text).ok()) else { return };
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    of_models(text);
+    let Ok((about, results)) = read_document(text) else { return };
     for width in [40, 120] {
         let _ = table(&results.cells, &[], TableStyle { width, color: true });
     }
@@ -17,3 +22,12 @@ fuzz_target!(|data: &[u8]| {
     let text = serde_json::to_string(&Document::new(&about, &results)).expect("a document is JSON");
     read_document(&text).expect("what is written is read");
 });
+
+/// One of several models.
+fn of_models(text: &str) {
+    let Ok((about, results)) = read_models_document(text) else { return };
+    let _ = models_table(&about, &results, TableStyle { width: 80, color: true });
+    let _ = (models_verdict(&results), models_csv(&results), html::models(&about, &results));
+    let text = serde_json::to_string(&ModelsDocument::new(&about, &results)).expect("a document is JSON");
+    read_models_document(&text).expect("what is written is read");
+}

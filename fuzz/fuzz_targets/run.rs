@@ -1,9 +1,12 @@
-//! A run file of `attn compare` and `attn retrieval`: read, gone on with, merged with itself and summed up.
+//! A run file of `attn compare`, of one model or several, and of `attn retrieval`: read, gone on with, merged with itself and summed up.
 #![no_main]
 
 use anyhow::Result;
+use attn_eval::across::{self, ModelSpec};
 use attn_eval::compare::{LabSpec, Results, sum_up};
-use attn_eval::report::{About, TableStyle, csv, html, svg, table, verdict};
+use attn_eval::report::{
+    About, RetrievalMetric, TableStyle, csv, html, models_csv, models_table, models_verdict, svg, table, verdict,
+};
 use attn_eval::retrieval::{RetrievalSpec, summarise};
 use attn_eval::run::{Header, Measurable, Run, RunFile, Shard, kind, resealed};
 use libfuzzer_sys::fuzz_target;
@@ -22,6 +25,7 @@ static FILE: LazyLock<NamedTempFile> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     either(data, compared);
     either(data, retrieved);
+    either(data, of_models);
 });
 
 /// The file as it is, and with the fingerprint and the checksums that its lines should have.
@@ -88,6 +92,17 @@ fn shown(about: &About, results: &Results) -> Result<()> {
 
 fn retrieved(run: &Run<RetrievalSpec>) -> Result<()> {
     let found = summarise(&run.header.cells, &run.scores, &run.header.about)?;
-    let _ = attn_eval::report::heat(&found, TableStyle { width: 80, color: true });
-    html::retrieval(&run.header.about, &found).map(drop)
+    for metric in RetrievalMetric::ALL {
+        let _ = attn_eval::report::heat(&found, metric, TableStyle { width: 80, color: true });
+        html::retrieval(&run.header.about, &found, metric)?;
+    }
+    Ok(())
+}
+
+fn of_models(run: &Run<ModelSpec>) -> Result<()> {
+    let about = &run.header.about;
+    let results = across::summarise(&run.header.cells, &run.scores, about)?;
+    let _ = models_table(about, &results, TableStyle { width: 80, color: true });
+    let _ = (models_verdict(&results), models_csv(&results));
+    html::models(about, &results).map(drop)
 }

@@ -5,7 +5,7 @@
 
 use crate::commands::{
     bench, compare, completions, download, explain, export, generate, inspect, logits, merge, perplexity, playground,
-    retrieval, train,
+    requests, retrieval, train,
 };
 use crate::template;
 use anyhow::Result;
@@ -52,6 +52,8 @@ Examples:
     Merge(merge::MergeArgs),
     /// Train a small decoder on plain text, or fine-tune a checkpoint
     Train(train::TrainArgs),
+    /// Answer requests from stdin, one JSON document a line: log-likelihoods and continuations, for evaluation harnesses
+    Requests(requests::RequestsArgs),
     /// Write the logits of given token ids to a safetensors file
     Logits(logits::LogitsArgs),
     /// Show a model's architecture
@@ -87,6 +89,7 @@ impl Command {
             Self::Export(args) => export::run(&args),
             Self::Merge(args) => merge::run(&args),
             Self::Train(args) => train::run(&args),
+            Self::Requests(args) => requests::run(&args),
             Self::Logits(args) => logits::run(&args),
             Self::Inspect(args) => inspect::run(&args),
             Self::Explain(args) => explain::run(&args),

@@ -62,6 +62,29 @@ fn open_as(
     let device = device(args.load.device)?;
     let (checkpoint, name) = checkpoint(args.model.as_deref(), &args.load)?;
     check(&checkpoint)?;
+    let opened = load_as(checkpoint, name, args, device, positions)?;
+    for warning in opened.model.warnings() {
+        note(&format!("warning: {}: {warning}", opened.name));
+    }
+    warn(&opened.name, opened.model.notes());
+    Ok(opened)
+}
+
+/// Loads the weights of an opened checkpoint, as it is. What there is to say of them is left to the caller.
+///
+/// # Errors
+/// The model refuses it, or it does not fit into memory.
+pub(crate) fn load(checkpoint: Checkpoint, name: String, args: &ModelArgs, device: Device) -> Result<Opened> {
+    load_as(checkpoint, name, args, device, attn_core::PositionOverride::default())
+}
+
+fn load_as(
+    checkpoint: Checkpoint,
+    name: String,
+    args: &ModelArgs,
+    device: Device,
+    positions: attn_core::PositionOverride,
+) -> Result<Opened> {
     let dtype = args.load.dtype.dtype();
     let memory_checked = !args.load.no_memory_check && matches!(device, Device::Cpu);
     if memory_checked {
@@ -71,10 +94,6 @@ fn open_as(
     let options = Options { dtype, device, positions, cache, unknown_keys };
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &options)
         .with_context(|| format!("can't load {name}"))?;
-    for warning in model.warnings() {
-        note(&format!("warning: {name}: {warning}"));
-    }
-    warn(&name, model.notes());
     Ok(Opened { model, checkpoint, name, memory_checked })
 }
 

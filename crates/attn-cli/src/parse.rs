@@ -6,6 +6,7 @@ use attn_core::position::rope::scaling;
 use attn_eval::compare::{Factor, Mode};
 use attn_eval::metrics::MetricName;
 use attn_eval::protocol::Protocol;
+use attn_eval::report::RetrievalMetric;
 use attn_eval::retrieval::{TASKS, Task};
 use candle_core::DType;
 use clap::ValueEnum;
@@ -100,6 +101,10 @@ pub(crate) enum LengthPolicy {
     Declared,
     Exact,
     Fixed(usize),
+}
+
+pub(crate) fn parse_retrieval_metric(text: &str) -> Result<RetrievalMetric, String> {
+    text.parse()
 }
 
 pub(crate) fn parse_metric(text: &str) -> Result<MetricName, String> {

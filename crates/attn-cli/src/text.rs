@@ -97,6 +97,30 @@ fn encode(
     Ok(Tokens { source, ids, all })
 }
 
+/// The text of `path` as several tokenizers see it: what was read of it, and the first `most` ids of each.
+///
+/// # Errors
+/// As [`tokenize`].
+pub(crate) fn tokenize_all(
+    path: Option<&Path>,
+    field: &str,
+    tokenizers: &[&Tokenizer],
+    most: usize,
+) -> Result<(Source, String, Vec<Vec<u32>>)> {
+    let field = path.filter(|path| is_lines(path)).map(|_| field);
+    let mut encoders: Vec<_> = tokenizers.iter().map(|tokenizer| tokenizer.text_encoder(most)).collect();
+    let (mut text, mut kept) = (String::new(), memory::Kept::of(path.unwrap_or(Path::new("-"))));
+    let source = stream(path, field, &mut |part| {
+        text.push_str(part);
+        // A byte is hardly ever more than a token, of an id and a place for every tokenizer.
+        kept.reach((text.len() * (1 + 8 * encoders.len())) as u64)?;
+        encoders.iter_mut().try_for_each(|encoder| encoder.push(part))?;
+        Ok(encoders.iter().any(|encoder| !encoder.is_full()))
+    })?;
+    let ids = encoders.into_iter().map(|encoder| Ok(encoder.finish()?.0)).collect::<Result<_>>()?;
+    Ok((source, text, ids))
+}
+
 /// All tokens of a text that is one whatever its name.
 ///
 /// # Errors

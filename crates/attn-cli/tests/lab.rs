@@ -2,82 +2,11 @@
 
 mod common;
 
-use common::{attn, json, path, repository, run};
+use common::schema::{check_schema, schema, validate};
+use common::{attn, figures, json, lines, path, refused, repository, run};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// The one line on stderr of a command that has to fail and say each of `parts`.
-fn refused(args: &[&str], parts: &[&str]) {
-    let output = run(args);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && output.stdout.is_empty(), "{args:?}: {stderr}");
-    assert!(stderr.starts_with("error: ") && stderr.trim_end().lines().count() == 1, "{args:?}: {stderr}");
-    for part in parts {
-        assert!(stderr.contains(part), "{args:?} should say {part:?}: {stderr}");
-    }
-}
-
-fn schema() -> Value {
-    let text = fs::read(repository().join("docs/compare.schema.json")).expect("the schema");
-    serde_json::from_slice(&text).expect("the schema is JSON")
-}
-
-/// Checks `value` against the part of JSON Schema that the schema uses, and panics where it departs from it.
-fn validate(value: &Value, schema: &Value, root: &Value, at: &str) {
-    if let Some(reference) = schema["$ref"].as_str() {
-        let definition = root.pointer(reference.trim_start_matches('#')).expect("the definition is there");
-        return validate(value, definition, root, at);
-    }
-    if let Some(variants) = schema["anyOf"].as_array() {
-        let fits = |variant: &&Value| (variant["type"] == "null") == value.is_null();
-        return validate(value, variants.iter().find(fits).expect("a variant"), root, at);
-    }
-    if let Some(constant) = schema.get("const") {
-        return assert_eq!(value, constant, "{at}");
-    }
-    let kinds: Vec<&str> = match &schema["type"] {
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
-        kind => kind.as_str().into_iter().collect(),
-    };
-    let kind = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(n) if n.is_u64() || n.is_i64() => "integer",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    };
-    let fits = kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number"));
-    assert!(fits, "{at} is {kind}, not {kinds:?}");
-    if let Some(values) = schema["enum"].as_array() {
-        assert!(values.contains(value), "{at} is {value}, not one of {values:?}");
-    }
-    if let Value::Object(object) = value {
-        for (key, value) in object {
-            let at = format!("{at}.{key}");
-            let known = schema["properties"].get(key).or(schema.get("additionalProperties").filter(|s| s.is_object()));
-            validate(value, known.unwrap_or_else(|| panic!("{at} is not in the schema")), root, &at);
-        }
-        for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            assert!(object.contains_key(key), "{at} lacks {key}");
-        }
-    }
-    if let Value::Array(items) = value {
-        for bound in ["minItems", "maxItems"].iter().filter_map(|key| schema[key].as_u64()) {
-            assert_eq!(items.len() as u64, bound, "{at}");
-        }
-        for (index, item) in items.iter().enumerate() {
-            validate(item, &schema["items"], root, &format!("{at}[{index}]"));
-        }
-    }
-}
-
-fn check_schema(document: &Value) {
-    let schema = schema();
-    validate(document, &schema, &schema, "$");
-}
 
 /// Two texts: a plain one and one in JSON Lines.
 fn texts() -> (tempfile::TempDir, PathBuf, PathBuf) {
@@ -138,29 +67,6 @@ const CELLS: [&str; 10] = [
     "4096",
     "--json",
 ];
-
-/// The document without what differs from run to run: times and the command line.
-fn figures(mut document: Value) -> Value {
-    fn forget_seconds(value: &mut Value) {
-        match value {
-            Value::Object(object) => {
-                object.remove("seconds");
-                object.values_mut().for_each(forget_seconds);
-            }
-            Value::Array(items) => items.iter_mut().for_each(forget_seconds),
-            _ => {}
-        }
-    }
-    forget_seconds(&mut document);
-    for key in ["command", "started"] {
-        document.as_object_mut().expect("an object").remove(key);
-    }
-    document
-}
-
-fn lines(path: &Path) -> usize {
-    fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
-}
 
 #[test]
 fn a_run_killed_midway_goes_on_where_it_stopped_and_another_setting_is_refused() {

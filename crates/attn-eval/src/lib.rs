@@ -10,6 +10,7 @@
 //! The one file it reads and writes is the run file of a long comparison ([`run`]).
 
 pub mod across;
+pub mod answer;
 mod clock;
 pub mod compare;
 pub mod encoding;

@@ -1,4 +1,6 @@
-//! `attn compare`: one model, one or more texts, several position scalings.
+//! `attn compare`: one model, one or more texts, several position scalings; or several models ([`several`]).
+
+mod several;
 
 use crate::measure::plan::{default_contexts, modes, quick_modes, unique, with_trained};
 use crate::measure::present::{self, present, present_from};
@@ -12,6 +14,7 @@ use crate::progress::Progress;
 use crate::text::{self, Source};
 use crate::{embedded, positions};
 use anyhow::{Result, bail};
+use attn_eval::across::ModelSpec;
 use attn_eval::compare::{
     Comparison, Factor, Lab, LabScores, LabSpec, Mode, Plan, Results, Text, encodings, lengths_between, sum_up,
 };
@@ -19,7 +22,7 @@ use attn_eval::metrics::{MetricName, Metrics};
 use attn_eval::perplexity::Cell;
 use attn_eval::report::{About, TextInfo};
 use attn_eval::retrieval::{Grid, Haystack, RetrievalPlan, Task};
-use attn_eval::run::Run;
+use attn_eval::run::{Measurable, Run, kind};
 use attn_eval::search::{Objective, search};
 use attn_eval::stats::MIN_WINDOWS;
 use attn_models::Options;
@@ -38,7 +41,8 @@ Examples:
   attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
   attn compare MODEL --text book.txt --contexts 8192 --tasks ppl,retrieval --usable
   attn compare MODEL --text book.txt --contexts 16384 --metrics longppl,kl
-  attn compare MODEL --text book.txt --contexts 16384 --search"))]
+  attn compare MODEL --text book.txt --contexts 16384 --search
+  attn compare MODEL OTHER THIRD --text book.txt --contexts 2048   bits per byte of several models"))]
 pub(crate) struct CompareArgs {
     /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as --max-tokens and the
     /// text have four windows]
@@ -68,7 +72,7 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     /// Show the result that --json wrote to this file, without measuring anything
-    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "text", "run", "contexts", "modes", "search", "quick", "dry_run", "tasks", "usable", "stride", "max_tokens"])]
+    #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "others", "text", "run", "contexts", "modes", "search", "quick", "dry_run", "tasks", "usable", "stride", "max_tokens"])]
     pub(crate) from: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) long: RunArgs,
@@ -92,6 +96,10 @@ pub(crate) struct CompareArgs {
     pub(crate) cut: TextArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Further models, held against the first by bits per byte of the same bytes; each is measured as it is unless --modes
+    /// says more. --contexts are then tokens per window at most, for any of them
+    #[arg(value_name = "MODELS", conflicts_with_all = ["search", "usable", "quick", "plot", "haystack", "trunc_len", "sliding_window", "rope_theta", "rope_original_context"])]
+    pub(crate) others: Vec<String>,
 }
 
 /// What follows the options of `attn compare`: examples and what the modes are.
@@ -144,7 +152,10 @@ fn begun(args: &CompareArgs) -> Result<Option<CompareArgs>> {
     if !says_nothing(args) {
         return Ok(None);
     }
-    let command = Run::<LabSpec>::read(path)?.header.about.command;
+    let command = match kind(path)?.as_str() {
+        ModelSpec::KIND => Run::<ModelSpec>::read(path)?.header.about.command,
+        _ => Run::<LabSpec>::read(path)?.header.about.command,
+    };
     let Some(begun) = read(&command) else {
         bail!("{} was begun with a command that this version does not know: {}", path.display(), command.join(" "))
     };
@@ -157,6 +168,9 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     check(args)?;
     if let Some(path) = &args.from {
         return present_from(&args.output, path);
+    }
+    if !args.others.is_empty() {
+        return several::run(args);
     }
     text::check(&args.text)?;
     let opened = model::open_plain(&args.model)?;
@@ -180,7 +194,15 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
             }
         })?;
         let Source { name, sha256, bytes, documents } = read.source;
-        infos.push(TextInfo { name: name.clone(), sha256, bytes, documents, tokens: read.all, used: read.ids.len() });
+        infos.push(TextInfo {
+            name: name.clone(),
+            sha256,
+            bytes,
+            documents,
+            tokens: read.all,
+            used: read.ids.len(),
+            used_bytes: None,
+        });
         texts.push(Text { name, tokens: read.ids });
     }
     let plan = plan(args, &opened, texts.iter().map(|text| text.tokens.len()).min().unwrap_or(0))?;

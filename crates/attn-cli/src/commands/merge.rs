@@ -1,10 +1,12 @@
 //! `attn merge`: the run files of a comparison that was measured in parts, as one result.
 
-use crate::measure::present::{self, present, show_retrieval};
+use crate::measure::present::{self, present, present_models, show_retrieval};
 use crate::options::OutputArgs;
 use crate::output::usage;
 use anyhow::{Result, bail};
+use attn_eval::across::{self, ModelSpec};
 use attn_eval::compare::{LabSpec, sum_up};
+use attn_eval::report::RetrievalMetric;
 use attn_eval::retrieval::{self, RetrievalSpec};
 use attn_eval::run::{Measurable, Run, kind, to_measure};
 use clap::Args;
@@ -45,7 +47,15 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
         }
         let Run { header, scores, .. } = merged::<RetrievalSpec>(args)?;
         let found = retrieval::summarise(&header.cells, &scores, &header.about)?;
-        return show_retrieval(&args.output.report, &header.about, &found);
+        return show_retrieval(&args.output.report, &header.about, &found, RetrievalMetric::default());
+    }
+    if first.as_deref() == Some(ModelSpec::KIND) {
+        if args.output.plot.is_some() {
+            return usage("--plot is for runs of one model; these are of several");
+        }
+        let Run { header, scores, .. } = merged::<ModelSpec>(args)?;
+        let results = across::summarise(&header.cells, &scores, &header.about)?;
+        return present_models(&args.output.report, &header.about, &results);
     }
     let Run { header, scores, .. } = merged::<LabSpec>(args)?;
     let results = sum_up(&header.cells, &scores, &header.about)?;

@@ -14,5 +14,6 @@ pub(crate) mod logits;
 pub(crate) mod merge;
 pub(crate) mod perplexity;
 pub(crate) mod playground;
+pub(crate) mod requests;
 pub(crate) mod retrieval;
 pub(crate) mod train;

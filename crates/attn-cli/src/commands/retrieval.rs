@@ -6,11 +6,15 @@ use crate::measure::{about, long_run, trials};
 use crate::model::{self, Opened};
 use crate::options::{ModelArgs, ReportArgs, RunArgs, TrialArgs, modes_help};
 use crate::output::usage;
-use crate::parse::{BosChoice, Modes, Tasks, parse_mode_factor, parse_modes, parse_positive, parse_tasks, tasks_help};
+use crate::parse::{
+    BosChoice, Modes, Tasks, parse_mode_factor, parse_modes, parse_positive, parse_retrieval_metric, parse_tasks,
+    tasks_help,
+};
 use crate::progress::Progress;
 use crate::text;
 use anyhow::{Context, Result};
 use attn_eval::compare::{Factor, Plan};
+use attn_eval::report::RetrievalMetric;
 use attn_eval::retrieval::{Grid, TASKS, Task, summarise};
 use clap::Args;
 
@@ -39,6 +43,9 @@ pub(crate) struct RetrievalArgs {
     /// Seed of what is hidden, and of the passages
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// What is shown by depth: found, the share of what is hidden, or answer_nll, the nats per token of the right answer
+    #[arg(long, value_name = "METRIC", default_value = "found", value_parser = parse_retrieval_metric)]
+    pub(crate) metric: RetrievalMetric,
     /// Begin every prompt with the BOS token; auto: if the tokenizer begins a text with it
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
     pub(crate) bos: BosChoice,
@@ -100,7 +107,7 @@ pub(crate) fn run(args: &RetrievalArgs, usual: Vec<&'static Task>) -> Result<()>
         &mut |_| Ok(vec![]),
     )?;
     let Some(scores) = scores else { return Ok(()) };
-    show_retrieval(&args.report, &about, &summarise(grid.specs(), &scores, &about)?)
+    show_retrieval(&args.report, &about, &summarise(grid.specs(), &scores, &about)?, args.metric)
 }
 
 fn plan(args: &RetrievalArgs, opened: &Opened) -> Result<Plan> {

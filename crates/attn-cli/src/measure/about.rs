@@ -26,6 +26,7 @@ pub(crate) fn about(
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         versions: versions(),
         checkpoint: checkpoint(opened)?,
+        models: vec![],
         texts,
         settings: settings(opened, args, bos, plan),
         machines: vec![machine()],
@@ -37,7 +38,11 @@ pub(crate) fn versions() -> Versions {
     Versions { attn: env!("CARGO_PKG_VERSION").to_string(), candle: env!("CANDLE_VERSION").to_string() }
 }
 
-fn checkpoint(opened: &Opened) -> Result<CheckpointInfo> {
+/// The model's files and what they are of. Reads the files, for their digests.
+///
+/// # Errors
+/// One of them can't be read.
+pub(crate) fn checkpoint(opened: &Opened) -> Result<CheckpointInfo> {
     let origin = &opened.checkpoint.origin;
     let mut files = vec![];
     for file in &origin.files {

@@ -6,6 +6,7 @@ use crate::measure::trials;
 use crate::model::Opened;
 use crate::output::{note, print_json, print_text};
 use anyhow::Result;
+use attn_eval::across;
 use attn_eval::compare::{Lab, Plan};
 use attn_eval::run::to_measure;
 use candle_core::Tensor;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Tokens of the trial.
 const TRIAL: usize = 256;
 /// A comparison that takes less is not announced.
-const SHORT: Duration = Duration::from_secs(10);
+pub(crate) const SHORT: Duration = Duration::from_secs(10);
 
 /// What a comparison takes.
 struct Estimate {
@@ -44,7 +45,7 @@ impl Estimate {
         let (prompts, more, work_of_grid) = lab.grid().map_or((0, 0, 0.0), |grid| grid.work(&of_grid));
         let memory = opened.needed_memory(&work(&opened.model, longest)) + comparison.kept_bytes();
         let of_prompts = if prompts > 0 { opened.needed_memory(&trials::work(longest)) } else { 0 };
-        let per_second = comparison.cost(longest.min(TRIAL)) * TRIAL as f64 / trial(opened)?.as_secs_f64().max(1e-6);
+        let per_second = speed(opened)?;
         Ok(Self {
             measurements: indices.len(),
             windows,
@@ -75,21 +76,29 @@ impl Estimate {
     }
 }
 
+/// Millions of floating-point operations that the model does in a second, by a trial.
+///
+/// # Errors
+/// The trial fails.
+pub(crate) fn speed(opened: &Opened) -> Result<f64> {
+    let tokens = opened.model.max_context().unwrap_or(usize::MAX).min(TRIAL);
+    Ok(across::work(&opened.model, tokens, tokens) / trial(opened, tokens)?.as_secs_f64().max(1e-6))
+}
+
 /// The time that a forward pass over a few tokens takes, once the weights have been touched.
-fn trial(opened: &Opened) -> Result<Duration> {
-    let room = opened.model.max_context().unwrap_or(usize::MAX);
-    let ids = Tensor::zeros((1, TRIAL.min(room)), candle_core::DType::U32, opened.model.device())?;
+fn trial(opened: &Opened, tokens: usize) -> Result<Duration> {
+    let ids = Tensor::zeros((1, tokens), candle_core::DType::U32, opened.model.device())?;
     let mut best = Duration::MAX;
     for _ in 0..2 {
         let started = Instant::now();
-        opened.model.nll(&ids, TRIAL.min(room))?.to_vec2::<f32>()?;
+        opened.model.nll(&ids, tokens)?.to_vec2::<f32>()?;
         best = best.min(started.elapsed());
     }
     Ok(best)
 }
 
 /// A time for people.
-fn spoken(time: Duration) -> String {
+pub(crate) fn spoken(time: Duration) -> String {
     match time.as_secs() {
         s @ 0..=89 => format!("{s} seconds"),
         s @ 90..=5399 => format!("{} minutes", s.div_ceil(60)),

@@ -3,6 +3,7 @@
 use crate::options::RunArgs;
 use crate::output::{check_writable, note, print_json, print_text};
 use anyhow::Result;
+use attn_eval::across::ModelSpec;
 use attn_eval::compare::CellSpec;
 use attn_eval::report::About;
 use attn_eval::run::{Header, Measurable, RunFile, to_measure};
@@ -34,7 +35,7 @@ pub(crate) fn say_interrupted() {
 
 fn begin<C: Measurable>(cells: usize, run: Option<&Path>) {
     let advice = match run {
-        Some(path) if C::KIND == CellSpec::KIND => {
+        Some(path) if [CellSpec::KIND, ModelSpec::KIND].contains(&C::KIND) => {
             format!("the same command goes on from there, and so does attn compare --run {}", path.display())
         }
         Some(_) => "the same command goes on from there".to_string(),

@@ -4,10 +4,13 @@ use crate::options::{OutputArgs, ReportArgs, check_files};
 use crate::output::{color, print_json, print_text, push_line, usage, width, write_file};
 use crate::text;
 use anyhow::{Context, Result};
+use attn_eval::across::ModelResults;
 use attn_eval::compare::Results;
 use attn_eval::report::{
-    About, Document, ENCODINGS, RetrievalDocument, TableStyle, Verdict, csv, found as found_table, heat, html, metrics,
-    read_document, retrieval_csv, retrieval_headline, retrieval_verdict, search_sentence, svg, table, verdict,
+    About, Document, ENCODINGS, ModelsDocument, RetrievalDocument, RetrievalMetric, TableStyle, Verdict, answers, csv,
+    found as found_table, heat, html, is_of_models, metrics, model_lines, models_csv, models_table, models_verdict,
+    read_document, read_models_document, retrieval_csv, retrieval_headline, retrieval_verdict, search_sentence, svg,
+    table, text_line, verdict,
 };
 use attn_eval::retrieval::Retrieval;
 use attn_eval::search::Search;
@@ -63,8 +66,42 @@ pub(crate) fn present(args: &OutputArgs, about: &About, results: &Results, searc
 pub(crate) fn present_from(args: &OutputArgs, path: &Path) -> Result<()> {
     let name = path.display();
     let text = text::read_file(path)?;
+    if is_of_models(&text) {
+        if args.plot.is_some() {
+            return usage(format!("--plot is of one model, and {name} is of several: --html has their figures"));
+        }
+        let (about, results) = read_models_document(&text).with_context(|| format!("can't show {name}"))?;
+        return present_models(&args.report, &about, &results);
+    }
     let (about, results) = read_document(&text).with_context(|| format!("can't show {name}"))?;
     present(args, &about, &results, None)
+}
+
+/// Shows a comparison of several models.
+///
+/// # Errors
+/// A file or stdout can't be written.
+pub(crate) fn present_models(report: &ReportArgs, about: &About, results: &ModelResults) -> Result<()> {
+    if let Some(path) = &report.csv {
+        write_file(path, |out| Ok(out.write_all(models_csv(results).as_bytes())?))?;
+    }
+    if let Some(path) = &report.html {
+        let page = html::models(about, results)?;
+        write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
+    }
+    if report.json {
+        return print_json(&ModelsDocument::new(about, results));
+    }
+    let style = TableStyle { width: width(), color: color() };
+    let mut out = String::new();
+    let models = model_lines(about, results);
+    let texts = about.texts.iter().map(|text| format!("text  {}", text_line(text)));
+    models.into_iter().chain(texts).for_each(|line| push_line(&mut out, &line, style.width));
+    out.push('\n');
+    out.push_str(&models_table(about, results, style));
+    out.push('\n');
+    models_verdict(results).iter().for_each(|said| push_line(&mut out, said, style.width));
+    print_text(&out)
 }
 
 /// The table and the verdict for a terminal, for each text if there are several, and for all of them.
@@ -96,6 +133,8 @@ fn report(about: &About, results: &Results) -> String {
     out.push('\n');
     if let Some(retrieval) = &results.retrieval {
         out.push_str(&found_table(retrieval, style));
+        out.push('\n');
+        out.push_str(&answers(retrieval, style));
         out.push('\n');
     }
     let Verdict { headline, lines, .. } = verdict(results, about.one_factor(), about.trained_context());
@@ -147,16 +186,21 @@ fn found(about: &About, results: &Results, search: &Search) -> String {
     out
 }
 
-/// Shows a grid of retrieval.
+/// Shows a grid of retrieval, by depth what `metric` says and at all depths together both.
 ///
 /// # Errors
 /// A file or stdout can't be written.
-pub(crate) fn show_retrieval(report: &ReportArgs, about: &About, retrieval: &Retrieval) -> Result<()> {
+pub(crate) fn show_retrieval(
+    report: &ReportArgs,
+    about: &About,
+    retrieval: &Retrieval,
+    metric: RetrievalMetric,
+) -> Result<()> {
     if let Some(path) = &report.csv {
         write_file(path, |out| Ok(out.write_all(retrieval_csv(retrieval).as_bytes())?))?;
     }
     if let Some(path) = &report.html {
-        let page = html::retrieval(about, retrieval)?;
+        let page = html::retrieval(about, retrieval, metric)?;
         write_file(path, |out| Ok(out.write_all(page.as_bytes())?))?;
     }
     if report.json {
@@ -171,7 +215,13 @@ pub(crate) fn show_retrieval(report: &ReportArgs, about: &About, retrieval: &Ret
     push_line(&mut out, &format!("haystack {hidden}"), style.width);
     push_line(&mut out, &format!("BOS      {}", about.settings.bos_line()), style.width);
     out.push('\n');
-    out.push_str(&heat(retrieval, style));
+    out.push_str(&heat(retrieval, metric, style));
+    out.push('\n');
+    let others = match metric {
+        RetrievalMetric::Found => answers(retrieval, style),
+        RetrievalMetric::AnswerNll => found_table(retrieval, style),
+    };
+    out.push_str(&others);
     out.push('\n');
     let headline = retrieval_headline(retrieval, about.trained_context());
     for said in std::iter::once(headline).chain(retrieval_verdict(retrieval)) {

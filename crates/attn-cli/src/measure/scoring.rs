@@ -35,6 +35,17 @@ pub(crate) fn tokens(
     text::tokenize(path, field, opened.tokenizer()?, most, also)
 }
 
+/// The token that lm-evaluation-harness puts before a document, and that an empty context stands for: BOS, else EOS.
+///
+/// # Errors
+/// The model has no tokenizer.
+pub(crate) fn prefix(opened: &Opened) -> Result<Option<u32>> {
+    let tokenizer = opened.tokenizer()?;
+    let generation = &opened.checkpoint.generation;
+    let eos = tokenizer.eos_ids.first().or(generation.eos_ids.first());
+    Ok(tokenizer.bos_id.or(generation.bos_id).or(eos.copied()))
+}
+
 /// What the options ask for beside perplexity, `objective` among it; `None` if it is nothing. `opened` is the model as it is,
 /// `trained` the context it was trained for.
 ///

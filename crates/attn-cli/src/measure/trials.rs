@@ -45,7 +45,7 @@ pub(crate) fn haystack(
     })?;
     let haystack = reader.finish(&source.name)?;
     let (text::Source { name, sha256, bytes, documents }, used) = (source, haystack.tokens());
-    Ok((haystack, Some(TextInfo { name, sha256, bytes, documents, tokens: Some(used), used })))
+    Ok((haystack, Some(TextInfo { name, sha256, bytes, documents, tokens: Some(used), used, used_bytes: None })))
 }
 
 /// The grid of trials that the options ask for.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // every test file uses its own share
 
+pub(crate) mod schema;
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -41,4 +43,39 @@ pub(crate) fn repository() -> PathBuf {
 /// A path as an argument.
 pub(crate) fn path(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")
+}
+
+/// The one line on stderr of a command that has to fail and say each of `parts`.
+pub(crate) fn refused(args: &[&str], parts: &[&str]) {
+    let output = run(args);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && output.stdout.is_empty(), "{args:?}: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.trim_end().lines().count() == 1, "{args:?}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{args:?} should say {part:?}: {stderr}");
+    }
+}
+
+/// The document without what differs from run to run: times and the command line.
+pub(crate) fn figures(mut document: Value) -> Value {
+    fn forget_seconds(value: &mut Value) {
+        match value {
+            Value::Object(object) => {
+                object.remove("seconds");
+                object.values_mut().for_each(forget_seconds);
+            }
+            Value::Array(items) => items.iter_mut().for_each(forget_seconds),
+            _ => {}
+        }
+    }
+    forget_seconds(&mut document);
+    for key in ["command", "started"] {
+        document.as_object_mut().expect("an object").remove(key);
+    }
+    document
+}
+
+/// Lines of a file, whole ones.
+pub(crate) fn lines(path: &Path) -> usize {
+    std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
 }

@@ -110,7 +110,9 @@ impl Measurable for ModelSpec {
         ensure!(!windows.is_empty() && windows.len() == bytes.len(), "its windows are not those of its bytes");
         let mut tokens = 0usize;
         for (index, (window, &bytes)) in windows.iter().zip(bytes).enumerate() {
-            let fine = (1..=self.context).contains(&window.tokens) && window.sum.is_finite() && bytes > 0;
+            // As much as so many likelihoods in f32 can come to.
+            let most = window.tokens as f64 * f64::from(f32::MAX);
+            let fine = (1..=self.context).contains(&window.tokens) && window.sum.abs() <= most && bytes > 0;
             ensure!(fine, "window {index} is none of {} tokens", self.context);
             tokens = tokens.saturating_add(window.tokens);
         }
@@ -144,7 +146,10 @@ pub fn modes_of(model: &Model, plan: &Plan) -> Result<(Vec<Mode>, Vec<String>)> 
         match model.with_positions(&change) {
             _ if mode == Mode::Checkpoint && change.is_none() => takes.push(mode),
             Ok(_) => takes.push(mode),
-            Err(error) => others.push(format!("mode {mode}: {error}")),
+            // Of an error that brings its backtrace, what it says.
+            Err(error) => {
+                others.push(format!("mode {mode}: {}", error.to_string().lines().next().unwrap_or_default()));
+            }
         }
     }
     if takes.is_empty() {
@@ -184,9 +189,9 @@ pub fn cells(
     Ok((specs, skipped))
 }
 
-/// Millions of floating-point operations that a cell takes.
-pub fn work(model: &Model, windows: &crate::windows::Windows) -> f64 {
-    windows.work() as f64 * cost(model, windows.context())
+/// Millions of floating-point operations that it takes to read so many tokens in windows of `context`.
+pub fn work(model: &Model, tokens: usize, context: usize) -> f64 {
+    tokens as f64 * cost(model, context)
 }
 
 /// Measures a cell of `model`, which sees the text as `ids`. `progress` is told the number of tokens read after each forward pass.

@@ -327,11 +327,6 @@ impl<'a> Comparison<'a> {
         self.metrics.as_ref().map_or(0, kept)
     }
 
-    /// Millions of floating-point operations per token of a window of `context`.
-    pub fn cost(&self, context: usize) -> f64 {
-        self.jobs.first().map_or(0.0, |job| cost(&job.model, context))
-    }
-
     /// Measures cell `index`; `progress` is told the number of tokens read after each forward pass.
     ///
     /// # Errors

@@ -1,11 +1,83 @@
 //! Retrieval for a terminal: as heat maps, one per task and mode, with depths down and contexts across; and in short, one
-//! table per task with modes down.
+//! table per task with modes down: what was found, and what the right answers cost.
 //!
 //! Colour only repeats what the numbers say, so without it nothing is lost.
 
 use super::TableStyle;
 use super::blocks::fill;
 use crate::retrieval::{Retrieval, Share};
+use std::fmt;
+use std::str::FromStr;
+
+/// What is shown of retrieval.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RetrievalMetric {
+    /// The share that was found.
+    #[default]
+    Found,
+    /// What a token of the right answer cost, in nats: it still tells modes apart where none finds anything.
+    AnswerNll,
+}
+
+impl RetrievalMetric {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Found, Self::AnswerNll];
+
+    /// The name on the command line, and in JSON and CSV.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::AnswerNll => "answer_nll",
+        }
+    }
+
+    /// What the figures are, for a person.
+    pub(super) fn legend(self) -> &'static str {
+        match self {
+            Self::Found => "% found",
+            Self::AnswerNll => "nats per token of the right answer (answer_nll)",
+        }
+    }
+
+    /// The figure of a task under a mode at a context, at one depth or at all, and how good it is, from 0 to 1.
+    pub(super) fn figure(
+        self,
+        retrieval: &Retrieval,
+        (task, mode): (&str, &str),
+        context: usize,
+        depth: Option<f64>,
+    ) -> Option<(f64, f64)> {
+        match self {
+            Self::Found => retrieval.share(task, mode, context, depth).map(Share::value).map(|share| (share, share)),
+            // The share of the probability that a token of the answer has.
+            Self::AnswerNll => retrieval.answer_nll(task, mode, context, depth).map(|nats| (nats, (-nats).exp())),
+        }
+    }
+
+    /// A figure as it is written.
+    pub(super) fn shown(self, figure: f64) -> String {
+        match self {
+            Self::Found => format!("{:.0}", figure * 100.0),
+            Self::AnswerNll if figure.abs() < 99.995 => format!("{figure:.2}"),
+            Self::AnswerNll => format!("{figure:.0}"),
+        }
+    }
+}
+
+impl fmt::Display for RetrievalMetric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for RetrievalMetric {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|metric| metric.name() == text);
+        found.ok_or_else(|| format!("known: {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
 
 /// Columns of the labels and of a cell.
 const LABEL: usize = 12;
@@ -18,19 +90,19 @@ fn across(width: usize, label: usize) -> usize {
 }
 
 /// The heat maps, each line ending in a newline.
-pub fn heat(retrieval: &Retrieval, style: TableStyle) -> String {
+pub fn heat(retrieval: &Retrieval, metric: RetrievalMetric, style: TableStyle) -> String {
     let mut out = String::new();
     for task in &retrieval.tasks {
         out.push_str(&fill(&format!("{}: {}", task.name, task.summary), style.width, ""));
         out.push_str("\n\n");
         for mode in &retrieval.modes {
             for contexts in retrieval.contexts.chunks(across(style.width, LABEL)) {
-                map(&mut out, retrieval, (&task.name, mode), contexts, style.color);
+                map(&mut out, retrieval, metric, (&task.name, mode), contexts, style.color);
                 out.push('\n');
             }
         }
     }
-    let legend = format!("% found in {} trials per depth; depth: where it stands", retrieval.trials);
+    let legend = format!("{} in {} trials per depth; depth: where it stands", metric.legend(), retrieval.trials);
     out.push_str(&fill(&legend, style.width, ""));
     out.push('\n');
     out
@@ -38,6 +110,17 @@ pub fn heat(retrieval: &Retrieval, style: TableStyle) -> String {
 
 /// What was found at all depths together, each line ending in a newline.
 pub fn found(retrieval: &Retrieval, style: TableStyle) -> String {
+    let legend = format!("% found of what is hidden in a prompt of so many tokens, in {}", retrieval.haystack);
+    together(retrieval, RetrievalMetric::Found, &legend, style)
+}
+
+/// What the right answers cost at all depths together, each line ending in a newline.
+pub fn answers(retrieval: &Retrieval, style: TableStyle) -> String {
+    let legend = format!("{}, which tells modes apart where none finds anything", RetrievalMetric::AnswerNll.legend());
+    together(retrieval, RetrievalMetric::AnswerNll, &legend, style)
+}
+
+fn together(retrieval: &Retrieval, metric: RetrievalMetric, legend: &str, style: TableStyle) -> String {
     let label = retrieval.modes.iter().chain(retrieval.tasks.iter().map(|task| &task.name)).map(|name| name.len() + 2);
     let label = label.max().unwrap_or(0).max(LABEL);
     let mut out = String::new();
@@ -45,25 +128,31 @@ pub fn found(retrieval: &Retrieval, style: TableStyle) -> String {
         for contexts in retrieval.contexts.chunks(across(style.width, label)) {
             head(&mut out, &task.name, label, contexts);
             for mode in &retrieval.modes {
-                let share = |context: usize| retrieval.share(&task.name, mode, context, None);
-                row(&mut out, &format!("  {mode}"), label, contexts, &share, style.color);
+                let figure = |context: usize| metric.figure(retrieval, (&task.name, mode), context, None);
+                row(&mut out, &format!("  {mode}"), label, (metric, contexts), &figure, style.color);
             }
         }
     }
-    let legend = format!("% found of what is hidden in a prompt of so many tokens, in {}", retrieval.haystack);
-    out.push_str(&fill(&legend, style.width, ""));
+    out.push_str(&fill(legend, style.width, ""));
     out.push('\n');
     out
 }
 
-fn map(out: &mut String, retrieval: &Retrieval, (task, mode): (&str, &str), contexts: &[usize], color: bool) {
+fn map(
+    out: &mut String,
+    retrieval: &Retrieval,
+    metric: RetrievalMetric,
+    (task, mode): (&str, &str),
+    contexts: &[usize],
+    color: bool,
+) {
     head(out, mode, LABEL, contexts);
-    let share = |depth: Option<f64>| move |context: usize| retrieval.share(task, mode, context, depth);
-    let asked = |depth: &&f64| contexts.iter().any(|&context| share(Some(**depth))(context).is_some());
+    let figure = |depth: Option<f64>| move |context: usize| metric.figure(retrieval, (task, mode), context, depth);
+    let asked = |depth: &&f64| contexts.iter().any(|&context| figure(Some(**depth))(context).is_some());
     for &depth in retrieval.depths.iter().filter(asked) {
-        row(out, &format!("depth {:>3.0}%", depth * 100.0), LABEL, contexts, &share(Some(depth)), color);
+        row(out, &format!("depth {:>3.0}%", depth * 100.0), LABEL, (metric, contexts), &figure(Some(depth)), color);
     }
-    row(out, "all", LABEL, contexts, &share(None), color);
+    row(out, "all", LABEL, (metric, contexts), &figure(None), color);
 }
 
 fn head(out: &mut String, name: &str, label: usize, contexts: &[usize]) {
@@ -79,21 +168,21 @@ fn row(
     out: &mut String,
     name: &str,
     label: usize,
-    contexts: &[usize],
-    share: &dyn Fn(usize) -> Option<Share>,
+    (metric, contexts): (RetrievalMetric, &[usize]),
+    of: &dyn Fn(usize) -> Option<(f64, f64)>,
     color: bool,
 ) {
     out.push_str(&format!("{name:<label$}"));
-    contexts.iter().for_each(|&context| out.push_str(&figure(share(context).map(Share::value), color)));
+    contexts.iter().for_each(|&context| out.push_str(&figure(metric, of(context), color)));
     out.push('\n');
 }
 
-/// A percentage on a background between red and green.
-fn figure(share: Option<f64>, color: bool) -> String {
+/// A figure on a background between red and green.
+fn figure(metric: RetrievalMetric, found: Option<(f64, f64)>, color: bool) -> String {
     /// Five steps of the 256-colour palette, each read with black text on it.
     const STEPS: [u8; 5] = [210, 216, 222, 186, 120];
-    let Some(share) = share else { return format!("{:>CELL$}", "–") };
-    let text = format!("{:>width$}", format!("{:.0}", share * 100.0), width = CELL - 1);
+    let Some((value, share)) = found else { return format!("{:>CELL$}", "–") };
+    let text = format!("{:>width$}", metric.shown(value), width = CELL - 1);
     if !color {
         return format!(" {text}");
     }
@@ -161,7 +250,7 @@ pub(crate) mod tests {
     #[test]
     fn every_figure_is_there_in_any_width() {
         for width in [20, 40, 100] {
-            let text = heat(&retrieval(), TableStyle { width, color: false });
+            let text = heat(&retrieval(), RetrievalMetric::Found, TableStyle { width, color: false });
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}\n{text}");
             assert!(!text.contains('\x1b'));
             let figures = |n: &str| text.split_whitespace().filter(|word| *word == n).count();
@@ -179,9 +268,33 @@ pub(crate) mod tests {
         }
     }
 
+    /// Four answers of five tokens cost 2.5 nats each, under every mode and at every depth.
+    #[test]
+    fn what_answers_cost_is_shown_beside_what_is_found() {
+        for width in [22, 60] {
+            let style = TableStyle { width, color: false };
+            for text in [answers(&retrieval(), style), heat(&retrieval(), RetrievalMetric::AnswerNll, style)] {
+                assert!(text.lines().all(|line| line.chars().count() <= width), "{width}\n{text}");
+                assert!(text.contains("(answer_nll)") && !text.contains("% found"), "{text}");
+            }
+        }
+        let style = TableStyle { width: 60, color: false };
+        let line =
+            |text: &str, begin: &str| text.lines().find(|l| l.trim_start().starts_with(begin)).unwrap().to_string();
+        assert!(line(&answers(&retrieval(), style), "none").ends_with("0.50   0.50   0.50   0.50   0.50"));
+        let maps = heat(&retrieval(), RetrievalMetric::AnswerNll, style);
+        assert_eq!(maps.matches("0.50").count(), 2 * 5 * (3 + 1), "{maps}");
+        assert_eq!([RetrievalMetric::AnswerNll.shown(123.4), RetrievalMetric::AnswerNll.shown(9.876)], ["123", "9.88"]);
+        assert_eq!("answer_nll".parse(), Ok(RetrievalMetric::AnswerNll));
+        assert!("nll".parse::<RetrievalMetric>().unwrap_err().contains("found, answer_nll"));
+    }
+
     #[test]
     fn colour_changes_no_column() {
-        for show in [heat, found] {
+        let maps = |retrieval: &Retrieval, style| heat(retrieval, RetrievalMetric::Found, style);
+        let costs = |retrieval: &Retrieval, style| heat(retrieval, RetrievalMetric::AnswerNll, style);
+        let shows: [&dyn Fn(&Retrieval, TableStyle) -> String; 4] = [&maps, &costs, &found, &answers];
+        for show in shows {
             let plain = show(&retrieval(), TableStyle { width: 80, color: false });
             let mut colored = show(&retrieval(), TableStyle { width: 80, color: true });
             for step in [210, 216, 222, 186, 120] {

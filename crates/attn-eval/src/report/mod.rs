@@ -28,7 +28,7 @@ pub use document::{
     Settings, TextInfo, Versions, bos_line, read_document,
 };
 pub use explain::{explanation, ranges};
-pub use heat::{found, heat};
+pub use heat::{RetrievalMetric, answers, found, heat};
 pub use metrics::metrics;
 pub use retrieval::{retrieval_csv, retrieval_headline, retrieval_verdict};
 pub use svg::svg;

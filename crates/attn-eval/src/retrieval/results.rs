@@ -144,6 +144,18 @@ impl Retrieval {
         cells.find(|cell| cell.depth == Some(depth)).map(RetrievalCell::found)
     }
 
+    /// What a token of the right answers to a task cost a mode at a context, in nats: at one depth, or at all of them. `None` if
+    /// it was not asked there.
+    pub fn answer_nll(&self, task: &str, mode: &str, context: usize, depth: Option<f64>) -> Option<f64> {
+        let Some(depth) = depth else {
+            let mut totals = self.totals.iter();
+            return totals.find(|t| t.task == task && t.mode == mode && t.context == context).map(|t| t.answer_nll);
+        };
+        let asked = |cell: &&RetrievalCell| cell.task == task && cell.mode == mode && cell.context == context;
+        let mut cells = self.cells.iter().filter(asked);
+        cells.find(|cell| cell.depth == Some(depth)).map(|cell| cell.answer_nll)
+    }
+
     /// What a mode found at a context of all tasks that the model can do, every trial weighing the same; `None` if it was not
     /// asked all of them there.
     pub fn pooled(&self, mode: &str, context: usize) -> Option<Share> {

@@ -8,7 +8,8 @@
 use super::{Tokenizer, failed};
 use crate::error::Result;
 
-/// Tokens that may end within a character one after the other: more mean that they say another text.
+/// Tokens that may end within a character one after the other, which is decoded as a replacement character until it is whole:
+/// more mean that they say another text.
 const MAX_OPEN: usize = 64;
 /// Characters of a text that an error shows.
 const SHOWN: usize = 16;
@@ -23,7 +24,7 @@ impl Tokenizer {
         let mut ends = Vec::with_capacity(ids.len());
         // `open`: the tokens since the last end. A decoder may treat the first token of a text differently, so those before
         // them stay in front.
-        let (mut before, mut open) = (vec![], vec![]);
+        let (mut before, mut open): (Vec<u32>, Vec<u32>) = (vec![], vec![]);
         let (mut at, mut known) = (0, String::new());
         for &id in ids {
             open.push(id);
@@ -40,7 +41,7 @@ impl Tokenizer {
                     before = std::mem::take(&mut open);
                 }
                 known = self.decode(&before, false)?;
-            } else if open.len() > MAX_OPEN {
+            } else if open.len() > MAX_OPEN || said.is_some_and(|said| !said.contains(char::REPLACEMENT_CHARACTER)) {
                 return Err(unlike(text, at, said.unwrap_or(&all)));
             }
         }
@@ -58,9 +59,14 @@ fn end_of(text: &str, at: usize, said: &str) -> Option<usize> {
     if rest.starts_with(said) {
         return Some(at + said.len());
     }
-    // Some put a space in front of a text, unless there is one, and take it off again.
-    let skipped = rest.strip_prefix(' ').filter(|_| at == 0)?;
-    skipped.starts_with(said).then(|| 1 + said.len())
+    // Some put a space in front of a text, and some take one off: it is in the tokens and not in the text, or the other way
+    // round.
+    let (more, less) = (said.strip_prefix(' '), rest.strip_prefix(' '));
+    match (at, more, less) {
+        (0, Some(said), _) if rest.starts_with(said) => Some(said.len()),
+        (0, _, Some(rest)) if rest.starts_with(said) => Some(1 + said.len()),
+        _ => None,
+    }
 }
 
 fn unlike(text: &str, at: usize, said: &str) -> crate::LoadError {

@@ -63,7 +63,9 @@ fn tokens_end_where_their_text_does() {
         for ((&id, end), at) in ids.iter().zip(&ends).zip(0..) {
             if let Some(end) = end.filter(|_| after) {
                 let own = tokenizer.decode(&[id], false).unwrap();
-                assert!(text[..end].ends_with(&own), "{text:?}, token {at}");
+                // The first has a space before it that is none of the text.
+                let own = if at == 0 { own.trim_start() } else { &own };
+                assert!(text[..end].ends_with(own), "{text:?}, token {at}");
             }
             after = end.is_some();
         }
@@ -72,7 +74,8 @@ fn tokens_end_where_their_text_does() {
     // Bytes of one character end together.
     let ids = tokenizer.encode("\u{1f600}", false).unwrap();
     let ends = tokenizer.ends(&ids, "\u{1f600}").unwrap();
-    assert!(ids.len() > 1 && ends[..ids.len() - 1].iter().all(Option::is_none) && ends[ids.len() - 1] == Some(4));
+    let open = ends[..ids.len() - 1].iter().all(|end| end.is_none_or(|end| end == 0));
+    assert!(ids.len() > 1 && open && ends[ids.len() - 1] == Some(4), "{ends:?}");
 }
 
 #[test]
@@ -98,9 +101,14 @@ fn a_tokenizer_that_loses_text_is_refused_with_the_place() {
     let mut lower = embedded();
     lower["normalizer"] = json!({"type": "Lowercase"});
     let tokenizer = parse(&lower);
-    let text = format!("all small. And One {}", "word after another ".repeat(20));
-    let ids = tokenizer.encode(&text, false).unwrap();
-    let error = tokenizer.ends(&ids, &text).unwrap_err().to_string();
-    assert!(error.contains("byte 10 ") || error.contains("byte 11 "), "{error}");
-    assert!(error.contains("And One"), "{error}");
+    let text = "all small. And One";
+    let ids = tokenizer.encode(text, false).unwrap();
+    let error = tokenizer.ends(&ids, text).unwrap_err().to_string();
+    assert!(error.contains("from byte 10 on, \" And One\" becomes \" and"), "{error}");
+    // What is lost without a character that is no text, and what is none at all.
+    let mut folded = embedded();
+    folded["normalizer"] = json!({"type": "Replace", "pattern": {"String": "  "}, "content": " "});
+    let tokenizer = parse(&folded);
+    let ids = tokenizer.encode("one  two", false).unwrap();
+    assert!(tokenizer.ends(&ids, "one  two").unwrap_err().to_string().contains("from byte 3 on"));
 }

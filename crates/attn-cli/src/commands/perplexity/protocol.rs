@@ -2,7 +2,7 @@
 
 use super::args::PerplexityArgs;
 use super::report::{PerSize, Report, summary};
-use crate::measure::scoring::{tokens, work};
+use crate::measure::scoring::{prefix, tokens, work};
 use crate::model::{self, Opened};
 use crate::output::{print_json, print_text, usage};
 use crate::progress::Progress;
@@ -55,14 +55,6 @@ pub(super) fn run(args: &PerplexityArgs, protocol: Protocol) -> Result<()> {
     let per_size = (protocol == Protocol::LmEval).then(|| PerSize::new(size, nll));
     let report = Report::new(cell, bos, args, per_size);
     if args.json { print_json(&report) } else { print_text(&summary(&report)) }
-}
-
-/// The token that lm-evaluation-harness puts before a document: BOS, else EOS.
-fn prefix(opened: &Opened) -> Result<Option<u32>> {
-    let tokenizer = opened.tokenizer()?;
-    let generation = &opened.checkpoint.generation;
-    let eos = tokenizer.eos_ids.first().or(generation.eos_ids.first());
-    Ok(tokenizer.bos_id.or(generation.bos_id).or(eos.copied()))
 }
 
 /// The documents as the program tokenises them: with BOS at the beginning where the tokenizer has it so, whole but for

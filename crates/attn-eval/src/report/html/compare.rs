@@ -8,7 +8,9 @@ use crate::compare::{Mode, Pair, Results, Usable, best, contexts, find, modes};
 use crate::metrics::Metric;
 use crate::perplexity::{self, BUCKETS};
 use crate::report::metrics;
-use crate::report::{About, Document, ENCODINGS, Verdict, factor, gap, search_sentence, short, verdict};
+use crate::report::{
+    About, Document, ENCODINGS, RetrievalMetric, Verdict, factor, gap, search_sentence, short, verdict,
+};
 use crate::search::Search;
 use crate::stats::{Difference, Interval};
 use anyhow::Result;
@@ -22,7 +24,7 @@ pub fn comparison(about: &About, results: &Results, search: Option<&Search>) -> 
     answer(&mut page, about, results, search);
     figures(&mut page, about, results);
     if let Some(found) = &results.retrieval {
-        retrieval::found(&mut page, about, found, "found-by-context");
+        retrieval::found(&mut page, about, found, RetrievalMetric::Found, "found-by-context");
     }
     differences(&mut page, results);
     page.heading("Where along the window a mode breaks");

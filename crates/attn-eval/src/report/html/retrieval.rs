@@ -5,7 +5,7 @@ use super::provenance::provenance;
 use super::{Cell, Chart, Head, Page, Series, Table, View};
 use crate::Skipped;
 use crate::report::retrieval::percent;
-use crate::report::{About, RetrievalDocument, retrieval_headline, retrieval_verdict, short};
+use crate::report::{About, RetrievalDocument, RetrievalMetric, retrieval_headline, retrieval_verdict, short};
 use crate::retrieval::{Retrieval, Share, Total};
 use anyhow::Result;
 
@@ -13,7 +13,7 @@ use anyhow::Result;
 ///
 /// # Errors
 /// A number that JSON can't hold.
-pub fn retrieval(about: &About, retrieval: &Retrieval) -> Result<String> {
+pub fn retrieval(about: &About, retrieval: &Retrieval, metric: RetrievalMetric) -> Result<String> {
     let mut page = Page::new(&format!("What {} finds far back", about.checkpoint.name));
     let trained = about.trained_context();
     page.soft(&format!(
@@ -24,7 +24,7 @@ pub fn retrieval(about: &About, retrieval: &Retrieval) -> Result<String> {
         retrieval.trials
     ));
     page.verdict(&retrieval_headline(retrieval, trained), &retrieval_verdict(retrieval));
-    found(&mut page, about, retrieval, "by-context");
+    found(&mut page, about, retrieval, metric, "by-context");
     meanings(&mut page, retrieval.modes.iter().map(String::as_str));
     page.heading("How this was measured");
     provenance(&mut page, about);
@@ -37,8 +37,8 @@ fn hidden_in<'a>(about: &About, retrieval: &'a Retrieval) -> &'a str {
     if paper { "a few sentences over and over" } else { retrieval.haystack.as_str() }
 }
 
-/// What was found, by context and by depth; the chart has this id.
-pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, id: &str) {
+/// What was found, by context, and `metric` by depth; the chart has this id.
+pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, metric: RetrievalMetric, id: &str) {
     page.heading("Found, by context");
     let tasks: Vec<(&str, String)> =
         retrieval.tasks.iter().map(|task| (task.name.as_str(), task.summary.clone())).collect();
@@ -69,7 +69,7 @@ pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, id: &
     page.text("Depth 0% is the beginning of the context, 100% its end, just before the question.");
     for (task, result) in placed {
         for (mode, name) in retrieval.modes.iter().enumerate() {
-            page.table(&map(retrieval, (task, &result.name), (mode, name)));
+            page.table(&map(retrieval, metric, (task, &result.name), (mode, name)));
         }
     }
 }
@@ -159,22 +159,34 @@ fn answers(retrieval: &Retrieval, index: usize, task: &str) -> Table {
     };
     Table {
         id: format!("answers-{index}"),
-        caption: format!("{task}: nats per token of the right answer, with the 95% interval"),
+        caption: format!("{task}: nats per token of the right answer (answer_nll), with the 95% interval"),
         heads: heads(Head::text("mode"), retrieval),
         rows: retrieval.modes.iter().map(row).collect(),
     }
 }
 
 /// A mode's heat map of a task: depths down, contexts across.
-fn map(retrieval: &Retrieval, (task, task_name): (usize, &str), (mode, mode_name): (usize, &str)) -> Table {
+fn map(
+    retrieval: &Retrieval,
+    metric: RetrievalMetric,
+    (task, task_name): (usize, &str),
+    (mode, mode_name): (usize, &str),
+) -> Table {
+    let (unit, what) = match metric {
+        RetrievalMetric::Found => ("%", "found"),
+        RetrievalMetric::AnswerNll => ("", "nats per token of the right answer (answer_nll)"),
+    };
     let row = |&depth: &f64| {
-        let of = |context: usize| retrieval.share(task_name, mode_name, context, Some(depth));
-        let figures = retrieval.contexts.iter().map(|&context| share_cell(of(context)));
+        let of = |context: usize| match metric.figure(retrieval, (task_name, mode_name), context, Some(depth)) {
+            Some((value, heat)) => Cell::number(value, format!("{}{unit}", metric.shown(value))).heat(heat),
+            None => Cell::nothing(),
+        };
+        let figures = retrieval.contexts.iter().map(|&context| of(context));
         std::iter::once(Cell::number(depth, percent(depth))).chain(figures).collect()
     };
     Table {
         id: format!("map-{task}-{mode}"),
-        caption: format!("{task_name} under {mode_name}: found, by depth and context"),
+        caption: format!("{task_name} under {mode_name}: {what}, by depth and context"),
         heads: heads(Head::number("depth"), retrieval),
         rows: retrieval.depths.iter().map(row).collect(),
     }
@@ -201,7 +213,7 @@ mod tests {
         let skipped = vec![Skipped { context: 131072, task: None, reason: "<b>no memory".into() }];
         about.settings.retrieval =
             Some(RetrievalSettings { tasks: vec!["passkey".into()], haystack, depths: vec![], trials: 4, skipped });
-        let page = retrieval(&about, &found).unwrap();
+        let page = retrieval(&about, &found, RetrievalMetric::Found).unwrap();
         let (start, end) = (page.find("<main>").unwrap(), page.find("<script type=").unwrap());
         let body = &page[start..end];
         assert_well_formed(body, &super::super::VOID);
@@ -211,7 +223,10 @@ mod tests {
         assert!(body.contains("map-0-1") && body.contains("data-chart=\"by-context\"") && body.contains(">50%<"));
         assert!(body.contains("id=\"answers-0\"") && body.contains("id=\"texts\""));
         about.settings.retrieval = None;
-        let page = retrieval(&about, &found).unwrap();
+        let costs = retrieval(&about, &found, RetrievalMetric::AnswerNll).unwrap();
+        assert!(costs.contains("under none: nats per token of the right answer (answer_nll), by depth"));
+        assert_eq!(costs.matches("data-value=\"0.5\" style=\"--v: 0.607\"").count(), 2 * 5 * 3);
+        let page = retrieval(&about, &found, RetrievalMetric::Found).unwrap();
         assert!(page.contains("a few sentences") && !page.contains("id=\"texts\""));
     }
 }

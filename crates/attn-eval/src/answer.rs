@@ -1,0 +1,219 @@
+//! Answers to single requests, as harnesses ask them: how likely a continuation is after a context, and how a prompt goes on.
+//!
+//! What a request has in common with the one before is not read again, as far as the model's positions do not depend on the
+//! length of the sequence: the endings of one question are asked for one after the other. An answer is the same, to rounding,
+//! whatever was asked before.
+
+use crate::generate::{GenerateOptions, Writer};
+use crate::protocol::{Protocol, score_passes};
+use crate::sample::{SampleOptions, Sampler};
+use anyhow::{Context, Result, ensure};
+use attn_core::ops;
+use attn_models::{Architecture, Model, RopeLength, Session};
+use candle_core::{D, Tensor};
+use loader::Tokenizer;
+use std::ops::ControlFlow;
+
+/// How likely a text is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Likelihood {
+    /// Natural logarithm of its probability.
+    pub logprob: f64,
+    /// Whether each of its tokens is the most likely one at its place.
+    pub is_greedy: bool,
+    /// How many tokens it is.
+    pub tokens: usize,
+    /// Tokens of context that did not fit and were left out, at the beginning.
+    pub left_out: usize,
+}
+
+/// A continuation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Continuation {
+    /// Its text, up to where it was stopped.
+    pub text: String,
+    /// Tokens that were chosen.
+    pub tokens: usize,
+    /// Whether a text or token ended it, rather than the number of tokens.
+    pub stopped: bool,
+    /// Tokens of the prompt that did not fit and were left out, at its beginning.
+    pub left_out: usize,
+}
+
+/// Answers requests to a model.
+#[derive(Debug)]
+pub struct Answerer<'a> {
+    model: &'a Model,
+    max_length: usize,
+    /// What length-dependent scalings resolve for; `None`: the sequence's own length.
+    length: Option<usize>,
+    /// A running sequence, and the tokens that it was fed.
+    session: Option<(Session, Vec<u32>)>,
+    writer: Option<Writer<'a>>,
+}
+
+impl<'a> Answerer<'a> {
+    /// Answers from at most `max_length` tokens. `length`: what length-dependent scalings resolve for, in place of each
+    /// sequence's length.
+    ///
+    /// # Errors
+    /// The model predicts no next token, or has no positions for so many.
+    pub fn new(model: &'a Model, max_length: usize, length: Option<usize>) -> Result<Self> {
+        ensure!(
+            model.architecture() == Architecture::Decoder,
+            "only models that predict the next token answer requests"
+        );
+        ensure!(max_length >= 2, "a length of {max_length} leaves no token to predict: it has to be at least 2");
+        crate::perplexity::check_room(model, max_length)?;
+        Ok(Self { model, max_length, length, session: None, writer: None })
+    }
+
+    /// Tokens of a sequence at most.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// How likely `continuation` is after `context`. What does not fit is left out at the beginning of the context.
+    ///
+    /// # Errors
+    /// Either is empty, or the continuation alone does not fit; or the model fails.
+    pub fn likelihood(&mut self, context: &[u32], continuation: &[u32]) -> Result<Likelihood> {
+        let (tokens, most) = (continuation.len(), self.max_length);
+        ensure!(!context.is_empty(), "there is nothing before the continuation");
+        ensure!(tokens > 0, "the continuation has no tokens");
+        ensure!(tokens <= most, "the continuation has {tokens} tokens, and the model reads {most}");
+        // The last token is predicted, and not read.
+        let left_out = (context.len() + tokens).saturating_sub(most + 1);
+        let context = &context[left_out..];
+        let read = [context, &continuation[..tokens - 1]].concat();
+        let (mut session, known) = self.begin(&read, context.len() - 1)?;
+        let (mut logprob, mut is_greedy) = (0.0, true);
+        let first = session.feed(&self.row(&read[known..context.len()])?)?;
+        let mut score = |logits: Tensor, wanted: &[u32]| -> Result<()> {
+            let targets = Tensor::new(wanted, logits.device())?;
+            let nll: Vec<f32> = ops::nll(&logits, &targets)?.to_vec1()?;
+            ensure!(nll.iter().all(|nll| nll.is_finite()), "a token of the continuation has no likelihood");
+            logprob -= nll.iter().map(|&nll| f64::from(nll)).sum::<f64>();
+            is_greedy &= logits.argmax(D::Minus1)?.to_vec1::<u32>()? == wanted;
+            Ok(())
+        };
+        score(first, &continuation[..1])?;
+        let chunk = self.model.logits_at_once();
+        for (fed, wanted) in read[context.len()..].chunks(chunk).zip(continuation[1..].chunks(chunk)) {
+            score(session.feed_all(&self.row(fed)?)?.squeeze(0)?, wanted)?;
+        }
+        if !self.model.depends_on_length() {
+            self.session = Some((session, read));
+        }
+        Ok(Likelihood { logprob, is_greedy, tokens, left_out })
+    }
+
+    /// How likely a text is as lm-evaluation-harness takes it ([`Protocol::LmEval`]): every token of it, the first after
+    /// `prefix`.
+    ///
+    /// # Errors
+    /// The model fails.
+    pub fn rolling(&mut self, tokens: &[u32], prefix: Option<u32>) -> Result<Likelihood> {
+        let passes = Protocol::LmEval.passes(tokens.len(), self.max_length, self.max_length, prefix)?;
+        let scores = score_passes(self.model, tokens, &passes, self.length, &mut |_| ())?;
+        let logprob = -scores.windows.iter().map(|window| window.sum).sum::<f64>();
+        Ok(Likelihood { logprob, is_greedy: false, tokens: tokens.len(), left_out: 0 })
+    }
+
+    /// How `prompt` goes on, by at most `most` tokens: until one of the tokens `ends`, or until one of the texts `stop` is
+    /// there, which is no part of it. What does not fit is left out at the beginning of the prompt.
+    ///
+    /// # Errors
+    /// The prompt is empty, there is no room for it and so many tokens, or the model fails.
+    pub fn continuation(
+        &mut self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        most: usize,
+        (ends, stop): (&[u32], &[String]),
+        sampling: SampleOptions,
+    ) -> Result<Continuation> {
+        ensure!(!prompt.is_empty(), "the prompt is empty: there is nothing to continue");
+        ensure!(most < self.max_length, "{most} new tokens leave no room for a prompt in {}", self.max_length);
+        let left_out = (prompt.len() + most).saturating_sub(self.max_length);
+        let prompt = &prompt[left_out..];
+        let length = RopeLength::Declared(self.length.unwrap_or(prompt.len() + most));
+        let options = GenerateOptions { max_new: most, stop: vec![], length, decoder_start: None };
+        let mut writer = match self.writer.take() {
+            Some(mut writer) if !self.model.depends_on_length() => {
+                writer.limit(most);
+                writer
+            }
+            _ => Writer::new(self.model, options),
+        };
+        // A text that ends it may be a special token, which is no part of the text shown.
+        let (mut spoken, mut shown) = (tokenizer.stream(false), tokenizer.stream(true));
+        let (mut all, mut text) = (String::new(), String::new());
+        let stop: Vec<&str> = stop.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
+        let result = writer.write(prompt, &mut Sampler::new(sampling), &mut |token| {
+            if ends.contains(&token) {
+                return Ok(ControlFlow::Break(()));
+            }
+            all.push_str(&spoken.push(token)?);
+            text.push_str(&shown.push(token)?);
+            let ended = stop.iter().any(|stop| all.contains(stop));
+            Ok(if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        text.push_str(&shown.finish()?);
+        if let Some(at) = stop.iter().filter_map(|stop| text.find(stop)).min() {
+            text.truncate(at);
+        }
+        self.writer = Some(writer);
+        Ok(Continuation { text, tokens: result.new_tokens, stopped: result.stopped, left_out })
+    }
+
+    /// A session that has read the beginning of `tokens`, at most `most` of them, and how many.
+    fn begin(&mut self, tokens: &[u32], most: usize) -> Result<(Session, usize)> {
+        if let Some((mut session, read)) = self.session.take() {
+            let alike = tokens.iter().zip(&read).take_while(|(a, b)| a == b).count().min(most);
+            // A layer with a window may have dropped what would have to be seen again: then all is read anew.
+            if session.truncate(alike).is_ok() {
+                return Ok((session, alike));
+            }
+        }
+        let length = RopeLength::Declared(self.length.unwrap_or(tokens.len()));
+        Ok((Session::new(self.model, length, None)?, 0))
+    }
+
+    fn row(&self, ids: &[u32]) -> Result<Tensor> {
+        Tensor::new(ids, self.model.device())?.unsqueeze(0).context("a row of tokens")
+    }
+}
+
+/// The tokens of a context and of what follows it, as lm-evaluation-harness splits them: spaces at the end of the context belong to
+/// the continuation, and the continuation's tokens are those of both together after as many as the context has by itself. An empty
+/// context is `prefix`.
+///
+/// # Errors
+/// The texts can't be tokenised, or there is no token to begin with.
+pub fn split(
+    context: &str,
+    continuation: &str,
+    prefix: Option<u32>,
+    encode: &dyn Fn(&str, bool) -> Result<Vec<u32>>,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    if context.is_empty() {
+        let prefix = prefix.context("an empty context stands for a BOS or EOS token: there is none")?;
+        let mut tokens = encode(continuation, false)?;
+        // One that is written out is not doubled.
+        if tokens.first() == Some(&prefix) {
+            tokens.remove(0);
+        }
+        return Ok((vec![prefix], tokens));
+    }
+    // As Python strips a text.
+    let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+    let whole = encode(&format!("{context}{continuation}"), true)?;
+    let before = encode(context.trim_end_matches(space), true)?;
+    let tokens = whole.get(before.len()..).unwrap_or_default().to_vec();
+    Ok((before, tokens))
+}
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;
