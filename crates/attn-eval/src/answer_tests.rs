@@ -6,7 +6,7 @@ use loader::{Checkpoint, LoadOptions};
 use std::path::Path;
 
 fn open(options: &Options) -> (Model, Tokenizer) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-austen");
     let checkpoint =
         Checkpoint::open(&folder.to_string_lossy(), &LoadOptions { quiet: true, ..Default::default() }).unwrap();
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), options).unwrap();

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Tensor};
 use loader::{Checkpoint, LoadOptions, Tokenizer};
 
 fn open(name: &str) -> (Model, Tokenizer) {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models").join(name);
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name);
     let options = LoadOptions { quiet: true, ..Default::default() };
     let checkpoint = Checkpoint::open(&folder.to_string_lossy(), &options).unwrap();
     let model = Model::load(&checkpoint.config, checkpoint.weights.clone(), &Default::default()).unwrap();
@@ -15,7 +15,7 @@ fn open(name: &str) -> (Model, Tokenizer) {
 }
 
 fn text() -> String {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/sample.txt");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/sample.txt");
     let text = std::fs::read_to_string(path).unwrap().replace('"', "\u{201c}");
     text.chars().take(6000).collect()
 }
