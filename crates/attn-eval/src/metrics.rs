@@ -15,7 +15,7 @@
 
 use crate::clock::Clock;
 use crate::perplexity::{ScoreOptions, Scores, rows, score_windows};
-use crate::stats::{Interval, WindowNll, mean, mean_interval};
+use crate::stats::WindowNll;
 use crate::windows::{Window, Windows};
 use anyhow::{Context, Result, ensure};
 use attn_models::Model;
@@ -118,38 +118,6 @@ pub struct Reference {
     pub keys: Vec<usize>,
     /// Hidden states `(n, hidden_size)` from which its `n` scored tokens are predicted.
     hidden: Option<Tensor>,
-}
-
-/// What a metric came to.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Metric {
-    /// The figure; `None` where no token counts, or it is more than a number can say.
-    pub value: Option<f64>,
-    /// Bootstrap 95 % interval, windows resampled; absent with fewer than [`crate::stats::MIN_WINDOWS`] that have tokens.
-    pub interval: Option<Interval>,
-    /// Tokens it is of.
-    pub tokens: usize,
-}
-
-impl Metric {
-    /// That of windows: their mean, through `shown`.
-    fn new(windows: &[WindowNll], seed: u64, shown: fn(f64) -> f64) -> Self {
-        let tokens = windows.iter().map(|window| window.tokens).sum();
-        let value = (tokens > 0).then(|| shown(mean(windows))).filter(|value| value.is_finite());
-        let interval = value.and(mean_interval(windows, seed));
-        let interval = interval.map(|Interval { low, high }| Interval { low: shown(low), high: shown(high) });
-        Self { value, interval, tokens }
-    }
-
-    /// LongPPL of windows' key tokens.
-    pub fn longppl(windows: &[WindowNll], seed: u64) -> Self {
-        Self::new(windows, seed, f64::exp)
-    }
-
-    /// The mean divergence of windows.
-    pub fn kl(windows: &[WindowNll], seed: u64) -> Self {
-        Self::new(windows, seed, |nats| nats)
-    }
 }
 
 impl Metrics<'_> {

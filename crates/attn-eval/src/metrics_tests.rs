@@ -1,4 +1,6 @@
 use super::*;
+use crate::perplexity::Metric;
+use crate::stats::Interval;
 use std::path::Path;
 
 fn tokenizer() -> Tokenizer {

@@ -6,7 +6,6 @@
 //! prints; `stderr_windows` takes only whole windows as independent, and is usually the larger and the honest one.
 
 use crate::clock::Clock;
-use crate::metrics::Metric;
 use crate::stats::{self, Difference, Interval, WindowNll};
 use crate::windows::{Window, WindowOptions, Windows};
 use anyhow::{Context, Result, ensure};
@@ -82,6 +81,38 @@ pub struct Cell {
     /// By how much the tokens of each diverge.
     #[serde(skip)]
     pub kl_nll: Option<Vec<WindowNll>>,
+}
+
+/// What a metric beside perplexity came to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// The figure; `None` where no token counts, or it is more than a number can say.
+    pub value: Option<f64>,
+    /// Bootstrap 95 % interval, windows resampled; absent with fewer than [`crate::stats::MIN_WINDOWS`] that have tokens.
+    pub interval: Option<Interval>,
+    /// Tokens it is of.
+    pub tokens: usize,
+}
+
+impl Metric {
+    /// That of windows: their mean, through `shown`.
+    fn new(windows: &[WindowNll], seed: u64, shown: fn(f64) -> f64) -> Self {
+        let tokens = windows.iter().map(|window| window.tokens).sum();
+        let value = (tokens > 0).then(|| shown(stats::mean(windows))).filter(|value| value.is_finite());
+        let interval = value.and(stats::mean_interval(windows, seed));
+        let interval = interval.map(|Interval { low, high }| Interval { low: shown(low), high: shown(high) });
+        Self { value, interval, tokens }
+    }
+
+    /// LongPPL of windows' key tokens.
+    pub fn longppl(windows: &[WindowNll], seed: u64) -> Self {
+        Self::new(windows, seed, f64::exp)
+    }
+
+    /// The mean divergence of windows.
+    pub fn kl(windows: &[WindowNll], seed: u64) -> Self {
+        Self::new(windows, seed, |nats| nats)
+    }
 }
 
 /// How a cell is named and its intervals drawn.

@@ -2,8 +2,7 @@
 //! takes the figures for measured ones.
 
 use super::results::{MetricDifference, Pair, Results, contexts};
-use crate::metrics::Metric;
-use crate::perplexity::{BUCKETS, CURVE, Cell};
+use crate::perplexity::{BUCKETS, CURVE, Cell, Metric};
 use crate::report::About;
 use crate::stats::Interval;
 use anyhow::{Context, Result, ensure};

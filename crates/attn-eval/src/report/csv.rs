@@ -97,7 +97,7 @@ fn line(cell: &Cell) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::compare::results::tests::cells;
-    use crate::metrics::Metric;
+    use crate::perplexity::Metric;
     use crate::report::heat::tests::retrieval;
     use crate::stats::Interval;
 

@@ -1,8 +1,7 @@
 //! The metrics beside perplexity, for a terminal.
 
 use super::short;
-use crate::metrics::Metric;
-use crate::perplexity::Cell;
+use crate::perplexity::{Cell, Metric};
 use crate::stats::Interval;
 
 /// What the divergence is, in a line.

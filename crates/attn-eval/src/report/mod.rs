@@ -17,6 +17,7 @@ mod svg;
 mod table;
 mod verdict;
 mod weighed;
+mod words;
 
 pub use across::{
     ModelsDocument, SAME_BYTES, is_of_models, model_lines, models_csv, models_table, models_verdict,

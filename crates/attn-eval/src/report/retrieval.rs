@@ -1,6 +1,6 @@
 //! What retrieval says: in a sentence, in a line per task and context, and as CSV.
 
-use super::verdict::{called, listed};
+use super::words::{called, finder, listed, percent};
 use crate::retrieval::{Retrieval, RetrievalCell, Share, TaskResult};
 
 /// The modes with what `of` says they found, the best first; a mode that is the same computation as one before it is left out.
@@ -13,15 +13,6 @@ fn ranked(retrieval: &Retrieval, context: usize, of: impl Fn(&str) -> Option<Sha
     let mut found: Vec<(&str, Share)> = modes.filter_map(|mode| Some((mode.as_str(), of(mode)?))).collect();
     found.sort_by(|a, b| b.1.value().total_cmp(&a.1.value()));
     found
-}
-
-/// A mode as the one who finds: "none finds the key" would be read as nobody.
-pub(super) fn finder(mode: &str) -> &str {
-    if mode == "none" { "the model without scaling" } else { called(mode) }
-}
-
-pub(super) fn percent(share: f64) -> String {
-    format!("{:.0}%", share * 100.0)
 }
 
 /// `96% (80% to 99%)`.

@@ -1,6 +1,7 @@
 //! What a comparison says: what to do past the trained length, what that costs, and a sentence per length: the best mode, by
 //! how much, and how sure that is. Ranges in brackets are 95 % intervals.
 
+use super::words::{called, listed};
 use super::{figure, gap, short, weighed};
 use crate::compare::{
     Answer, MetricDifference, Pair, Recommendation, Results, Versus, best, contexts, far_text, takes_factor,
@@ -29,15 +30,6 @@ pub fn verdict(results: &Results, one_factor: bool, trained: Option<usize>) -> V
     let lines = lines.chain(weighed::sentences(results, &found)).chain(far_sentence(results)).collect();
     let lengths = contexts(&results.cells).into_iter().filter_map(|context| line(&results.cells, context)).collect();
     Verdict { headline: headline(&found, trained), lines, lengths }
-}
-
-/// A mode's name inside a sentence.
-pub(super) fn called(mode: &str) -> &str {
-    match mode {
-        "none" => "no scaling",
-        "checkpoint" => "the checkpoint's own scaling",
-        mode => mode,
-    }
 }
 
 /// A mode with its factor, if it has one for all lengths.
@@ -219,14 +211,6 @@ pub fn search_sentence(search: &Search) -> String {
 
 fn counted(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
-}
-
-/// `a`, `a and b`, `a, b and c`.
-pub(super) fn listed(names: &[&str]) -> String {
-    match names {
-        [names @ .., last] if !names.is_empty() => format!("{} and {last}", names.join(", ")),
-        names => names.concat(),
-    }
 }
 
 fn line(cells: &[Cell], context: usize) -> Option<String> {

@@ -1,8 +1,8 @@
 //! What retrieval adds to the verdict on perplexities.
 
-use super::retrieval::{cannot, finder, percent};
+use super::retrieval::cannot;
 use super::short;
-use super::verdict::{called, listed};
+use super::words::{called, finder, listed, percent};
 use crate::compare::{Answer, Found, Recommendation, Results, Usable, Weighed};
 
 /// For the headline: what the recommended setting finds, beside the model as it is. Empty where retrieval says nothing.

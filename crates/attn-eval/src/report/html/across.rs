@@ -1,6 +1,6 @@
 //! The page of a comparison of several models.
 
-use super::compare::meanings;
+use super::meanings::meanings;
 use super::provenance::provenance;
 use super::retrieval::left_out;
 use super::{Cell, Head, Page, Table};

@@ -1,12 +1,12 @@
 //! The page of `attn compare --html`.
 
 use super::curves::{above_best, by_context, by_position};
+use super::meanings::meanings;
 use super::provenance::provenance;
 use super::retrieval;
 use super::{Cell, Chart, Head, Page, Table, digits};
-use crate::compare::{Mode, Pair, Results, Usable, best, contexts, find, modes};
-use crate::metrics::Metric;
-use crate::perplexity::{self, BUCKETS};
+use crate::compare::{Pair, Results, Usable, best, contexts, find, modes};
+use crate::perplexity::{self, BUCKETS, Metric};
 use crate::report::metrics;
 use crate::report::{
     About, Document, ENCODINGS, RetrievalMetric, Verdict, factor, gap, search_sentence, short, verdict,
@@ -217,14 +217,6 @@ fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
         }
     }
     table
-}
-
-/// What each mode does, for whoever sees its name for the first time.
-pub(super) fn meanings<'a>(page: &mut Page, modes: impl IntoIterator<Item = &'a str>) {
-    page.heading("What the modes do");
-    let summary = |mode: &str| mode.parse::<Mode>().ok().map(|mode| mode.summary().to_string());
-    let known: Vec<(&str, String)> = modes.into_iter().filter_map(|mode| Some((mode, summary(mode)?))).collect();
-    page.facts(&known);
 }
 
 type Measured<'a> = &'a dyn Fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);

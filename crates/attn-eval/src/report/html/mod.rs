@@ -8,6 +8,7 @@ mod across;
 mod compare;
 mod curves;
 mod explain;
+mod meanings;
 mod provenance;
 mod retrieval;
 

@@ -1,10 +1,10 @@
 //! The page of `attn retrieval --html`, and what the page of a comparison says of retrieval.
 
-use super::compare::meanings;
+use super::meanings::meanings;
 use super::provenance::provenance;
 use super::{Cell, Chart, Head, Page, Series, Table, View};
 use crate::Skipped;
-use crate::report::retrieval::percent;
+use crate::report::words::percent;
 use crate::report::{About, RetrievalDocument, RetrievalMetric, retrieval_headline, retrieval_verdict, short};
 use crate::retrieval::{Retrieval, Share, Total};
 use anyhow::Result;

@@ -1,0 +1,28 @@
+//! How modes, lists and shares are called in sentences.
+
+/// A mode's name inside a sentence.
+pub(super) fn called(mode: &str) -> &str {
+    match mode {
+        "none" => "no scaling",
+        "checkpoint" => "the checkpoint's own scaling",
+        mode => mode,
+    }
+}
+
+/// A mode as the one who finds: "none finds the key" would be read as nobody.
+pub(super) fn finder(mode: &str) -> &str {
+    if mode == "none" { "the model without scaling" } else { called(mode) }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+pub(super) fn listed(names: &[&str]) -> String {
+    match names {
+        [names @ .., last] if !names.is_empty() => format!("{} and {last}", names.join(", ")),
+        names => names.concat(),
+    }
+}
+
+/// A share in whole percent.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.0}%", share * 100.0)
+}
