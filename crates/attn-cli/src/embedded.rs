@@ -1,10 +1,11 @@
 //! The models inside the program, so that it has something to show without a network.
 //!
-//! `tiny-austen` is the default MODEL. The others differ in their position encoding alone: block, first weights, batches
-//! and tokenizer are the same (`models/SOURCES.md` of this package).
+//! `tiny-austen` is the default MODEL (`models/SOURCES.md` of this package). The others differ in their position encoding alone and
+//! come from a package of their own, [`attn_tiny_models`].
 
 use anyhow::Result;
 use attn_models::{Model, Options};
+use attn_tiny_models::{MODELS, TinyModel};
 use loader::Checkpoint;
 use std::path::Path;
 
@@ -18,39 +19,30 @@ pub(crate) struct Embedded {
     tokenizer: &'static [u8],
 }
 
-macro_rules! embedded {
-    ($name:literal, $tokenizer:literal) => {
-        Embedded {
-            name: $name,
-            config: include_bytes!(concat!("../models/", $name, "/config.json")),
-            weights: include_bytes!(concat!("../models/", $name, "/model.safetensors")),
-            tokenizer: include_bytes!(concat!("../models/", $tokenizer, "/tokenizer.json")),
-        }
-    };
-}
-
 /// The default model.
-static DEFAULT: Embedded = embedded!("tiny-austen", "tiny-austen");
-/// One model per encoding, by the encoding's name.
-static ENCODINGS: [(&str, Embedded); 6] = [
-    ("rope", embedded!("tiny-rope", "tiny-rope")),
-    ("alibi", embedded!("tiny-alibi", "tiny-rope")),
-    ("t5", embedded!("tiny-t5", "tiny-rope")),
-    ("sinusoidal", embedded!("tiny-sinusoidal", "tiny-rope")),
-    ("learned", embedded!("tiny-learned", "tiny-rope")),
-    ("none", embedded!("tiny-nope", "tiny-rope")),
-];
+const DEFAULT: Embedded = Embedded {
+    name: "tiny-austen",
+    config: include_bytes!("../models/tiny-austen/config.json"),
+    weights: include_bytes!("../models/tiny-austen/model.safetensors"),
+    tokenizer: include_bytes!("../models/tiny-austen/tokenizer.json"),
+};
+
+impl From<&TinyModel> for Embedded {
+    fn from(&TinyModel { name, config, weights, tokenizer, .. }: &TinyModel) -> Self {
+        Self { name, config, weights, tokenizer }
+    }
+}
 
 impl Embedded {
     /// The checkpoint that MODEL means, if it is one of these; a file or folder of the name comes first.
-    pub(crate) fn find(model: Option<&str>) -> Option<&'static Self> {
-        let Some(name) = model else { return Some(&DEFAULT) };
+    pub(crate) fn find(model: Option<&str>) -> Option<Self> {
+        let Some(name) = model else { return Some(DEFAULT) };
         Self::all().find(|model| model.name == name && !Path::new(name).exists())
     }
 
     /// All of them.
-    pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
-        std::iter::once(&DEFAULT).chain(ENCODINGS.iter().map(|(_, model)| model))
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(DEFAULT).chain(MODELS.iter().map(Self::from))
     }
 
     /// Opens it.
@@ -77,10 +69,10 @@ impl Embedded {
 /// # Errors
 /// As [`Model::load`].
 pub(crate) fn encodings(options: &Options) -> Result<(Checkpoint, Vec<(&'static str, Model)>)> {
-    let mut checkpoints = ENCODINGS.iter().map(|(_, model)| model.open()).collect::<Result<Vec<_>>>()?;
-    let load = |((encoding, _), checkpoint): (&(&'static str, Embedded), &Checkpoint)| {
-        Ok((*encoding, Model::load(&checkpoint.config, checkpoint.weights.clone(), options)?))
+    let mut checkpoints = MODELS.iter().map(|model| Embedded::from(model).open()).collect::<Result<Vec<_>>>()?;
+    let load = |(model, checkpoint): (&TinyModel, &Checkpoint)| {
+        Ok((model.encoding, Model::load(&checkpoint.config, checkpoint.weights.clone(), options)?))
     };
-    let models = ENCODINGS.iter().zip(&checkpoints).map(load).collect::<Result<_>>()?;
+    let models = MODELS.iter().zip(&checkpoints).map(load).collect::<Result<_>>()?;
     Ok((checkpoints.swap_remove(0), models))
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{attn, json, package, path, run};
+use common::{attn, json, path, repository, run};
 use serde_json::{Value, json};
 use std::fs;
 use tempfile::TempDir;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 /// The embedded model as a folder whose tokenizer says this about BOS, which is token 0, `<|endoftext|>`.
 fn model(tokenizer_config: Option<&Value>, post_processor: bool) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let source = package().join("models/tiny-austen");
+    let source = repository().join("models/tiny-austen");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
         fs::copy(source.join(file), folder.path().join(file)).expect("the embedded model's files");
     }
@@ -33,7 +33,7 @@ fn model(tokenizer_config: Option<&Value>, post_processor: bool) -> TempDir {
 }
 
 fn perplexity(folder: &TempDir, more: &[&str]) -> Value {
-    let text = package().join("models/sample.txt");
+    let text = repository().join("models/sample.txt");
     let args = ["perplexity", path(folder.path()), "--text", path(&text), "--context", "64", "--max-tokens", "640"];
     json(&[&args[..], &["--json"], more].concat())
 }
@@ -67,7 +67,7 @@ fn auto_follows_the_tokenizer_wherever_it_says_so() {
 #[test]
 fn every_command_does_the_same_and_says_so() {
     let folder = model(Some(&json!({"add_bos_token": true, "bos_token": "<|endoftext|>"})), false);
-    let text = package().join("models/sample.txt");
+    let text = repository().join("models/sample.txt");
     let (model, text) = (path(folder.path()), path(&text));
     let compare = ["compare", model, "--text", text, "--contexts", "64", "--modes", "none", "--max-tokens", "640"];
     let passkey = ["passkey", model, "--contexts", "192", "--modes", "none", "--depths", "0.5", "--trials", "1"];
@@ -94,7 +94,7 @@ fn every_command_does_the_same_and_says_so() {
 #[test]
 fn a_run_goes_on_only_with_the_same_bos() {
     let folder = model(None, false);
-    let text = package().join("models/sample.txt");
+    let text = repository().join("models/sample.txt");
     let file = folder.path().join("run.jsonl");
     let args = ["compare", path(folder.path()), "--text", path(&text), "--contexts", "64", "--modes", "none"];
     let args = [&args[..], &["--max-tokens", "640", "--run", path(&file), "--json"]].concat();

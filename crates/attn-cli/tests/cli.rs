@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{attn, json, package, path, repository, run};
+use common::{attn, json, path, repository, run};
 use serde_json::Value;
 use std::fs;
 use std::io::Read;
@@ -446,7 +446,7 @@ fn near(a: &Value, b: &Value) -> bool {
 
 #[test]
 fn a_report_is_the_json_in_another_form() {
-    let text = fs::read(package().join("models/sample.txt")).unwrap();
+    let text = fs::read(repository().join("models/sample.txt")).unwrap();
     let (folder, text) = file("<b>&'x.txt", &text);
     let [page, again, saved] = ["a.html", "b.html", "c.json"].map(|name| folder.path().join(name));
     let small = ["--contexts", "128,384", "--max-tokens", "2048", "--modes", "none,yarn", "--text", path(&text)];

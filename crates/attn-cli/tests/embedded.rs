@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{attn, json, package, repository, run};
+use common::{attn, json, repository, run};
 use serde_json::Value;
 use std::fs;
 
@@ -65,7 +65,7 @@ fn the_default_comparison_shows_what_every_encoding_does_past_its_length() {
 
 #[test]
 fn each_is_a_model_by_its_name_and_a_folder_that_others_read() {
-    let models = package().join("models");
+    let models = repository().join("models");
     let tokenizer = fs::read(models.join("tiny-rope/tokenizer.json")).expect("a tokenizer");
     for (_, name) in ENCODINGS {
         assert_eq!(fs::read(models.join(name).join("tokenizer.json")).expect("a tokenizer"), tokenizer, "{name}");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{ATTN, attn, package, path};
+use common::{ATTN, attn, path, repository};
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -23,7 +23,7 @@ fn refused(output: &Output, parts: &[&str]) {
 fn model(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(package().join("models/tiny-austen").join(name), folder.path().join(name)).unwrap();
+        fs::copy(repository().join("models/tiny-austen").join(name), folder.path().join(name)).unwrap();
     }
     for (name, text) in files {
         fs::write(folder.path().join(name), text).unwrap();
@@ -413,7 +413,7 @@ fn hostile_chat_templates_are_errors_in_bounded_time_and_memory() {
 
 #[test]
 fn unknown_config_keys_are_refused_or_passed_over_with_a_warning() {
-    let config = fs::read_to_string(package().join("models/tiny-austen/config.json")).unwrap();
+    let config = fs::read_to_string(repository().join("models/tiny-austen/config.json")).unwrap();
     let config = config.replacen('{', "{\"clever_trick\": 3, \"other_trick\": [1],", 1);
     let folder = model(&[("config.json", &config)]);
     let output = attn(&["inspect", path(folder.path())]).output().unwrap();

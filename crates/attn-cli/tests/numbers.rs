@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{attn, json, package, path, run};
+use common::{attn, json, path, repository, run};
 use serde_json::Value;
 use std::fs;
 
@@ -10,9 +10,9 @@ use std::fs;
 fn with_weights(tensor: &str, value: u16) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["config.json", "tokenizer.json"] {
-        fs::copy(package().join("models/tiny-austen").join(name), folder.path().join(name)).unwrap();
+        fs::copy(repository().join("models/tiny-austen").join(name), folder.path().join(name)).unwrap();
     }
-    let mut bytes = fs::read(package().join("models/tiny-austen/model.safetensors")).unwrap();
+    let mut bytes = fs::read(repository().join("models/tiny-austen/model.safetensors")).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let table: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
     assert_eq!(table[tensor]["dtype"], "BF16");

@@ -3,7 +3,7 @@
 mod common;
 
 use attn_playground::Playground;
-use common::{attn, json, package, path, repository, run};
+use common::{attn, json, path, repository, run};
 use serde_json::{Value, json as document};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,7 +24,7 @@ fn ask(question: Value) -> Value {
 fn with_model(name: &str) -> Playground {
     let mut playground = Playground::default();
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
-        playground.give(fs::read(package().join("models").join(name).join(file)).unwrap());
+        playground.give(fs::read(repository().join("models").join(name).join(file)).unwrap());
     }
     assert_eq!(answer(&mut playground, document!({"ask": "load", "name": name}))["trained"], 256);
     playground
@@ -108,7 +108,7 @@ fn speeds_and_scalings_are_those_that_explain_says() {
 
 #[test]
 fn losses_are_those_that_compare_measures() {
-    let text = fs::read_to_string(package().join("models/sample.txt")).unwrap();
+    let text = fs::read_to_string(repository().join("models/sample.txt")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("text.txt");
     fs::write(&file, &text).unwrap();
@@ -173,7 +173,7 @@ fn texts_are_those_that_generate_writes() {
 
 #[test]
 fn a_config_is_explained_as_explain_does_and_its_settings_are_those_of_export() {
-    let file = package().join("models/tiny-rope/config.json");
+    let file = repository().join("models/tiny-rope/config.json");
     let text = fs::read_to_string(&file).unwrap();
     let found = ask(document!({"ask": "config", "name": path(&file), "text": text, "length": 1024}));
     assert_eq!(found["explained"], json(&["explain", path(&file), "--length", "1024", "--json"]));
@@ -238,7 +238,7 @@ fn the_page_is_served_to_this_machine_and_nothing_beside_it() {
         assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains(kind), "{request}: {head}");
         assert_eq!(found, body, "{request}");
     }
-    let config = fs::read_to_string(package().join("models/tiny-t5/config.json")).unwrap();
+    let config = fs::read_to_string(repository().join("models/tiny-t5/config.json")).unwrap();
     assert_eq!(get("GET /models/tiny-t5/config.json").1, config);
     assert!(get("GET /sample.txt").1.len() > 50_000);
     for outside in ["GET /../secret", "GET //etc/passwd", "GET /scenes", "GET /%2e%2e/x"] {

@@ -149,7 +149,7 @@ fn a_tokenizer_that_does_not_keep_the_text_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("lower");
     fs::create_dir(&model).unwrap();
-    let source = common::package().join("models/tiny-austen");
+    let source = common::repository().join("models/tiny-austen");
     for file in ["config.json", "model.safetensors"] {
         fs::copy(source.join(file), model.join(file)).unwrap();
     }

@@ -135,7 +135,7 @@ fn what_cannot_be_read_twice_is_refused_at_once() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("it is there and no folder"));
     assert_eq!(std::fs::read(&out).unwrap(), b"a file");
     // With a tokenizer it is read once, from anything.
-    let tokenizer = common::package().join("models/tiny-austen/tokenizer.json");
+    let tokenizer = common::repository().join("models/tiny-austen/tokenizer.json");
     let piped = format!("cat {TEXT} | exec \"$0\" \"$@\"");
     let out = folder.path().join("piped");
     let args = ["train", "--text", "-", "--tokenizer", tokenizer.to_str().unwrap(), "--out", out.to_str().unwrap()];

@@ -177,7 +177,7 @@ fn write(args: &ExportArgs, out: &Path, config: &Value, origin: &loader::Origin)
 /// Writes the files into a folder.
 fn fill(args: &ExportArgs, out: &Path, config: &Value, origin: &loader::Origin) -> Result<Vec<String>> {
     let mut written = vec![];
-    let embedded = Embedded::find(args.model.model.as_deref()).map(Embedded::files);
+    let embedded = Embedded::find(args.model.model.as_deref()).map(|model| model.files());
     for (name, contents) in embedded.into_iter().flatten() {
         write_file(&out.join(name), |file| Ok(file.write_all(contents)?))?;
         written.push(name.to_string());
