@@ -4,7 +4,7 @@ use crate::stats::Interval;
 use std::path::Path;
 
 fn tokenizer() -> Tokenizer {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tokenizer.json");
     Tokenizer::from_json(&path, &std::fs::read(&path).unwrap()).unwrap()
 }
 

@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(refusal(&[("head_dim", json!(96))], blocks), "");
         assert_eq!(refusal(&[("head_dim", json!(80))], CacheTypes::both(CacheType::F16)), "");
 
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/deepseek-v3/config.json");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/deepseek-v3/config.json");
         let config: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let latent = families::spec(&config).unwrap();
         let refused = |types| latent.check_cache_types(types, &Device::Cpu).err().map(|e| e.to_string());

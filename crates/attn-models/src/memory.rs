@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn latent_attention_caches_the_latent() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/deepseek-v3/config.json");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/deepseek-v3/config.json");
         let config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let number = |key: &str| config[key].as_u64().unwrap();
         let spec = families::spec(&config).unwrap();

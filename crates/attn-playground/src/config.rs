@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn of(name: &str, length: Option<usize>) -> Result<Value> {
-        let path = format!("{}/../../tests/golden/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/testdata/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
         OwnConfig { name: name.into(), text: std::fs::read_to_string(path).unwrap(), length }.answer()
     }
 

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn sample() -> String {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../attn-cli/models/sample.txt");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/sample.txt");
         std::fs::read_to_string(path).unwrap()
     }
 

@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn golden() -> serde_json::Value {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/alibi.json");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/alibi.json");
         serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect("golden data is JSON")
     }
 

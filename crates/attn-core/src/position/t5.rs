@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn buckets_are_those_of_transformers() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/t5_buckets.json");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/t5_buckets.json");
         let golden: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect("golden data is JSON");
         for case in golden.as_array().expect("a list") {

@@ -431,7 +431,7 @@ mod tests {
     use serde_json::Value;
 
     fn golden(name: &str) -> Explained {
-        let path = format!("{}/../../tests/golden/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/testdata/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
         let config: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).unwrap();
         explain(name, &attn_models::families::spec(&config).unwrap(), None, None, None).unwrap()
     }

@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn sentences_end_where_they_do_whatever_the_parts() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tokenizer.json");
         let tokenizer = Tokenizer::from_json(&file, &std::fs::read(&file).unwrap()).unwrap();
         let text = "One. Two?! Three 3.5\nfour.\n\u{5b57}\u{3002}\u{300d}\u{5b57}\u{ff01}\u{ff1f}\u{5b57} no end";
         let parts = [

@@ -4,7 +4,7 @@ use loader::Tokenizer;
 use std::path::Path;
 
 fn tokenizer_json() -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json")).unwrap()
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tokenizer.json")).unwrap()
 }
 
 fn tokenizer() -> Tokenizer {

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 fn embedded() -> Value {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tokenizer.json");
     serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
 }
 

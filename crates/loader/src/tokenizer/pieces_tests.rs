@@ -32,7 +32,7 @@ fn text() -> impl Strategy<Value = String> {
 
 /// A byte-level vocabulary with these pre-tokenizers.
 fn byte_level(pre: Value, normalizer: Value) -> Value {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-cli/models/tiny-austen/tokenizer.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tokenizer.json");
     let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     tokenizer["pre_tokenizer"] = pre;
     tokenizer["normalizer"] = normalizer;

@@ -4,7 +4,7 @@ use crate::position::rope::scaling::{Dynamic, Linear, LongRope, Ntk};
 use serde_json::json;
 
 pub(crate) fn golden(name: &str) -> Value {
-    let path = format!("{}/../../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).expect("golden data is JSON")
 }
 

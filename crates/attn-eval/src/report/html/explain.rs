@@ -316,7 +316,7 @@ mod tests {
             ("llama4-irope", "temperature-1"),
         ];
         for (name, expected) in charts {
-            let path = format!("{}/../../tests/golden/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+            let path = format!("{}/testdata/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
             let config: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).unwrap();
             let spec = attn_models::families::spec(&config).unwrap();
             let explained = crate::explain::explain("<b>", &spec, None, None, None).unwrap();
