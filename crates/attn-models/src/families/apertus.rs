@@ -1,7 +1,8 @@
 //! Apertus: xIELU without a gate, norms on query and key heads, Llama 3's scaling unless the config says otherwise.
 
 use super::dense::{Defaults, Dense};
-use super::{pre_norm, rope, rope_dictionary, rope_of};
+use super::parts::pre_norm;
+use super::rotary::{rope, rope_dictionary, rope_of};
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{MlpSpec, ModelSpec, PlainActivation};

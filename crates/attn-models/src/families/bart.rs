@@ -1,7 +1,7 @@
 //! BART and Pegasus: encoder and decoder with absolute positions, BART with norms after each branch and on the
 //! embeddings, Pegasus with norms before and sinusoids.
 
-use super::{activation, embedding, nope, plain};
+use super::parts::{activation, embedding, nope, plain};
 use crate::Architecture;
 use crate::activation::Activation;
 use crate::config::Config;

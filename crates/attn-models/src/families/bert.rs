@@ -2,7 +2,7 @@
 //! (embeddings may be narrower than the residual stream), DistilBERT (no segments, other names).
 
 use super::dense::{Defaults, Dense};
-use super::{embedding, plain};
+use super::parts::{embedding, plain};
 use crate::Architecture;
 use crate::config::Config;
 use crate::spec::{
@@ -126,7 +126,7 @@ const HEADS: [&str; 8] = [
 
 fn bidirectional(dense: &Dense, qkv: QkvSpec, out: LinearSpec) -> MultiHeadSpec {
     let (heads, d) = (dense.common.heads, dense.common.head_dim);
-    MultiHeadSpec::new(heads, heads, d, qkv, out, super::nope()).with_mask(Mask::bidirectional())
+    MultiHeadSpec::new(heads, heads, d, qkv, out, super::parts::nope()).with_mask(Mask::bidirectional())
 }
 
 pub(super) fn distilbert(c: &Config) -> Result<ModelSpec> {
@@ -141,7 +141,7 @@ pub(super) fn distilbert(c: &Config) -> Result<ModelSpec> {
         eps: ("", 1e-12),
         ..BERT
     };
-    let dense = Dense::read_with(c, &sizes, super::activation(c, "activation", "gelu")?)?;
+    let dense = Dense::read_with(c, &sizes, super::parts::activation(c, "activation", "gelu")?)?;
     // The table is in the checkpoint, whichever way it came about.
     c.mark(&["sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"]);
     let (hidden, inner, rows) = (dense.common.hidden_size, dense.intermediate_size, dense.common.max_positions);

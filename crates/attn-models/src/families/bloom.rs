@@ -1,6 +1,6 @@
 //! BLOOM: ALiBi, fused projections per head, a norm on the embeddings.
 
-use super::{Common, LLAMA_NORMS, plain, pre_norm};
+use super::parts::{Common, LLAMA_NORMS, plain, pre_norm};
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec};

@@ -1,6 +1,7 @@
 //! CodeGen: GPT-J with fused projections in the order of the devices that trained it.
 
-use super::{Common, activation, head_bias, plain, pre_norm, rope};
+use super::parts::{Common, activation, head_bias, plain, pre_norm};
+use super::rotary::rope;
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec};
 use attn_core::position::{Layout, RopeDefaults};

@@ -1,6 +1,7 @@
 //! Cohere's Command R: interleaved rotation, layer norms without bias, parallel branches, scaled logits.
 
-use super::{Common, activation, pre_norm, rope};
+use super::parts::{Common, activation, pre_norm};
+use super::rotary::rope;
 use crate::config::Config;
 use crate::spec::{ModelSpec, NormSpec};
 use attn_core::QkNormPlace;

@@ -2,7 +2,7 @@
 //! encoding.
 
 use super::dense::{Defaults, Dense};
-use super::{layer_types, nope, pre_norm, window};
+use super::parts::{layer_types, nope, pre_norm, window};
 use crate::config::Config;
 use crate::spec::{ModelSpec, NormSpec};
 use attn_core::position::Layout;

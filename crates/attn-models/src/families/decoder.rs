@@ -4,7 +4,8 @@
 //! The sinusoids are added to embeddings scaled by `sqrt(hidden_size)` (Vaswani et al. 2017); ALiBi and T5 keep the scale of
 //! the scores. What an encoding learns in a layer is under `self_attn.position.`, and sinks are `self_attn.sinks`.
 
-use super::{Common, LLAMA_NORMS, activation, llama_rope, nope, pre_norm};
+use super::parts::{Common, LLAMA_NORMS, activation, nope, pre_norm};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{ModelSpec, NormSpec, TableSpec};
 use attn_core::position::{

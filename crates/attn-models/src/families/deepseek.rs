@@ -3,7 +3,8 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::{DeepSeek, DeepSeekDefaults};
-use super::{LLAMA_NORMS, rope};
+use super::parts::LLAMA_NORMS;
+use super::rotary::rope;
 use crate::config::Config;
 use crate::spec::{LatentSpec, LayerSpec, ModelSpec, Wiring};
 use attn_core::position::{Layout, RopeDefaults};

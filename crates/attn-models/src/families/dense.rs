@@ -1,7 +1,8 @@
 //! What Llama-like decoders have in common, read with a family's own defaults: an absent key means what transformers'
 //! configuration class of the family says, which differs from family to family.
 
-use super::{Common, LLAMA_NORMS, pre_norm, rope};
+use super::parts::{Common, LLAMA_NORMS, pre_norm};
+use super::rotary::rope;
 use crate::activation::Activation;
 use crate::config::{Config, MAX_LISTED};
 use crate::spec::{LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, NormSpec, Wiring};
@@ -66,7 +67,7 @@ pub(super) struct Dense {
 
 impl Dense {
     pub(super) fn read(c: &Config, defaults: &Defaults) -> Result<Self> {
-        Self::read_with(c, defaults, super::activation(c, "hidden_act", defaults.hidden_act)?)
+        Self::read_with(c, defaults, super::parts::activation(c, "hidden_act", defaults.hidden_act)?)
     }
 
     /// With an activation that the family has read itself.
@@ -161,7 +162,7 @@ impl Dense {
     pub(super) fn plain_mlp(&self, [up, down]: [&str; 2], bias: bool) -> MlpSpec {
         let (hidden, inner) = (self.common.hidden_size, self.intermediate_size);
         let linear = |name: &str, i, o| LinearSpec::new(&format!("mlp.{name}"), i, o).bias(bias);
-        super::plain(linear(up, hidden, inner), linear(down, inner, hidden), self.act)
+        super::parts::plain(linear(up, hidden, inner), linear(down, inner, hidden), self.act)
     }
 
     /// Layer `i` with Llama's two RMS norms.

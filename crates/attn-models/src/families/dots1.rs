@@ -2,7 +2,7 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::{DeepSeek, DeepSeekDefaults};
-use super::{layer_types, window};
+use super::parts::{layer_types, window};
 use crate::config::Config;
 use crate::spec::ModelSpec;
 use attn_core::QkNormPlace;

@@ -3,7 +3,7 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::{self, Experts};
-use super::gated;
+use super::parts::gated;
 use crate::config::Config;
 use crate::spec::{ExpertWeights, ModelSpec, Routing};
 use attn_core::position::Layout;

@@ -2,7 +2,7 @@
 //! there are windows, only those layers rotate.
 
 use super::dense::{Defaults, Dense};
-use super::{layer_types, nope, window};
+use super::parts::{layer_types, nope, window};
 use crate::config::Config;
 use crate::spec::ModelSpec;
 use attn_core::QkNormPlace;

@@ -1,7 +1,7 @@
 //! What configs say about mixtures of experts, under the names of each family.
 
 use super::dense::Dense;
-use super::gated;
+use super::parts::gated;
 use crate::config::{Config, MAX_LISTED};
 use crate::spec::{
     ExpertWeights, GateSpec, GroupLimit, GroupScore, LinearSpec, MlpSpec, MoeSpec, RouterScores, Routing, SharedSpec,

@@ -1,7 +1,8 @@
 //! Falcon: ALiBi (with its slopes and biases rounded to bf16, as it was trained) or RoPE; multi-query or grouped; parallel
 //! branches with one norm, two, or none of it.
 
-use super::{Common, LLAMA_NORMS, activation, llama_rope, plain, pre_norm};
+use super::parts::{Common, LLAMA_NORMS, activation, plain, pre_norm};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec};
 use attn_core::position::{AlibiConfig, PositionConfig};

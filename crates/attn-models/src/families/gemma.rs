@@ -1,7 +1,8 @@
 //! Gemma 1, 2 and 3: norm weights stored minus one, scaled embeddings; later ones add norms after each branch, softcaps,
 //! windows on most layers, and in Gemma 3 a second rotary base for those.
 
-use super::{Common, LLAMA_NORMS, layer_types, llama_rope, pre_norm, rope_by_type, window};
+use super::parts::{Common, LLAMA_NORMS, layer_types, pre_norm, window};
+use super::rotary::{llama_rope, rope_by_type};
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{LayerSpec, ModelSpec, MultiHeadSpec, NormSpec, Wiring};

@@ -3,7 +3,8 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::Experts;
-use super::{layer_types, rope, rope_of, window};
+use super::parts::{layer_types, window};
+use super::rotary::{rope, rope_of};
 use crate::config::{Config, MAX_LISTED};
 use crate::spec::{
     BesideSpec, ExpertWeights, GateSpec, LayerSpec, LinearSpec, ModelSpec, MoeSpec, MultiHeadSpec, NormSpec,
@@ -37,7 +38,7 @@ struct Shape {
 }
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let act = super::activation(c, "hidden_activation", "gelu_pytorch_tanh")?;
+    let act = super::parts::activation(c, "hidden_activation", "gelu_pytorch_tanh")?;
     let mut dense = Dense::read_with(c, &DEFAULTS, act)?;
     match c.text_opt("use_bidirectional_attention")? {
         None | Some("vision") => {} // text is read in order

@@ -1,6 +1,6 @@
 //! GPT-2: learned absolute positions, weights stored transposed.
 
-use super::{Common, activation, plain, pre_norm};
+use super::parts::{Common, activation, plain, pre_norm};
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec, TableSpec};
 use attn_core::position::{LearnedConfig, PositionConfig};
@@ -21,7 +21,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let norm = |name: &str| NormSpec::layer(name, hidden, eps);
     let conv = |name: &str, i, o| LinearSpec::new(name, i, o).bias(true).transposed();
     let layers = (0..common.layers).map(|i| {
-        let mut attention = common.attention(true, super::nope());
+        let mut attention = common.attention(true, super::parts::nope());
         attention.qkv = QkvSpec::Fused { qkv: conv("attn.c_attn", hidden, 3 * hidden), layout: FusedLayout::Blocks };
         attention.out = conv("attn.c_proj", hidden, hidden);
         attention.scale = if scaled { attention.scale } else { 1.0 } / if by_layer { (i + 1) as f64 } else { 1.0 };

@@ -1,6 +1,6 @@
 //! GPT-BigCode (StarCoder 1, SantaCoder): GPT-2 with one key and value head for all queries, weights not transposed.
 
-use super::{Common, activation, plain, pre_norm};
+use super::parts::{Common, activation, plain, pre_norm};
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec, TableSpec};
 use attn_core::position::{LearnedConfig, PositionConfig};
@@ -33,7 +33,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let norm = |name: &str| NormSpec::layer(name, hidden, eps);
     let linear = |name: &str, i, o| LinearSpec::new(name, i, o).bias(true);
     let layers = (0..common.layers).map(|i| {
-        let mut attention = common.attention(true, super::nope());
+        let mut attention = common.attention(true, super::parts::nope());
         attention.qkv = QkvSpec::Fused {
             qkv: linear("attn.c_attn", hidden, (common.heads + 2 * common.kv_heads) * d),
             layout: if multi_query { FusedLayout::Blocks } else { FusedLayout::PerKvHead },

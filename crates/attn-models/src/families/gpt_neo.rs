@@ -1,6 +1,6 @@
 //! GPT-Neo: learned absolute positions, scores without a scale, windows on the layers marked local.
 
-use super::{Common, activation, plain, pre_norm};
+use super::parts::{Common, activation, plain, pre_norm};
 use crate::config::Config;
 use crate::spec::{LinearSpec, ModelSpec, NormSpec, QkvSpec, TableSpec};
 use attn_core::position::{LearnedConfig, PositionConfig};
@@ -20,7 +20,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let norm = |name: &str| NormSpec::layer(name, hidden, eps);
     let linear = |name: &str, i, o| LinearSpec::new(name, i, o);
     let layers = (0..common.layers).map(|i| {
-        let mut attention = common.attention(false, super::nope());
+        let mut attention = common.attention(false, super::parts::nope());
         let project = |name: &str| linear(&format!("attn.attention.{name}"), hidden, hidden);
         attention.qkv = QkvSpec::Separate { q: project("q_proj"), k: project("k_proj"), v: project("v_proj") };
         attention.out = project("out_proj").bias(true);

@@ -1,6 +1,7 @@
 //! GPT-NeoX and Pythia: partial rotation, fused projections per head, usually parallel branches with a norm each.
 
-use super::{Common, LLAMA_NORMS, activation, head, plain, pre_norm, rope};
+use super::parts::{Common, LLAMA_NORMS, activation, head, plain, pre_norm};
+use super::rotary::rope;
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec};
 use attn_core::position::RopeDefaults;

@@ -3,7 +3,8 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::Experts;
-use super::{layer_types, rope, rope_dictionary, rope_of, window};
+use super::parts::{layer_types, window};
+use super::rotary::{rope, rope_dictionary, rope_of};
 use crate::config::Config;
 use crate::spec::{ExpertWeights, GateSpec, MlpSpec, ModelSpec, Routing};
 use attn_core::position::PositionConfig;

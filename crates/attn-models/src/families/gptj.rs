@@ -1,6 +1,6 @@
 //! GPT-J: interleaved rotation of the first lanes, parallel branches, a bias on the logits.
 
-use super::{Common, activation, plain, pre_norm};
+use super::parts::{Common, activation, plain, pre_norm};
 use crate::config::Config;
 use crate::spec::{LinearSpec, ModelSpec, NormSpec, QkvSpec};
 use attn_core::position::{Layout, PositionConfig, RopeConfig};
@@ -46,7 +46,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     spec.stack.embedding.tokens = "wte.weight".into();
     spec.prefixes = vec!["transformer.".into(), String::new()];
     if let Some(head) = &mut spec.head {
-        head.bias = Some(super::head_bias("lm_head.bias", common.vocab_size));
+        head.bias = Some(super::parts::head_bias("lm_head.bias", common.vocab_size));
     }
     Ok(spec)
 }

@@ -2,7 +2,8 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::Experts;
-use super::{Common, LLAMA_NORMS, activation, llama_rope, pre_norm};
+use super::parts::{Common, LLAMA_NORMS, activation, pre_norm};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{AttentionSpec, ExpertWeights, ModelSpec, NormSpec, Routing};
 use candle_core::Result;

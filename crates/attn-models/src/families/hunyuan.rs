@@ -2,7 +2,7 @@
 //! lengths.
 
 use super::dense::{Defaults, Dense};
-use super::{rope, rope_dictionary, rope_of};
+use super::rotary::{rope, rope_dictionary, rope_of};
 use crate::config::Config;
 use crate::spec::ModelSpec;
 use attn_core::QkNormPlace;

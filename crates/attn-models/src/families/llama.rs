@@ -1,6 +1,7 @@
 //! Llama 1 to 3.x and Mistral.
 
-use super::{Common, LLAMA_NORMS, activation, llama_rope, pre_norm};
+use super::parts::{Common, LLAMA_NORMS, activation, pre_norm};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{ModelSpec, NormSpec};
 use candle_core::Result;

@@ -1,8 +1,9 @@
 //! Llama 4's text model (iRoPE): interleaved rotation and chunked attention on most layers; the others have no position
 //! encoding but a temperature that grows with the position; experts on every n-th layer.
 
+use super::parts::{Common, LLAMA_NORMS, activation, gated, layer_types, pre_norm};
+use super::rotary::rope;
 use super::smollm3::rope_layers;
-use super::{Common, LLAMA_NORMS, activation, gated, layer_types, pre_norm, rope};
 use crate::config::Config;
 use crate::spec::{
     ExpertWeights, GateSpec, LinearSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec, RouterScores, Routing, SharedSpec,

@@ -1,7 +1,7 @@
 //! Ministral 3: Mistral with YaRN and a temperature of the queries that grows with the position.
 
 use super::dense::{Defaults, Dense};
-use super::{rope_dictionary, rope_of};
+use super::rotary::{rope_dictionary, rope_of};
 use crate::config::Config;
 use crate::spec::ModelSpec;
 use attn_core::position::{PositionConfig, Temperature};

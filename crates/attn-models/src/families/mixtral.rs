@@ -3,7 +3,8 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::Experts;
-use super::{LLAMA_NORMS, pre_norm, rope_dictionary, rope_of};
+use super::parts::{LLAMA_NORMS, pre_norm};
+use super::rotary::{rope_dictionary, rope_of};
 use crate::config::Config;
 use crate::spec::{ExpertWeights, MlpSpec, ModelSpec, NormSpec, RouterScores, Routing};
 use attn_core::QkNormPlace;
@@ -100,7 +101,7 @@ pub(super) fn phimoe(c: &Config) -> Result<ModelSpec> {
     })?;
     let mut spec = dense.decoder_with("phimoe", layers, dense.layer_norm("norm"));
     if let (Some(head), true) = (&mut spec.head, c.flag("lm_head_bias", false)?) {
-        head.bias = Some(super::head_bias("lm_head.bias", dense.common.vocab_size));
+        head.bias = Some(super::parts::head_bias("lm_head.bias", dense.common.vocab_size));
     }
     Ok(spec)
 }

@@ -40,12 +40,14 @@ mod nemotron;
 mod olmo;
 mod olmo2;
 mod opt;
+mod parts;
 mod persimmon;
 mod phi;
 mod phi3;
 mod qwen;
 mod qwen_moe;
 mod roformer;
+mod rotary;
 mod seed_oss;
 mod sketch;
 mod smollm3;
@@ -57,16 +59,9 @@ mod xglm;
 pub use decoder::ENCODINGS;
 pub use sketch::{Positions, positions};
 
-use crate::Architecture;
-use crate::activation::Activation;
-use crate::config::{Config, MAX_LISTED, Notes, UnknownKeys};
-use crate::spec::{
-    AttentionSpec, EmbeddingSpec, GateSpec, GateUpSpec, HeadBias, HeadSpec, LayerSpec, LinearSpec, MlpSpec, ModelSpec,
-    MultiHeadSpec, NormSpec, PlainActivation, QkvSpec, StackSpec, Wiring,
-};
-use attn_core::Mask;
-use attn_core::position::rope::scaling::FreqFactors;
-use attn_core::position::{NopeConfig, PositionConfig, RopeConfig, RopeDefaults};
+use crate::config::{Config, Notes, UnknownKeys};
+use crate::spec::{AttentionSpec, ModelSpec};
+use attn_core::position::PositionConfig;
 use candle_core::{Result, bail};
 use serde_json::Value;
 
@@ -235,293 +230,11 @@ fn multimodal(mut spec: ModelSpec) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-/// What nearly every decoder's config says.
-struct Common {
-    vocab_size: usize,
-    hidden_size: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    max_positions: usize,
-    /// False for a decoder turned into an encoder (`is_causal: false`): every token sees all others.
-    causal: bool,
-}
-
-impl Common {
-    /// Reads the keys of Llama-style configs, in any of the older spellings that `attribute_map`s know.
-    fn read(c: &Config) -> Result<Self> {
-        let mut common = Self::read_mha(c)?;
-        common.kv_heads = c.size_opt("num_key_value_heads")?.unwrap_or(common.heads);
-        if !c.says("num_key_value_heads") && !common.heads.is_multiple_of(common.kv_heads) {
-            // The class's number is for its own number of heads.
-            common.kv_heads = common.heads;
-        }
-        if c.size_opt("head_dim")?.is_some() {
-            common.head_dim = c.listed(&["head_dim"])?;
-        } else if !common.hidden_size.is_multiple_of(common.heads) {
-            bail!("config.json: hidden_size {} does not divide among {} heads", common.hidden_size, common.heads)
-        }
-        if !common.heads.is_multiple_of(common.kv_heads) {
-            let Self { heads, kv_heads, .. } = common;
-            bail!("config.json: num_attention_heads {heads} does not divide among num_key_value_heads {kv_heads}")
-        }
-        Ok(common)
-    }
-
-    /// As [`read`](Self::read), for families whose transformers code knows neither grouped heads nor a head width nor an
-    /// `intermediate_size`: it ignores these keys if they are there, and so do we.
-    fn read_mha(c: &Config) -> Result<Self> {
-        c.mark(&["intermediate_size", "num_key_value_heads", "head_dim"]);
-        let hidden_size = c.size(&["hidden_size", "n_embd", "n_embed", "d_model"])?;
-        let heads = c.listed(&["num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"])?;
-        if hidden_size / heads > MAX_LISTED {
-            bail!("config.json: hidden_size {hidden_size} among {heads} heads is past any model")
-        }
-        Ok(Self {
-            vocab_size: c.size(&["vocab_size"])?,
-            hidden_size,
-            layers: c.listed(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])?,
-            heads,
-            kv_heads: heads,
-            head_dim: hidden_size / heads,
-            max_positions: c.size(&["max_position_embeddings", "n_positions", "max_seq_len"]).unwrap_or(2048),
-            causal: c.flag("is_causal", true)?,
-        })
-    }
-
-    /// Refuses heads that do not fill the hidden size, for families that have no `head_dim`.
-    fn divided(self) -> Result<Self> {
-        match self.head_dim * self.heads == self.hidden_size {
-            true => Ok(self),
-            false => bail!("config.json: hidden size {} does not divide among {} heads", self.hidden_size, self.heads),
-        }
-    }
-
-    /// Separate projections under `self_attn.`, causal, with the given position encoding.
-    fn attention(&self, bias: bool, position: PositionConfig) -> MultiHeadSpec {
-        let (hidden, d) = (self.hidden_size, self.head_dim);
-        let linear = |name: &str, heads| LinearSpec::new(&format!("self_attn.{name}"), hidden, heads * d).bias(bias);
-        let qkv = QkvSpec::Separate {
-            q: linear("q_proj", self.heads),
-            k: linear("k_proj", self.kv_heads),
-            v: linear("v_proj", self.kv_heads),
-        };
-        let out = LinearSpec::new("self_attn.o_proj", self.heads * d, hidden).bias(bias);
-        let mask = if self.causal { Mask::causal() } else { Mask::bidirectional() };
-        MultiHeadSpec { mask, ..MultiHeadSpec::new(self.heads, self.kv_heads, d, qkv, out, position) }
-    }
-
-    /// `mlp.gate_proj`, `mlp.up_proj`, `mlp.down_proj`.
-    fn gated_mlp(&self, intermediate: usize, bias: bool, activation: Activation) -> MlpSpec {
-        gated("mlp.", self.hidden_size, intermediate, bias, activation)
-    }
-
-    /// `model.embed_tokens`, `model.layers.N.`, `model.norm`, `lm_head`.
-    fn decoder(&self, family: &str, layers: Vec<LayerSpec>, final_norm: NormSpec, tied: bool) -> ModelSpec {
-        // Without a future to predict there are hidden states to use, and no logits.
-        let (architecture, head) = match self.causal {
-            true => (Architecture::Decoder, Some(head(tied, "lm_head"))),
-            false => (Architecture::Encoder, None),
-        };
-        let unused = tied || !self.causal;
-        ModelSpec {
-            family: family.into(),
-            architecture,
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            trained_context: Some(trained_context(&layers).unwrap_or(self.max_positions)),
-            stack: StackSpec::new(embedding("embed_tokens.weight", self.hidden_size), layers, Some(final_norm)),
-            encoder: None,
-            head,
-            prefixes: vec!["model.".into(), String::new()],
-            unused: if unused { vec!["lm_head.weight".into()] } else { Vec::new() },
-        }
-    }
-}
-
-/// The context a rotary scaling was given for, if a layer has one.
-fn trained_context(layers: &[LayerSpec]) -> Option<usize> {
-    layers.iter().find_map(|layer| match layer.attention.position() {
-        PositionConfig::Rope(rope) => Some(rope.original_context()),
-        _ => None,
-    })
-}
-
-fn gated(prefix: &str, hidden: usize, intermediate: usize, bias: bool, activation: Activation) -> MlpSpec {
-    let linear = |name: &str, i, o| LinearSpec::new(&format!("{prefix}{name}"), i, o).bias(bias);
-    MlpSpec::Gated {
-        gate_up: GateUpSpec::Separate {
-            gate: linear("gate_proj", hidden, intermediate),
-            up: linear("up_proj", hidden, intermediate),
-        },
-        down: linear("down_proj", intermediate, hidden),
-        gate: GateSpec::Activation(activation),
-    }
-}
-
-fn plain(up: LinearSpec, down: LinearSpec, activation: Activation) -> MlpSpec {
-    MlpSpec::Plain { up, down, activation: PlainActivation::Fixed(activation) }
-}
-
-fn embedding(name: &str, width: usize) -> EmbeddingSpec {
-    EmbeddingSpec {
-        tokens: name.into(),
-        width,
-        projection: None,
-        scale: 1.0,
-        position: nope(),
-        position_table: None,
-        token_types: None,
-        norm: None,
-    }
-}
-
-fn head(tied: bool, name: &str) -> HeadSpec {
-    HeadSpec {
-        projection: None,
-        name: (!tied).then(|| name.into()),
-        or_tied: false,
-        bias: None,
-        scale: 1.0,
-        softcap: None,
-    }
-}
-
-/// A bias on the logits that has to be there.
-fn head_bias(name: &str, vocab: usize) -> HeadBias {
-    HeadBias { name: name.into(), shape: vec![vocab], optional: false }
-}
-
-fn nope() -> PositionConfig {
-    PositionConfig::Nope(NopeConfig::default())
-}
-
-/// A block with a norm before attention and one before the feed-forward.
-fn pre_norm(prefix: String, attention: MultiHeadSpec, mlp: MlpSpec, norms: [NormSpec; 2]) -> LayerSpec {
-    LayerSpec::new(prefix, attention, mlp, Wiring::pre_norm(norms))
-}
-
-/// The names of Llama's two norms.
-const LLAMA_NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
-
-/// `config`'s activation.
-fn activation(c: &Config, key: &'static str, default: &'static str) -> Result<Activation> {
-    crate::activation::parse(key, c.text_opt(key)?.unwrap_or(default))
-}
-
-/// Keys that the rotary encoding is read from.
-const ROPE_KEYS: &[&str] = &[
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "partial_rotary_factor",
-    "original_max_position_embeddings",
-    "rotary_emb_base",
-    "rotary_pct",
-    "rope_pct",
-    "rope_freq_factors",
-];
-
-/// The rotary encoding of a config; `None` layers have NoPE.
-fn rope(c: &Config, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<PositionConfig> {
-    c.mark(ROPE_KEYS);
-    rope_in(c, c.root(), layer_type, defaults)
-}
-
-/// The rotary encoding with another dictionary in place of the config's, for families that read it in a way of their own.
-fn rope_of(c: &Config, layer_type: Option<&str>, defaults: &RopeDefaults, dictionary: Value) -> Result<PositionConfig> {
-    c.mark(ROPE_KEYS);
-    let mut root = c.root().clone();
-    if let Some(map) = root.as_object_mut() {
-        map.remove("rope_scaling");
-        map.insert("rope_parameters".into(), dictionary);
-    }
-    rope_in(c, &root, layer_type, defaults)
-}
-
-/// The rotary encoding of layers of the type `kind` in families whose types have a dictionary each: that under
-/// `rope_parameters`, with the keys of the older `rope_scaling` put over it if that is theirs. As in transformers, what
-/// lies beside the dictionaries has no effect.
-fn rope_by_type(c: &Config, kind: &str, theta: f64, scaled: bool, defaults: &RopeDefaults) -> Result<PositionConfig> {
-    let own = rope_dictionary(c, "rope_parameters").and_then(|d| d.get(kind)?.as_object());
-    let mut dictionary = own.cloned().unwrap_or_default();
-    dictionary.extend(rope_dictionary(c, "rope_scaling").filter(|_| scaled).cloned().unwrap_or_default());
-    dictionary.entry("rope_theta").or_insert_with(|| theta.into());
-    rope_of(c, None, defaults, dictionary.into())
-}
-
-/// The dictionary under `key`, unless it is absent, null or empty.
-fn rope_dictionary<'a>(c: &Config<'a>, key: &str) -> Option<&'a serde_json::Map<String, Value>> {
-    c.root().get(key)?.as_object().filter(|d| !d.is_empty())
-}
-
-fn rope_in(c: &Config, root: &Value, layer_type: Option<&str>, defaults: &RopeDefaults) -> Result<PositionConfig> {
-    let reading = RopeConfig::read_hf(root, layer_type, &of_class(c, defaults))
-        .map_err(|e| candle_core::Error::Msg(format!("config.json: {e}")))?;
-    reading.unknown.iter().try_for_each(|key| c.unknown_key(key))?;
-    reading.ignored.iter().for_each(|line| c.ignored_key(line));
-    let Some(mut config) = reading.config else { return Ok(nope()) };
-    if let Some(factors) = c.list("rope_freq_factors", 0, serde_json::Value::as_f64)? {
-        // A GGUF file's rope_freqs.weight: Llama 3's and LongRoPE's scaling, worked out beforehand.
-        if !config.scaling.is_none() {
-            bail!("config.json: rope_freq_factors beside rope type {}", config.scaling.name())
-        }
-        config.scaling = FreqFactors { factors }.into();
-        config.validate()?;
-    }
-    Ok(PositionConfig::Rope(config))
-}
-
-/// What the family's class says of its rotary encoding, where `defaults` are those that nearly all families share.
-fn of_class(c: &Config, defaults: &RopeDefaults) -> RopeDefaults {
-    let mut defaults = defaults.clone();
-    let usual = RopeDefaults::new(defaults.head_dim);
-    let number = |key: &str| c.class_default(key).and_then(Value::as_f64);
-    if let Some(theta) = number("rope_theta").filter(|_| defaults.theta == usual.theta) {
-        defaults.theta = theta;
-    }
-    if let Some(share) = number("partial_rotary_factor").filter(|_| defaults.partial_rotary_factor == 1.0) {
-        defaults.partial_rotary_factor = share;
-    }
-    let size = |key: &str| number(key).map(|n| n as usize);
-    defaults.max_position_embeddings = defaults.max_position_embeddings.or(size("max_position_embeddings"));
-    defaults.original_max_position_embeddings = size("original_max_position_embeddings");
-    defaults.parameters = c.class_default("rope_parameters").and_then(Value::as_object).cloned();
-    defaults
-}
-
-/// Full-width, half-split rotation.
-fn llama_rope(c: &Config, head_dim: usize) -> Result<PositionConfig> {
-    rope(c, None, &RopeDefaults::new(head_dim))
-}
-
-/// The kind of every layer, `full_attention` if the config doesn't say.
-fn layer_types(c: &Config, layers: usize, default: impl Fn(usize) -> &'static str) -> Result<Vec<String>> {
-    let known = |v: &Value| v.as_str().map(String::from);
-    let types = c.list("layer_types", layers, known)?;
-    let types = types.unwrap_or_else(|| (0..layers).map(|i| default(i).to_string()).collect());
-    match types.iter().find(|t| !["full_attention", "sliding_attention", "chunked_attention"].contains(&t.as_str())) {
-        Some(other) => bail!("config.json: layer_types: unknown kind {other}"),
-        None => Ok(types),
-    }
-}
-
-/// The window of a layer of the given kind.
-fn window(kind: &str, sliding_window: Option<usize>) -> Result<Option<usize>> {
-    match (kind, sliding_window) {
-        ("sliding_attention", None) => {
-            bail!("config.json: sliding_window is missing, but layer_types has sliding layers")
-        }
-        ("sliding_attention", window) => Ok(window),
-        ("full_attention", _) => Ok(None),
-        (other, _) => bail!("config.json: layer_types: {other} is not supported here"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Architecture;
+    use attn_core::position::RopeConfig;
     use serde_json::json;
 
     fn llama(extra: &[(&str, Value)]) -> Result<ModelSpec> {

@@ -1,7 +1,8 @@
 //! ModernBERT: an encoder with rotation, gated networks, windows on most layers and a rotary base of their own for those.
 
 use super::dense::{Defaults, Dense};
-use super::{embedding, layer_types, rope_by_type};
+use super::parts::{embedding, layer_types};
+use super::rotary::rope_by_type;
 use crate::Architecture;
 use crate::config::Config;
 use crate::spec::{
@@ -25,7 +26,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
-    let act = super::activation(c, "hidden_activation", "gelu")?;
+    let act = super::parts::activation(c, "hidden_activation", "gelu")?;
     let dense = Dense::read_with(c, &DEFAULTS, act)?;
     let (hidden, inner, heads) = (dense.common.hidden_size, dense.intermediate_size, dense.common.heads);
     let (bias, mlp_bias) = (c.flag("attention_bias", false)?, c.flag("mlp_bias", false)?);

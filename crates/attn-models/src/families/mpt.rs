@@ -1,6 +1,6 @@
 //! MPT: ALiBi with a configurable steepest slope, fused projections, no biases.
 
-use super::{Common, plain, pre_norm};
+use super::parts::{Common, plain, pre_norm};
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec};

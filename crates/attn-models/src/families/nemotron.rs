@@ -1,7 +1,7 @@
 //! Nemotron: partial rotation, squared ReLUs without a gate, layer norms whose weights are stored minus one.
 
 use super::dense::{Defaults, Dense};
-use super::{LLAMA_NORMS, pre_norm};
+use super::parts::{LLAMA_NORMS, pre_norm};
 use crate::config::Config;
 use crate::spec::ModelSpec;
 use candle_core::Result;

@@ -3,7 +3,8 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::Experts;
-use super::{LLAMA_NORMS, layer_types, pre_norm, rope_by_type, window};
+use super::parts::{LLAMA_NORMS, layer_types, pre_norm, window};
+use super::rotary::rope_by_type;
 use crate::config::Config;
 use crate::spec::{ExpertWeights, ModelSpec, MultiHeadSpec, NormSpec, Routing};
 use attn_core::position::PositionConfig;

@@ -1,6 +1,7 @@
 //! OLMo 2: no norm before a branch, one after it, and norms over all query and all key heads at once.
 
-use super::{Common, activation, llama_rope};
+use super::parts::{Common, activation};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{LayerSpec, ModelSpec, NormSpec, Wiring};
 use attn_core::QkNormPlace;

@@ -1,7 +1,7 @@
 //! OPT: learned positions with an offset of 2, norms before or after the branches, in one size embeddings narrower than
 //! the residual stream.
 
-use super::{Common, activation, plain};
+use super::parts::{Common, activation, plain};
 use crate::config::Config;
 use crate::spec::{LayerSpec, LinearSpec, ModelSpec, NormSpec, ProjectionPlace, TableSpec, Wiring};
 use attn_core::NormKind;
@@ -26,7 +26,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
         false => NormSpec { name: None, kind: NormKind::Layer, ..NormSpec::rms("", hidden, 1e-5) },
     };
     let layers = (0..common.layers).map(|i| {
-        let mut attention = common.attention(bias, super::nope());
+        let mut attention = common.attention(bias, super::parts::nope());
         attention.out.name = "self_attn.out_proj".into();
         let linear = |name: &str, i, o| LinearSpec::new(name, i, o).bias(bias);
         let norms = ["self_attn_layer_norm", "final_layer_norm"].map(norm);

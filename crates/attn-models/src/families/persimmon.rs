@@ -1,7 +1,7 @@
 //! Persimmon: fused projections per head, layer norms on query and key heads, partial rotation, biases everywhere.
 
 use super::dense::{Defaults, Dense};
-use super::{LLAMA_NORMS, pre_norm};
+use super::parts::{LLAMA_NORMS, pre_norm};
 use crate::config::Config;
 use crate::spec::{FusedLayout, LinearSpec, ModelSpec, NormSpec, QkvSpec};
 use attn_core::QkNormPlace;

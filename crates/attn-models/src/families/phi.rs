@@ -1,6 +1,7 @@
 //! Phi 1 and 2: partial rotation, attention and feed-forward in parallel from one layer norm, biases everywhere.
 
-use super::{Common, activation, plain, pre_norm, rope};
+use super::parts::{Common, activation, plain, pre_norm};
+use super::rotary::rope;
 use crate::config::Config;
 use crate::spec::{LinearSpec, ModelSpec, NormSpec};
 use attn_core::QkNormPlace;
@@ -35,7 +36,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let norm = NormSpec::layer("final_layernorm", hidden, eps);
     let mut spec = common.decoder("phi", layers.collect(), norm, c.flag("tie_word_embeddings", false)?);
     if let Some(head) = &mut spec.head {
-        head.bias = Some(super::head_bias("lm_head.bias", common.vocab_size));
+        head.bias = Some(super::parts::head_bias("lm_head.bias", common.vocab_size));
     }
     Ok(spec)
 }

@@ -1,6 +1,7 @@
 //! Phi 3 and 4 mini: Llama with fused projections and LongRoPE.
 
-use super::{Common, LLAMA_NORMS, activation, llama_rope, pre_norm};
+use super::parts::{Common, LLAMA_NORMS, activation, pre_norm};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{FusedLayout, GateSpec, GateUpSpec, LinearSpec, MlpSpec, ModelSpec, NormSpec, QkvSpec};
 use attn_core::position::{PositionConfig, RopeScaling};

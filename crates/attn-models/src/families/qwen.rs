@@ -1,6 +1,7 @@
 //! Qwen 2 (biases on queries, keys and values) and Qwen 3 (norms on query and key heads instead).
 
-use super::{Common, LLAMA_NORMS, activation, layer_types, llama_rope, pre_norm, window};
+use super::parts::{Common, LLAMA_NORMS, activation, layer_types, pre_norm, window};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{LinearSpec, ModelSpec, MultiHeadSpec, NormSpec, QkvSpec};
 use attn_core::QkNormPlace;

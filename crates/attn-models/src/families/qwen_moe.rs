@@ -2,7 +2,7 @@
 
 use super::dense::{Defaults, Dense};
 use super::experts::{self, Experts};
-use super::{gated, layer_types, window};
+use super::parts::{gated, layer_types, window};
 use crate::config::Config;
 use crate::spec::{ExpertWeights, LinearSpec, MlpSpec, ModelSpec, Routing, SharedSpec};
 use attn_core::QkNormPlace;

@@ -1,7 +1,9 @@
 //! What can be said of the positions of a model whose family isn't known: the keys that nearly all families share say
 //! where its rotary encoding comes from, and transformers' class of it, if we know one, what absent keys are.
 
-use super::{Common, classes::Class, known, layer_types, nope, pre_norm, rope, spec_with, window};
+use super::parts::{Common, layer_types, nope, pre_norm, window};
+use super::rotary::rope;
+use super::{classes::Class, known, spec_with};
 use crate::config::{Config, Notes, UnknownKeys};
 use crate::spec::{ModelSpec, NormSpec};
 use attn_core::position::{PositionConfig, RopeDefaults};
@@ -95,7 +97,7 @@ fn layers(c: &Config, common: &Common) -> Result<Vec<crate::spec::LayerSpec>> {
         attention.mask = attention.mask.with_window(window(&kinds[i], sliding)?);
         let norm = |name: &str| NormSpec::rms(name, common.hidden_size, 1e-6);
         let mlp = common.gated_mlp(common.hidden_size, false, crate::activation::Activation::Silu);
-        Ok(pre_norm(format!("layers.{i}."), attention, mlp, super::LLAMA_NORMS.map(norm)))
+        Ok(pre_norm(format!("layers.{i}."), attention, mlp, super::parts::LLAMA_NORMS.map(norm)))
     };
     let layers = (0..common.layers).map(layer).collect::<Result<Vec<_>>>()?;
     if layers.iter().all(|layer| matches!(layer.attention.position(), PositionConfig::Nope(_))) {

@@ -1,6 +1,7 @@
 //! SmolLM 3: Llama in which some layers have no position encoding.
 
-use super::{Common, LLAMA_NORMS, activation, layer_types, llama_rope, nope, pre_norm, window};
+use super::parts::{Common, LLAMA_NORMS, activation, layer_types, nope, pre_norm, window};
+use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{ModelSpec, NormSpec};
 use candle_core::Result;

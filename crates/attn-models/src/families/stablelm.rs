@@ -1,6 +1,7 @@
 //! StableLM: partial rotation, layer norms, optionally a layer norm of its own for every query and key head.
 
-use super::{Common, LLAMA_NORMS, activation, pre_norm, rope};
+use super::parts::{Common, LLAMA_NORMS, activation, pre_norm};
+use super::rotary::rope;
 use crate::config::Config;
 use crate::spec::{LinearSpec, ModelSpec, NormSpec, QkvSpec};
 use attn_core::QkNormPlace;

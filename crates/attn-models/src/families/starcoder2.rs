@@ -1,7 +1,7 @@
 //! StarCoder 2: layer norms, biases, no gate, a window on every layer if there is one.
 
 use super::dense::{Defaults, Dense};
-use super::{LLAMA_NORMS, pre_norm};
+use super::parts::{LLAMA_NORMS, pre_norm};
 use crate::config::Config;
 use crate::spec::ModelSpec;
 use candle_core::Result;

@@ -1,7 +1,7 @@
 //! T5 and its 1.1 and Flan variants: encoder and decoder with relative position buckets, no score scale, gated or plain
 //! feed-forward.
 
-use super::{embedding, plain};
+use super::parts::{embedding, plain};
 use crate::Architecture;
 use crate::config::Config;
 use crate::spec::{
@@ -111,7 +111,7 @@ impl T5 {
         };
         let mask = if decoder { Mask::causal() } else { Mask::bidirectional() };
         let cross = decoder.then(|| {
-            let attention = self.attention("layer.1.EncDecAttention.", Mask::bidirectional(), super::nope());
+            let attention = self.attention("layer.1.EncDecAttention.", Mask::bidirectional(), super::parts::nope());
             CrossSpec { attention, norm: norm("layer.1.layer_norm".into()), norm_after: false }
         });
         let last = if decoder { 2 } else { 1 };

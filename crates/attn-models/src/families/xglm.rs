@@ -1,6 +1,6 @@
 //! XGLM: sinusoids with an offset of 2, sines first, on scaled embeddings.
 
-use super::{Common, activation, plain, pre_norm};
+use super::parts::{Common, activation, plain, pre_norm};
 use crate::config::Config;
 use crate::spec::{LinearSpec, ModelSpec, NormSpec};
 use attn_core::position::{PositionConfig, SinusoidalConfig};
@@ -26,7 +26,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let norm = |name: &str| NormSpec::layer(name, hidden, 1e-5);
     let linear = |name: &str, i, o| LinearSpec::new(name, i, o).bias(true);
     let layers = (0..common.layers).map(|i| {
-        let mut attention = common.attention(true, super::nope());
+        let mut attention = common.attention(true, super::parts::nope());
         attention.out.name = "self_attn.out_proj".into();
         let mlp = plain(linear("fc1", hidden, inner), linear("fc2", inner, hidden), act);
         pre_norm(format!("layers.{i}."), attention, mlp, ["self_attn_layer_norm", "final_layer_norm"].map(norm))
