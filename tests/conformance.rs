@@ -1,4 +1,5 @@
-//! Position encodings of configs against docs/conformance.json, which transformers computed (scripts/reference/make_conformance.py).
+//! Position encodings of configs against docs/conformance.json, which transformers computed
+//! (scripts/reference/make_conformance.py).
 
 use attn_core::RopeConfig;
 use attn_core::position::{PositionConfig, Temperature};

@@ -369,7 +369,7 @@ fn a_bias_by_absolute_position_sees_padding() -> Result<()> {
     Ok(())
 }
 
-/// Where an encoding ends is where its layer ends, whoever wrote it.
+/// A layer ends where its encoding ends, for encodings of other crates too.
 #[test]
 fn an_end_is_an_end() -> Result<()> {
     #[derive(Debug)]

@@ -75,7 +75,7 @@ Examples:
 }
 
 impl Command {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     /// Those of the command.

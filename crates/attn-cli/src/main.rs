@@ -44,8 +44,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ctrl-C leaves no file half-written and is code 130, as shells have it. Without a handler it ends the program all the
-/// same, only less tidily.
+/// Ctrl-C removes half-written files and ends the program with code 130, as shells expect. Where the handler can't be
+/// installed, Ctrl-C ends the program and its temporary files stay.
 #[cfg(unix)]
 fn end_tidily_on_ctrl_c() {
     use signal_hook::{consts::SIGINT, iterator::Signals};

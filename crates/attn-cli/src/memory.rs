@@ -1,7 +1,7 @@
 //! Whether a run fits into memory, asked before anything large is allocated.
 //!
-//! An allocation that fails aborts a program, and one that only fits on paper gets it killed by the system without a
-//! word. So commands work out what a context takes ([`attn_models::memory`]) and hold it against what is free
+//! An allocation that fails aborts a program, and one that the system grants but can't back gets the program killed
+//! without an error message. So commands work out what a context takes ([`attn_models::memory`]) and hold it against what is free
 //! ([`loader::free_memory`]). Systems that don't say and other devices than the CPU are not asked; there the check is
 //! left out.
 

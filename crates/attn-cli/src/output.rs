@@ -101,7 +101,7 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// Writes a line to stderr; if stderr is gone there is nobody to tell.
+/// Writes a line to stderr. An error in doing so is ignored, since there is no other place to report it.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{}", cut(&spelled(line)));
 }

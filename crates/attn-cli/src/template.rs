@@ -1,9 +1,9 @@
 //! Chat templates, rendered in a process of their own.
 //!
-//! A template is a program from a stranger. The interpreter bounds its steps and its output, but not the memory of the
-//! values in between, nor the time that one step over a huge list takes. So `attn` starts itself once more, hands the
-//! template over, and gives the child a fixed time, and on Linux a fixed address space. Whatever a template does then
-//! ends as an error of one line.
+//! A template is a program that comes with a checkpoint and is not trusted. The interpreter bounds its steps and its
+//! output, but not the memory of the values in between, nor the time that one step over a huge list takes. So `attn`
+//! starts itself once more, hands the template over, and gives the child a fixed time, and on Linux a fixed address
+//! space. Whatever a template does then ends as an error of one line.
 
 use anyhow::{Context, Result, bail};
 use loader::{ChatTemplate, Checkpoint, LoadError};
@@ -57,7 +57,8 @@ fn ask(job: &Job) -> Result<Answer> {
     let mut child = command.spawn().context(FAILED)?;
     let (input, output) = (child.stdin.take(), child.stdout.take());
     let job = serde_json::to_vec(job)?;
-    // Both ends in threads of their own: a child that reads or writes nothing holds up neither.
+    // Both pipes are served by threads of their own, so that a child that does not read can't block the reading of its
+    // answer.
     let writer = std::thread::spawn(move || input.map(|mut pipe| pipe.write_all(&job)));
     let reader = std::thread::spawn(move || {
         let mut bytes = vec![];

@@ -83,7 +83,7 @@ fn encode(
     also: &mut dyn FnMut(&str),
 ) -> Result<Tokens> {
     if let (Some(path), Some(free), usize::MAX) = (path, free_memory(), most) {
-        // Four bytes an id, and hardly ever less than three bytes of text.
+        // An id takes four bytes and stands for three bytes of text or more, with rare exceptions.
         let bytes = fs::metadata(path).ok().filter(fs::Metadata::is_file).map_or(0, |file| file.len());
         memory::check_text(path, bytes.saturating_mul(4) / 3, free)?;
     }

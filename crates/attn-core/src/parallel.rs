@@ -1,8 +1,8 @@
 //! The one way to write disjoint pieces of a result from several threads.
 //!
 //! `vec![0; n]` is one thread's work while the others wait, over memory that then has left the caches when they come to
-//! write it. [`filled`] hands out whole parts, each zeroed right before it is written, by whoever writes it. [`Disjoint`] is
-//! for pieces that aren't whole chunks of memory; its users vouch that they are disjoint.
+//! write it. [`filled`] hands out whole parts, each zeroed right before it is written, by the thread that writes it.
+//! [`Disjoint`] is for pieces that aren't whole chunks of memory; its users vouch that they are disjoint.
 
 pub(crate) mod waiting;
 
@@ -55,14 +55,14 @@ impl<'a, T> Disjoint<'a, T> {
         T: Copy,
     {
         assert!(start <= self.len && values.len() <= self.len - start);
-        // SAFETY: inside the memory, as asserted; nobody else uses it by the caller's word.
+        // SAFETY: inside the memory, as asserted; the caller promises that nothing else uses it.
         unsafe { self.start.add(start).copy_from_nonoverlapping(values.as_ptr(), values.len()) }
     }
 
     /// `len` numbers from `start` on.
     ///
     /// # Safety
-    /// They have been written, or were zeroed or borrowed, and nobody else uses this part until the last use of the result.
+    /// They have been written, or were zeroed or borrowed, and nothing else uses this part until the last use of the result.
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "{start} + {len} numbers of {}", self.len);

@@ -31,7 +31,7 @@ pub struct Generated {
     pub new_tokens: usize,
     /// Seconds for the tokens after the first.
     pub decode_seconds: f64,
-    /// Whether a stop token, or whoever took the tokens, ended the text.
+    /// Whether a stop token or the caller's function ended the text.
     pub stopped: bool,
 }
 

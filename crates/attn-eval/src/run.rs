@@ -131,7 +131,7 @@ fn fingerprint<C: Measurable>(about: &About, cells: &[C]) -> String {
 struct Line<S> {
     /// Index into the header's cells.
     cell: usize,
-    /// The cell's text, context and mode once more, for whoever reads the file.
+    /// The cell's text, context and mode once more, for human readers of the file.
     text: String,
     context: usize,
     mode: String,

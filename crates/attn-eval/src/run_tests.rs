@@ -229,7 +229,7 @@ fn shards_cover_every_cell_once_and_merge_whatever_overlaps_and_agrees() {
     }
 }
 
-/// What no run writes and a fingerprint does not see, because whoever made it up could make that up too.
+/// What no run writes. A fingerprint does not show it, since whoever forges a cell can compute the fingerprint too.
 #[test]
 fn figures_that_no_run_measures_are_refused_by_line() {
     let (_keep, path) = file();

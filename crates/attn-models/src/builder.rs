@@ -1,4 +1,4 @@
-//! From specs to modules: reads the tensors a spec names, and notices those that nobody asked for.
+//! From specs to modules: reads the tensors that a spec names, and notices those that no spec names.
 
 use crate::TensorSource;
 use crate::spec::{
@@ -20,7 +20,7 @@ pub(crate) struct Builder<'a> {
     pub(crate) dtype: DType,
     pub(crate) device: Device,
     used: RefCell<HashMap<String, usize>>,
-    /// What whoever loads the model should be told.
+    /// Warnings for the user of the model.
     warnings: RefCell<Vec<String>>,
 }
 
@@ -322,7 +322,7 @@ impl<'a> Builder<'a> {
         Ok(head.dims() != table.dims() || head.ne(table)?.max_all()?.to_scalar::<u8>()? != 0)
     }
 
-    /// What whoever loads the model should be told.
+    /// Warnings for the user of the model.
     pub(crate) fn warnings(&self) -> Vec<String> {
         self.warnings.borrow().clone()
     }

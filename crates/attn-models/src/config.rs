@@ -1,7 +1,7 @@
 //! Reading `config.json`: typed access that names the key in every error and refuses what it does not understand.
 //!
-//! A key that nobody reads may well change the result, and a result that is wrong but looks fine is the worst outcome.
-//! So [`Config::finish`] refuses every key that was neither read nor is known to change nothing, unless whoever runs the
+//! A key that no code reads may well change the result, and a result that is wrong but looks fine is the worst outcome.
+//! So [`Config::finish`] refuses every key that was neither read nor is known to change nothing, unless the user who runs the
 //! model has said that unknown keys may be passed over ([`UnknownKeys::Collect`]).
 //!
 //! A key that is absent has the value that transformers' configuration class of the family gives it, and one that is null
@@ -92,7 +92,7 @@ const HARMLESS: &[&str] = &[
     "typical_p",
     "attn_implementation",
     "experts_implementation",
-    // Weights are read as they are stored; what that means is for whoever loads them.
+    // Weights are read as they are stored; their format is the loader's concern.
     "quantization_config",
     "compression_config",
     // The cache, generation and tokenization.
@@ -144,7 +144,7 @@ const HARMLESS: &[&str] = &[
 /// More layers, heads, lanes of a head or experts than any model has.
 pub const MAX_LISTED: usize = 1 << 16;
 
-/// What becomes of keys that nobody reads and that are not known to be harmless.
+/// What becomes of keys that no code reads and that are not known to be harmless.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum UnknownKeys {
     /// They are an error that names the first.
@@ -154,7 +154,7 @@ pub enum UnknownKeys {
     Collect,
 }
 
-/// What whoever runs a model should know of its config.
+/// Notes on a config for the user who runs the model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notes {
     /// Unknown keys that were passed over, with their paths: the result may be wrong.

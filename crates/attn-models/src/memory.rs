@@ -1,9 +1,9 @@
 //! How much memory a run takes, worked out from the spec before anything is allocated.
 //!
-//! An allocation that fails aborts the program, and one that succeeds on paper gets it killed later, so long prompts
-//! have to be refused beforehand. The cache is counted exactly. Activations are counted as the tensors that one block
-//! holds at its peak, rounded up where a kernel may copy: `tests/memory.rs` holds the estimate against what the
-//! allocator sees, for every family.
+//! An allocation that fails aborts the program, and one that the system grants but can't back gets it killed later, so
+//! long prompts have to be refused beforehand. The cache is counted exactly. Activations are counted as the tensors
+//! that one block holds at its peak, rounded up where a kernel may copy: `tests/memory.rs` holds the estimate against
+//! what the allocator sees, for every family.
 
 use crate::Architecture;
 use crate::TensorSource;

@@ -236,7 +236,7 @@ impl Model {
         &self.notes
     }
 
-    /// What whoever loaded the model should be told: where its checkpoint contradicts its config and has its way.
+    /// Warnings for the user: where the checkpoint contradicts its config and the checkpoint was followed.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

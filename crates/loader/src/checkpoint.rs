@@ -1,4 +1,4 @@
-//! `Checkpoint`: everything a model needs to run, from wherever it lies.
+//! `Checkpoint`: everything a model needs to run, from a folder, a file or the hub.
 
 use crate::{
     chat::ChatTemplate,
@@ -33,7 +33,7 @@ pub struct Checkpoint {
     pub generation: GenerationDefaults,
     /// What the weights are quantised as, such as `Q4_K_M (Q4_K, Q6_K, F32)`, if that is known beside their dtypes.
     pub quantization: Option<String>,
-    /// What whoever uses the checkpoint should be told: guesses that were made, and what was passed over.
+    /// Warnings for the user: guesses that were made, and what was passed over.
     pub warnings: Vec<String>,
     /// Where all of this came from.
     pub origin: Origin,

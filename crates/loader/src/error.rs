@@ -1,6 +1,6 @@
 //! The one error type of the loader.
 //!
-//! A checkpoint is untrusted input that often comes from a stranger over a poor network, so almost everything here is
+//! A checkpoint is untrusted input that often comes over a poor network, so almost everything here is
 //! an expected event rather than a bug: every message is one line that names the file, the key or the tensor, and says
 //! what to do where there is something to do.
 

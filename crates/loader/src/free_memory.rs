@@ -1,5 +1,5 @@
 //! How much memory this process can still use, asked before anything large is allocated: an allocation that fails aborts a
-//! program, and one that only fits on paper gets it killed by the system without a word.
+//! program, and one that the system grants but can't back gets it killed without an error message.
 
 use std::fs;
 use std::path::{Path, PathBuf};

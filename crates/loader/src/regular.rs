@@ -1,7 +1,7 @@
 //! Opens files of a model folder, and refuses what is no regular file.
 //!
 //! A FIFO waits for a writer when it is opened, a device may have no end, and a link may lead nowhere. A link that leads
-//! nowhere is not the same as no file: whoever made it meant the file to count.
+//! nowhere is not the same as no file: its author meant the file to count.
 
 use crate::error::{LoadError, Result};
 use std::{

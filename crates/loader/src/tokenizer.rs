@@ -31,7 +31,7 @@ pub struct Tokenizer {
     pub add_bos: Option<bool>,
     /// Whether `encode` with special tokens ends with the first of `eos_ids`; `None` leaves it to tokenizer.json.
     pub add_eos: Option<bool>,
-    /// What whoever uses the tokenizer should be told.
+    /// Warnings for the user of the tokenizer.
     pub warnings: Vec<String>,
     vocab_limit: Option<usize>,
     /// Where a text may be cut into pieces, once somebody asked.

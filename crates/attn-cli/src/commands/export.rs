@@ -198,7 +198,7 @@ fn is_weights(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "safetensors")
 }
 
-/// The checkpoint's files and what else lies beside them of a tokenizer, without its config.
+/// The checkpoint's files and the tokenizer files in the same folder, without its config.
 fn companions(origin: &loader::Origin) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = origin.files.iter().filter_map(|file| Some(file.path()?.to_path_buf())).collect();
     let folder = paths.first().and_then(|path| path.parent()).map(Path::to_path_buf);

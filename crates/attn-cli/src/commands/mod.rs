@@ -1,6 +1,6 @@
 //! The commands, a file or folder each: the options as a struct, and a `run` that does it.
 //!
-//! They lie on what stands beside this folder and never on each other.
+//! Commands use the modules beside this folder and never each other.
 
 pub(crate) mod bench;
 pub(crate) mod compare;

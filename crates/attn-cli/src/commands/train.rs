@@ -323,7 +323,7 @@ fn train_tokenizer(texts: &[PathBuf], vocab: usize) -> Result<Tokenizer> {
     })
 }
 
-/// Sends a text in pieces that begin and end words, until nobody listens.
+/// Sends a text in pieces that begin and end words, until the receiver is dropped.
 fn send_pieces(path: &Path, to: &SyncSender<String>) -> Result<()> {
     const PIECE: usize = 1 << 20;
     let (mut held, mut searched) = (String::new(), 0);

@@ -1,7 +1,7 @@
 //! What a position encoding adds to the attention scores, in the few forms that kernels know.
 //!
 //! Encodings are open (anyone may implement [`PositionEncoding`](crate::PositionEncoding)), bias forms are closed:
-//! a kernel matches on them and runs at full speed for encodings that nobody has written yet.
+//! a kernel matches on them and runs at full speed for encodings that are written later, too.
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use std::ops::Range;

@@ -2,9 +2,9 @@
 //!
 //! The products of one token take as long as it takes to wake a thread, and there are hundreds of them. So the threads
 //! here look out for work for a while before they sleep. Where other programs want the cores too, that must not make
-//! things worse, hence two rules: the caller does whatever nobody else has begun and waits for those alone who have, so a
-//! thread that the system has set aside holds nobody up; and whoever waits sleeps after a while, which frees a core for
-//! the one that is waited for.
+//! things worse, hence two rules. The caller does every piece that no other thread has begun, and waits only for threads
+//! that have begun one, so that a thread which the system has suspended delays nothing. A caller that waits sleeps after a
+//! while, which frees a core for the thread that it waits for.
 
 use std::{
     any::Any,
@@ -136,7 +136,7 @@ impl Pool {
             Err(TryLockError::Poisoned(e)) => e.into_inner(),
             Err(TryLockError::WouldBlock) => return worker(),
         };
-        // SAFETY: the lock is held, and the last caller has left nothing open and nobody at work.
+        // SAFETY: the lock is held, and the last caller has left nothing open, and no thread is at work.
         unsafe { *self.work.get() = Work { run: call::<F>, data: std::ptr::from_ref(worker).cast() } };
         let number = self.state.load(Ordering::Relaxed) / NUMBER * NUMBER;
         self.state.store(number.wrapping_add(NUMBER) | OPEN, Ordering::SeqCst);
@@ -146,7 +146,7 @@ impl Pool {
             }
         }
         BUSY.set(true);
-        // Whatever the closure does, nobody uses it any more when this function is left.
+        // Whatever the closure does, no thread uses it any more when this function is left.
         let result = catch_unwind(AssertUnwindSafe(worker));
         BUSY.set(false);
         self.close();

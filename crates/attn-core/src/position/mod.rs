@@ -200,7 +200,8 @@ impl PositionConfig {
 }
 
 /// Builds the encoding of an attention layer. `vb` stands at the encoding's own table for those that learn one
-/// (`...relative_attention_bias`), or at the layer's own numbers; for the others its device is all that matters, and without it they live on the CPU.
+/// (`...relative_attention_bias`), or at the layer's own numbers; for the others its device is all that matters, and
+/// without it they live on the CPU.
 ///
 /// # Errors
 /// Values out of range, a learned encoding without a `vb` or without its tensor there, and encodings that are added to

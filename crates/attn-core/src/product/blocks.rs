@@ -1,9 +1,9 @@
 //! Products with weights that stay in the blocks of GGUF files.
 //!
 //! Up to [`FEW_ROWS`] rows, the blocks are taken apart in the caches and the numbers multiplied with f32 activations
-//! (`exact`), or with activations in 8 bits where `ATTN_ACTIVATIONS` asks for them (`rounded`): the weights cross the memory bus as
-//! they are stored. More rows take the bf16 kernel, with the weights widened a few outputs at a time, or Candle's f32
-//! product where the machine has no such kernel.
+//! (`exact`), or with activations in 8 bits where `ATTN_ACTIVATIONS` asks for them (`rounded`): the weights cross the
+//! memory bus as they are stored. More rows take the bf16 kernel, with the weights widened a few outputs at a time, or
+//! Candle's f32 product where the machine has no such kernel.
 
 mod exact;
 mod formats;

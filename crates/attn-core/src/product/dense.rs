@@ -1,6 +1,6 @@
 //! f32 products of matrices in any order of rows and columns, by the `gemm` crate that Candle's own products use.
 //!
-//! Called directly it writes the result once, into memory that nobody has zeroed, and takes the number of threads from
+//! Called directly it writes the result once, into memory that was not zeroed before, and takes the number of threads from
 //! the pool it runs in. Candle's call reads the number from the environment, or from /proc/cpuinfo, every time.
 
 use gemm::Parallelism;

@@ -216,8 +216,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// columns; the others, up to `NR`, may be left as they are.
     unsafe fn scores(cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32);
 
-    /// `c[i][j] += sum_k a[i * TILE_STRIDE + k] * b[k * b_stride + j]` for `size`, which is `rows x cols`, numbers: `rows` is `MR` or at
-    /// most 4, `cols` a multiple of `LANES`.
+    /// `c[i][j] += sum_k a[i * TILE_STRIDE + k] * b[k * b_stride + j]` for `size`, which is `rows x cols`, numbers:
+    /// `rows` is `MR` or at most 4, `cols` a multiple of `LANES`.
     unsafe fn accumulate(
         size: (usize, usize),
         depth: usize,

@@ -2,10 +2,11 @@
 //! whether the text was enough to say so.
 //!
 //! A setting is judged by its worst length, the trained one included: what it loses there against the best mode of that
-//! length, for whoever serves a model serves short texts with it too. It is recommended only
-//! if it really beats the model as it is, that is if the 95 % interval of the difference on the same windows leaves out
-//! zero. Where retrieval was measured too, both have a say ([`weigh`](super::weigh)). Modes that never see what lies further back than a window are not recommended beside others that do: perplexity
-//! hardly shows what they lose. They are a baseline instead.
+//! length, since a model that is served for long texts is served for short ones too. It is recommended only if it
+//! really beats the model as it is, that is if the 95 % interval of the difference on the same windows leaves out zero.
+//! Where retrieval was measured too, both have a say ([`weigh`](super::weigh)). Modes that never see what lies further
+//! back than a window are not recommended beside others that do: perplexity hardly shows what they lose. They are a
+//! baseline instead.
 
 use super::usable::usable;
 use super::{Mode, Pair, Results, Usable, Weighed, contexts, find, modes};

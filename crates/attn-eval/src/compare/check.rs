@@ -1,4 +1,4 @@
-//! What a saved comparison may say: only what a measurement can come to. Reports are drawn from it, and whoever reads them
+//! What a saved comparison may say: only what a measurement can come to. Reports are drawn from it, and their readers
 //! takes the figures for measured ones.
 
 use super::results::{MetricDifference, Pair, Results, contexts};

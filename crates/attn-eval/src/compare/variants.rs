@@ -85,7 +85,7 @@ pub fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> 
     Ok(PositionOverride { rope, extend })
 }
 
-/// A parameter that no mode of the plan reads would otherwise change nothing without a word.
+/// A parameter that no mode of the plan reads would otherwise be ignored without a warning.
 pub(crate) fn check_params(plan: &Plan) -> Result<()> {
     match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|mode| mode.takes(key))) {
         Some((key, _)) => bail!("none of the modes compared has a parameter {key:?}"),

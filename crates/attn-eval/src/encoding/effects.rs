@@ -71,7 +71,8 @@ pub struct Effects {
 pub struct RopeEffects {
     /// Every rotated pair, fastest first, under the configured scaling.
     pub pairs: Vec<Pair>,
-    /// The configured scaling if there is one, then each scheme that any checkpoint can take, at the factor that `length` asks for.
+    /// The configured scaling if there is one, then each scheme that any checkpoint can take, at the factor that
+    /// `length` asks for.
     pub scalings: Vec<ScalingEffect>,
     /// [`decay`] by distance: without scaling, then under each of `scalings`.
     pub decay: Vec<Curve>,
@@ -264,7 +265,8 @@ impl RopeEffects {
     }
 }
 
-/// The configured scaling if it differs from `plain`, then each that any checkpoint can take, and the decay without and with them.
+/// The configured scaling if it differs from `plain`, then each that any checkpoint can take, and the decay without and
+/// with them.
 fn scalings(
     config: &RopeConfig,
     plain: &RopeConfig,

@@ -9,7 +9,7 @@ pub(super) fn called(mode: &str) -> &str {
     }
 }
 
-/// A mode as the one who finds: "none finds the key" would be read as nobody.
+/// A mode as the subject of "finds": "none finds the key" would be read as no mode at all.
 pub(super) fn finder(mode: &str) -> &str {
     if mode == "none" { "the model without scaling" } else { called(mode) }
 }

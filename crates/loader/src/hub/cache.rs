@@ -117,7 +117,7 @@ impl RepoCache {
     }
 }
 
-/// Makes something beside `path` and renames it there, so that nobody ever sees it half-made.
+/// Makes something beside `path` and renames it there, so that no other process ever sees it incomplete.
 fn in_place(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let io = |e| LoadError::io(path, "create")(e);
     if let Some(folder) = path.parent() {

@@ -1,4 +1,4 @@
-//! Files that lie, and what nothing reads.
+//! Files whose headers, metadata or tables are wrong, and keys that no code reads.
 
 use crate::common::*;
 use crate::{open, open_bytes};

@@ -1,4 +1,4 @@
-//! GGUF files: golden checkpoints written as llama.cpp would, read back, and files that lie.
+//! GGUF files: golden checkpoints written as llama.cpp would, read back, and files whose headers are wrong.
 #![allow(missing_docs)]
 
 #[path = "../common/mod.rs"]

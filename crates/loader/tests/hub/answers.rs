@@ -133,7 +133,7 @@ fn what_comes_is_checked() {
     assert!(fails(&hub, dir.path()).to_string().contains("web page"));
 }
 
-/// A hub that sends a little and hangs up, a little and another range, or a byte now and then, holds nobody up.
+/// A hub that sends a little and hangs up, sends a little of another range, or sends a byte now and then is given up.
 #[test]
 fn downloads_that_never_end_are_given_up() {
     let big = weights(3_000);

@@ -54,7 +54,7 @@ fn two_processes_download_once() {
     assert_eq!(hub.hits("storage"), 1);
 }
 
-/// What Ctrl-C does, only less politely.
+/// A download whose process is killed, as by SIGKILL, is continued by the next one.
 #[test]
 fn a_killed_download_is_continued() {
     let big = weights(400_000);

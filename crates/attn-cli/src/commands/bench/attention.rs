@@ -20,7 +20,7 @@ const LARGEST: usize = 1 << 35;
 /// Scores that the check may hold at once, over all heads.
 const CHECKED_SCORES: usize = 1 << 24;
 
-/// What came of it.
+/// The result, as it is printed.
 #[derive(Debug, Serialize)]
 struct Report {
     dtype: &'static str,

@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use std::time::Instant;
 
-/// What came of it.
+/// The result, as it is printed.
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,

@@ -71,7 +71,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// The policy, for a text of which nobody knows beforehand how long it gets.
+/// The policy for a text whose length is not known beforehand.
 fn length(args: &GenerateArgs, opened: &Opened) -> RopeLength {
     match args.model.rope.rope_length {
         _ if !opened.model.depends_on_length() => RopeLength::Declared(0),

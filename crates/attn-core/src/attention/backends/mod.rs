@@ -12,8 +12,8 @@
 //! | `metal` | Metal | no bias, softcap or window; one query that sees every key; more queries as far as the kernel's blocks of 32 end with the keys; no gradients |
 //! | `reference` | any | everything, in plain Candle ops that keep the graph |
 //!
-//! What the accelerators' kernels get right was read off their sources. Their choice is a function of the call's [`Facts`](facts::Facts)
-//! alone, so that it is tested on machines that have none of them.
+//! What the accelerators' kernels get right was read off their sources. Their choice is a function of the call's
+//! [`Facts`](facts::Facts) alone, so that it is tested on machines that have none of them.
 
 mod cpu;
 #[cfg(feature = "cuda")]

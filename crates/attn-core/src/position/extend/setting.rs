@@ -1,5 +1,6 @@
-//! What a name such as `rerope:window=128` or `yarn+window+log-n` asks for: a method, its numbers, and whether queries grow
-//! with the logarithm of their position. The frequencies' scaling in such a name is [`rope::scaling`](crate::position::rope::scaling)'s.
+//! What a name such as `rerope:window=128` or `yarn+window+log-n` asks for: a method, its numbers, and whether queries
+//! grow with the logarithm of their position. The frequencies' scaling in such a name is
+//! [`rope::scaling`](crate::position::rope::scaling)'s.
 
 use super::ExtendConfig;
 use crate::position::rope::scaling::{self, SchemeInfo};
@@ -9,7 +10,7 @@ use crate::position::{
 use candle_core::{Result, Tensor, bail};
 use std::{fmt, str::FromStr, sync::Arc};
 
-/// How many times the trained context a method is made for where nobody says how long the texts get.
+/// How many times the trained context a method is made for where the length of the texts is not given.
 const USUAL_TIMES: usize = 8;
 /// The name of log-n scaling in a setting.
 pub const LOG_N: &str = "log-n";

@@ -13,8 +13,8 @@ pub(super) fn columns<O: Element>(block: &Block, target: &Disjoint<'_, O>) {
     let mut sums = [0f32; ROWS * COLS];
     let _tiles = Tiles::configure();
     for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {
-        // SAFETY: `xs` holds the tiles of ROWS rows of `depth` bf16, `packed` two groups of depth / 2 lines of 64 bytes, `sums` ROWS
-        // rows of COLS f32: exactly what the loop reads and writes.
+        // SAFETY: `xs` holds the tiles of ROWS rows of `depth` bf16, `packed` two groups of depth / 2 lines of 64
+        // bytes, `sums` ROWS rows of COLS f32: exactly what the loop reads and writes.
         unsafe { multiply(xs.as_ptr().cast(), block.packed.as_ptr().cast(), block.depth, sums.as_mut_ptr().cast()) };
         block.write(target, step * ROWS, &sums);
     }
@@ -26,7 +26,8 @@ pub(super) fn columns<O: Element>(block: &Block, target: &Disjoint<'_, O>) {
 /// As `columns` states; the tiles are configured.
 unsafe fn multiply(xs: *const u8, packed: *const u8, depth: usize, sums: *mut u8) {
     let group = 16 * 2 * depth;
-    // SAFETY: per step of 32 inputs the loop reads a tile of 16 lines of 64 bytes of either group of rows and of weights, depth / 32 times in all, and then writes 2 x 2 tiles of 16 rows of 64 bytes, 128 bytes apart.
+    // SAFETY: per step of 32 inputs the loop reads a tile of 16 lines of 64 bytes of either group of rows and of
+    // weights, depth / 32 times in all, and then writes 2 x 2 tiles of 16 rows of 64 bytes, 128 bytes apart.
     unsafe {
         asm!(
             "tilezero tmm0",

@@ -3,7 +3,7 @@
 use super::Page;
 use crate::compare::Mode;
 
-/// What each mode does, for whoever sees its name for the first time.
+/// What each mode does, for readers who do not know its name.
 pub(super) fn meanings<'a>(page: &mut Page, modes: impl IntoIterator<Item = &'a str>) {
     page.heading("What the modes do");
     let summary = |mode: &str| mode.parse::<Mode>().ok().map(|mode| mode.summary().to_string());

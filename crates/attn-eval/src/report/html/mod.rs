@@ -1,7 +1,7 @@
 //! Reports as one HTML file each, that opens without a network and says the same with and without scripts.
 //!
 //! Every figure is in a table with real headers; scripts add charts above them and make tables sort. A page holds its
-//! document as JSON, so whoever gets the file has the data too. What comes from users (names of files, models, texts)
+//! document as JSON, so that the file holds the data too. What comes from users (names of files, models, texts)
 //! is escaped on its way into markup and into the data. A policy in the page's head forbids it to load anything.
 
 mod across;

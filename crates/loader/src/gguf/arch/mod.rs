@@ -253,7 +253,7 @@ pub(crate) struct Reader<'a> {
     pub(crate) tensors: &'a RopeTensors,
     header: &'a Header,
     pub(crate) config: Map<String, Json>,
-    /// What whoever loads the file has to be told.
+    /// Warnings for the user who loads the file.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -263,7 +263,7 @@ pub(crate) struct Translated {
     pub(crate) config: Json,
     /// Tensors that the file keeps as metadata.
     pub(crate) tensors: BTreeMap<String, Held>,
-    /// What whoever loads the file has to be told.
+    /// Warnings for the user who loads the file.
     pub(crate) warnings: Vec<String>,
 }
 

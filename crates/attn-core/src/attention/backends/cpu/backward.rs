@@ -142,7 +142,7 @@ impl Worker<'_> {
     /// One part of the keys of one kv head.
     ///
     /// # Safety
-    /// The machine has the instruction set of `S`, and nobody else takes this part.
+    /// The machine has the instruction set of `S`, and no other thread has this part.
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, b: usize, kv_head: usize, part: usize) {
         let s = self.p.sizes;

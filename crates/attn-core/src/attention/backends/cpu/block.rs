@@ -61,7 +61,7 @@ struct Values {
 /// Computes a unit and writes its result.
 ///
 /// # Safety
-/// The machine has the instruction set of `S`, and nobody else writes the unit's rows or part.
+/// The machine has the instruction set of `S`, and no other thread writes the unit's rows or part.
 #[inline(always)]
 pub(super) unsafe fn run_unit<S: Simd, T: Element>(task: &Task<T>, unit: &Unit) {
     let (p, inputs) = (task.p, &task.inputs);

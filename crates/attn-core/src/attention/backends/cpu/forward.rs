@@ -91,7 +91,7 @@ pub(super) trait Input: Element {
     /// Computes a unit in a way that only this dtype has, or returns false.
     ///
     /// # Safety
-    /// The machine has `path`, and nobody else writes the unit's rows or part.
+    /// The machine has `path`, and no other thread writes the unit's rows or part.
     unsafe fn run_own(_path: KernelPath, _task: &Task<Self>, _unit: &Unit) -> bool {
         false
     }

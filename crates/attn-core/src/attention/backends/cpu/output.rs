@@ -50,7 +50,7 @@ impl<T: Element> Output<'_, T> {
     /// Finishes one row of sums `acc`.
     ///
     /// # Safety
-    /// As [`Disjoint::part`]: nobody else writes this row.
+    /// As [`Disjoint::part`]: no other thread writes this row.
     #[inline(always)]
     pub(super) unsafe fn put(&self, p: &Problem, place: (usize, usize, usize), acc: &[f32], max: f32, sum: f32) {
         // SAFETY: by the caller's word.
@@ -65,7 +65,7 @@ impl<T: Element> Output<'_, T> {
     /// What the sums of one row have to be multiplied by; keeps its log-sum-exp if somebody asks for it.
     ///
     /// # Safety
-    /// As [`Disjoint::part`]: nobody else writes this row.
+    /// As [`Disjoint::part`]: no other thread writes this row.
     pub(super) unsafe fn finish(&self, p: &Problem, (b, head, q): (usize, usize, usize), max: f32, sum: f32) -> f32 {
         let finished = finish(max, sum, p.sinks.as_ref().map(|sinks| sinks[head]));
         if let Some(log_sums) = &self.log_sums {

@@ -71,7 +71,7 @@ impl Skip {
         let Bias::Linear { slopes } = &p.bias else { unreachable!("bounds exist for a linear bias only") };
         let (slope, q) = (slopes[row.head], inputs.q.row(b, row.head, row.q));
         let origin = p.origin(row.q);
-        // A row that sees nothing minds nothing.
+        // A row that sees no key sets no bound.
         let mut floor = f32::INFINITY;
         if !row.seen.is_empty() {
             let nearest = if slope >= 0.0 { row.seen.end - 1 } else { row.seen.start };

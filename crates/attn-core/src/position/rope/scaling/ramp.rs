@@ -79,7 +79,7 @@ impl Ramp {
         rotary.plain().iter().enumerate().map(blend).collect()
     }
 
-    /// Beside `attention_factor`, which some versions of vLLM's YaRN read and others drop without a word, the factor that
+    /// Beside `attention_factor`, which some versions of vLLM's YaRN read and others ignore without a warning, the factor that
     /// those multiply their own by, and that newer ones drop.
     pub(super) fn to_vllm(factor: f64, attention: f64) -> Dict {
         let own = yarn_mscale(factor, 1.0);

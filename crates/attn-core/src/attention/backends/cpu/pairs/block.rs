@@ -83,7 +83,7 @@ struct Work<'a, 's, P> {
 /// Computes a unit and writes its result.
 ///
 /// # Safety
-/// The machine has AVX-512 with bf16 dot products and what `P` needs, and nobody else writes the unit's rows or part.
+/// The machine has AVX-512 with bf16 dot products and what `P` needs, and no other thread writes the unit's rows or part.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2,f16c,bmi2")]
 pub(super) unsafe fn run<P: Product>(task: &Task<bf16>, unit: &Unit) {
     let (p, inputs) = (task.p, &task.inputs);
