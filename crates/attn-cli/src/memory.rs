@@ -20,7 +20,7 @@ pub(crate) fn check_run(tokens: usize, needed: &dyn Fn(usize) -> u64) -> Result<
 /// Refuses a divergence that takes `bytes` bytes, most of them for what the model as it is predicts, if they don't fit.
 ///
 /// # Errors
-/// They do not.
+/// They do not fit.
 pub(crate) fn check_kept(bytes: u64) -> Result<()> {
     match free_memory() {
         Some(free) if bytes > free => bail!(
@@ -36,7 +36,7 @@ pub(crate) fn check_kept(bytes: u64) -> Result<()> {
 /// Refuses weights of `bytes` bytes that do not fit.
 ///
 /// # Errors
-/// They do not.
+/// They do not fit.
 pub(crate) fn check_weights(name: &str, bytes: u64) -> Result<()> {
     match free_memory() {
         Some(free) if bytes > free => bail!(
@@ -74,10 +74,10 @@ impl<'a> Kept<'a> {
         Self { path, asked: 0 }
     }
 
-    /// There are `bytes` bytes by now.
+    /// Notes that `bytes` bytes are kept by now.
     ///
     /// # Errors
-    /// They are too many.
+    /// They take more than half of what is free.
     pub(crate) fn reach(&mut self, bytes: u64) -> Result<()> {
         const STEP: u64 = 16 << 20;
         if bytes.saturating_sub(self.asked) < STEP {

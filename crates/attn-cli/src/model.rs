@@ -248,7 +248,7 @@ impl Opened {
     /// fit into memory.
     ///
     /// # Errors
-    /// They do not.
+    /// They do not fit.
     pub(crate) fn check_kept(&self, kept: u64, work: &Workload) -> Result<()> {
         if kept == 0 || !self.memory_checked {
             return Ok(());

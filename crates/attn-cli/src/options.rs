@@ -214,7 +214,7 @@ impl MetricArgs {
     /// Refuses options of a metric that is not taken.
     ///
     /// # Errors
-    /// Their names.
+    /// Such options are given; the error names them.
     pub(crate) fn check(&self, objective: MetricName) -> Result<()> {
         let longppl = self.takes(MetricName::LongPpl) || objective == MetricName::LongPpl;
         if (self.trunc_len.is_some() || self.sliding_window.is_some()) && !longppl {
@@ -280,7 +280,7 @@ impl ReportArgs {
 /// Refuses files that can't be written, and one that would be written twice.
 ///
 /// # Errors
-/// Which of them, and why.
+/// Names the first such file and says why it is refused.
 pub(crate) fn check_files<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
     let mut seen: Vec<&PathBuf> = vec![];
     for file in files {

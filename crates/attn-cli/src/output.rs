@@ -52,7 +52,7 @@ pub(crate) fn print_text(text: &str) -> Result<()> {
     if !color() {
         return print(&spelled(text));
     }
-    // Between our own colours.
+    // Only what is between this program's own colour codes can hold control characters of others.
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("\x1b[") {

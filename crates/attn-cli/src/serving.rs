@@ -24,7 +24,7 @@ pub(crate) fn vllm(parameters: &Map<String, Value>, inside: Option<&str>, model:
 /// The `rope_parameters` of an encoding under which vLLM computes the same for up to `context` tokens.
 ///
 /// # Errors
-/// Why there are none.
+/// vLLM can't compute the same; the error says why.
 pub(crate) fn vllm_parameters(rope: &RopeConfig, context: usize) -> Result<Map<String, Value>, String> {
     let more = rope.scaling.to_vllm(rope.rotary(), context)?;
     let mut keys = rope.to_hf().map_err(|why| why.to_string())?;

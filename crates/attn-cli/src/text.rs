@@ -43,7 +43,7 @@ pub(crate) struct Tokens {
 /// Refuses texts that can't be read, or are named twice, before a model is loaded for them.
 ///
 /// # Errors
-/// The first that can't be.
+/// Names the first text that can't be read or is named twice.
 pub(crate) fn check(paths: &[PathBuf]) -> Result<()> {
     for (i, path) in paths.iter().enumerate() {
         if paths[..i].contains(path) {

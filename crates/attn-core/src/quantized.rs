@@ -120,7 +120,7 @@ impl BlockFormat {
     /// The same on all cores, for `count` numbers.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`widen_into`](Self::widen_into).
     pub fn widen(self, raw: &[u8], count: usize) -> Result<Vec<f32>> {
         // A multiple of every block's size and of eight bytes, so that every group stays aligned for Candle.
         const GROUP: usize = 1 << 15;

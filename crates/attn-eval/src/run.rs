@@ -48,7 +48,7 @@ pub trait Measurable: Clone + PartialEq + Serialize + DeserializeOwned {
     /// Refuses a measurement that can't be of this cell.
     ///
     /// # Errors
-    /// What can't be.
+    /// Says what of the measurement is impossible.
     fn check(&self, scores: &Self::Scores, about: &About) -> Result<()>;
 }
 

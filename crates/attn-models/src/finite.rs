@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 /// Refuses `values` if one of them is NaN or infinite; `what` says what they are.
 ///
 /// # Errors
-/// One is.
+/// One of them is NaN or infinite.
 pub fn check_finite(values: &Tensor, what: &str) -> Result<()> {
     match first_not_finite(values)? {
         None => Ok(()),

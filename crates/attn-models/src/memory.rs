@@ -41,7 +41,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// All of it.
+    /// The sum of all parts, in bytes.
     pub fn total(&self) -> u64 {
         self.cache.saturating_add(self.activations).saturating_add(self.logits)
     }

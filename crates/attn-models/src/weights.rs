@@ -50,7 +50,7 @@ pub trait TensorSource: Send + Sync {
 /// [`TensorSource::load_rows`] for any source: each tensor, then a copy of all of them.
 ///
 /// # Errors
-/// As there.
+/// Those of [`TensorSource::load_rows`].
 pub fn load_then_stack<S: TensorSource + ?Sized>(
     source: &S,
     names: &[&str],

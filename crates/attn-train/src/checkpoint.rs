@@ -80,7 +80,7 @@ pub fn lock(out: &Path) -> Result<Lock> {
 /// other, in this order.
 ///
 /// # Errors
-/// One can't be written.
+/// One of the files can't be written.
 pub fn write_all(folder: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
     let partial = |name: &str| folder.join(format!(".{name}.partial"));
     let written = files.iter().try_for_each(|(name, bytes)| write(&partial(name), bytes));

@@ -46,7 +46,7 @@ impl Deferred {
     /// The tokenizer, once it is there.
     ///
     /// # Errors
-    /// The file holds none.
+    /// The file holds no tokenizer that can be used.
     pub(crate) fn get(&self) -> Result<&Tokenizer> {
         let value = LazyLock::force(&self.value).as_ref();
         value.map_err(|reason| match self.file.as_os_str().is_empty() {

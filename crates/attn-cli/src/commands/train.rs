@@ -302,7 +302,7 @@ fn encode(tokenizer: &Tokenizer, texts: &[PathBuf], end: Option<u32>) -> Result<
             ids.reserve_exact(text.len() + 1);
             ids.extend(text);
         }
-        // Not to its double.
+        // Exactly one more: the usual growth would double the memory.
         ids.reserve_exact(1);
         ids.extend(end);
     }

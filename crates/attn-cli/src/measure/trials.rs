@@ -89,7 +89,7 @@ pub(crate) fn work(context: usize) -> Workload {
 /// Refuses a prompt that does not fit into memory.
 ///
 /// # Errors
-/// It does not.
+/// The prompt does not fit.
 pub(crate) fn fits(opened: &Opened, context: usize) -> Result<()> {
     opened.check_memory(context, work)
 }

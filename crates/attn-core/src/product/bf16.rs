@@ -63,7 +63,7 @@ pub(super) trait Weights: Sync {
     /// Calls `pack` with the weights of some outputs.
     ///
     /// # Errors
-    /// They can't be had.
+    /// The weights can't be widened.
     fn with(&self, outs: Range<usize>, pack: &mut dyn FnMut(&[bf16])) -> Result<()>;
 }
 
@@ -83,7 +83,7 @@ impl Weights for Dense<'_> {
 /// `xs W^T` for `(rows, depth, out)`.
 ///
 /// # Errors
-/// Those of `weights`.
+/// The errors of [`Weights::with`].
 pub(super) fn product<O: Element>(
     kernel: Kernel,
     xs: &[bf16],

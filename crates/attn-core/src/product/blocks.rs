@@ -69,7 +69,7 @@ impl ActivationKind {
     /// The one that `ATTN_ACTIVATIONS` names, else the exact one.
     ///
     /// # Errors
-    /// An `ATTN_ACTIVATIONS` that is neither.
+    /// `ATTN_ACTIVATIONS` names neither kind.
     fn asked() -> Result<Self> {
         static ASKED: OnceLock<std::result::Result<ActivationKind, String>> = OnceLock::new();
         let asked = ASKED.get_or_init(|| match std::env::var("ATTN_ACTIVATIONS").as_deref() {

@@ -61,7 +61,7 @@ pub(crate) fn with_last(dims: &[usize], last: usize) -> Shape {
 /// Candle's product, which keeps the sums of f16 numbers in f32 here on every processor.
 ///
 /// # Errors
-/// Candle's own.
+/// The errors of Candle's `matmul`.
 pub(crate) fn matmul(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
     if SUMS_IN_F16 && xs.device().is_cpu() && (xs.dtype(), w.dtype()) == (DType::F16, DType::F16) {
         return xs.to_dtype(DType::F32)?.matmul(&w.to_dtype(DType::F32)?)?.to_dtype(DType::F16);

@@ -313,7 +313,7 @@ impl<'a> Table<'a> {
                 let versus = self.versus(self.baseline()?, leader, longest)?;
                 let (windows, interval) = (self.cell(leader, longest)?.windows, versus.interval?);
                 let times = ((versus.nll - interval.low) / versus.nll).powi(2);
-                // More than this is no advice.
+                // A larger number of windows would not help the user.
                 let needed = windows as f64 * times;
                 (needed.is_finite() && needed < 1e5).then(|| (needed.ceil() as usize).max(windows + 1))
             }

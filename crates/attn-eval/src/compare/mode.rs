@@ -54,7 +54,7 @@ impl Mode {
     /// The modes that a list of names stands for: `all`, `frequencies` and `positions` for several at once.
     ///
     /// # Errors
-    /// A name that is none.
+    /// No mode has this name; the error lists those there are.
     pub fn named(text: &str) -> Result<Vec<Self>, String> {
         // Without scalings that need more than a factor.
         let usual = || scaling::named().filter(|scheme| scheme.compared).map(of_scheme);

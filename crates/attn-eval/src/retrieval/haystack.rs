@@ -170,7 +170,7 @@ impl<'a> HaystackReader<'a> {
         (self.ids.capacity() * size_of::<u32>() + self.ends.capacity() * size_of::<usize>()) as u64
     }
 
-    /// All of it.
+    /// The whole haystack, called `name`.
     ///
     /// # Errors
     /// As [`push`](Self::push).

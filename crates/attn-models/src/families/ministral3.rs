@@ -45,7 +45,7 @@ fn tempered_rope(c: &Config, dense: &Dense) -> Result<(PositionConfig, Temperatu
     };
     let attn_scale = number("llama_4_scaling_beta")?;
     let floor_scale = number("original_max_position_embeddings")?;
-    // Neither is the rotation's.
+    // These two keys do not belong to the rotation.
     dictionary.remove("llama_4_scaling_beta");
     dictionary.remove("max_position_embeddings");
     let rope = rope_of(c, None, &dense.rope_defaults(), dictionary.into())?;

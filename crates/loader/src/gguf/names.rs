@@ -31,7 +31,7 @@ pub(crate) struct Name {
 /// What llama.cpp's converter did to a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
-    /// Nothing.
+    /// The tensor is stored as it is.
     Same,
     /// Rows of every query head interleaved for rotary pairs.
     RotaryQ,
@@ -161,7 +161,7 @@ fn fill(pattern: &str, numbers: &[usize], suffix: &str) -> String {
 /// The way back of what changed the order or the values of a tensor's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Undo {
-    /// Nothing.
+    /// Nothing is to be undone.
     None,
     /// Row `2i + h` of a head goes to row `h * d/2 + i`.
     Interleaved {

@@ -72,7 +72,7 @@ impl Task {
     /// The tasks that a name stands for: a task's own or RULER's name, `retrieval` for a few, `all` for every one.
     ///
     /// # Errors
-    /// A name that is none.
+    /// No task has this name; the error lists those there are.
     pub fn named(text: &str) -> Result<Vec<&'static Self>, String> {
         let name = text.to_ascii_lowercase().replace('_', "-");
         match name.as_str() {

@@ -353,7 +353,7 @@ impl Worker<'_> {
                 }
             }
             let max = add_bias::<S>(weights.as_mut_ptr(), cols, tile.k0, bias);
-            // What is NaN matters.
+            // Written so that a NaN counts as one that matters.
             let below = S::largest(max) - log_sum < NEGLIGIBLE;
             !below
         }

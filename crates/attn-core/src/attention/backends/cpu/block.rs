@@ -253,7 +253,7 @@ impl<T: Element> Work<'_, '_, T> {
     /// Writes the rows, or the part that they make up.
     ///
     /// # Safety
-    /// Nobody else writes them.
+    /// No other thread writes them.
     #[inline(always)]
     unsafe fn finish(&self) {
         let (output, parts) = (&self.task.output, &self.task.parts);

@@ -241,7 +241,7 @@ impl RopeScaling {
     /// The same encoding in the options of llama.cpp.
     ///
     /// # Errors
-    /// Why there are none.
+    /// llama.cpp has no such options; the error says why.
     pub fn to_llama_cpp(&self, rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
         each!(self, scheme => scheme.to_llama_cpp(rotary))
     }
@@ -249,7 +249,7 @@ impl RopeScaling {
     /// Keys that vLLM needs beside those of [`to_hf`](Self::to_hf) to compute the same, when it serves up to `context` tokens.
     ///
     /// # Errors
-    /// Why it computes something else.
+    /// vLLM computes something else; the error says why.
     pub fn to_vllm(&self, rotary: Rotary, context: usize) -> std::result::Result<Dict, String> {
         each!(self, scheme => scheme.to_vllm(rotary, context))
     }

@@ -197,7 +197,7 @@ pub(crate) trait Scheme: Sized {
     /// The same encoding in the options of llama.cpp.
     ///
     /// # Errors
-    /// Why there are none.
+    /// llama.cpp has no such options; the error says why.
     fn to_llama_cpp(&self, _rotary: Rotary) -> std::result::Result<LlamaCpp, String> {
         Err("llama.cpp has no such scaling".into())
     }
@@ -205,7 +205,7 @@ pub(crate) trait Scheme: Sized {
     /// Keys that vLLM needs beside those of [`to_hf`](Self::to_hf) to compute the same, when it serves up to `context` tokens.
     ///
     /// # Errors
-    /// Why it computes something else.
+    /// vLLM computes something else; the error says why.
     fn to_vllm(&self, _rotary: Rotary, _context: usize) -> std::result::Result<Dict, String> {
         Ok(Dict::new())
     }

@@ -380,7 +380,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
     /// Writes the rows, or the part that they make up.
     ///
     /// # Safety
-    /// Nobody else writes them.
+    /// No other thread writes them.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2,f16c,bmi2")]
     unsafe fn write(&mut self, staged: &mut [f32]) {
         let (output, parts) = (&self.task.output, &self.task.parts);
