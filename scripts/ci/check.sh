@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, lints, tests, documentation, packages, the README's commands, and the types under the feature `cuda`:
-# what has to pass before a change lands.
+# Formatting, lints, tests, documentation, packages, the README's commands, and the types under the feature `cuda` and on other
+# platforms: what has to pass before a change lands.
 # Needs a Rust toolchain and nothing else; the report and the playground are checked in a browser where Chromium is installed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -64,6 +64,8 @@ step "encodings of one's own, and LoRA, trained"
 "$examples/lora"
 step "types with the CUDA features (nothing is built or run; about two minutes the first time)"
 scripts/ci/check_cuda.sh
+step "types on macOS, Windows and WebAssembly (nothing is linked or run; some minutes the first time)"
+scripts/ci/check_platforms.sh
 if [ -n "${CHROMIUM:-}" ] || command -v chromium >/dev/null; then
     step "the report in a browser"
     pages=$(mktemp -d)

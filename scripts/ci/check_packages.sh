@@ -1,27 +1,26 @@
 #!/usr/bin/env bash
 # Packs every crate as crates.io would get it, and checks that each package has what a reader of it needs.
 #
-#   scripts/ci/check_packages.sh            packs and looks; a few seconds
-#   scripts/ci/check_packages.sh --build    builds every package from its files alone, too (minutes, and 3 GB of disk)
+#   scripts/ci/check_packages.sh            packs, looks, and type-checks every package with its tests (some minutes the first time)
+#   scripts/ci/check_packages.sh --test     runs the tests of every package, too (minutes, and 4 GB of disk)
 #
-# A crate's tests of whole files stay in the repository with their golden data; what is packed are its sources and their unit tests.
+# What is compiled are the unpacked packages alone, in a folder outside the repository, each with its siblings in place of the
+# registry's. Tests of whole files stay in the repository with their golden data; what is packed are the sources and their unit tests.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+# Kept from run to run, as any build is.
+built=$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)/check-packages
 target=$(mktemp -d)
 trap 'rm -rf "$target"' EXIT
-verify=--no-verify
-if [ "${1:-}" = --build ]; then
-    verify=
-fi
 # What the packages depend on was fetched by any build before. `integration` has the tests that cross crates, and is not published.
-# shellcheck disable=SC2086
-cargo package --workspace --exclude integration --offline --allow-dirty $verify --target-dir "$target" 2>&1 |
+cargo package --workspace --exclude integration --offline --allow-dirty --no-verify --target-dir "$target" 2>&1 |
     grep -v 'is not included in the published package' || { echo "fault: cargo package failed" >&2; exit 1; }
 
 faults=0
 fault() { echo "fault: $*" >&2; faults=$((faults + 1)); }
 packages=0
+mkdir "$target/unpacked"
 for file in "$target"/package/*.crate; do
     name=$(basename "$file" .crate)
     packages=$((packages + 1))
@@ -36,13 +35,28 @@ for file in "$target"/package/*.crate; do
     # A link would be packed as the file it leads to; where links aren't made (Windows), as its path.
     [ "$(tar xzOf "$file" "$name/LICENSE-MIT" | wc -c)" -gt 500 ] || fault "$name: LICENSE-MIT is not the licence"
     # Sources that read files from outside the package would build here and nowhere else.
-    tar xzf "$file" -C "$target"
+    tar xzf "$file" -C "$target/unpacked"
     while IFS=: read -r source path; do
-        [ -e "$(dirname "$source")/$path" ] || fault "${source#"$target/"} includes $path, which is not in the package"
-    done < <(grep -rhoH 'include_\(str\|bytes\)!("[^"]*")' "$target/$name/src" | sed 's/include_[a-z]*!("\(.*\)")/\1/')
+        [ -e "$(dirname "$source")/$path" ] || fault "${source#"$target/unpacked/"} includes $path, which is not in the package"
+    done < <(grep -rhoH 'include_\(str\|bytes\)!("[^"]*")' "$target/unpacked/$name/src" | sed 's/include_[a-z]*!("\(.*\)")/\1/')
     size=$(wc -c <"$file")
-    [ "$size" -le $((10 << 20)) ] || echo "note: $name has $size bytes; crates.io takes $((10 << 20)) unless it is asked for more"
+    [ "$size" -le $((10 << 20)) ] || fault "$name has $size bytes; crates.io takes $((10 << 20))"
 done
 crates=$(find crates -mindepth 2 -maxdepth 2 -name Cargo.toml | wc -l)
 [ "$packages" -eq "$crates" ] || fault "$packages packages of $crates crates"
-[ "$faults" -eq 0 ] && echo "$packages packages"
+[ "$faults" -eq 0 ] || exit 1
+
+# One workspace of them, in which each takes the others for what the registry would give it.
+{
+    printf '[workspace]\nresolver = "3"\nmembers = ["*"]\n\n[patch.crates-io]\n'
+    for folder in "$target"/unpacked/*/; do
+        folder=$(basename "$folder")
+        printf '%s = { path = "%s" }\n' "${folder%-*}" "$folder"
+    done
+} >"$target/workspace.toml"
+mv "$target/workspace.toml" "$target/unpacked/Cargo.toml"
+cp Cargo.lock "$target/unpacked"
+do=(check --tests)
+[ "${1:-}" != --test ] || do=(test --lib --bins --release)
+(cd "$target/unpacked" && cargo "${do[@]}" --workspace --offline --target-dir "$built")
+echo "$packages packages"

@@ -30,6 +30,8 @@ MODEL is a hub id (org/name or org/name@revision), a folder with config.json and
 .gguf file. Without one, a small Llama that is part of the program is used.";
 
 /// What to do.
+// One value is made per run, so that its size does not matter; on Windows paths make it larger than the lint allows.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Continue a prompt, or answer it with --chat
