@@ -82,6 +82,8 @@ impl Measurable for ModelSpec {
         self.context
     }
 
+    // The row of the table, which is the model with the mode.
+    #[allow(clippy::misnamed_getters)]
     fn mode(&self) -> &str {
         &self.row
     }

@@ -1,3 +1,6 @@
+// Lists of one range of bytes are meant as such.
+#![allow(clippy::single_range_in_vec_init)]
+
 use super::*;
 use crate::windows::WindowOptions;
 

@@ -113,7 +113,7 @@ pub fn models_table(about: &About, results: &ModelResults, style: TableStyle) ->
         out.push('\n');
     }
     out.push_str("* fewest bits");
-    if results.cells.iter().any(|cell| is_tied(cell)) {
+    if results.cells.iter().any(is_tied) {
         out.push_str("  ~ not to be told from it (95% intervals)");
     }
     if results.cells.iter().any(|cell| cell.same_as.is_some()) {

@@ -28,7 +28,7 @@ pub(crate) fn results() -> ModelResults {
         let row = format!("{model}, {mode}");
         specs.push(ModelSpec { model, row, text: 0, context, mode: mode.into(), factor: 1.0, same_as });
         let window = |i: usize| {
-            let noise = if i % 2 == 0 { 20.0 } else { -20.0 };
+            let noise = if i.is_multiple_of(2) { 20.0 } else { -20.0 };
             let sum = match (model, context) {
                 (0, 256) => 250.0 + i as f64,
                 (1, 256) => 200.0 + i as f64,

@@ -293,8 +293,8 @@ pub(crate) mod tests {
     fn colour_changes_no_column() {
         let maps = |retrieval: &Retrieval, style| heat(retrieval, RetrievalMetric::Found, style);
         let costs = |retrieval: &Retrieval, style| heat(retrieval, RetrievalMetric::AnswerNll, style);
-        let shows: [&dyn Fn(&Retrieval, TableStyle) -> String; 4] = [&maps, &costs, &found, &answers];
-        for show in shows {
+        type Show<'a> = &'a dyn Fn(&Retrieval, TableStyle) -> String;
+        for show in [&maps as Show, &costs, &found, &answers] {
             let plain = show(&retrieval(), TableStyle { width: 80, color: false });
             let mut colored = show(&retrieval(), TableStyle { width: 80, color: true });
             for step in [210, 216, 222, 186, 120] {
