@@ -27,4 +27,5 @@ pub use attn_core::{BlockFormat, Blocks};
 pub use finite::check_finite;
 pub use model::{Architecture, Model, Options};
 pub use session::{RopeLength, Session};
+pub use stack::TokensRead;
 pub use weights::{TensorSource, load_then_stack};

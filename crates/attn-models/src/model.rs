@@ -5,7 +5,7 @@ use crate::builder::Builder;
 use crate::config::{Notes, UnknownKeys};
 use crate::families;
 use crate::spec::{AttentionSpec, LayerSpec, ModelSpec, MultiHeadSpec, StackSpec};
-use crate::stack::{Encodings, Memory, Stack};
+use crate::stack::{Encodings, Memory, Stack, TokensRead};
 use attn_core::position::{self, LearnedTensor, PositionConfig, learned_tensors};
 use attn_core::{CacheTypes, KvCache, Linear, PositionEncoding, PositionOverride, Positions, Resolution, profile};
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor, bail};
@@ -275,6 +275,12 @@ impl Model {
     /// Device of the weights.
     pub fn device(&self) -> &Device {
         self.stack.tokens().device()
+    }
+
+    /// How much this model and its variants have read, with a pass counted block by block while it runs. An encoder in front
+    /// of the decoder does not count.
+    pub fn tokens_read(&self) -> TokensRead {
+        self.stack.read().clone()
     }
 
     pub(crate) fn stack(&self) -> &Stack {

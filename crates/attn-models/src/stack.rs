@@ -13,6 +13,7 @@ use attn_core::{
     profile,
 };
 use candle_core::{DType, Module, Result, Tensor, bail};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{ops::Range, sync::Arc};
 
 /// Position encodings of a stack: one for the embedding and one per layer, shared where the configs are equal.
@@ -32,6 +33,31 @@ pub(crate) struct Stack {
     per_layer: Option<PerLayerInputs>,
     layers: Vec<Block>,
     final_norm: Option<Norm>,
+    read: TokensRead,
+}
+
+/// How much a model has read so far: what a progress bar looks at while one pass over a long window takes a minute.
+/// Clones count together, and so do a model's clones and its variants under other positions.
+#[derive(Debug, Clone)]
+pub struct TokensRead {
+    /// Tokens times blocks.
+    blocks: Arc<AtomicU64>,
+    layers: usize,
+}
+
+impl TokensRead {
+    fn new(layers: usize) -> Self {
+        Self { blocks: Arc::default(), layers }
+    }
+
+    fn count(&self, tokens: usize) {
+        self.blocks.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    /// Tokens read so far, over all passes and rows. Those of a pass that has come through half of the blocks count half.
+    pub fn tokens(&self) -> f64 {
+        self.blocks.load(Ordering::Relaxed) as f64 / self.layers.max(1) as f64
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -325,9 +351,15 @@ impl Stack {
             token_type,
             embedding_norm: load(&embedding.norm)?,
             per_layer,
+            read: TokensRead::new(layers.len()),
             layers,
             final_norm: load(&spec.final_norm)?,
         })
+    }
+
+    /// How much this stack has read.
+    pub(crate) fn read(&self) -> &TokensRead {
+        &self.read
     }
 
     /// The token embedding `(vocab, hidden)`.
@@ -410,6 +442,7 @@ impl Stack {
             let cache = cache.as_mut().map(|c| &mut c.layers[i]);
             let memory = memory.and_then(|m| Some((m.layers.get(i)?, m)));
             xs = block.forward(i, &xs, &mut pass, cache, memory)?;
+            self.read.count(ids.elem_count());
         }
         norm(self.final_norm.as_ref(), xs)
     }

@@ -97,6 +97,8 @@ pub struct Progress {
     pub done: usize,
     /// Work in all.
     pub total: usize,
+    /// The work of one token of the cell being scored.
+    pub per_token: f64,
 }
 
 /// One cell to be measured.
@@ -389,7 +391,7 @@ impl<'a> Comparison<'a> {
             let mut report = |tokens| {
                 read += tokens;
                 let done = before + work(read, job);
-                progress(Progress { mode: job.mode, context: spec.context, done, total });
+                progress(Progress { mode: job.mode, context: spec.context, done, total, per_token: job.cost });
             };
             report(0);
             let scores = self.score(index, &mut report)?;

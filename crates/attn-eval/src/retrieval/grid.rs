@@ -264,7 +264,8 @@ impl<'a> Grid<'a> {
             let mut scores = RetrievalScores { found: 0, wanted, answers: vec![], seconds: 0.0 };
             for trial in 0..spec.trials {
                 let part = (work * trial as f64 / spec.trials as f64) as usize;
-                progress(Progress { mode: *mode, context: spec.context, done: before + part, total });
+                let per_token = work / (spec.trials * spec.context) as f64;
+                progress(Progress { mode: *mode, context: spec.context, done: before + part, total, per_token });
                 let trial = self.trial(task, spec.context, spec.depth, trial)?;
                 let asked = self.ask(model, task, &trial, spec.context);
                 let (found, answer) = asked.with_context(|| format!("{}, mode {mode}", task.name))?;
