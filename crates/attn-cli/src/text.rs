@@ -121,12 +121,12 @@ pub(crate) fn tokenize_all(
     Ok((source, text, ids))
 }
 
-/// All tokens of a text that is one whatever its name.
+/// The first `most` tokens of a text that is one whatever its name.
 ///
 /// # Errors
 /// As [`tokenize`].
-pub(crate) fn tokenize_plain(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    Ok(encode(Some(path), None, tokenizer, usize::MAX, &mut |_| ())?.ids)
+pub(crate) fn tokenize_plain(path: &Path, tokenizer: &Tokenizer, most: usize) -> Result<Vec<u32>> {
+    Ok(encode(Some(path), None, tokenizer, most, &mut |_| ())?.ids)
 }
 
 fn is_lines(path: &Path) -> bool {

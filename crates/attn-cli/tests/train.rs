@@ -191,6 +191,31 @@ fn a_disk_that_is_full_leaves_nothing_half_written() {
     assert_eq!(hidden.count(), 0);
 }
 
+/// With every checkpoint, in the log, the summary and the picture.
+#[test]
+fn the_loss_on_held_out_text_is_measured_along_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let held_out = ["--held-out", TEXT, "--held-out-tokens", "320"];
+    let done = run(&out, &[&held_out[..], &["--json"]].concat());
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let log = std::fs::read_to_string(out.join("train.jsonl")).unwrap();
+    let steps: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let measured: Vec<u64> =
+        steps.iter().filter(|s| s["held_out"].is_f64()).map(|s| s["step"].as_u64().unwrap()).collect();
+    assert_eq!(measured, [3, 6, 9, 12]);
+    let first = steps[2]["held_out"].as_f64().unwrap();
+    let last = steps[11]["held_out"].as_f64().unwrap();
+    assert!(last < first, "{first}, then {last}");
+    let summary: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(summary["held_out_loss"], steps[11]["held_out"]);
+    assert!(std::fs::read_to_string(out.join("loss.svg")).unwrap().contains("on held-out text"));
+
+    let short = run(&folder.path().join("short"), &["--held-out", TEXT, "--held-out-tokens", "31"]);
+    let message = String::from_utf8_lossy(&short.stderr);
+    assert!(short.status.code() == Some(2) && message.contains("31 tokens"), "{message}");
+}
+
 /// Gates are made of hidden states and kept in the cache; a rotation that is dropped leaves a model like any other.
 #[test]
 fn trained_encodings_and_dropped_positions_are_checkpoints_too() {

@@ -10,11 +10,12 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 44.0;
 
-/// An SVG line chart of the loss by step: every step faintly, and a running mean over a fiftieth of the run.
+/// An SVG line chart of the loss by step: every step faintly, a running mean over a fiftieth of the run, and the loss on
+/// held-out text where it was measured.
 pub fn loss(steps: &[Step]) -> String {
     let (low, high) = steps
         .iter()
-        .map(|s| s.loss)
+        .flat_map(|s| std::iter::once(s.loss).chain(s.held_out))
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| (low.min(loss), high.max(loss)));
     let (low, high) = if low < high { (low, high) } else { (low.min(0.0), high.max(0.0) + 1.0) };
     let last = steps.last().map_or(1, |s| s.step).max(2) as f64;
@@ -61,7 +62,17 @@ pub fn loss(steps: &[Step]) -> String {
     let width = (steps.len() / 50).max(1);
     let mean = steps.windows(width).map(|w| (w[width - 1].step, w.iter().map(|s| s.loss).sum::<f64>() / width as f64));
     let mean = line(&mut { mean });
-    let _ = writeln!(svg, "<polyline points=\"{mean}\" fill=\"none\" stroke=\"#1f77b4\" stroke-width=\"2\"/>\n</svg>");
+    let _ = writeln!(svg, "<polyline points=\"{mean}\" fill=\"none\" stroke=\"#1f77b4\" stroke-width=\"2\"/>");
+    let held_out = line(&mut steps.iter().filter_map(|s| Some((s.step, s.held_out?))));
+    if !held_out.is_empty() {
+        let _ = writeln!(
+            svg,
+            "<polyline points=\"{held_out}\" fill=\"none\" stroke=\"#d62728\" stroke-width=\"2\"/>\
+             <text x=\"{}\" y=\"13\" text-anchor=\"end\" fill=\"#d62728\">on held-out text</text>",
+            WIDTH - RIGHT
+        );
+    }
+    svg.push_str("</svg>\n");
     svg
 }
 
@@ -77,11 +88,14 @@ mod tests {
             learning_rate: 0.0,
             grad_norm: 0.0,
             tokens_per_second: 0.0,
+            held_out: step.is_multiple_of(50).then_some(9.0),
         };
         let svg = loss(&(1..=100).map(step).collect::<Vec<_>>());
         let points: Vec<usize> =
             svg.split("points=\"").skip(1).map(|p| p.split('"').next().unwrap().split(' ').count()).collect();
-        assert_eq!(points, [100, 99]);
+        assert_eq!(points, [100, 99, 2]);
+        // The axis reaches what is held out, which is above every step.
+        assert!(svg.contains(">9.00</text>"), "{svg}");
         assert!(!svg.contains("NaN"));
         assert!(!loss(&[]).contains("NaN") && !loss(&[step(1)]).contains("NaN"));
     }

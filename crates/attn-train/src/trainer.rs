@@ -80,6 +80,9 @@ pub struct Step {
     pub grad_norm: f64,
     /// Tokens read per second.
     pub tokens_per_second: f64,
+    /// The loss after the update on text that is not trained on, where it was measured ([`Trainer::held_out_loss`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<f64>,
 }
 
 /// A weight and what the optimizer knows of it.
@@ -187,7 +190,27 @@ impl Trainer {
         self.done = number;
         let tokens = (s.batch * s.accumulate * s.context) as f64;
         let tokens_per_second = tokens / started.elapsed().as_secs_f64();
-        Ok(Step { step: number, loss, learning_rate: rate, grad_norm, tokens_per_second })
+        Ok(Step { step: number, loss, learning_rate: rate, grad_norm, tokens_per_second, held_out: None })
+    }
+
+    /// The mean negative log-likelihood, in nats, of `tokens` in windows of the run's context side by side; what is left over
+    /// at the end is not read. It changes nothing of the run.
+    ///
+    /// # Errors
+    /// Fewer tokens than a window has; a loss that is no number.
+    pub fn held_out_loss(&self, tokens: &[u32]) -> Result<f64> {
+        let (model, context) = (self.model()?, self.settings.context);
+        let windows = tokens.len() / context;
+        ensure!(windows > 0, "the held-out text has {} tokens, a window has {context}", tokens.len());
+        let mut sum = 0.0;
+        for ids in tokens[..windows * context].chunks(self.settings.shard_rows() * context) {
+            let ids = Tensor::from_slice(ids, (ids.len() / context, context), &Device::Cpu)?;
+            let nll = model.nll(&ids, context)?.flatten_all()?.to_vec1::<f32>()?;
+            sum += nll.into_iter().map(f64::from).sum::<f64>();
+        }
+        let loss = sum / (windows * (context - 1)) as f64;
+        ensure!(loss.is_finite(), "step {}: the loss on the held-out text is {loss}", self.done);
+        Ok(loss)
     }
 
     /// The mean loss of the step's rows, and its gradient by every parameter in their order.

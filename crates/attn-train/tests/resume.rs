@@ -1,5 +1,7 @@
 //! A run that stops and resumes is the run that did not stop, bit for bit.
 
+use attn_eval::perplexity::{ScoreOptions, score};
+use attn_eval::windows::WindowOptions;
 use attn_train::adamw::AdamW;
 use attn_train::checkpoint::Log;
 use attn_train::shape::{Position, Shape};
@@ -68,6 +70,23 @@ fn every_encoding_learns_and_every_weight_has_a_gradient() {
         let steps = run(&mut trainer(position, "f32").0, 8);
         assert!(steps[7].loss < steps[0].loss - 0.3, "{position}: {:?}", losses(&steps));
     }
+}
+
+/// The loss on held-out text is that of the evaluation, and measuring it changes nothing of the run.
+#[test]
+fn held_out_text_is_measured_as_the_evaluation_does() {
+    let (mut measured, _) = trainer(Position::ROPE, "f32");
+    let held_out: Vec<u32> = (0..100).map(|i| i * 7 % 320).collect();
+    let mut steps = run(&mut measured, 2);
+    let loss = measured.held_out_loss(&held_out).unwrap();
+    let windows = WindowOptions { context: 24, stride: None, bos: None };
+    let options = ScoreOptions { windows, length: None };
+    let scores = score(&measured.model().unwrap(), &held_out[..96], &options, &mut |_| ()).unwrap();
+    let (sum, tokens) = scores.windows.iter().fold((0.0, 0), |(sum, n), w| (sum + w.sum, n + w.tokens));
+    assert!((loss - sum / tokens as f64).abs() < 1e-6 && tokens == 4 * 23, "{loss}, {sum} of {tokens}");
+    steps.extend(run(&mut measured, 4));
+    assert_eq!(losses(&steps), losses(&run(&mut trainer(Position::ROPE, "f32").0, 4)));
+    assert!(measured.held_out_loss(&held_out[..23]).unwrap_err().to_string().contains("23 tokens"));
 }
 
 #[test]

@@ -78,6 +78,12 @@ pub(crate) struct TrainArgs {
     /// Steps from one checkpoint to the next
     #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) checkpoint_every: usize,
+    /// UTF-8 text that is not trained on, and on which the loss is measured with every checkpoint
+    #[arg(long, value_name = "FILE")]
+    held_out: Option<PathBuf>,
+    /// Tokens of it
+    #[arg(long, value_name = "N", default_value_t = 32768, allow_negative_numbers = true, value_parser = parse_positive, requires = "held_out")]
+    held_out_tokens: usize,
     /// Print one JSON document at the end
     #[arg(long)]
     pub(crate) json: bool,
@@ -122,6 +128,8 @@ fn position() -> impl TypedValueParser<Value = Position> {
 struct Start {
     tokenizer: String,
     tokens: Vec<u32>,
+    /// Tokens that are not trained on.
+    held_out: Option<Vec<u32>>,
     config: Value,
     weights: BTreeMap<String, Tensor>,
 }
@@ -135,6 +143,8 @@ struct Summary {
     resumed_from: usize,
     first_loss: f64,
     last_loss: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out_loss: Option<f64>,
     seconds: f64,
 }
 
@@ -162,7 +172,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     let mut log = Log::open(&args.out, resumed_from)?;
     let started = Instant::now();
-    train(args, &mut trainer, &mut log, &start.tokenizer)?;
+    train(args, &mut trainer, &mut log, &start.tokenizer, start.held_out.as_deref())?;
     // Published weights are bf16 like most; the checkpoints keep f32.
     trainer.export(&args.out, &start.tokenizer, DType::BF16)?;
     let chart = attn_train::plot::loss(log.steps());
@@ -176,6 +186,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         resumed_from,
         first_loss: loss(log.steps().first()),
         last_loss: loss(log.steps().last()),
+        held_out_loss: log.steps().last().and_then(|step| step.held_out),
         seconds: started.elapsed().as_secs_f64(),
     };
     if args.json { print_json(&summary) } else { print_text(&report(&summary)) }
@@ -197,20 +208,31 @@ fn check_files(args: &TrainArgs) -> Result<()> {
 }
 
 fn report(s: &Summary) -> String {
+    let held_out = s.held_out_loss.map_or(String::new(), |loss| format!("held out    {loss:.4}\n"));
     format!(
-        "model       {} ({} weights)\ntext        {} tokens\nloss        {:.4} to {:.4} in {} steps\nseconds     {:.1}\n",
+        "model       {} ({} weights)\ntext        {} tokens\nloss        {:.4} to {:.4} in {} steps\n{held_out}seconds     {:.1}\n",
         s.out, s.parameters, s.text_tokens, s.first_loss, s.last_loss, s.steps, s.seconds
     )
 }
 
-fn train(args: &TrainArgs, trainer: &mut Trainer, log: &mut Log, tokenizer: &str) -> Result<()> {
+fn train(
+    args: &TrainArgs,
+    trainer: &mut Trainer,
+    log: &mut Log,
+    tokenizer: &str,
+    held_out: Option<&[u32]>,
+) -> Result<()> {
     let mut progress = Progress::new();
     while trainer.done() < args.steps {
-        let step = trainer.step()?;
+        let mut step = trainer.step()?;
+        let saved = step.step.is_multiple_of(args.checkpoint_every) || step.step == args.steps;
+        if let Some(tokens) = held_out.filter(|_| saved) {
+            step.held_out = Some(trainer.held_out_loss(tokens)?);
+        }
         log.add(&step)?;
         let message = format!("step {} loss {:.3} {:.0} tokens/s", step.step, step.loss, step.tokens_per_second);
         progress.set(step.step, args.steps, &message);
-        if step.step.is_multiple_of(args.checkpoint_every) || step.step == args.steps {
+        if saved {
             trainer.save(&args.out, tokenizer)?;
         }
     }
@@ -255,6 +277,7 @@ fn fresh(args: &TrainArgs) -> Result<Start> {
     Ok(Start {
         tokenizer: json(&tokenizer)?,
         tokens: encode(&tokenizer, &args.text, Some(0))?,
+        held_out: held_out(args, &tokenizer)?,
         config: shape.config()?,
         weights: shape.weights(args.seed)?,
     })
@@ -281,6 +304,7 @@ fn tuned(args: &TrainArgs) -> Result<Start> {
     Ok(Start {
         tokenizer: json(tokenizer)?,
         tokens: encode(tokenizer, &args.text, tokenizer.eos_ids.first().copied())?,
+        held_out: held_out(args, tokenizer)?,
         config,
         weights: weights.collect::<Result<_>>()?,
     })
@@ -291,11 +315,27 @@ fn json(tokenizer: &Tokenizer) -> Result<String> {
     tokenizer.inner().to_string(false).map_err(|e| anyhow::anyhow!("can't write the tokenizer: {e}"))
 }
 
+/// The first ids of the text that is not trained on.
+fn held_out(args: &TrainArgs, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
+    let Some(path) = &args.held_out else { return Ok(None) };
+    let ids = text::tokenize_plain(path, tokenizer, args.held_out_tokens)?;
+    if ids.len() < args.context {
+        let few = format!(
+            "--held-out: {} tokens of {} are less than the {} of a row",
+            ids.len(),
+            path.display(),
+            args.context
+        );
+        return usage(few);
+    }
+    Ok(Some(ids))
+}
+
 /// The ids of all texts, one after the other, each with its end.
 fn encode(tokenizer: &Tokenizer, texts: &[PathBuf], end: Option<u32>) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for path in texts {
-        let text = text::tokenize_plain(path, tokenizer)?;
+        let text = text::tokenize_plain(path, tokenizer, usize::MAX)?;
         if ids.is_empty() {
             ids = text;
         } else {
