@@ -415,6 +415,26 @@ fn an_export_computes_bit_for_bit_what_the_options_do() {
     }
 }
 
+/// A model without rotation is without scaling as it stands; what would scale it is refused.
+#[test]
+fn no_scaling_can_be_asked_of_models_without_rotation() {
+    let cut = ["--contexts", "128,256", "--max-tokens", "1024", "--json"];
+    for model in ["tiny-alibi", "tiny-learned"] {
+        let compared = json(&[&["compare", model, "--modes", "none"][..], &cut].concat());
+        let perplexity = |context: usize, scaling: &[&str]| {
+            let context = context.to_string();
+            let cut = ["perplexity", model, "--context", &context, "--max-tokens", "1024", "--json"];
+            json(&[&cut[..], scaling].concat())["perplexity"].clone()
+        };
+        for (i, context) in [128, 256].into_iter().enumerate() {
+            assert_eq!(compared["cells"][i]["perplexity"], perplexity(context, &[]), "{model} at {context}");
+            assert_eq!(perplexity(context, &["--rope-scaling", "none"]), perplexity(context, &[]));
+        }
+        refused(&[&["compare", model, "--modes", "none,yarn"][..], &cut].concat(), &["yarn", "no rotary"]);
+        refused(&["perplexity", model, "--rope-scaling", "none", "--rope-theta", "1e5"], &["no rotary"]);
+    }
+}
+
 #[test]
 fn an_export_is_refused_where_a_config_cannot_say_it() {
     let golden = repository().join("tests/golden/models");

@@ -287,6 +287,9 @@ impl ModelSpec {
             *position = over;
             changed = true;
         }
+        if !changed && change.only_unscales() {
+            return Ok(spec);
+        }
         if !changed {
             bail!("{} has no rotary position encoding: rope options do not apply to it", self.family)
         }

@@ -21,7 +21,7 @@ pub(crate) struct Variant {
 pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Variant>> {
     check_room(model, context)?;
     let factor = factor_at(model, plan, context)?;
-    // A model without rotary layers has no such thing, and no scalings either.
+    // Where the checkpoint can't be had without its scaling, no mode is the same as that.
     let unscaled = scaled(model, plan, Mode::none(), factor).ok();
     let length = plan.length.unwrap_or(context);
     let mut variants: Vec<Variant> = vec![];

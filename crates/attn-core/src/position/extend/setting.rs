@@ -3,7 +3,7 @@
 //! [`rope::scaling`](crate::position::rope::scaling)'s.
 
 use super::ExtendConfig;
-use crate::position::rope::scaling::{self, SchemeInfo};
+use crate::position::rope::scaling::{self, RopeScaling, SchemeInfo};
 use crate::position::{
     Context, Over, PositionConfig, PositionEncoding, QueryStep, Rope, RopeConfig, RopeOverride, Temperature,
 };
@@ -160,6 +160,15 @@ impl PositionOverride {
     /// True if it changes nothing.
     pub fn is_none(&self) -> bool {
         self.rope == RopeOverride::default() && self.extend.is_none()
+    }
+
+    /// True if all it asks for is that there be no scaling, which models without rotation are as they stand.
+    pub fn only_unscales(&self) -> bool {
+        let RopeOverride { scaling, factor, theta, original_context: _, params } = &self.rope;
+        let unscaled = scaling.as_deref().is_none_or(|name| {
+            scaling::scheme(name).is_some_and(|scheme| scheme.called() == RopeScaling::default().scheme().called())
+        });
+        unscaled && factor.is_none() && theta.is_none() && params.is_empty() && self.extend.is_none()
     }
 
     /// The encoding of a layer that rotates by `rope`.

@@ -1,0 +1,57 @@
+"""The texts of the extrapolation study: novels, and passages of them in which a key is hidden and asked for.
+
+The keys are those of `attn retrieval --tasks passkey`, word for word, so that a small model learns the task at its length; how
+much further than that it carries is what the study measures.
+"""
+
+import random
+
+NOVELS = ["sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey"]
+HELD_OUT = "persuasion"
+# What a token of the study's tokenizer is of text, about.
+BYTES_PER_TOKEN = 3
+# Characters of novel around a key: with the words of the task, about what a row of 256 tokens has.
+LONGEST_PASSAGE = 420
+
+OPENING = ("There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+           "I will quiz you about the important information there.\n")
+NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+QUESTION = "\nWhat is the pass key? The pass key is {key}.\n\n"
+
+
+def passage(rng, novels, length):
+    """About `length` characters of a novel, between two words."""
+    novel = novels[rng.randrange(len(novels))]
+    start = rng.randrange(len(novel) - length - 200)
+    start = novel.index(" ", start) + 1
+    end = novel.index(" ", start + length)
+    return " ".join(novel[start:end].split())
+
+
+def with_keys(rng, novels, size):
+    """`size` characters of passages with a key each, at a random depth."""
+    parts, made = [], 0
+    while made < size:
+        length = rng.randrange(LONGEST_PASSAGE)
+        before = int(length * rng.random())
+        key = f"{rng.randrange(10**5):05}"
+        text = (OPENING + passage(rng, novels, before) + NEEDLE.format(key=key) + passage(rng, novels, length - before)
+                + QUESTION.format(key=key))
+        parts.append(text)
+        made += len(text)
+    return "".join(parts)
+
+
+def prepare(folder, texts, tokens, share, seed=0):
+    """Writes the keys for a run of `tokens`, `share` of which they are, and gives the files to train on: each novel as often
+    as fills the rest."""
+    paths = [texts / f"{novel}.txt" for novel in NOVELS]
+    novels = [path.read_text(encoding="utf-8") for path in paths]
+    size = tokens * BYTES_PER_TOKEN
+    keys = folder / "keys.txt"
+    if share > 0 and not keys.exists():
+        made = with_keys(random.Random(seed), novels, int(size * share))
+        keys.with_suffix(".partial").write_text(made, encoding="utf-8")
+        keys.with_suffix(".partial").rename(keys)
+    times = max(1, round(size * (1 - share) / sum(map(len, novels))))
+    return [*paths * times, *([keys] if share > 0 else [])]
