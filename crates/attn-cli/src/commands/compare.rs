@@ -25,7 +25,7 @@ use attn_eval::retrieval::{Grid, Haystack, RetrievalPlan, Task};
 use attn_eval::run::{Measurable, Run, kind};
 use attn_eval::search::{Objective, search};
 use attn_eval::stats::MIN_WINDOWS;
-use attn_models::Options;
+use attn_models::{Model, Options};
 use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 
@@ -228,7 +228,7 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
         return estimate::show(&opened, &lab, &plan, args.output.report.json);
     }
     estimate::announce(&opened, &lab, &plan)?;
-    let Some(scores) = measure(args, &lab, &about)? else { return Ok(()) };
+    let Some(scores) = measure(args, &opened.model, &lab, &about)? else { return Ok(()) };
     let mut results = sum_up(lab.specs(), &scores, &about)?;
     if let Some(found) = &mut results.recommendation {
         found.applied = apply::applied(&opened, args.model.model.as_deref(), &plan, found)?;
@@ -318,9 +318,9 @@ fn grid<'a>(
 }
 
 /// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
-fn measure(args: &CompareArgs, lab: &Lab, about: &About) -> Result<Option<Vec<Option<LabScores>>>> {
+fn measure(args: &CompareArgs, model: &Model, lab: &Lab, about: &About) -> Result<Option<Vec<Option<LabScores>>>> {
     let mut fill = |indices: &[usize], done: &mut long_run::Done<'_, LabScores>| {
-        let mut progress = Progress::new();
+        let mut progress = Progress::watching(model);
         lab.run(indices, &mut |at| progress.set_cell(&at), done)
     };
     let mut next = |scores: &[Option<LabScores>]| lab.next(scores, about);

@@ -101,7 +101,7 @@ pub(crate) fn run(args: &RetrievalArgs, usual: Vec<&'static Task>) -> Result<()>
         &about,
         grid.specs(),
         &mut |indices, done| {
-            let mut progress = Progress::new();
+            let mut progress = Progress::watching(&opened.model);
             grid.run(indices, &mut |at| progress.set_cell(&at), done)
         },
         &mut |_| Ok(vec![]),

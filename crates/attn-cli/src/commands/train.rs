@@ -80,10 +80,10 @@ pub(crate) struct TrainArgs {
     pub(crate) checkpoint_every: usize,
     /// UTF-8 text that is not trained on, and on which the loss is measured with every checkpoint
     #[arg(long, value_name = "FILE")]
-    held_out: Option<PathBuf>,
+    pub(crate) held_out: Option<PathBuf>,
     /// Tokens of it
     #[arg(long, value_name = "N", default_value_t = 32768, allow_negative_numbers = true, value_parser = parse_positive, requires = "held_out")]
-    held_out_tokens: usize,
+    pub(crate) held_out_tokens: usize,
     /// Print one JSON document at the end
     #[arg(long)]
     pub(crate) json: bool,
@@ -129,7 +129,7 @@ struct Start {
     tokenizer: String,
     tokens: Vec<u32>,
     /// Tokens that are not trained on.
-    held_out: Option<Vec<u32>>,
+    pub(crate) held_out: Option<Vec<u32>>,
     config: Value,
     weights: BTreeMap<String, Tensor>,
 }

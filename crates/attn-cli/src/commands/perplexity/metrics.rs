@@ -36,7 +36,7 @@ pub(super) fn run(args: &PerplexityArgs) -> Result<()> {
     opened.check_memory(context, |context| work(&opened.model, context))?;
     opened.check_kept(metrics.kept_bytes(rows(context), context), &work(&opened.model, context))?;
     let total = windows.work() + windows.windows().len() * metrics.work(context);
-    let (mut progress, mut done) = (Progress::new(), 0);
+    let (mut progress, mut done) = (Progress::watching(&opened.model), 0);
     let scores = metrics.measure(&model, &tokens, &options, &mut |read| {
         done += read;
         progress.set(done, total, "scoring");

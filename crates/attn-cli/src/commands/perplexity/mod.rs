@@ -47,7 +47,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     let windows = Windows::new(tokens.len(), &options.windows)?;
     opened.check_memory(context, |context| work(&opened.model, context))?;
     let total = windows.work();
-    let mut progress = Progress::new();
+    let mut progress = Progress::watching(&opened.model);
     let mut done = 0;
     let scores = score(&opened.model, &tokens, &options, &mut |read| {
         done += read;

@@ -101,7 +101,7 @@ fn score(
     passes: &[Vec<Pass>],
 ) -> Result<Scores> {
     let total = passes.iter().flatten().map(Pass::len).sum();
-    let (mut progress, mut done) = (Progress::new(), 0);
+    let (mut progress, mut done) = (Progress::watching(&opened.model), 0);
     let length = model::window_length(args.model.rope.rope_length);
     let mut parts = vec![];
     for ((tokens, _), passes) in documents.iter().zip(passes) {

@@ -2,7 +2,7 @@
 """A second opinion on the trained encodings: x-transformers computes what tests/golden/encodings holds.
 
     pip install torch safetensors x-transformers
-    python3 scripts/check_encodings.py [FOLDER]
+    python3 scripts/reference/check_encodings.py [FOLDER]
 
 The golden values were made from the papers' definitions, and the layer's tests hold the layer to them. Here the attention of
 x-transformers, its biases and its rotation compute the same outputs and gradients, as far as it has the encodings: FoX
