@@ -107,7 +107,7 @@ class Study:
         do; or at its length without its rotation."""
         a = self.args
         source, out = a.out / f"rope-{seed}", a.out / f"rope-{seed}-{how}"
-        words = ["--seed", seed, "--steps", a.tune_steps, "--warmup", 10, "--learning-rate", a.learning_rate / 5]
+        words = ["--seed", seed, "--steps", a.tune_steps, "--warmup", 10, "--learning-rate", a.learning_rate / 6]
         if how == "dropped":
             words = [*words, "--drop-positions", "--batch", a.batch, "--context", a.context]
         else:
