@@ -15,17 +15,17 @@ COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#7f7f7f", "#1
 def cells(result, name, seed):
     """The cells of one comparison: of one mode under the study's name, of several under the mode's."""
     several = len(result["settings"]["modes"]) > 1
-    totals = {(t["mode"], t["context"]): t for t in result["retrieval"]["totals"]}
+    totals = {(t["mode"], t["context"]): t for t in result.get("retrieval", {}).get("totals", [])}
     found = []
     for cell in result["cells"]:
         if several and cell["mode"] == "none":
             continue  # measured under the encoding's own name
-        total = totals[cell["mode"], cell["context"]]
+        total = totals.get((cell["mode"], cell["context"]), {})  # a context too short for the task has none
         found.append({
             "name": f"rope, {cell['mode']}" if several else name, "seed": seed, "context": cell["context"],
             "nll": cell["nll"], "windows": cell["windows"], "stderr": cell["stderr_windows"] / cell["perplexity"],
             "last_quarter_nll": math.log(cell["last_quarter_perplexity"]),
-            "found": total["share"], "trials": total["trials"],
+            "found": total.get("share"), "trials": total.get("trials"),
         })
     return found
 
@@ -60,7 +60,7 @@ class Rows:
         return ["rope", *(name for name in self.names if "," in name)]
 
     def values(self, name, context, key):
-        return [cell[key] for cell in self.by.get((name, context), [])]
+        return [cell[key] for cell in self.by.get((name, context), []) if cell[key] is not None]
 
     def perplexity(self, name, context):
         """The perplexity, and by how many nats it is uncertain: over seeds, or over the windows of one."""
@@ -95,7 +95,7 @@ class Rows:
         base = self.share(reference, self.trained)
         if base is None or base < 0.5:
             return None
-        return self.usable(name, lambda context: self.share(name, context) >= USABLE_SHARE * base)
+        return self.usable(name, lambda context: (self.share(name, context) or 0.0) >= USABLE_SHARE * base)
 
 
 def table(head, rows):
