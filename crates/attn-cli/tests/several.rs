@@ -62,8 +62,8 @@ fn models_of_two_tokenizers_are_compared_by_the_same_bytes() {
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     check_schema(&document);
     let found = cells(&document);
-    assert_eq!(found.len(), 2 * (3 + 1));
-    for at in [&found[..4], &found[4..]] {
+    assert_eq!(found.len(), 2 * (3 + 2));
+    for at in [&found[..5], &found[5..]] {
         assert!(at.iter().all(|cell| cell["bytes"] == at[0]["bytes"] && cell["windows"] == at[0]["windows"]));
         assert_ne!(at[0]["tokens"], at[3]["tokens"]);
         assert_eq!(at.iter().filter(|cell| cell["versus_best"].is_null()).count(), 1);

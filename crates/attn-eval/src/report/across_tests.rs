@@ -86,7 +86,7 @@ fn what_was_measured_comes_back_from_json_and_what_was_not_is_refused() {
     let cases: [(&str, Edit); 9] = [
         ("no cells", |r| r.cells.clear()),
         ("twice", |r| r.cells.push(r.cells[0].clone())),
-        ("no such model", |r| r.cells[1].model = "z".into()),
+        ("no such model", |r| r.cells[0].model = "z".into()),
         ("bytes", |r| r.cells[0].bytes = 4001),
         ("tokens", |r| r.cells[0].tokens = 1201),
         ("other bytes", |r| r.cells[0].windows = 7),
