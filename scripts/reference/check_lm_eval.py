@@ -41,11 +41,15 @@ MODELS = ROOT / "crates" / "attn-cli" / "models"
 MAX_LENGTH = 128
 BOUND = 1e-4
 
-CHOICES = """
-task: attn_choices
+# What the tasks' definitions have in common.
+HEAD = """
+task: attn_{name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
+"""
+
+CHOICES = """
 output_type: multiple_choice
 doc_to_text: "{{{{context}}}}"
 doc_to_target: "{{{{answer}}}}"
@@ -55,10 +59,6 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
 
 ROLLING = """
-task: attn_rolling
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{{{text}}}}"
@@ -66,10 +66,6 @@ metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric
 """
 
 GENERATE = """
-task: attn_generate
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
 output_type: generate_until
 doc_to_text: "{{{{prompt}}}}"
 doc_to_target: "{{{{target}}}}"
@@ -104,7 +100,7 @@ def write_tasks(folder):
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         template = {"choices": CHOICES, "rolling": ROLLING, "generate": GENERATE}[name]
-        (folder / f"{name}.yaml").write_text(template.format(data=data, delimiter=" "), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text((HEAD + template).format(name=name, data=data, delimiter=" "), encoding="utf-8")
 
 
 def copied(source, target, factor=None):

@@ -121,10 +121,12 @@ def shares(rows, names):
 
 
 def textbook(rows):
-    def text(usable, name, longest=rows.contexts[-1]):
+    longest = rows.contexts[-1]
+
+    def text(usable):
         return "none" if usable is None else f"{usable} or more" if usable == longest else str(usable)
     return table(["method", "trained length", "usable length by perplexity", "by retrieval"],
-                 [[name, str(rows.trained), text(rows.usable_perplexity(name), name), text(rows.usable_share(name), name)]
+                 [[name, str(rows.trained), text(rows.usable_perplexity(name)), text(rows.usable_share(name))]
                   for name in rows.names])
 
 

@@ -11,6 +11,7 @@ use crate::template;
 use anyhow::Result;
 use attn_eval::retrieval::Task;
 use clap::{CommandFactory, Parser, Subcommand};
+
 /// Run Hugging Face checkpoints, swap their position scaling, and compare what that does.
 #[derive(Debug, Parser)]
 #[command(name = "attn", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]

@@ -4,7 +4,7 @@
 //! length of the sequence: the endings of one question are asked for one after the other. An answer is the same, to rounding,
 //! whatever was asked before.
 
-use crate::generate::{GenerateOptions, Writer};
+use crate::generate::{GenerateOptions, Writer, reused, row};
 use crate::protocol::{Protocol, score_passes};
 use crate::sample::{SampleOptions, Sampler};
 use anyhow::{Context, Result, ensure};
@@ -88,7 +88,7 @@ impl<'a> Answerer<'a> {
         let read = [context, &continuation[..tokens - 1]].concat();
         let (mut session, known) = self.begin(&read, context.len() - 1)?;
         let (mut logprob, mut is_greedy) = (0.0, true);
-        let first = session.feed(&self.row(&read[known..context.len()])?)?;
+        let first = session.feed(&row(&read[known..context.len()], self.model)?)?;
         let mut score = |logits: Tensor, wanted: &[u32]| -> Result<()> {
             let targets = Tensor::new(wanted, logits.device())?;
             let nll: Vec<f32> = ops::nll(&logits, &targets)?.to_vec1()?;
@@ -100,7 +100,7 @@ impl<'a> Answerer<'a> {
         score(first, &continuation[..1])?;
         let chunk = self.model.logits_at_once();
         for (fed, wanted) in read[context.len()..].chunks(chunk).zip(continuation[1..].chunks(chunk)) {
-            score(session.feed_all(&self.row(fed)?)?.squeeze(0)?, wanted)?;
+            score(session.feed_all(&row(fed, self.model)?)?.squeeze(0)?, wanted)?;
         }
         if !self.model.depends_on_length() {
             self.session = Some((session, read));
@@ -169,19 +169,11 @@ impl<'a> Answerer<'a> {
 
     /// A session that has read the beginning of `tokens`, at most `most` of them, and how many.
     fn begin(&mut self, tokens: &[u32], most: usize) -> Result<(Session, usize)> {
-        if let Some((mut session, read)) = self.session.take() {
-            let alike = tokens.iter().zip(&read).take_while(|(a, b)| a == b).count().min(most);
-            // A layer with a window may have dropped what would have to be seen again: then all is read anew.
-            if session.truncate(alike).is_ok() {
-                return Ok((session, alike));
-            }
+        if let Some(found) = reused(self.session.take(), tokens, most) {
+            return Ok(found);
         }
         let length = RopeLength::Declared(self.length.unwrap_or(tokens.len()));
         Ok((Session::new(self.model, length, None)?, 0))
-    }
-
-    fn row(&self, ids: &[u32]) -> Result<Tensor> {
-        Tensor::new(ids, self.model.device())?.unsqueeze(0).context("a row of tokens")
     }
 }
 

@@ -127,17 +127,26 @@ impl<'a> Writer<'a> {
             let start = self.options.decoder_start.context("the config names no decoder_start_token_id")?;
             return Ok((session, vec![start], prompt.len()));
         }
-        let alike = prompt.iter().zip(&read).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
-        if let Some(mut session) = self.session.take()
-            // A layer with a window may have dropped what would have to be seen again: then all is read anew.
-            && session.truncate(alike).is_ok()
-        {
-            return Ok((session, prompt.to_vec(), prompt.len() - alike));
-        }
-        Ok((Session::new(model, length, None)?, prompt.to_vec(), prompt.len()))
+        let before = self.session.take().map(|session| (session, read));
+        let (session, known) = match reused(before, prompt, prompt.len() - 1) {
+            Some(found) => found,
+            None => (Session::new(model, length, None)?, 0),
+        };
+        Ok((session, prompt.to_vec(), prompt.len() - known))
     }
 }
 
-fn row(ids: &[u32], model: &Model) -> Result<Tensor> {
+/// A session that was fed other tokens, taken back to what those have in common with the beginning of `tokens`, at most
+/// `most` of them, and how many that are. `None` without a session, or if a layer with a window may have dropped what would
+/// have to be seen again.
+pub(crate) fn reused(before: Option<(Session, Vec<u32>)>, tokens: &[u32], most: usize) -> Option<(Session, usize)> {
+    let (mut session, read) = before?;
+    let alike = tokens.iter().zip(&read).take_while(|(a, b)| a == b).count().min(most);
+    session.truncate(alike).ok()?;
+    Some((session, alike))
+}
+
+/// Ids `(1, t)` on the model's device.
+pub(crate) fn row(ids: &[u32], model: &Model) -> Result<Tensor> {
     Ok(Tensor::new(ids, model.device())?.unsqueeze(0)?)
 }

@@ -90,17 +90,7 @@ fn windows_of_the_two_halves_share_no_token() {
     let tokens: Vec<u32> = (0..1000).collect();
     let texts =
         [Text { name: "a".into(), tokens: tokens.clone() }, Text { name: "b".into(), tokens: tokens[..350].to_vec() }];
-    let plan = Plan {
-        contexts: vec![100],
-        between: vec![],
-        modes: vec![],
-        factor: crate::compare::Factor::Auto,
-        stride: None,
-        bos: None,
-        rope: RopeOverride::default(),
-        length: None,
-        seed: 0,
-    };
+    let plan = Plan { factor: crate::compare::Factor::Auto, ..Plan::new(vec![100], vec![]) };
     let cut = cut(&texts, &plan, 100).unwrap();
     let (choosing, confirming) = (cut.spans(|i| i % 2 == 0), cut.spans(|i| i % 2 == 1));
     assert_eq!(choosing.len() + confirming.len(), 13);

@@ -20,7 +20,7 @@ impl Skipped {
     }
 
     /// The error of a measurement of which nothing is left.
-    pub(crate) fn all(skipped: &[Self]) -> anyhow::Error {
+    pub fn all(skipped: &[Self]) -> anyhow::Error {
         let why: Vec<String> = skipped.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("nothing can be measured: {}", why.join("; "))
     }

@@ -10,8 +10,7 @@
 //! wavelength is past the trained length. A larger base (ntk) slows it down by less.
 #![allow(missing_docs)]
 
-use attn_core::RopeOverride;
-use attn_eval::compare::{Answer, Comparison, Factor, Lab, LabScores, Plan, Results, Text, lengths_between, sum_up};
+use attn_eval::compare::{Answer, Comparison, Lab, LabScores, Plan, Results, Text, lengths_between, sum_up};
 use attn_eval::report::{
     About, CheckpointInfo, RetrievalSettings, RopeSettings, Settings, TableStyle, Versions, csv, html, table, verdict,
 };
@@ -256,17 +255,8 @@ fn about(plan: &Plan, trials: usize, depths: Vec<f64>) -> About {
 /// Everything that a comparison with bisection measures.
 fn measured(model: &Model, tokenizer: &Tokenizer) -> (About, Results) {
     let contexts = vec![TRAINED, LONGEST];
-    let plan = Plan {
-        between: lengths_between(TRAINED, &contexts),
-        contexts,
-        modes: ["none", "ntk", "yarn"].map(|mode| mode.parse().unwrap()).to_vec(),
-        factor: Factor::Longest,
-        stride: None,
-        bos: None,
-        rope: RopeOverride::default(),
-        length: None,
-        seed: 0,
-    };
+    let modes = ["none", "ntk", "yarn"].map(|mode| mode.parse().unwrap()).to_vec();
+    let plan = Plan { between: lengths_between(TRAINED, &contexts), ..Plan::new(contexts, modes) };
     let depths = vec![0.0, 0.25, 0.5, 0.75, 1.0];
     let texts = [text(tokenizer, 4 * LONGEST)];
     let about = about(&plan, 3, depths.clone());

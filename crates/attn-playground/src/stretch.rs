@@ -4,7 +4,7 @@ use crate::within;
 use anyhow::Result;
 use attn_core::PositionOverride;
 use attn_core::position::{ExtendedConfig, PositionConfig, RopeConfig, RopeOverride};
-use attn_eval::compare::{self, Factor, Mode, Plan};
+use attn_eval::compare::{self, Mode, Plan};
 use attn_eval::encoding::effects::{ScalingEffect, pairs};
 use attn_eval::encoding::seen_distances;
 use serde::Deserialize;
@@ -51,17 +51,8 @@ fn applies(mode: &Mode) -> bool {
 
 /// The plan of a comparison at `length` tokens alone, which methods are made for.
 fn plan(length: usize, theta: Option<f64>) -> Plan {
-    Plan {
-        contexts: vec![length],
-        between: vec![],
-        modes: vec![],
-        factor: Factor::Longest,
-        stride: None,
-        bos: None,
-        rope: RopeOverride { theta, ..RopeOverride::default() },
-        length: None,
-        seed: 0,
-    }
+    let rope = RopeOverride { theta, ..RopeOverride::default() };
+    Plan { rope, ..Plan::new(vec![length], vec![]) }
 }
 
 /// What a mode asks of a model for a text of `length` tokens, as `attn compare --contexts LENGTH --factor FACTOR` does.

@@ -14,8 +14,13 @@ const QUICK: [&str; 3] = ["dynamic", "yarn", "streaming"];
 pub(crate) fn modes(asked: &[Modes], opened: &Opened) -> Vec<Mode> {
     match asked {
         [] => default_modes(opened),
-        asked => unique(asked.iter().flat_map(|modes| modes.0.iter().copied()).collect()),
+        asked => named(asked),
     }
+}
+
+/// The modes that were named, each once.
+pub(crate) fn named(asked: &[Modes]) -> Vec<Mode> {
+    unique(asked.iter().flat_map(|modes| modes.0.iter().copied()).collect())
 }
 
 /// All that apply to any RoPE model, methods as far as its layers take them, and the checkpoint's own scaling if it has

@@ -1,7 +1,7 @@
 //! What a saved comparison of several models may say: only what a measurement can come to.
 
 use super::{BITS, ModelCell, ModelResults, ModelVersus, best};
-use crate::compare::{ROUNDING, close};
+use crate::compare::{ROUNDING, check_setting, close, is_perplexity};
 use crate::report::About;
 use crate::stats::Interval;
 use anyhow::{Context, Result, ensure};
@@ -57,9 +57,7 @@ impl ModelResults {
 fn check_cell(cell: &ModelCell, bytes: usize, tokens: usize) -> Result<()> {
     let printable = |name: &str| !name.is_empty() && name.len() <= 4096 && !name.chars().any(char::is_control);
     ensure!(printable(&cell.model) && printable(&cell.mode), "it has no name");
-    ensure!(cell.context >= 2, "a window of {} tokens scores none", cell.context);
-    ensure!(cell.factor.is_finite() && cell.factor > 0.0, "no scaling has a factor of {}", cell.factor);
-    ensure!(cell.seconds.is_finite() && cell.seconds >= 0.0, "it can't have taken {} s", cell.seconds);
+    check_setting(cell.context, cell.factor, cell.seconds)?;
     let most = cell.windows.checked_mul(cell.context).map_or(0, |most| most.min(tokens));
     ensure!(
         (1..=most).contains(&cell.tokens) && (1..=bytes).contains(&cell.bytes),
@@ -74,10 +72,7 @@ fn check_cell(cell: &ModelCell, bytes: usize, tokens: usize) -> Result<()> {
         cell.bits_per_byte
     );
     let nll = cell.bits_per_byte / BITS * cell.bytes as f64 / cell.tokens as f64;
-    let follows = match nll.exp() {
-        perplexity if perplexity.is_finite() => close(cell.perplexity / perplexity, 1.0),
-        _ => cell.perplexity == f64::INFINITY,
-    };
+    let follows = is_perplexity(cell.perplexity, nll);
     ensure!(follows, "{} bits per byte are no perplexity of {}", cell.bits_per_byte, cell.perplexity);
     check_interval(cell.interval)?;
     let perplexity = cell.perplexity_interval.is_none_or(|i| i.low >= 0.0 && i.low <= i.high);

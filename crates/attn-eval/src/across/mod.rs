@@ -13,11 +13,11 @@ mod passages;
 mod results;
 
 pub use passages::{Encoded, Passages, common_bytes};
-pub use results::{ModelCell, ModelDifference, ModelResults, ModelVersus, best, contexts, rows, summarise};
+pub use results::{ModelCell, ModelDifference, ModelResults, ModelVersus, best, contexts, summarise};
 
 use crate::Skipped;
 use crate::clock::Clock;
-use crate::compare::{Mode, Plan, change, check_params, cost, factor_at, variants};
+use crate::compare::{Mode, Plan, change, check_params, cost, factor_at, scaled, variants};
 use crate::perplexity::{check_room, score_windows, scorer};
 use crate::report::About;
 use crate::run::Measurable;
@@ -146,7 +146,6 @@ pub fn modes_of(model: &Model, plan: &Plan) -> Result<(Vec<Mode>, Vec<String>)> 
     for &mode in &plan.modes {
         let change = change(plan, mode, factor)?;
         match model.with_positions(&change) {
-            _ if mode == Mode::Checkpoint && change.is_none() => takes.push(mode),
             Ok(_) => takes.push(mode),
             // Of an error that brings its backtrace, what it says.
             Err(error) => {
@@ -209,11 +208,10 @@ pub fn measure(
     progress: &mut dyn FnMut(usize),
 ) -> Result<PassageScores> {
     let clock = Clock::start();
-    let all = variants(model, plan, spec.context)?;
-    let variant = all.into_iter().find(|variant| variant.mode.to_string() == spec.mode);
-    let variant = variant.with_context(|| format!("there is no mode {}", spec.mode))?;
+    let mode = plan.modes.iter().find(|mode| mode.to_string() == spec.mode);
+    let model = scaled(model, plan, *mode.with_context(|| format!("there is no mode {}", spec.mode))?, spec.factor)?;
     let windows = passages.windows.get(spec.model).context("the text was not cut for this model")?;
-    let mut nll = scorer(&variant.model, spec.context, plan.length);
+    let mut nll = scorer(&model, spec.context, plan.length);
     let scores =
         score_windows(&mut nll, ids, windows, windows.windows(), progress).with_context(|| spec.row.clone())?;
     Ok(PassageScores { windows: scores.windows, bytes: passages.bytes(), seconds: clock.seconds() })

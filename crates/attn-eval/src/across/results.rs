@@ -1,6 +1,7 @@
 //! From measurements to figures per byte, and the differences between models.
 
 use super::{BITS, ModelSpec, PassageScores};
+use crate::compare::each_once;
 use crate::report::About;
 use crate::stats::{Interval, mean, mean_interval, paired_difference};
 use anyhow::{Context, Result, ensure};
@@ -176,23 +177,5 @@ pub fn best(cells: &[ModelCell], context: usize) -> Option<&ModelCell> {
 
 /// The contexts of a comparison, in its order.
 pub fn contexts(cells: &[ModelCell]) -> Vec<usize> {
-    let mut contexts: Vec<usize> = vec![];
-    for cell in cells {
-        if !contexts.contains(&cell.context) {
-            contexts.push(cell.context);
-        }
-    }
-    contexts
-}
-
-/// Models and modes, in the order of the comparison.
-pub fn rows(cells: &[ModelCell]) -> Vec<(&str, &str)> {
-    let mut rows: Vec<(&str, &str)> = vec![];
-    for cell in cells {
-        let row = (cell.model.as_str(), cell.mode.as_str());
-        if !rows.contains(&row) {
-            rows.push(row);
-        }
-    }
-    rows
+    each_once(cells.iter().map(|cell| cell.context))
 }

@@ -1,8 +1,6 @@
 use super::*;
-use crate::compare::Factor;
 use crate::perplexity::{ScoreOptions, score};
 use crate::windows::WindowOptions;
-use attn_core::RopeOverride;
 use candle_core::{D, DType, Tensor};
 use loader::{Checkpoint, LoadOptions, Tokenizer};
 
@@ -21,17 +19,7 @@ fn text() -> String {
 }
 
 fn plan(contexts: &[usize], modes: &[&str]) -> Plan {
-    Plan {
-        contexts: contexts.to_vec(),
-        between: vec![],
-        modes: modes.iter().map(|mode| mode.parse().unwrap()).collect(),
-        factor: Factor::Longest,
-        stride: None,
-        bos: None,
-        rope: RopeOverride::default(),
-        length: None,
-        seed: 0,
-    }
+    Plan::new(contexts.to_vec(), modes.iter().map(|mode| mode.parse().unwrap()).collect())
 }
 
 fn encoded(tokenizer: &Tokenizer, text: &str, bos: Option<u32>) -> Encoded {

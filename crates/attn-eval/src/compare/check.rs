@@ -58,19 +58,13 @@ fn check_part(cells: &[Cell], differences: &[Pair], used: Option<usize>) -> Resu
 
 fn check_cell(cell: &Cell, used: Option<usize>) -> Result<()> {
     check_name(&cell.mode)?;
-    ensure!(cell.context >= 2, "a window of {} tokens scores none", cell.context);
+    check_setting(cell.context, cell.factor, cell.seconds)?;
     ensure!((1..=cell.context).contains(&cell.stride), "a stride of {} skips text or stands still", cell.stride);
-    ensure!(cell.factor.is_finite() && cell.factor > 0.0, "no scaling has a factor of {}", cell.factor);
-    ensure!(cell.seconds.is_finite() && cell.seconds >= 0.0, "it can't have taken {} s", cell.seconds);
     let scored = cell.windows.checked_mul(cell.context).is_some_and(|most| cell.tokens <= most);
     ensure!(cell.tokens > 0 && cell.windows > 0 && scored, "{} windows score no {} tokens", cell.windows, cell.tokens);
     ensure!(used.is_none_or(|used| cell.tokens <= used), "it scores {} tokens of fewer", cell.tokens);
     check_nll(cell.nll)?;
-    let follows = match cell.nll.exp() {
-        perplexity if perplexity.is_finite() => close(cell.perplexity / perplexity, 1.0),
-        _ => cell.perplexity == f64::INFINITY,
-    };
-    ensure!(follows, "{} nats are no perplexity of {}", cell.nll, cell.perplexity);
+    ensure!(is_perplexity(cell.perplexity, cell.nll), "{} nats are no perplexity of {}", cell.nll, cell.perplexity);
     for error in [Some(cell.stderr), cell.stderr_windows].into_iter().flatten() {
         ensure!(error >= 0.0, "{error} is no standard error");
     }
@@ -84,6 +78,22 @@ fn check_cell(cell: &Cell, used: Option<usize>) -> Result<()> {
     let parts = (cell.position_nll.len(), cell.curve.len());
     ensure!(parts == (BUCKETS, CURVE), "it has {} and {} parts by position", parts.0, parts.1);
     cell.position_nll.iter().chain(&cell.curve).flatten().try_for_each(|&nll| check_nll(nll))
+}
+
+/// What holds for the setting of any cell.
+pub(crate) fn check_setting(context: usize, factor: f64, seconds: f64) -> Result<()> {
+    ensure!(context >= 2, "a window of {context} tokens scores none");
+    ensure!(factor.is_finite() && factor > 0.0, "no scaling has a factor of {factor}");
+    ensure!(seconds.is_finite() && seconds >= 0.0, "it can't have taken {seconds} s");
+    Ok(())
+}
+
+/// Whether so many nats per token come to this perplexity.
+pub(crate) fn is_perplexity(perplexity: f64, nll: f64) -> bool {
+    match nll.exp() {
+        follows if follows.is_finite() => close(perplexity / follows, 1.0),
+        _ => perplexity == f64::INFINITY,
+    }
 }
 
 /// A metric beside perplexity, of at least `least`.

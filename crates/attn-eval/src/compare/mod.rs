@@ -25,16 +25,16 @@ mod weigh;
 use advice::OWN;
 pub use advice::{Answer, Applied, ForConfigs, Recommendation, Versus, recommend};
 pub(crate) use advice::{far_text, takes_factor};
-pub(crate) use check::{ROUNDING, close};
+pub(crate) use check::{ROUNDING, check_setting, close, is_perplexity};
 pub use encodings::encodings;
 pub use lab::{Lab, LabScores, LabSpec, sum_up};
 pub use mode::{Factor, Mode};
-pub(crate) use results::differences;
 pub use results::{MetricDifference, Pair, Results, TextResults, best, contexts, find, modes, summarise};
+pub(crate) use results::{differences, each_once};
 pub use usable::{ByRetrieval, Usable, lengths_between};
 use variants::Variant;
 pub use variants::{change, factor_at};
-pub(crate) use variants::{check_params, variants};
+pub(crate) use variants::{check_params, scaled, variants};
 pub use weigh::{Found, Weighed};
 
 use crate::Skipped;
@@ -84,6 +84,24 @@ pub struct Plan {
     pub length: Option<usize>,
     /// Seed of the bootstrap.
     pub seed: u64,
+}
+
+impl Plan {
+    /// A plan of these contexts and modes, with the rest as it usually is: the factor of the longest context, windows side by
+    /// side without a BOS token.
+    pub fn new(contexts: Vec<usize>, modes: Vec<Mode>) -> Self {
+        Self {
+            contexts,
+            between: vec![],
+            modes,
+            factor: Factor::Longest,
+            stride: None,
+            bos: None,
+            rope: RopeOverride::default(),
+            length: None,
+            seed: 0,
+        }
+    }
 }
 
 /// Where a comparison stands.

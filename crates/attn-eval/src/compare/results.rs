@@ -8,6 +8,7 @@ use crate::stats::{Interval, WindowNll, paired_difference};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::hash::Hash;
 
 /// What a comparison found.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -231,18 +232,18 @@ pub fn find<'a>(cells: &'a [Cell], context: usize, mode: &str) -> Option<&'a Cel
 
 /// The contexts of a comparison, in its order.
 pub fn contexts(cells: &[Cell]) -> Vec<usize> {
-    let mut contexts: Vec<usize> = cells.iter().map(|cell| cell.context).collect();
+    each_once(cells.iter().map(|cell| cell.context))
+}
+
+/// Each item once, where it stands first.
+pub(crate) fn each_once<T: Copy + Eq + Hash>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = HashSet::new();
-    contexts.retain(|&context| seen.insert(context));
-    contexts
+    items.filter(|item| seen.insert(*item)).collect()
 }
 
 /// The modes of a comparison, in its order.
 pub fn modes(cells: &[Cell]) -> Vec<&str> {
-    let mut modes: Vec<&str> = cells.iter().map(|cell| cell.mode.as_str()).collect();
-    let mut seen = HashSet::new();
-    modes.retain(|&mode| seen.insert(mode));
-    modes
+    each_once(cells.iter().map(|cell| cell.mode.as_str()))
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
 }
 
 /// The model under `mode`; a model without rotary layers can only be had as it is.
-fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> {
+pub(crate) fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> {
     let change = change(plan, mode, factor)?;
     if mode == Mode::Checkpoint && change.is_none() {
         return Ok(model.clone());

@@ -37,8 +37,7 @@ impl<'a> ModelsDocument<'a> {
 
 /// Whether a JSON document is of several models.
 pub fn is_of_models(json: &str) -> bool {
-    let format = serde_json::from_str::<Value>(json).ok().and_then(|value| Some(value.get("format")? == FORMAT));
-    format == Some(true)
+    serde_json::from_str(json).is_ok_and(|document: Value| document["format"] == FORMAT)
 }
 
 /// What [`ModelsDocument`] was made from, read back.
@@ -47,7 +46,7 @@ pub fn is_of_models(json: &str) -> bool {
 /// It is not JSON, not of several models, or holds figures that no measurement can come to.
 pub fn read_models_document(json: &str) -> Result<(About, ModelResults)> {
     let document: Value = serde_json::from_str(json).context("it is not JSON")?;
-    ensure!(is_of_models(json), "it is not a comparison of several models");
+    ensure!(document["format"] == FORMAT, "it is not a comparison of several models");
     let (about, results) = (About::deserialize(&document)?, ModelResults::deserialize(&document)?);
     about.check_texts([])?;
     results.check(&about)?;

@@ -13,17 +13,7 @@ fn tokenizer() -> Tokenizer {
 
 fn plan(tokenizer: &Tokenizer, haystack: Haystack) -> RetrievalPlan<'_> {
     RetrievalPlan {
-        plan: Plan {
-            contexts: vec![512],
-            between: vec![],
-            modes: vec![Mode::none()],
-            factor: Factor::Fixed(2.0),
-            stride: None,
-            bos: None,
-            rope: attn_core::RopeOverride::default(),
-            length: None,
-            seed: 7,
-        },
+        plan: Plan { factor: Factor::Fixed(2.0), seed: 7, ..Plan::new(vec![512], vec![Mode::none()]) },
         tasks: TASKS.to_vec(),
         depths: vec![0.0, 0.5, 1.0],
         trials: 2,

@@ -5,12 +5,12 @@
 
 use super::CompareArgs;
 use crate::measure::estimate::{self, SHORT, spoken};
-use crate::measure::plan::unique;
+use crate::measure::plan::{named, unique};
 use crate::measure::scoring::work;
 use crate::measure::{about, long_run, present};
 use crate::model::{self, Opened};
 use crate::output::{note, print_json, print_text, usage};
-use crate::parse::{Measured, Modes};
+use crate::parse::Measured;
 use crate::progress::Progress;
 use crate::text::{self, Source};
 use anyhow::{Context, Result, bail, ensure};
@@ -218,8 +218,7 @@ fn cut(
         }
     }
     if kept.is_empty() {
-        let why: Vec<String> = skipped.iter().map(ToString::to_string).collect();
-        bail!("nothing can be measured: {}", why.join("; "))
+        return Err(Skipped::all(skipped));
     }
     let cut = encoded.into_iter().zip(passages).map(|(encoded, passages)| Cut { encoded, passages });
     Ok((kept, cut.collect()))
@@ -228,7 +227,7 @@ fn cut(
 fn plan(args: &CompareArgs, contexts: Vec<usize>) -> Result<Plan> {
     let modes = match args.modes.as_slice() {
         [] => vec![Mode::Checkpoint],
-        asked => unique(asked.iter().flat_map(|Modes(modes)| modes.iter().copied()).collect()),
+        asked => named(asked),
     };
     Ok(Plan {
         contexts,
