@@ -2,7 +2,7 @@
 
 use super::{Facts, Request, cuda_rule, plan};
 use crate::ScoreBias;
-use crate::attention::{AttendArgs, KernelOptions, attend, laws, reference};
+use crate::attention::{AttendArgs, attend, laws, reference};
 use candle_core::{DType, Device, Result, Tensor};
 use laws::{BiasKind, Case, any_case};
 use proptest::prelude::*;
