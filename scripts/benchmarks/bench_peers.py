@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Our speed beside that of others, in turn on one machine, and tables of ratios. scripts/benchmarks/setup_peers.sh sets them up.
+"""Compares the speed of attn with that of other programs on one machine and prints tables of ratios.
 
-    bench_peers.py                          attention: torch's SDPA, and ours with and without bias or window
+scripts/benchmarks/setup_peers.sh installs the other programs.
+
+    bench_peers.py                          attention: torch's SDPA, and attn's with and without bias or window
     bench_peers.py --plot docs/src/speed.svg    attention: time against length, as a chart
     bench_peers.py --model FOLDER           a model: llama.cpp, transformers, candle-transformers on the same weights
     bench_peers.py --model FOLDER --perplexity TEXT --llama-perplexity PROGRAM
@@ -9,8 +11,8 @@
     bench_peers.py --model FOLDER --formats TEXT --llama-perplexity PROGRAM
                                             perplexity of every .gguf file in FOLDER
 
-Every case runs `--rounds` times, all programs alternating, so that whatever else the machine does hits them alike; the
-best of each counts. Above 1, ours is faster. --device cuda measures on a GPU, with attn built for it (--features cuda).
+Every case runs `--rounds` times with all programs in turn, so that other load on the machine affects them alike; the best run of
+each counts. A ratio above 1 means that attn is faster. --device cuda measures on a GPU, with attn built for it (--features cuda).
 --json FILE writes everything that was measured.
 """
 import argparse
@@ -25,10 +27,10 @@ from peers.common import Failed
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     target = os.environ.get("CARGO_TARGET_DIR", "target")
-    parser.add_argument("--attn", default=os.path.join(target, "release", "attn"), help="our binary [%(default)s]")
+    parser.add_argument("--attn", default=os.path.join(target, "release", "attn"), help="the program attn [%(default)s]")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every program [%(default)s]")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute [%(default)s]")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each case comes up [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each case is repeated, all programs in turn [%(default)s]")
     parser.add_argument("--runs", type=int, default=5, help="timed runs in each round [%(default)s]")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it, or one of several A|B")
     parser.add_argument("--json", metavar="FILE", help="write the results")
@@ -36,12 +38,12 @@ def arguments():
     parser.add_argument("--longest", type=int, default=32768, help="where the plot ends [%(default)s]")
     parser.add_argument("--model", metavar="FOLDER", help="weights, as scripts/benchmarks/setup_peers.sh lays them out")
     parser.add_argument("--llama-bench", metavar="PROGRAM", help="llama.cpp's; without it llama.cpp is left out")
-    parser.add_argument("--perplexity", metavar="TEXT", help="compare scalings on it instead of speeds")
-    parser.add_argument("--formats", metavar="TEXT", help="compare perplexities of the formats on it instead")
-    parser.add_argument("--windows", type=int, default=4, help="of --formats, of 512 tokens each [%(default)s]")
+    parser.add_argument("--perplexity", metavar="TEXT", help="compare scalings on this text instead of speeds")
+    parser.add_argument("--formats", metavar="TEXT", help="compare perplexities of the formats on this text instead")
+    parser.add_argument("--windows", type=int, default=4, help="windows of --formats, of 512 tokens each [%(default)s]")
     parser.add_argument("--llama-perplexity", metavar="PROGRAM", help="llama.cpp's, for --perplexity and --formats")
     parser.add_argument("--candle", metavar="PROGRAM", help="the example bench_candle; without it candle is left out")
-    parser.add_argument("--python", default=sys.executable, help="one that has transformers [%(default)s]")
+    parser.add_argument("--python", default=sys.executable, help="a Python that has transformers [%(default)s]")
     parser.add_argument("--skip", action="append", default=[], choices=models.PEERS, help="leave one out")
     return parser.parse_args()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Training speed and peak memory: `attn train` and the same model in PyTorch, in turn, on the same tokens.
+"""Compares training speed and peak memory of `attn train` with the same model in PyTorch, in turn, on the same tokens.
 
     python3 scripts/benchmarks/bench_train.py target/release/attn TEXT [--steps 20] [--rounds 3] [--json]
 
@@ -47,7 +47,7 @@ def torch_run(folder, text, steps, batch, context):
 
 
 def attn_run(attn, text_file, out, steps):
-    # A child of its own, so that its peak is not mixed with those of earlier ones.
+    # A separate child process, so that its peak is not mixed with those of earlier runs.
     code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
     command = [str(attn), "train", "--text", str(text_file), "--out", str(out), "--steps", str(steps), "--checkpoint-every", "100000"]

@@ -10,7 +10,7 @@ from html import escape
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 72, 724, 88, 392
-# Okabe and Ito's colours, told apart with any colour vision, on light and on dark; a colour per program.
+# Okabe and Ito's colours, one per program: they can be told apart with any colour vision, on light and on dark.
 COLORS = {"attn": "#0072b2", "torch": "#d55e00"}
 STYLE = """
   svg { background: #ffffff; }

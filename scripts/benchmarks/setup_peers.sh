@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Sets up what scripts/benchmarks/bench_peers.py and scripts/reference/check_protocols.py hold us against, in a folder that git ignores:
+# Installs the programs with which scripts/benchmarks/bench_peers.py and scripts/reference/check_protocols.py compare attn, in a
+# folder that git ignores:
 #   scripts/benchmarks/setup_peers.sh [FOLDER]     default: .models/peers
 # It makes
 #   FOLDER/venv           torch, transformers, lm-evaluation-harness and longppl
 #   FOLDER/llama.cpp/bin  llama-bench, llama-quantize and llama-perplexity, built for this machine from the sources in
 #                         the Python package llama_cpp_python
-#   FOLDER/smollm2        the same weights for everybody: SmolLM2-135M-Instruct as Hugging Face folders in f32 and bf16
+#   FOLDER/smollm2        the same weights for every program: SmolLM2-135M-Instruct as Hugging Face folders in f32 and bf16
 #                         and as GGUF in F32, F16, BF16 and every quantised format, all made from the Q4_1 file
 # and builds `attn` and a stock candle-transformers Llama. Takes about 10 GB, a C++ compiler, Python 3.10 or later and
-# half an hour on two cores. What is there already is kept.
+# half an hour on two cores. Files that exist already are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-.models/peers}
@@ -22,7 +23,7 @@ step "Python packages"
 . "$folder/venv/bin/activate"
 pip install --quiet --disable-pip-version-check numpy safetensors gguf torch transformers accelerate tokenizers \
     cmake ninja scikit-build-core lm_eval
-# Its dependencies are those above.
+# Its dependencies are installed above.
 pip install --quiet --disable-pip-version-check --no-deps longppl
 
 step "llama.cpp"
@@ -58,7 +59,7 @@ done
 
 step "attn and candle-transformers"
 cargo build --release --workspace --bin attn
-# The workspace compiles candle-transformers without optimisation, since only tests use it. Not here.
+# The workspace compiles candle-transformers without optimisation, because only tests use it. A benchmark needs it optimised.
 cargo build --release -p integration --example bench_candle --target-dir "$folder/target" \
     --config 'profile.release.package.candle-transformers.opt-level=3'
 

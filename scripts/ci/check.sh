@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Formatting, lints, tests, documentation, packages, the README's commands, and the types under the feature `cuda` and on other
-# platforms: what has to pass before a change lands.
-# Needs a Rust toolchain and nothing else; the report and the playground are checked in a browser where Chromium is installed.
+# Runs what has to pass before a change lands: formatting, lints, tests, documentation, packages, the README's commands, and the
+# types under the feature `cuda` and on other platforms.
+# Needs only a Rust toolchain. Where Chromium is installed, the report and the playground are also checked in a browser.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -13,7 +13,7 @@ cargo fmt --all --check
 step "the README's test command (with documentation examples)"
 cargo test --release --workspace
 step lints
-# Against the rust-version of Cargo.toml too, which may be older than the compiler at hand.
+# Also checks that no API is newer than the rust-version of Cargo.toml, which may be older than the installed compiler.
 cargo clippy --release --workspace --all-targets -- -D warnings -D clippy::incompatible_msrv
 step "the oldest Rust that Cargo.toml allows"
 oldest=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
@@ -26,8 +26,8 @@ else
 fi
 step "licences, sources and known vulnerabilities of the dependencies"
 if cargo deny --version >/dev/null 2>&1; then
-    # Of other platforms too, as far as there is a network.
-    cargo fetch --locked --quiet || echo "only what this platform needs is checked"
+    # Also the dependencies of other platforms, if there is a network.
+    cargo fetch --locked --quiet || echo "no network: only the dependencies of this platform are checked"
     cargo deny --offline check licenses bans sources
 else
     echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"
@@ -52,13 +52,13 @@ if command -v mdbook >/dev/null; then
     step "the book"
     mdbook build docs --dest-dir "$(mktemp -d)"
 fi
-# Built with the whole workspace: alone, a package asks its dependencies for other features, and all are compiled again.
+# Built with the whole workspace: a single package asks its dependencies for other features, and all would be compiled again.
 examples=${CARGO_TARGET_DIR:-target}/release/examples
 cargo build --release --workspace --examples
 step "the layer inside stock Candle models"
 "$examples/stock_llama"
 "$examples/stock_models"
-step "encodings of one's own, and LoRA, trained"
+step "encodings from outside the crate, and LoRA, trained"
 "$examples/kerple"
 "$examples/fox"
 "$examples/lora"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds attn-core for aarch64 with a cross compiler and runs its unit tests, property tests of the NEON kernels among them,
+# Builds attn-core for aarch64 with a cross compiler and runs its unit tests, including the property tests of the NEON kernels,
 # under qemu.
 #   scripts/ci/check_aarch64.sh [ARGUMENT OF THE TESTS...]
 # It needs, on Debian or Ubuntu: rustup target add aarch64-unknown-linux-gnu
 #   apt-get install gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user
 #
-# Instructions are emulated, so results say what a machine would compute and nothing about speed. ATTN_CPUS lists what
-# to emulate: a Neoverse N1 has half-precision arithmetic (the crates half and gemm use it), a Cortex-A72 has not.
-# ATTN_TESTS chooses other tests (default: --package attn-core --lib), "--workspace" all of them.
+# Instructions are emulated, so the tests show what a real machine would compute, but nothing about speed. ATTN_CPUS lists the
+# processors to emulate: a Neoverse N1 has half-precision arithmetic (the crates half and gemm use it), a Cortex-A72 does not.
+# ATTN_TESTS chooses other tests (default: --package attn-core --lib); "--workspace" runs all of them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 triple=aarch64-unknown-linux-gnu
@@ -25,7 +25,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 for cpu in ${ATTN_CPUS:-neoverse-n1 cortex-a72}; do
     printf '\n== %s, emulated\n' "$cpu"
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu $cpu"
-    # Words of ATTN_TESTS are arguments of their own.
+    # Each word of ATTN_TESTS is a separate argument.
     # shellcheck disable=SC2086
     cargo test --release --locked --target "$triple" ${ATTN_TESTS:---package attn-core --lib} -- "$@"
 done

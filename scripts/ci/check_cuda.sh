@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Type-checks and lints the workspace with the features `cuda` and `flash-attn` on a machine without the CUDA toolkit.
 #
-# Nothing more: no kernel is compiled and nothing is linked or run. Candle's build scripts call
-# nvcc (and git, for CUTLASS) and only look at whether it succeeds, so stubs that write empty files let them pass.
-# Builds into a folder of its own, target/check-cuda, because the features change most dependencies.
+# No kernel is compiled and nothing is linked or run. Candle's build scripts call nvcc (and git, for CUTLASS) and only check
+# whether it succeeds, so stubs that write empty files are enough for them.
+# Builds into a separate folder, target/check-cuda, because the features change most dependencies.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -13,7 +13,7 @@ stubs=$(cd "$target/stubs" && pwd)
 
 cat > "$stubs/bin/nvcc" <<'STUB'
 #!/usr/bin/env bash
-# Takes nvcc's place: an empty file where a result is expected.
+# Stands in for nvcc: writes an empty file where a result is expected.
 out="" folder="" ptx="" input=""
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -30,7 +30,7 @@ done
 STUB
 cat > "$stubs/bin/git" <<'STUB'
 #!/usr/bin/env bash
-# Takes git's place: a clone is an empty folder.
+# Stands in for git: a clone is an empty folder.
 [ "${1:-}" != clone ] || mkdir -p "${@: -1}/include"
 STUB
 chmod +x "$stubs/bin/nvcc" "$stubs/bin/git"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs attn-core's unit tests, the property tests of its kernels among them, with LLVM's address sanitizer and debug
-# assertions: what a kernel reads or writes outside an allocation ends the run.
+# Runs attn-core's unit tests, including the property tests of its kernels, with LLVM's address sanitizer and debug
+# assertions. The run ends with an error if a kernel reads or writes outside an allocation.
 #   scripts/ci/check_memory.sh [ARGUMENT OF THE TESTS...]
 # Needs x86-64 and a Rust from rustup, whose stable toolchain ships the sanitizer's runtime; RUSTC_BOOTSTRAP unlocks the
-# flag for it. Builds everything again, in a folder of its own: some minutes.
+# flag for it. Builds everything again in a separate folder, which takes some minutes.
 #
-# With debug assertions, working memory is cut into allocations of the exact size (see strict_scratch.rs), so that going
-# past one buffer is not hidden by the next. Not seen: what the AMX kernels' assembly does, and the standard library,
-# which comes without the sanitizer.
+# With debug assertions, every part of the working memory is an allocation of its exact size (see strict_scratch.rs), so that an
+# access past one buffer cannot land in the next. The sanitizer does not check the assembly of the AMX kernels, nor the standard
+# library, which is built without it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 triple=x86_64-unknown-linux-gnu
@@ -18,10 +18,10 @@ if ! compgen -G "$runtimes/librustc*_rt.asan.a" >/dev/null; then
 fi
 export RUSTC_BOOTSTRAP=1 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
 export RUSTFLAGS="-Zsanitizer=address -Cforce-frame-pointers=yes"
-# Threads of the pool live as long as the process, and so does what they keep.
+# The threads of the pool live as long as the process, and so does the memory they keep; it is not a leak.
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0}
 
-# Tests of attention go over all kernels that the machine has; those of products and rows take the one that is chosen.
+# Tests of attention run all kernels that the machine has; those of products and rows run only the one that is chosen.
 for kernel in "" avx512 avx2 portable; do
     printf '\n== kernel: %s\n' "${kernel:-the fastest}"
     flag=${kernel/avx512/avx512f}

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Packs every crate as crates.io would get it, and checks that each package has what a reader of it needs.
+# Packs every crate as crates.io would get it, and checks that each package has what a user needs.
 #
-#   scripts/ci/check_packages.sh            packs, looks, and type-checks every package with its tests (some minutes the first time)
-#   scripts/ci/check_packages.sh --test     runs the tests of every package, too (minutes, and 4 GB of disk)
+#   scripts/ci/check_packages.sh            packs, checks the contents, and type-checks every package with its tests (some minutes the first time)
+#   scripts/ci/check_packages.sh --test     also runs the tests of every package (some minutes, and 4 GB of disk)
 #
-# What is compiled are the unpacked packages alone, in a folder outside the repository, each with its siblings in place of the
-# registry's. Tests of whole files stay in the repository with their golden data; what is packed are the sources and their unit tests.
+# Only the unpacked packages are compiled, in a folder outside the repository; each uses the other packages instead of the registry's.
+# A package contains the sources and their unit tests. Tests that need golden data stay in the repository.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# Kept from run to run, as any build is.
+# Kept between runs, like any build folder.
 built=$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)/check-packages
 target=$(mktemp -d)
 trap 'rm -rf "$target"' EXIT
-# What the packages depend on was fetched by any build before. `integration` has the tests that cross crates, and is not published.
+# The dependencies were fetched by an earlier build. `integration` has the tests of several crates together and is not published.
 cargo package --workspace --exclude integration --offline --allow-dirty --no-verify --target-dir "$target" 2>&1 |
     grep -v 'is not included in the published package' || { echo "fault: cargo package failed" >&2; exit 1; }
 
@@ -32,9 +32,9 @@ for file in "$target"/package/*.crate; do
     for key in description readme keywords categories license rust-version documentation; do
         grep -q "^$key = " <<<"$manifest" || fault "$name: no $key"
     done
-    # A link would be packed as the file it leads to; where links aren't made (Windows), as its path.
+    # A link would be packed as a copy of the file it leads to or, where git makes no links (Windows), as a file with its path.
     [ "$(tar xzOf "$file" "$name/LICENSE-MIT" | wc -c)" -gt 500 ] || fault "$name: LICENSE-MIT is not the licence"
-    # Sources that read files from outside the package would build here and nowhere else.
+    # Sources that read files outside the package would build in this repository and nowhere else.
     tar xzf "$file" -C "$target/unpacked"
     while IFS=: read -r source path; do
         [ -e "$(dirname "$source")/$path" ] || fault "${source#"$target/unpacked/"} includes $path, which is not in the package"
@@ -46,7 +46,7 @@ crates=$(find crates -mindepth 2 -maxdepth 2 -name Cargo.toml | wc -l)
 [ "$packages" -eq "$crates" ] || fault "$packages packages of $crates crates"
 [ "$faults" -eq 0 ] || exit 1
 
-# One workspace of them, in which each takes the others for what the registry would give it.
+# One workspace of the packages, in which each uses the others instead of the registry's.
 {
     printf '[workspace]\nresolver = "3"\nmembers = ["*"]\n\n[patch.crates-io]\n'
     for folder in "$target"/unpacked/*/; do

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Opens the playground (attn playground) in headless Chromium and checks what a person would:
+"""Opens the playground (attn playground) in headless Chromium and checks what a person would look for:
 
     scripts/ci/check_playground.py ATTN [--dir PAGE] [--shots FOLDER]
 
-- every scene's figures are those that the command ATTN prints as JSON for the same question;
-- the first scene can be used within 2 seconds, the page weighs under 6 MB before a model is asked for, no model is fetched
-  unasked, and a tiny model scores 512 tokens in under 3 seconds;
-- no error on the console, nothing fetched from elsewhere, in light and dark, at 1280 and at 380 px;
-- charts answer to the keyboard, text stands out as WCAG 2.1 AA asks, the page never scrolls sideways, ids are unique.
+- every scene shows the figures that the command ATTN prints as JSON for the same question;
+- the first scene can be used within 2 seconds, the page is under 6 MB before a model is asked for, a model is fetched only when it is
+  needed, and a tiny model scores 512 tokens in under 3 seconds;
+- no error on the console, nothing fetched from other sites, in light and dark, at 1280 and at 380 px;
+- charts react to the keyboard, text has the contrast that WCAG 2.1 AA requires, the page never scrolls sideways, ids are unique.
 
 --dir: the folder that scripts/build_playground.sh wrote, if it is not where ATTN looks for it.
---shots: writes screenshots there, to look at.
-Needs Python 3.9 and Chromium (CHROMIUM names the program); speaks to it through a pipe, no packages needed.
+--shots: writes screenshots to this folder.
+Needs Python 3.9 and Chromium (CHROMIUM names the program), and no packages: it talks to Chromium through a pipe.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from check_report import CONTRAST, Browser
 
 SIZES = [(1280, "light"), (1280, "dark"), (380, "light"), (380, "dark")]
 MODES = ["none", "linear", "yarn", "rerope", "streaming"]
-#: The text is read in parts by a program for another processor: sums are rounded differently.
+#: The page's program is for another processor and reads the text in parts, so sums are rounded differently.
 NATS = 1e-4
 
 HELPERS = r"""
@@ -76,7 +76,7 @@ class Checks:
                 return
 
     def alike(self, what, found, expected):
-        """Equal documents, but for the last digits of numbers: another processor's functions round them differently."""
+        """Documents are equal except for the last digits of numbers, which another processor's functions round differently."""
         if isinstance(expected, dict) and isinstance(found, dict):
             self.equal(f"{what}: keys", sorted(found), sorted(expected))
             for key in expected.keys() & found.keys():
@@ -253,7 +253,7 @@ def check_score(page, checks, attn):
     page.set("stretch-factor", 15)
     text = page.run("document.getElementById('score-text').value")
     start = "document.getElementById('score-form').requestSubmit()"
-    # Once with one mode: that fetches the model.
+    # Once with one mode, which fetches the model.
     page.run("document.querySelectorAll('#score-modes input').forEach(box => { box.checked = box.value === 'none' })")
     done = "check.until(() => document.querySelectorAll('#score-results tbody tr').length === {} && !document.getElementById('score-state').textContent.includes('…'))"
     page.run(f"({start}, {done.format(1)})")

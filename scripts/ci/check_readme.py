@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Checks README.md: at most 1200 words, links to files that are there, and commands that run.
+"""Checks README.md: it has at most 1200 words, its links lead to existing files, and its commands run.
 
     scripts/ci/check_readme.py path/to/attn
 
-Commands run as they stand, with a small model and a short text in the place of the reader's own, and with short contexts. The model is
-the embedded one, or where a command needs a folder, a checkpoint that is trained here for two steps.
+Commands run as they are written, but with a small model and a short text instead of the reader's, and with short contexts. The model is
+the embedded one; where a command needs a folder, it is a checkpoint that is trained here for two steps.
 """
 import json
 import os
@@ -16,9 +16,9 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MOST_WORDS = 1200
-# What stands for the reader's own things.
+# Replacements for the reader's model and contexts.
 STAND_INS = {"MODEL": "tiny-austen", "4096,8192,16384": "256,512", "4096,8192": "128,256", "8192": "512", "131072": "2048"}
-# What is added so that a command ends soon.
+# Options that are added so that a command ends soon.
 SHORT = {
     "train": "--steps 2 --hidden 32 --intermediate 64 --layers 1 --heads 2 --kv-heads 1 --batch 2 --context 64".split(),
     "retrieval": ["--trials", "1", "--modes", "none"],
@@ -27,9 +27,9 @@ SHORT = {
 }
 # Commands that need a checkpoint in a folder rather than the embedded model.
 WANT_FOLDER = ("generate", "export")
-# A chat template, which a model trained here has not.
+# A chat template, because a model trained here has none.
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-# Commands whose options alone are checked, and why.
+# Commands that are not run; only their options are checked. And why.
 ONLY_OPTIONS = {"playground": "serves until it is stopped"}
 
 
@@ -97,7 +97,7 @@ def main():
             checked += 1
             unknown = unknown_options(attn, words)
             fault = f"unknown: {', '.join(unknown)}" if unknown else None
-            # A name alone, as in running text, is no command to run.
+            # A command's name alone, as in running text, is not run.
             if not fault and len(words) > 2 and words[1] not in ONLY_OPTIONS:
                 fault = run(attn, words, scratch)
             if fault:

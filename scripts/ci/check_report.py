@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Opens a report (attn compare, attn retrieval or attn explain with --html) in headless Chromium and checks what a person would:
+"""Opens a report (attn compare, attn retrieval or attn explain with --html) in headless Chromium and checks what a person would look for:
 
     scripts/ci/check_report.py report.html [--json report.json] [--shots FOLDER]
 
 - no error on the console, nothing loaded but the file itself, in light and dark, at 1280, 800 and 380 px;
-- every chart is drawn, answers to the keyboard, and hides a line when its box is cleared;
-- tables sort; every figure of a comparison's and of retrieval's tables is that of the JSON (to 1e-15: reading JSON may change a last digit);
-- text stands out from its background as WCAG 2.1 AA asks, the page never scrolls sideways, ids are unique;
+- every chart is drawn, reacts to the keyboard, and hides a line when its box is cleared;
+- tables sort; every figure in the tables of a comparison and of retrieval equals that of the JSON (to 1e-15: reading JSON may change the
+  last digit);
+- text has the contrast that WCAG 2.1 AA requires, the page never scrolls sideways, ids are unique;
 - captions are never cut off, the column of names leaves room for figures, and at 1280 px the tables that are not folded away
   show all of their columns.
 
---json: what `--json` printed for the same comparison; has to equal the data inside the page.
---shots: writes screenshots there, to look at.
-Needs Python 3.9 and Chromium (CHROMIUM names the program); speaks to it through a pipe, no packages needed.
+--json: the output of `--json` for the same comparison, which has to equal the data inside the page.
+--shots: writes screenshots to this folder.
+Needs Python 3.9 and Chromium (CHROMIUM names the program), and no packages: it talks to Chromium through a pipe.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def find_chromium():
 
 
 class Browser:
-    """A headless Chromium, driven by the DevTools protocol over file descriptors 3 and 4. Ends the script where there is none."""
+    """A headless Chromium, driven by the DevTools protocol over file descriptors 3 and 4. Ends the script if Chromium is not installed."""
 
     def __init__(self):
         program = find_chromium() or sys.exit("there is no Chromium here; set CHROMIUM to its path")
@@ -49,7 +50,7 @@ class Browser:
         self.read, to_write = os.pipe()
 
         def plumb():
-            # Through high numbers, as either end may be 3 or 4 already.
+            # By way of high numbers, because either end may already be descriptor 3 or 4.
             read, write = os.dup(to_read), os.dup(to_write)
             high_read, high_write = os.dup2(read, 103), os.dup2(write, 104)
             os.dup2(high_read, 3, inheritable=True)
@@ -103,7 +104,7 @@ class Browser:
 
     def run(self, script):
         """The value of a JavaScript expression, promises awaited."""
-        # The page holds what is awaited: a promise that nothing refers to may be collected before it is kept.
+        # The page keeps a reference to the promise: one that nothing refers to may be collected before it is resolved.
         held = f"window.heldByTheCheck = Promise.resolve({script.strip().rstrip(';')})"
         answer = self.call("Runtime.evaluate", expression=held, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
@@ -147,7 +148,7 @@ class Browser:
         path.write_bytes(base64.b64decode(image["data"]))
 
 
-# Text whose contrast with what lies behind it is below WCAG 2.1 AA: 4.5, or 3 for large letters.
+# Text whose contrast with its background is below WCAG 2.1 AA: 4.5, or 3 for large letters.
 CONTRAST = r"""
 (() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -181,7 +182,7 @@ CONTRAST = r"""
 })()
 """
 
-# Per chart: its size, how many colours its canvas shows, and what arrow keys and a cleared box do.
+# Per chart: its size, how many colours its canvas shows, and the effect of arrow keys and of clearing a box.
 CHARTS = r"""
 (async () => {
   const found = [];
@@ -224,7 +225,7 @@ CHARTS = r"""
 })()
 """
 
-# Tables wider than their place though the window is wide, captions that reach out of it, and names that leave no room.
+# Tables wider than their container although the window is wide, captions wider than it, and names that leave no room for figures.
 CUT = r"""
 (() => {
   const cut = [];
@@ -243,7 +244,7 @@ CUT = r"""
 })()
 """
 
-# Sorts every column of every table both ways and says which came out unordered; leaves the last order.
+# Sorts every column of every table both ways and returns those that are not in order; leaves the last order.
 SORT = r"""
 (() => {
   const wrong = [];
@@ -293,7 +294,7 @@ def same(a, b):
 
 
 def alike(a, b):
-    """Equal but for the last digit of numbers."""
+    """Whether they are equal except for the last digit of numbers."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(alike(value, b[key]) for key, value in a.items())
     if isinstance(a, list) and isinstance(b, list):
@@ -310,7 +311,7 @@ def check_comparison(document, tables):
     def figures(table, of):
         nonlocal compared
         for row in tables[table]["rows"]:
-            # Columns before them say how far a mode carries.
+            # The columns before them show how far a mode carries.
             for context, shown in zip(contexts, row[-len(contexts):]):
                 expected = of(cells[row[0]["text"], context])
                 if expected is None:

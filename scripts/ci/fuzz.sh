@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs the fuzz targets, each for a number of seconds (0: only the inputs there are), one after the other, in one thread.
+# Runs the fuzz targets one after the other, each for a number of seconds (0: only on the existing inputs), in one thread.
 #   scripts/ci/fuzz.sh [SECONDS [TARGET...]]
-# Ends with an error if a target found something; what each said is in fuzz/logs.
+# Ends with an error if a target found something. The output of each target is in fuzz/logs.
 # The builds use LLVM's coverage instrumentation through flags that the stable compiler has, and libFuzzer from the
-# libfuzzer-sys crate, which needs a C++ compiler. Nothing of it needs a nightly toolchain, and there is no address
-# sanitizer: nearly all that is fuzzed is safe Rust. See fuzz/README.md.
+# libfuzzer-sys crate, which needs a C++ compiler. A nightly toolchain is not needed. There is no address sanitizer, because
+# nearly all of the fuzzed code is safe Rust. See fuzz/README.md.
 set -euo pipefail
 cd "$(dirname "$0")/../../fuzz"
 seconds=${1:-60}
@@ -18,7 +18,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing"
-# With a target named, the flags leave build scripts and procedural macros alone.
+# When a target is named, the flags do not apply to build scripts and procedural macros.
 cargo build --release --target "$host" "${targets[@]/#/--bin=}"
 binaries=${CARGO_TARGET_DIR:-target}/$host/release
 
@@ -26,11 +26,11 @@ limit=(-max_total_time="$seconds")
 if [ "$seconds" = 0 ]; then limit=(-runs=0); fi
 found=()
 for target in "${targets[@]}"; do
-    # What earlier runs learned, then the seeds; new inputs go to the first.
+    # The corpus of earlier runs, then the seeds; new inputs are written to the first.
     corpora=("corpus/$target" "seeds/$target")
     mkdir -p "${corpora[@]}" "artifacts/$target" logs
     if [ "$target" = config ]; then
-        # The configs of every family are there already.
+        # The golden data already have a config of every family.
         mkdir -p corpus/config-golden
         for config in ../tests/golden/models/*/config.json; do
             cp "$config" "corpus/config-golden/$(basename "$(dirname "$config")").json"
@@ -41,7 +41,7 @@ for target in "${targets[@]}"; do
         -artifact_prefix="artifacts/$target/" -print_final_stats=1)
     if [ -f "dict/$target.dict" ]; then options+=(-dict="dict/$target.dict"); fi
     printf '\n== %s, %s s\n' "$target" "$seconds"
-    # The processor's time says how much fuzzing there was where the machine does other work too.
+    # The processor time shows how much was really fuzzed if the machine does other work too.
     TIMEFORMAT="processor: %U s"
     { time RAYON_NUM_THREADS=1 "$binaries/$target" "${options[@]}" "${corpora[@]}"; } 2>&1 | tee "logs/$target" ||
         found+=("$target")

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Spreads `attn compare` over a Ray cluster and joins the parts:
+"""Runs `attn compare` in parts on a Ray cluster and joins the parts:
 
     pip install ray
     scripts/ray/ray_compare.py --address auto --shards 16 --dir /shared/run -- \\
         MODEL --text book.txt --contexts 4096,8192,16384 --html report.html
 
 What follows -- are the arguments of `attn compare`. Every shard is one task: `attn compare ... --shard i/n --run FILE`,
-on --cpus processors of whichever machine is free. A shard that fails, or whose machine goes away, is tried again up to
---retries times; if --dir is a folder that all machines share it goes on after the last cell it finished. In the end
-`attn merge` joins the shards, and gets what says how to show them (--html, --json, --csv, ...). The result is that of one
-run on one machine.
+on --cpus processors of any machine that is free. A shard that fails, or whose machine is lost, is tried again up to --retries
+times; if --dir is a folder that all machines share, it continues after the last finished cell. At the end `attn merge` joins the
+shards, with the options that say how to show the result (--html, --json, --csv, ...). The result is that of one run on one
+machine.
 
-Every machine needs attn (--attn names it), and the model and the texts under the names given here, with the folder this
-is started in: a shared file system, or a hub id and copies. Runs are checked when they are joined, so a machine with
-another model or text is refused, not mixed in. Starting the same command again goes on where it stopped.
+Every machine needs attn (--attn names it), and the model and the texts under the names given here, in the same working folder: use
+a shared file system, or a hub id and copies. Runs are checked when they are joined, so the part of a machine with another model or
+text is refused. Starting the same command again continues where it stopped.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from pathlib import Path
 
 import ray
 
-# Arguments of compare that say how to show a result: they go to merge. True: a value follows.
+# Arguments of compare that say how to show a result; merge gets them. True: a value follows.
 SHOWN = {"--html": True, "--csv": True, "--plot": True, "--parquet": True, "--json": False}
 
 
 def die_with_parent():
-    """A killed Ray worker must not leave attn behind, which would hold on to the run file (Linux)."""
+    """If a Ray worker is killed, attn must not stay behind and keep the run file locked (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def measure(command, folder, run):
-    """On some machine of the cluster: measures a shard and returns its run file."""
+    """Measures a shard on some machine of the cluster and returns its run file."""
     os.makedirs(os.path.dirname(run), exist_ok=True)
     done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           preexec_fn=die_with_parent)
@@ -63,7 +63,7 @@ def split(arguments):
 
 
 def keep(path, contents):
-    """Writes a shard's run file here, unless the folder is shared and it is here already."""
+    """Writes a shard's run file to this machine, unless the folder is shared and already has it."""
     if path.exists() and path.read_bytes() == contents:
         return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -101,7 +101,7 @@ def fan_out(args, shard_arguments):
             if failures[i] > args.retries:
                 sys.exit(f"error: shard {i}/{args.shards} failed {failures[i]} times: {reason}")
             note(f"shard {i}/{args.shards} failed, trying again ({failures[i]} of {args.retries}): {reason}")
-            # What held the run file may be on its way out still.
+            # The process that held the run file may not have ended yet.
             time.sleep(min(2 ** failures[i], 30) / 2)
             start(i)
             continue
@@ -112,13 +112,13 @@ def fan_out(args, shard_arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", help="of the cluster; auto: the one this machine is in [default: a new local one]")
-    parser.add_argument("--shards", type=int, help="parts [default: the cluster's processors over --cpus]")
+    parser.add_argument("--address", help="address of the cluster; auto: the one this machine is in [default: a new local one]")
+    parser.add_argument("--shards", type=int, help="number of parts [default: the cluster's processors divided by --cpus]")
     parser.add_argument("--cpus", type=int, default=1, help="processors per shard [default: 1]")
     parser.add_argument("--retries", type=int, default=3, help="further tries per shard [default: 3]")
     parser.add_argument("--dir", type=Path, default=Path("attn-run"), help="where run files are kept [default: attn-run]")
     parser.add_argument("--attn", default="attn", help="the program, on every machine [default: attn]")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="those of attn compare")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="arguments of attn compare")
     args = parser.parse_args()
     arguments = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
     if forbidden := [a for a in arguments if a.split("=", 1)[0] in ("--shard", "--run")]:
@@ -126,7 +126,7 @@ def main():
     if args.cpus < 1 or args.retries < 0 or (args.shards is not None and args.shards < 1):
         parser.error("--shards and --cpus are at least 1, --retries at least 0")
     shard_arguments, merge_arguments = split(arguments)
-    # Ray talks on stdout about nodes that went away; there shall be the result alone.
+    # Ray writes about lost nodes to stdout, where only the result should be.
     stdout = os.dup(1)
     os.dup2(2, 1)
     ray.init(address=args.address or "local", log_to_driver=False, logging_level="error")

@@ -26,7 +26,7 @@ SHARDS = 4
 
 
 def figures(text):
-    """A comparison without what depends on when, where and how fast."""
+    """A comparison without the values that depend on time, place and speed."""
     document = json.loads(text)
     for cell in document["cells"]:
         cell.pop("seconds")

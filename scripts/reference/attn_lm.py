@@ -9,12 +9,12 @@ where MODEL is what `attn` takes: a hub id, a folder, a .gguf file or an embedde
 `attn requests`: rope_scaling=yarn is --rope-scaling yarn, keep_quantized=True is --keep-quantized. One process answers all
 requests, with the model loaded once.
 
-As a comparison, with lm_eval and nothing else installed:
+As a comparison, with only lm_eval installed:
 
     python scripts/reference/attn_lm.py ATTN MODEL --tasks hellaswag,lambada_openai --modes none,yarn,ntk --factor 2
         [--max-length N] [--limit N] [--num-fewshot N] [--include-path DIR] [--option dtype=bf16] [--json OUT]
 
-measures every mode on the same documents and prints a metric a row, with a column a mode.
+measures every mode on the same documents and prints one row per metric and one column per mode.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-# What the harness may ask of a generation, beside where it ends, by our name.
+# The harness's settings of a generation, apart from where it ends, and attn's names for them.
 SAMPLING = {
     "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
     "repetition_penalty": "repeat_penalty", "seed": "seed",

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""A second opinion on the trained encodings: x-transformers computes what tests/golden/encodings holds.
+"""Checks the trained encodings a second time: x-transformers computes the values in tests/golden/encodings.
 
     pip install torch safetensors x-transformers
     python3 scripts/reference/check_encodings.py [FOLDER]
 
-The golden values were made from the papers' definitions, and the layer's tests hold the layer to them. Here the attention of
-x-transformers, its biases and its rotation compute the same outputs and gradients, as far as it has the encodings: FoX
+The golden values were made from the papers' definitions, and the layer's tests compare the layer with them. Here the attention of
+x-transformers, its biases and its rotation compute the same outputs and gradients for the encodings that it has: FoX
 (`DataDependentAlibi`), CoPE, xPos, sinks (`head_learned_sink`) and ALiBi with learned slopes. It has no Kerple, FIRE, SSMax or
 bank of rows. Its ALiBi and T5 biases are compared with tests/golden/alibi.json and t5_buckets.json too.
-Exits with 1 if an output or a gradient is more than 1e-5 of its largest value away.
+Exits with 1 if an output or a gradient differs by more than 1e-5 of its largest value.
 """
 
 import json
@@ -64,7 +64,7 @@ def xpos(q, k, v):
     half = q.shape[-1] // 2
     order = torch.arange(q.shape[-1]).reshape(2, half).T.flatten()
     rotary = peer.RotaryEmbedding(q.shape[-1], use_xpos=True).to(q.dtype)
-    # Made in f32 by its constructor.
+    # Its constructor makes it in f32.
     even = torch.arange(0, q.shape[-1], 2, dtype=q.dtype)
     rotary.inv_freq = 10000.0 ** (-even / q.shape[-1])
     rotary.scale = (even + 0.4 * q.shape[-1]) / (1.4 * q.shape[-1])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks that transformers computes from an export what `attn` computes from the options it was made with.
+"""Checks that transformers computes from an export what `attn` computes from the options with which it was made.
 
     python scripts/reference/check_export.py ATTN
 
@@ -26,7 +26,7 @@ MODELS = [
     *("llama", "llama-v4-config", "llama-longrope", "qwen2", "phi", "gpt-neox"),
     *("phi3-longrope", "gemma3", "gptj-interleaved"),
 ]
-# transformers' Phi-3 reads longrope alone, and any base; its GPT-J nothing. Their other exports have to be refused.
+# transformers' Phi-3 reads only longrope, and any base; its GPT-J reads no scaling. Their other exports have to be refused.
 ONLY = {"phi3-longrope": ["none", "ntk", "checkpoint"], "gptj-interleaved": ["none", "checkpoint"]}
 SCALINGS = {
     "none": [],

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Runs lm-evaluation-harness with `attn` as its model and with its own `hf` model, on the same folder and tasks, and holds every
-document's results against each other.
+"""Runs lm-evaluation-harness with `attn` as its model and with its own `hf` model, on the same folder and tasks, and compares the
+results of every document.
 
     python scripts/reference/check_lm_eval.py ATTN [--model FOLDER] [--limit N] [--json OUT]
 
-needs lm_eval with torch and transformers, and no network: without them it says so and ends. FOLDER is a checkpoint in Hugging
-Face layout; without it, the embedded model is taken. The tasks are made here, of the sample text: endings of sentences to
-choose among (loglikelihood), paragraphs (loglikelihood_rolling) and sentences to go on with (generate_until), and as they are
-for the model as it is, so for it under YaRN, which `hf` reads from a config and `attn` is told. Log-likelihoods have to agree to
-1e-4 of their size, at least of 1; choices and generated texts exactly.
+needs lm_eval with torch and transformers, but no network; if one of them is missing it says so and ends. FOLDER is a checkpoint in
+Hugging Face layout; by default the embedded model is used. The tasks are made here from the sample text: choosing among endings of
+sentences (loglikelihood), paragraphs (loglikelihood_rolling) and continuing sentences (generate_until). They run for the model as it
+is and under YaRN, which `hf` reads from a config and `attn` gets as options. Choices and generated texts have to be the same;
+log-likelihoods have to agree to 1e-4 of their size, or to 1e-4 if they are smaller than 1.
 """
 
 import argparse
@@ -37,7 +37,7 @@ except ImportError as missing:
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "crates" / "attn-cli" / "models"
-# Tokens of a sequence at most: some documents are longer.
+# The most tokens of a sequence; some documents are longer.
 MAX_LENGTH = 128
 BOUND = 1e-4
 
@@ -86,11 +86,11 @@ def documents():
         endings = [" ".join(words[cut:])] + [" ".join(other.split()[:n]) for n, other in zip((4, 1, 6), paragraphs[index + 1 :])]
         answer = chance.randrange(len(endings))
         endings[0], endings[answer] = endings[answer], endings[0]
-        # Some contexts end in a space, and some are nothing.
+        # Some contexts end in a space, and some are empty.
         context = {0: "", 1: " ".join(words[:cut]) + " "}.get(index % 8, " ".join(words[:cut]))
         choices.append({"context": context, "endings": endings, "answer": answer})
         beginnings.append({"prompt": " ".join(words[:9]), "target": " ".join(words[9:12])})
-    # Longer than the length, about as long, short, and with characters that are no token.
+    # Documents longer than the length, about as long, short, and with characters that are not one token.
     long = [" ".join(paragraphs[:n]) for n in (1, 2, 3, 6)] + ["caf\u00e9 \u4e00\u4e8c \U0001f600", "a"]
     return choices, [{"text": part} for part in long + paragraphs[8:14]], beginnings
 

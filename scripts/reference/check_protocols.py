@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Lays `attn perplexity --protocol` and `--metrics longppl` beside the programs whose figures they are.
+"""Compares `attn perplexity --protocol` and `--metrics longppl` with the programs whose figures they reproduce.
 
     python scripts/reference/check_protocols.py ATTN --model FOLDER --text TEXT [--gguf FILE --llama-perplexity PROGRAM] [--json OUT]
     python scripts/reference/check_protocols.py ATTN --golden
 
 needs torch, transformers, lm_eval and longppl (the last may be installed without its dependencies). FOLDER is a checkpoint in
-Hugging Face layout; FILE, the same or another model as GGUF, is scored by llama-perplexity and by us. On the first tokens of
+Hugging Face layout; FILE, the same or another model as GGUF, is scored by llama-perplexity and by attn. On the first tokens of
 TEXT, each program's own code is run: llama-perplexity; the strided recipe of transformers' page "Perplexity of fixed-length
 models"; lm-evaluation-harness's `loglikelihood_rolling`; `longppl.compute_longppl`. llama.cpp is also given the options that
 `attn export` prints for scalings. Figures have to agree to 0.1 % with llama-perplexity, which computes in lower precision, and to
-1e-4 with the others; LongPPL has to be of as many tokens.
+1e-4 with the others; LongPPL has to have the same number of key tokens.
 `scripts/benchmarks/setup_peers.sh` builds llama-perplexity and makes the folder and the files of SmolLM2.
 
---golden writes tests/golden/protocols.json instead: what transformers, lm-evaluation-harness and longppl make of the embedded
-model and its sample text, for a test that needs none of them.
+--golden writes tests/golden/protocols.json instead: the figures of transformers, lm-evaluation-harness and longppl for the embedded
+model and its sample text, for a test that needs none of these programs.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def llama_perplexity(program, gguf, text, context, chunks, *options):
 
 
 def exported(args, scaling, context, chunks):
-    """A scaling by our options, and by those that `attn export` prints for llama.cpp."""
+    """A scaling set by attn's options, and by those that `attn export` prints for llama.cpp."""
     chosen = ["--rope-scaling", scaling, "--rope-factor", 2, "--rope-original-context", 1024]
     words = [args.attn, "export", args.gguf, "--json", *chosen]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True)
@@ -106,7 +106,7 @@ def rolling(model, tokenizer, documents, length):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    # A tokenizer alone may not name the token; the checkpoint does then.
+    # If the tokenizer does not name the token, the checkpoint does.
     known = tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None
     prefix = None if known else model.config.bos_token_id
     lm = HFLM(pretrained=model, tokenizer=tokenizer, max_length=length, batch_size=1, prefix_token_id=prefix)
@@ -230,7 +230,7 @@ def golden():
         for length, parts in ((256, [text]), (100, documents))
     ]
     longppls = []
-    # The last with characters that the tokenizer cuts into bytes.
+    # The last document has characters that the tokenizer cuts into bytes.
     curly = whole[20000:].replace('"', "\u201c").replace("'", "\u2019")
     for start, tokens, trunc_len, window in ((whole[10000:], 256, 64, 16), (whole[10000:], 250, 4, 4), (whole[20000:], 256, 16, 5),
                                              (curly, 256, 5, 3)):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Perplexities of real GGUF files against those of transformers, to 0.5 %: what random checkpoints can't show (tokenizers,
-BOS, quantised blocks).
+"""Compares perplexities of real GGUF files with those of transformers, to 0.5 %. Real files show faults that random checkpoints
+cannot show (tokenizers, BOS, quantised blocks).
 
     scripts/fetch_models.sh; scripts/fetch_models.sh gemma3
     cargo build --release -p attn-cli; python3 scripts/reference/check_real.py [ATTN]

@@ -4,10 +4,10 @@
     python3 scripts/reference/check_trained.py target/release/attn TEXT MODEL... [--contexts 256,1024] [--tokens 16384]
 
 MODEL is a folder that `attn train` wrote. Rotary checkpoints are plain Llamas and load as they are. transformers has no Llama with
-other encodings, so for those its Llama runs with rotation turned off (frequencies of zero), ALiBi's and T5's biases go in through
-the 4D attention mask (T5's buckets are transformers' own), sinusoids and learned tables through the embeddings, which with sinusoids
-are multiplied by the root of their width first: the block, the norms, attention and the loss are transformers' own. Contexts past a
-learned table are left out. Needs torch and transformers. Exits with 1 if any perplexity differs by more than 0.5 %.
+other encodings. For those its Llama runs with rotation turned off (frequencies of zero). ALiBi's and T5's biases enter through the
+4D attention mask (T5's buckets are transformers' own); sinusoids and learned tables enter through the embeddings, which with
+sinusoids are first multiplied by the root of their width. The block, the norms, attention and the loss are always those of
+transformers. Contexts past a learned table are left out. Needs torch and transformers. Exits with 1 if any perplexity differs by more than 0.5 %.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what transformers' configuration classes say about keys: crates/attn-models/src/families/classes.json.
+"""Writes crates/attn-models/src/families/classes.json: what transformers' configuration classes say about keys.
 
     python scripts/reference/class_facts.py TRANSFORMERS > crates/attn-models/src/families/classes.json
 
@@ -9,7 +9,7 @@ since its files are only parsed. The result holds, for every model type in MODEL
 * `defaults`: the values that the class gives to keys which a config.json leaves out, and
 * `reads`: the names of further keys that the class or the model's code looks at.
 
-A key that one model type reads and another doesn't is one that transformers ignores in the other's configs.
+If one model type reads a key and another does not, transformers ignores that key in the other's configs.
 """
 
 import ast
@@ -26,10 +26,10 @@ MODEL_TYPES = """
     qwen3_moe roberta roformer seed_oss smollm3 stablelm starcoder2 t5 vaultgemma xglm
 """.split()
 
-# What every model's masks and caches look at, and attributes of the base class that change results.
+# Keys that every model's masks and caches read, and attributes of the base class that change results.
 ALWAYS_READ = ["attention_chunk_size", "is_causal", "layer_types", "per_layer_config", "sliding_window"]
 
-# Attributes of the class that are no keys of a config.
+# Attributes of the class that are not keys of a config.
 NO_KEYS = re.compile(r"^(model_type|base_model_.*|attribute_map|sub_configs.*|keys_to_ignore.*|default_theta|_.*|.*_token_id|"
                      r".*dropout.*|.*_pdrop|initializer.*|use_cache|base_config_key|ignore_keys.*)$")
 
@@ -91,7 +91,7 @@ def of_class(cls):
 
 
 def read_by(path):
-    """Keys that the model's code looks at."""
+    """Keys that the model's code reads."""
     text = path.read_text() if path.exists() else ""
     found = set(re.findall(r"config\.([a-z][a-z0-9_]*)", text)) | set(re.findall(r'getattr\((?:self\.)?config, "(\w+)"', text))
     return {name for name in found if not NO_KEYS.match(name)}

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Writes docs/conformance.json: what transformers computes of the position encodings of configs, for any engine to test against.
+"""Writes docs/conformance.json: what transformers computes for the position encodings of configs, so that any engine can be tested.
 
     python scripts/reference/make_conformance.py [--out docs/conformance.json]
 
-needs torch and transformers 5.24. Every case is a config.json, or two that spell the same (`rope_parameters`, and
-`rope_scaling` beside `rope_theta`), and what a model that transformers builds of it has: the inverse frequencies and the factor
-on cos and sin for sequences of some lengths, what a query at some positions is multiplied by, and the scale of the scores.
-Nothing is computed here: frequencies are read from the model's own rotary embedding after a call at the length, queries and
-scales as they arrive at the attention function. Models are fresh for every length, since transformers' dynamic scaling depends
-on what a model saw before. Numbers are those of f32, which are off by up to a few units in the seventh digit.
+needs torch and transformers 5.24. Every case is a config.json, or two with the same meaning (`rope_parameters`, and
+`rope_scaling` beside `rope_theta`), and the values of the model that transformers builds from it: the inverse frequencies and the
+factor on cos and sin for sequences of some lengths, the factor on a query at some positions, and the scale of the scores.
+Nothing is computed here. Frequencies are read from the model's own rotary embedding after a call at the length, queries and
+scales as they arrive at the attention function. Every length gets a fresh model, because transformers' dynamic scaling depends on
+what a model saw before. The numbers are f32, so they are off by up to a few units in the seventh digit.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers import __version__ as version
 
-# How far an engine that computes in f64 may be off: transformers' own rounding, relative.
+# How far an engine that computes in f64 may differ, relative: transformers' own rounding.
 TOLERANCE = 4e-6
 
 captured = []
@@ -79,7 +79,7 @@ def attention(config, positions, plain):
     def run(config):
         captured.clear()
         model = build(config)
-        # All positions up to the last: some models count tokens rather than look at position ids.
+        # All positions up to the last, because some models count tokens and ignore position ids.
         with torch.no_grad():
             model(torch.ones(1, max(positions) + 1, dtype=torch.long), use_cache=False)
         return {layer: (query[:, :, positions], scale) for layer, query, scale in captured}

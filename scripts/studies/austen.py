@@ -2,7 +2,7 @@
 
     python3 scripts/studies/austen.py PATH/TO/Rdata OUT NAME...
 
-Only what that takes of R's serialization format is read: strings, pairlists, integers and lists. The lines of a paragraph
+Of R's serialization format only what this needs is read: strings, pairlists, integers and lists. The lines of a paragraph
 are joined with spaces and paragraphs are separated by blank lines, so that a model learns sentences rather than line ends.
 """
 

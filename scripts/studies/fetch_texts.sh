@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches Jane Austen's six novels (public domain) into .texts/, which git ignores: what scripts/studies/study.py trains on.
-# They come with Debian's package r-cran-janeaustenr, so apt-get, dpkg and python3 are needed (not R, not root).
+# Fetches Jane Austen's six novels (public domain) into .texts/, which git ignores; scripts/studies/study.py trains on them.
+# They are in Debian's package r-cran-janeaustenr, so apt-get, dpkg and python3 are needed (not R, not root).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""The extrapolation study: small models that differ in the position encoding alone, trained at one length, read at longer ones.
+"""The extrapolation study: small models that differ only in the position encoding, trained at one length and evaluated at longer ones.
 
     scripts/studies/fetch_texts.sh                                  Jane Austen's novels, once
     cargo build --release
     python3 scripts/studies/study.py --out .study                   train, measure, fine-tune, tables, figures
 
 Every model has the same block, first weights, batches and tokenizer. Five novels are trained on, with passages of them in which
-a key is hidden and asked for; the sixth, Persuasion, is held out. The rotary models are also read under every scaling and
-method, under a larger base, and after a fine-tune of a tenth of the steps. Everything is measured by `attn compare`: perplexity,
-and how often the key is found.
+a key is hidden and asked for; the sixth, Persuasion, is held out. The rotary models are also evaluated under every scaling and
+method, under a larger base, and after fine-tuning for a tenth of the steps. `attn compare` measures perplexity and how often the
+key is found.
 
-The study runs in pieces that resume: training from its last checkpoint, measurements cell by cell. Stop it at any time and give
-the same command again; seeds are done one after the other, and the report is of those that are complete. --jobs N runs N models
-side by side, one thread each, which is the better use of N cores.
-Writes OUT/study.json, study.md, extrapolation.svg, retrieval.svg and loss.svg. Needs Python 3.9 and nothing else.
+The study can be stopped at any time and continued with the same command: training continues from its last checkpoint, measurements
+cell by cell. Seeds are done one after the other, and the report covers those that are complete. --jobs N runs N models at the same
+time with one thread each, which uses N cores better than one model with N threads.
+Writes OUT/study.json, study.md, extrapolation.svg, retrieval.svg and loss.svg. Needs only Python 3.9.
 """
 
 import argparse
@@ -31,9 +31,9 @@ import study_texts
 
 ROOT = next(folder for folder in pathlib.Path(__file__).resolve().parents if (folder / "Cargo.lock").exists())
 ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "t5", "none", "kerple", "fire", "fox", "xpos", "ssmax"]
-# Those that --encodings takes besides.
+# Further encodings that --encodings accepts.
 MORE = ["kerple-power", "shaw", "cope", "learned-frequencies", "rope-sinks"]
-# Read far past what a model was trained for without training it: perplexity looks fine (Men et al. 2024).
+# A base that reaches far past the trained context without training; perplexity looks fine under it (Men et al. 2024).
 LARGE_BASE = 500000
 TUNED = ["linear", "yarn", "base", "dropped"]
 
@@ -132,7 +132,7 @@ class Study:
     def measure(self, name, seed, model, modes, *words):
         """Cells of a model by mode and context, from `attn compare`."""
         a = self.args
-        # A table of learned positions ends.
+        # A table of learned positions cannot be used past its end.
         contexts = [n for n in a.contexts if name != "learned" or n <= a.context]
         run = a.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}.run"
         result = self.attn("compare", model, "--json", "--run", run, "--text", self.held_out, "--haystack", self.held_out,

@@ -3,8 +3,8 @@
 import json
 import math
 
-# Still as good as at the trained length: perplexity of the last quarter of a window at most so many times that of the trained
-# length, and so much of the share of keys that is found there.
+# When a longer length counts as good as the trained one: its perplexity in the last quarter of a window is at most this many times
+# that at the trained length, and at least this fraction of the share of keys found there is found.
 USABLE_PERPLEXITY = 1.05
 USABLE_SHARE = 0.85
 # The two-sided 95 % quantile of Student's t by degrees of freedom.
@@ -13,7 +13,7 @@ COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#7f7f7f", "#1
 
 
 def cells(result, name, seed):
-    """The cells of one comparison: of one mode under the study's name, of several under the mode's."""
+    """The cells of one comparison: under the study's name if there is one mode, otherwise under each mode's name."""
     several = len(result["settings"]["modes"]) > 1
     totals = {(t["mode"], t["context"]): t for t in result.get("retrieval", {}).get("totals", [])}
     found = []

@@ -1,16 +1,16 @@
 """The texts of the extrapolation study: novels, and passages of them in which a key is hidden and asked for.
 
-The keys are those of `attn retrieval --tasks passkey`, word for word, so that a small model learns the task at its length; how
-much further than that it carries is what the study measures.
+The keys are worded exactly as those of `attn retrieval --tasks passkey`, so that a small model learns the task at its trained length;
+the study measures how much further it carries.
 """
 
 import random
 
 NOVELS = ["sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey"]
 HELD_OUT = "persuasion"
-# What a token of the study's tokenizer is of text, about.
+# About how many characters a token of the study's tokenizer has.
 BYTES_PER_TOKEN = 3
-# Characters of novel around a key: with the words of the task, about what a row of 256 tokens has.
+# Characters of novel around a key; together with the words of the task this is about a sequence of 256 tokens.
 LONGEST_PASSAGE = 420
 
 OPENING = ("There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "

@@ -1,4 +1,4 @@
-"""One attention call: ours, torch's scaled_dot_product_attention, and ours against itself without the bias or window."""
+"""One attention call: attn's beside torch's scaled_dot_product_attention, and beside attn's own without the bias or window."""
 import time
 
 from .common import ratio, run, table, wanted
@@ -22,7 +22,7 @@ CASES = [
     ("forward+backward bf16 T=2048", dict(seq=2048, kv_heads=9, backward=True, dtype="bf16")),
 ]
 
-# name, a call, and the plainer call that it is set against; both ours
+# name, a call, and the plainer call that it is compared with; both are attn's
 OWN = [
     ("f32 T=4096 ALiBi / no bias", dict(seq=4096, bias="alibi"), dict(seq=4096)),
     ("f32 T=4096 relative / no bias", dict(seq=4096, bias="relative"), dict(seq=4096)),
@@ -95,7 +95,7 @@ def torchs(case, args):
     return 1e3 * min(once() for _ in range(case.get("runs", args.runs)))
 
 
-# How fast a call was: on the CPU there is a peak to set it against.
+# The unit of a call's speed: on the CPU it is compared with the measured peak.
 SPEED = {True: "of FMA peak", False: "TFLOP/s"}
 
 

@@ -1,4 +1,4 @@
-"""What the comparisons share: running a program and looking at what it took."""
+"""What the comparisons share: running a program and measuring its memory, ratios and tables."""
 import json
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""Perplexity of every quantised format: ours, in its blocks and widened to f32, and llama-perplexity's, on the same windows.
+"""Perplexity of every quantised format: attn's, in its blocks and widened to f32, and llama-perplexity's, on the same windows.
 
 Every file of one model in a folder is read; all score the second half of every window, as llama-perplexity does. The
-column f32 is what the weights of the file come to without further rounding: the others are measured against it.
+column f32 is the perplexity of the file's weights without further rounding; the others are compared with it.
 """
 import os
 import re

@@ -1,4 +1,4 @@
-"""A whole model: ours, llama.cpp, transformers and candle-transformers on the same weights, in turn."""
+"""A whole model: attn, llama.cpp, transformers and candle-transformers on the same weights, in turn."""
 import os
 import sys
 
@@ -12,7 +12,7 @@ FORMATS = [
     *("IQ4_NL", "IQ4_XS", "MXFP4"),
 ]
 
-# weights, prompt, generate, depth, batch: one run of each program, and a row per speed that it measures
+# weights, prompt, generate, depth, batch: one run of each program, with a table row for each speed that it measures
 CASES = [
     ("f32", 512, 64, 0, 1),
     ("f32", 4096, 0, 0, 1),
@@ -57,7 +57,7 @@ def command(who, case, args):
         script = os.path.join(HERE, "transformers_model.py")
         words = [args.python, script, folder, weights, *numbers, str(args.threads), str(batch), args.device]
         return (words, dict) if os.path.isdir(folder) else None
-    # Candle rebuilds its cache for every run, and a long prompt takes it minutes.
+    # Candle rebuilds its cache for every run, so a long prompt takes minutes.
     if batch > 1 or (weights == "bf16" and prompt + depth > 1024):
         return None
     return [args.candle, gguf if quantized else folder, "quantized" if quantized else weights, *numbers], dict

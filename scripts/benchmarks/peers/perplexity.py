@@ -1,7 +1,7 @@
 """Five scalings of one model on the same tokens: one `attn compare`, and five runs of llama.cpp's llama-perplexity.
 
-Both read the same windows, load what they need and end; the clock runs from start to end of the processes. llama.cpp
-scores the second half of every window, ours all of it, so their perplexities are near each other but not equal.
+Both read the same windows, load what they need and end; the time is that from start to end of the processes. llama.cpp
+scores the second half of every window, attn all of it, so their perplexities are close but not equal.
 """
 import os
 import re
@@ -17,7 +17,7 @@ CASES = [("f32", 512), ("f32", 4096), ("bf16", 512), ("bf16", 4096), ("Q8_0", 51
 
 
 THETA, HEAD_DIM = 1e5, 64  # SmolLM2's
-# Ours by name, with the options that make llama.cpp do the same at a known length.
+# attn's modes, with the options that make llama.cpp do the same at a known length.
 MODES = {
     "none": ["--rope-scaling", "none"],
     "linear": ["--rope-scaling", "linear", "--rope-scale", str(FACTOR)],
