@@ -223,7 +223,7 @@ impl LatentAttention {
                 false => self.expanded(&q_nope, call, kv),
             }
         };
-        // Bounds on the norms of latents are none on those of keys.
+        // Bounds on the norms of the latents are not bounds on those of the keys.
         let (out, _) = placing.run(&held, &base, |at| self.position.queries(&q_rope, at), attend, None)?;
         self.parts.out.forward(&out.transpose(1, 2)?.flatten_from(2)?)
     }

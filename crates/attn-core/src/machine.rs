@@ -1,4 +1,4 @@
-//! What this machine can do at most: the yardsticks that kernels are measured against.
+//! The limits of this machine, with which the speed of kernels is compared.
 //!
 //! GFLOP/s depend on the machine, its clock and what else runs on it. A share of a limit that was measured in the same
 //! run can be compared.
@@ -109,10 +109,10 @@ impl Job for Sum<'_> {
 
 /// Lets the process keep what tensors on `device` free for the tensors to come.
 ///
-/// By default CUDA gives everything back whenever the device is waited for, and glibc on Linux whatever is larger than some
-/// MiB as soon as it is free: each op's result is then fresh memory, which the system clears page by page. Forward and
-/// backward of attention took up to twice as long for that. For the whole process, so the program's decision and not this
-/// library's. Does nothing with other allocators and on other devices.
+/// By default CUDA gives everything back whenever the device is waited for, and glibc on Linux whatever is larger than
+/// some MiB as soon as it is free: each op's result is then fresh memory, which the system clears page by page. Forward
+/// and backward of attention took up to twice as long for that reason. This changes the whole process, so the program
+/// has to decide about it and not this library. Does nothing with other allocators and on other devices.
 ///
 /// # Errors
 /// CUDA refuses.

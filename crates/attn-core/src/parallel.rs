@@ -1,8 +1,8 @@
 //! The one way to write disjoint pieces of a result from several threads.
 //!
-//! `vec![0; n]` is one thread's work while the others wait, over memory that then has left the caches when they come to
-//! write it. [`filled`] hands out whole parts, each zeroed right before it is written, by the thread that writes it.
-//! [`Disjoint`] is for pieces that aren't whole chunks of memory; its users vouch that they are disjoint.
+//! `vec![0; n]` is written by one thread while the others wait, and has left the caches when they write to it.
+//! [`filled`] hands out whole parts, each zeroed right before it is written, by the thread that writes it. [`Disjoint`]
+//! is for pieces that aren't whole chunks of memory; its users guarantee that they are disjoint.
 
 pub(crate) mod waiting;
 
@@ -18,8 +18,8 @@ pub(crate) struct Disjoint<'a, T> {
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: what threads do with a shared one goes through the unsafe methods, whose callers vouch that parts in use at the
-// same time are disjoint.
+// SAFETY: what threads do with a shared one goes through the unsafe methods, whose callers guarantee that parts in use
+// at the same time are disjoint.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
@@ -66,7 +66,7 @@ impl<'a, T> Disjoint<'a, T> {
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "{start} + {len} numbers of {}", self.len);
-        // SAFETY: inside the memory, as asserted; the rest by the caller's word.
+        // SAFETY: inside the memory, as asserted; the caller guarantees the rest.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 
@@ -75,7 +75,7 @@ impl<'a, T> Disjoint<'a, T> {
     /// # Safety
     /// They have all been written or were zeroed.
     pub(crate) unsafe fn finish(mut self) -> Vec<T> {
-        // SAFETY: an owner has room for `len`, and a borrower has none; that they are there is the caller's word.
+        // SAFETY: an owner has room for `len`, and a borrower has none; the caller guarantees that they are written.
         unsafe { self.data.set_len(self.len.min(self.data.capacity())) };
         self.data
     }

@@ -160,7 +160,7 @@ pub(crate) fn mxfp4_scale(exponent: u8) -> f32 {
     })
 }
 
-/// The scales of the eight groups of a block of IQ4_XS, less 32: their upper two bits, and their lower four.
+/// The scales of the eight groups of a block of IQ4_XS, minus 32: their upper two bits, and their lower four.
 #[inline(always)]
 pub(crate) fn iq4_xs_scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
     let (high, low) = (u16::from_le_bytes(high), u32::from_le_bytes(low));

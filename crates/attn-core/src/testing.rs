@@ -1,4 +1,4 @@
-//! Numbers for tests that are the same in every run: what fails once fails always.
+//! Random numbers for tests that are the same in every run, so that a failure can be repeated.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarMap;

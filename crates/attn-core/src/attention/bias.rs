@@ -50,8 +50,9 @@ pub enum ScoreBias {
     },
     /// A small network of one number per query and distance, see [`Curve`]: FIRE.
     Curve(Curve),
-    /// Added as it stands: any tensor that broadcasts to `(b, h, tq, tk)`. Minus infinity hides a key. The last resort,
-    /// for a bias that depends on content in another way, on the slower reference path.
+    /// Any tensor that broadcasts to `(b, h, tq, tk)` and is added to the scores. Minus infinity hides a key. The last
+    /// resort, for a bias that depends on content in another way; where a gradient flows into it, the slower reference
+    /// kernel computes it.
     Dense(Tensor),
 }
 

@@ -77,10 +77,10 @@ impl Case {
 }
 
 impl Case {
-    /// The rounding of the gradient of what the scores are made of, in absolute terms: tensor `of` of a call's. It sums the
-    /// gradients of scores, `p (dp - delta)`, times how much a score changes with the number. In a row the weights `p` sum to
-    /// one; `dp` is a sum of dv products of up to 2, exact to some `sqrt(dv)` roundings. And the sum may cancel: the gradients
-    /// of a row's scores sum to zero where there is no sink, which is all that a curve's start is about.
+    /// The absolute rounding error of the gradient of tensor `of` among those that the scores are made of. It sums the
+    /// gradients of scores, `p (dp - delta)`, times how much a score changes with the number. In a row the weights `p`
+    /// sum to one; `dp` is a sum of dv products of up to 2, exact to some `sqrt(dv)` roundings. And the sum may cancel:
+    /// the gradients of a row's scores sum to zero where there is no sink, which is all that a curve's start is about.
     fn noise_of_scores(&self, of: usize) -> f32 {
         let change = match (self.bias, of) {
             (BiasKind::Linear, 3) => (self.q_start + self.tq).abs_diff(self.k_start).max(self.tk) as f32,

@@ -1,10 +1,10 @@
 //! What the gradients of the fused kernels have in common: how Candle's graph gets more than three of them, and how it
 //! gets two results.
 //!
-//! An op has at most three arguments with gradients: q, k and v. What a bias and the sinks are made of enters through an op
-//! of its own, [`OfScores`], as one flat tensor; it hands the output on. The log-sum-exp leaves through [`OfSums`]. The
-//! backward pass comes to these first; what the kernel computes for q, k and v at the same time is left for their op in
-//! [`Kept`].
+//! An op has at most three arguments with gradients: q, k and v. What a bias and the sinks are made of enters through
+//! an op of its own, [`OfScores`], as one flat tensor; the op passes the output through. The log-sum-exp leaves through
+//! [`OfSums`]. The backward pass comes to these first; what the kernel computes for q, k and v at the same time is left
+//! for their op in [`Kept`].
 
 use super::scores::Scores;
 use candle_core::{
@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex};
 
 /// A kernel with a backward pass.
 pub(super) trait Backward {
-    /// Gradients of `inputs`, q, k and v, given the output of their op, its gradient, and that of the log-sum-exp
-    /// `(b, h, tq)` if there is one; and, if `with_scores`, those of the scores' tensors, see [`Scores::tensors`], in f32 one
-    /// after another: of those alone that a gradient has to flow into.
+    /// Gradients of `inputs`, q, k and v, given the output of their op, its gradient, and that of the log-sum-exp `(b,
+    /// h, tq)` if there is one; and, if `with_scores`, those of the scores' tensors, see [`Scores::tensors`], in f32
+    /// one after another, but only of those that a gradient has to flow into.
     fn gradients(
         &self,
         inputs: [&Tensor; 3],
@@ -100,7 +100,7 @@ where
     Ok((out, sums))
 }
 
-/// Hands the output on, and has the gradients of the scores' tensors.
+/// Passes the output through, and has the gradients of the scores' tensors.
 struct OfScores<K> {
     kernel: K,
     /// q, k and v, without gradients.
@@ -165,7 +165,7 @@ impl<K: Backward + Send + Sync> CustomOp1 for OfSums<K> {
     }
 }
 
-/// Out of the gradients of all tensors of the bias, one after another, and of the sinks, those that are asked for.
+/// The gradients that are asked for, out of those of all tensors of the bias, one after another, and of the sinks.
 pub(super) fn of_tracked(scores: &Scores, bias: &[f32], sinks: &[f32], device: &Device) -> Result<Tensor> {
     let (mut picked, mut rest) = (Vec::new(), bias);
     for tensor in scores.bias.tensors() {

@@ -72,7 +72,7 @@ fn fused<T: Element>(parts: &[(Tensor, Tensor)]) -> Result<(Tensor, Tensor)> {
     Ok((out, Tensor::from_vec(lse, (b, h, t), &Device::Cpu)?))
 }
 
-/// What each part's rows count for, and the log-sum-exp of all; from those of the parts.
+/// The share of each part in each row, and the log-sum-exp of all parts, computed from those of the parts.
 fn shares(sums: &[Vec<f32>], rows: usize) -> (Vec<Vec<f32>>, Vec<f32>) {
     let lse = (0..rows).into_par_iter().with_min_len(1024).map(|i| {
         let max = sums.iter().map(|sums| sums[i]).fold(f32::NEG_INFINITY, f32::max);

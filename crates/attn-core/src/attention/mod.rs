@@ -92,8 +92,8 @@ pub fn attend_stored_lse(q: &Tensor, k: &Stored, v: &Stored, args: &AttendArgs) 
     }
 }
 
-/// [`attend`], and with it the weight of each key in each query's sum, `(b, h, tq, tk)` in the dtype of `q`: for people who
-/// look at them. Runs on the reference kernel and takes as much memory as it says.
+/// [`attend`], and with it the weight of each key in each query's sum, `(b, h, tq, tk)` in the dtype of `q`. For
+/// inspection: it runs on the reference kernel and takes memory for all of these weights.
 ///
 /// # Errors
 /// As [`attend`].

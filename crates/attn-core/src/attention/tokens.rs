@@ -27,7 +27,7 @@ pub(in crate::attention) trait Format: 'static {
     /// As [`load`](Self::load).
     #[inline(always)]
     unsafe fn load_two<S: Simd>(row: *const u8, c: usize) -> (S::V, S::V) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { (Self::load::<S>(row, c), Self::load::<S>(row, c + S::LANES)) }
     }
 
@@ -46,7 +46,7 @@ macro_rules! plain_format {
 
             #[inline(always)]
             unsafe fn load<S: Simd>(row: *const u8, c: usize) -> S::V {
-                // SAFETY: by the caller's word; tokens of plain numbers are aligned to them.
+                // SAFETY: guaranteed by the caller; tokens of plain numbers are aligned to them.
                 unsafe { <$type as Element>::load::<S>(row.cast::<$type>().add(c)) }
             }
 
@@ -70,7 +70,8 @@ pub(in crate::attention) struct Q8_0;
 impl Format for Q8_0 {
     #[inline(always)]
     unsafe fn load<S: Simd>(row: *const u8, c: usize) -> S::V {
-        // SAFETY: the block is there, and LANES of its bytes, since LANES divides 32; instructions by the caller's word.
+        // SAFETY: the block is there, and LANES of its bytes, since LANES divides 32; the caller guarantees the
+        // instructions.
         unsafe {
             let block = row.add(c / BLOCK * (2 + BLOCK));
             S::mul(S::load_i8(block.add(2 + c % BLOCK)), S::splat(S::widen_first_f16(block)))
@@ -89,7 +90,7 @@ impl Format for Q8_0 {
 
     #[inline(always)]
     unsafe fn number(row: *const u8, c: usize) -> f32 {
-        // SAFETY: the block is there by the caller's word.
+        // SAFETY: the block is there, as the caller guarantees.
         unsafe {
             let block = row.add(c / BLOCK * (2 + BLOCK));
             f32::from(block.add(2 + c % BLOCK).cast::<i8>().read()) * block.cast::<f16>().read_unaligned().to_f32()
@@ -97,7 +98,7 @@ impl Format for Q8_0 {
     }
 }
 
-/// ggml's block of 32 numbers of four bits, less 8, under one f16: the first half in the lower bits of 16 bytes.
+/// ggml's block of 32 numbers of four bits, minus 8, under one f16: the first half in the lower bits of 16 bytes.
 #[allow(non_camel_case_types)] // ggml's name
 pub(in crate::attention) struct Q4_0;
 
@@ -107,8 +108,8 @@ const HALF: usize = BLOCK / 2;
 impl Format for Q4_0 {
     #[inline(always)]
     unsafe fn load<S: Simd>(row: *const u8, c: usize) -> S::V {
-        // SAFETY: the block is there, and LANES of its bytes from the place in its half on, since LANES divides 16;
-        // instructions by the caller's word.
+        // SAFETY: the block is there, and LANES of its bytes from the place in its half on, since LANES divides 16; the
+        // caller guarantees the instructions.
         unsafe {
             let (block, at) = (row.add(c / BLOCK * (2 + HALF)), c % BLOCK);
             let codes = block.add(2 + at % HALF);
@@ -120,7 +121,7 @@ impl Format for Q4_0 {
     #[inline(always)]
     unsafe fn load_two<S: Simd>(row: *const u8, c: usize) -> (S::V, S::V) {
         if 2 * S::LANES < BLOCK {
-            // SAFETY: by the caller's word.
+            // SAFETY: guaranteed by the caller.
             return unsafe { (Self::load::<S>(row, c), Self::load::<S>(row, c + S::LANES)) };
         }
         // SAFETY: a whole block: the lower bits of all its codes, then the upper ones.
@@ -134,7 +135,7 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     unsafe fn number(row: *const u8, c: usize) -> f32 {
-        // SAFETY: the block is there by the caller's word.
+        // SAFETY: the block is there, as the caller guarantees.
         unsafe {
             let (block, at) = (row.add(c / BLOCK * (2 + HALF)), c % BLOCK);
             let code = block.add(2 + at % HALF).read() >> (at / HALF * 4) & 15;

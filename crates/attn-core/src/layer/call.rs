@@ -11,11 +11,12 @@ use candle_core::{DType, Result, Tensor, bail};
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ForwardOptions<'a> {
-    /// A mask as a tensor, beside the layer's own: `u8`, 0 for a key that is hidden, or a float that is added to the scores
-    /// (minus infinity hides). Any shape that broadcasts to `(b, h, tq, tk)`, `tk` being the keys in the cache and the new
-    /// ones. This runs on the slower reference path; conditions that a [`Mask`](crate::Mask) can say belong there.
+    /// A mask as a tensor, beside the layer's own: `u8`, 0 for a key that is hidden, or a float that is added to the
+    /// scores (minus infinity hides). Any shape that broadcasts to `(b, h, tq, tk)`, `tk` being the keys in the cache
+    /// and the new ones. This runs on the slower reference kernel; give conditions that a [`Mask`](crate::Mask) can
+    /// express there.
     pub mask: Option<&'a Tensor>,
-    /// Whether to return the attention weights: for people who look at them, on the slower reference path.
+    /// Whether to return the attention weights, for inspection. This runs on the slower reference kernel.
     pub weights: bool,
 }
 

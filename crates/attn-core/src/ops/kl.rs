@@ -4,8 +4,8 @@ use super::nll::largest;
 use super::rows::{Kernel, compute, exp, is_plain, sum, sum_of_pairs, tensor, with_matrices, with_rows};
 use candle_core::{D, DType, Result, Tensor, bail};
 
-/// The Kullback-Leibler divergence KL(p || q) in nats per row of logits `(n, vocab)`, p and q the softmax of a row of each:
-/// `(n,)` f32 (f64 for f64). What p gives no probability counts for nothing; rows that are equal come to exactly 0.
+/// The Kullback-Leibler divergence KL(p || q) in nats per row of logits `(n, vocab)`, p and q the softmax of a row of
+/// each: `(n,)` f32 (f64 for f64). Tokens to which p gives no probability do not count; equal rows give exactly 0.
 ///
 /// # Errors
 /// Shapes that differ.

@@ -1,10 +1,10 @@
-//! Threads for work of microseconds, which wait for it awake.
+//! Threads for work that takes microseconds. They stay awake while they wait for it.
 //!
-//! The products of one token take as long as it takes to wake a thread, and there are hundreds of them. So the threads
-//! here look out for work for a while before they sleep. Where other programs want the cores too, that must not make
-//! things worse, hence two rules. The caller does every piece that no other thread has begun, and waits only for threads
-//! that have begun one, so that a thread which the system has suspended delays nothing. A caller that waits sleeps after a
-//! while, which frees a core for the thread that it waits for.
+//! A product of one token takes as long as waking a thread, and there are hundreds of them. So these threads look for
+//! work for a while before they sleep. Two rules keep this from slowing the program down when other programs need the
+//! cores too. First, the caller does every piece that no other thread has begun, and waits only for threads that have
+//! begun one, so that a thread which the system has suspended delays nothing. Second, a caller that waits sleeps after
+//! a while, which frees a core for the thread that it waits for.
 
 use std::{
     any::Any,

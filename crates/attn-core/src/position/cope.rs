@@ -58,7 +58,7 @@ impl PositionEncoding for Cope {
         let counted = Tensor::from_vec(counted, (at.at.positions.rows(), 1, tq, tk), q.device())?.to_dtype(dtype)?;
         let gates = candle_nn::ops::sigmoid(&scores.reshape((b, h, tq, tk))?)?.broadcast_mul(&counted)?;
         let sums = gates.cumsum(3)?;
-        // The gates from the key on: all of them, less those before it.
+        // The gates from the key on: all of them, minus those before it.
         let from = (gates.broadcast_sub(&sums)?).broadcast_add(&sums.narrow(3, tk - 1, 1)?)?;
         let last = self.table.dim(1)? - 1;
         let position = from.minimum(last as f64)?.maximum(0f64)?;

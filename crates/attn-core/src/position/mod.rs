@@ -61,8 +61,8 @@ use std::{fmt::Debug, sync::Arc};
 /// How a learned table starts in a fresh `VarMap`: as candle-nn's embeddings do.
 const TABLE_INIT: Init = Init::Randn { mean: 0.0, stdev: 1.0 };
 
-/// A way to tell attention where tokens are. Each hook has a default that does nothing, so an encoding implements those
-/// that it works through; the empty implementation is NoPE.
+/// A way to tell attention where tokens are. Each hook has a default that does nothing, so an encoding implements only
+/// those that it needs; the empty implementation is NoPE.
 ///
 /// An encoding may be written outside this crate. Learned numbers are tensors it holds: gradients flow into them.
 ///

@@ -1,5 +1,5 @@
 //! An encoding over another one: queries are placed by the other and then changed once more; everything else is the
-//! other's. Every hook is handed on here and nowhere else, so that none is forgotten.
+//! other's. Hooks are forwarded here and nowhere else, so that none is forgotten.
 
 use super::{BiasContext, Context, Part, PositionEncoding, Resolution};
 use crate::ScoreBias;

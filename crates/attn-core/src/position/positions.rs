@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use std::{ops::Range, sync::Arc};
 
-/// Where a block of tokens stands: the slots it fills and the position of every token. Positions are slots, less the
+/// Where a block of tokens stands: the slots it fills and the position of every token. Positions are slots, minus the
 /// padding at the start of a row, unless they are [given](Self::with_ids). Never "the current length": every token's
 /// absolute position is explicit.
 #[derive(Debug, Clone, PartialEq, Eq)]

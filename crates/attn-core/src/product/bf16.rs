@@ -160,8 +160,9 @@ impl Block<'_> {
     }
 }
 
-/// Rows as the tiles that a kernel takes them in, filled up with zeros: for 16 rows, per `DEPTH` inputs, a line of these
-/// inputs of each row. Tiles are then read one after the other, which the machine can foresee; rows far apart it can't.
+/// Rows as the tiles that a kernel takes them in, filled up with zeros: for 16 rows, per `DEPTH` inputs, a line of
+/// these inputs of each row. Tiles are then read one after the other, which the machine can prefetch; it cannot
+/// prefetch rows that are far apart.
 fn tiles(xs: &[bf16], depth: usize, (rows, padded): (usize, usize)) -> Vec<bf16> {
     let [tiles] = filled(rows * padded, 16 * padded, false, |i, [tiles]: [&mut [bf16]; 1]| {
         let xs = &xs[xs.len().min(i * 16 * depth)..];

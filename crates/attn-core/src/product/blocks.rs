@@ -1,6 +1,6 @@
 //! Products with weights that stay in the blocks of GGUF files.
 //!
-//! Up to [`FEW_ROWS`] rows, the blocks are taken apart in the caches and the numbers multiplied with f32 activations
+//! Up to [`FEW_ROWS`] rows, the blocks are unpacked in the caches and the numbers multiplied with f32 activations
 //! (`exact`), or with activations in 8 bits where `ATTN_ACTIVATIONS` asks for them (`rounded`): the weights cross the
 //! memory bus as they are stored. More rows take the bf16 kernel, with the weights widened a few outputs at a time, or
 //! Candle's f32 product where the machine has no such kernel.
@@ -162,9 +162,9 @@ impl Format {
     }
 }
 
-/// How many bytes ahead memory is asked for: a page, so that its end, where the machine stops to foresee addresses, costs
-/// nothing. From memory this reads as fast on Intel (Sapphire Rapids and later) as four streams side by side do. AMD's
-/// (Zen 4) foresee a single stream better by themselves.
+/// How many bytes ahead memory is prefetched: a page, because the machine's own prefetching stops at the end of a page.
+/// On Intel (Sapphire Rapids and later) this reads from memory as fast as four streams side by side. AMD's processors
+/// (Zen 4) prefetch a single stream better by themselves.
 fn ahead() -> usize {
     if is_amd() { 0 } else { 4096 }
 }
@@ -175,7 +175,7 @@ struct Product<'a> {
     data: &'a [u8],
     /// Weights of an output.
     depth: usize,
-    /// How many bytes ahead memory is asked for.
+    /// How many bytes ahead memory is prefetched.
     ahead: usize,
     ys: &'a mut [f32],
 }

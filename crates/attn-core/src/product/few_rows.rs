@@ -10,22 +10,23 @@ use std::ops::Range;
 /// Outputs handed out at a time.
 const GROUP: usize = 8;
 
-/// Rows of weights that one row of inputs takes side by side. On AMD, where a core foresees one stream of addresses best
-/// (Zen 4 and 5), one after the other; on Intel (Sapphire Rapids) four share the loads of the inputs.
+/// Rows of weights that one row of inputs is multiplied with side by side. On AMD (Zen 4 and 5) it is one, because a
+/// core prefetches a single stream of addresses best; on Intel (Sapphire Rapids) four share the loads of the inputs.
 fn side_by_side() -> usize {
     if is_amd() { 1 } else { 4 }
 }
 
-/// How many bytes ahead of `rows` rows of weights, read side by side, memory is asked for: where the rows are that come
-/// after these, and a page further at least. By itself the machine foresees one stream of addresses up to the end of a
-/// page, not several that take turns; of one alone it is better left to it. Long rows are streams of their own.
+/// How many bytes ahead of `rows` rows of weights, read side by side, memory is prefetched: at the rows that come after
+/// these, and at least a page further. By itself the machine prefetches one stream of addresses up to the end of a
+/// page, but not several in turn; a single stream is better left to it. Long rows are streams of their own.
 fn ahead(rows: usize, row_bytes: usize) -> Option<usize> {
     (rows > 1).then(|| (rows * row_bytes).clamp(1 << 12, 1 << 15))
 }
 
 /// `ys[r][o] = sum_k xs[r][k] * w[o][k]` for `(rows, depth, out)`.
 ///
-/// Runs on threads that wait awake: a product of one token takes tens of microseconds, as long as it takes to wake a thread.
+/// Runs on threads that stay awake, because a product of one token takes tens of microseconds, as long as waking a
+/// thread.
 pub(super) fn product<E: Element + Sync>(xs: &[f32], w: &[E], (rows, depth, out): (usize, usize, usize)) -> Vec<f32> {
     assert!(depth > 0 && xs.len() == rows * depth && w.len() == out * depth);
     let path = KernelPath::choose(None).unwrap_or(KernelPath::Portable);

@@ -25,7 +25,7 @@ use candle_core::{CpuStorage, CustomOp2, D, DType, Device, Layout, Result, Shape
 /// Rows up to which a product is bound by reading the weights.
 pub const FEW_ROWS: usize = 8;
 
-/// Whether Candle's product of f16 numbers may add them up in f16: on Arm it does where the processor can.
+/// Whether Candle's product of f16 numbers may add them up in f16; it does on Arm processors that can.
 const SUMS_IN_F16: bool = cfg!(target_arch = "aarch64");
 
 /// `xs W^T` for `xs` of shape `(.., in)` and `w` of shape `(out, in)` in the same dtype, on any device. Gradients flow

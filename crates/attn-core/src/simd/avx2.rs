@@ -11,13 +11,13 @@ pub(crate) struct Avx2;
 /// The machine has the features.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn enter<J: Job>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Avx2>() }
 }
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { product::<Avx2, 6, 2, 1, 6, false>(depth, a, (b, 16), (c, super::TILE_STRIDE)) }
 }
 
@@ -29,13 +29,13 @@ unsafe fn accumulate_rows(
     b: (*const f32, usize),
     c: (*mut f32, usize),
 ) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { accumulate::<Avx2, 6, 2, 2>(size, depth, a, b, c) }
 }
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { accumulate_transposed::<Avx2, 6, 2>(cols, depth, a, b, c) }
 }
 
@@ -46,7 +46,7 @@ unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*cons
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
 unsafe fn apart<J: Job>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Avx2>() }
 }
 

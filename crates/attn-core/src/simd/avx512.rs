@@ -1,7 +1,7 @@
 //! AVX-512: 32 registers of 16 lanes, so micro-kernels of 6 rows by 4 vectors, and of 12 by 2 where fewer columns are left.
 //!
-//! Both keep 24 sums in registers, but 6 by 4 needs 10 loads for 24 multiply-adds where 12 by 2 needs 14, which is what a
-//! core has to spare when its other hardware thread is busy.
+//! Both keep 24 sums in registers, but 6 by 4 needs 10 loads for 24 multiply-adds where 12 by 2 needs 14. The
+//! difference counts when the other hardware thread of the core is busy.
 
 use super::{Job, Simd, TILE_STRIDE, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};
@@ -17,7 +17,7 @@ const EXP2: [f32; 6] = [0.999_999_93, 0.693_153_1, 0.240_153_62, 0.055_826_32, 0
 /// The machine has the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx2,f16c,bmi2")]
 pub(super) unsafe fn enter<J: Job>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Avx512>() }
 }
 
@@ -35,7 +35,7 @@ unsafe fn by_halves<const ROW: usize, const STEP: usize, const ADD: bool>(
 ) {
     for col in (0..cols).step_by(64) {
         for half in [0, 6] {
-            // SAFETY: by the caller's word; rows `half..half + 6` are among the 12.
+            // SAFETY: guaranteed by the caller; rows `half..half + 6` are among the 12.
             unsafe {
                 let (a, b, c) = (a.add(half * ROW), b.add(col), c.add(half * c_stride + col));
                 product::<Avx512, 6, 4, ROW, STEP, ADD>(depth, a, (b, b_stride), (c, c_stride));
@@ -47,7 +47,7 @@ unsafe fn by_halves<const ROW: usize, const STEP: usize, const ADD: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn scores(cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
     let (b, c) = ((b, Avx512::NR), (c, TILE_STRIDE));
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match cols <= 32 {
             true => product::<Avx512, 12, 2, 1, 12, false>(depth, a, b, c),
@@ -65,7 +65,7 @@ unsafe fn accumulate_rows(
     c: (*mut f32, usize),
 ) {
     let whole = if rows > 4 { cols / 64 * 64 } else { 0 };
-    // SAFETY: by the caller's word; columns below `whole` are among `cols`.
+    // SAFETY: guaranteed by the caller; columns below `whole` are among `cols`.
     unsafe {
         by_halves::<TILE_STRIDE, 1, true>(whole, depth, a, b, c);
         let (b, c) = ((b.0.add(whole), b.1), (c.0.add(whole), c.1));
@@ -105,7 +105,7 @@ fn power_of_fraction(x: __m512) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx2,f16c,bmi2")]
 #[inline(never)]
 unsafe fn apart<J: Job>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Avx512>() }
 }
 

@@ -77,7 +77,7 @@ fn has_vnni() -> bool {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2,f16c,bmi2")]
 unsafe fn enter_vnni<J: DotJob>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Vnni>() }
 }
 
@@ -86,7 +86,7 @@ unsafe fn enter_vnni<J: DotJob>(job: J) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn enter_avx2<J: DotJob>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Pairs>() }
 }
 
@@ -95,13 +95,13 @@ struct Plainly<J>(J);
 impl<J: DotJob> Job for Plainly<J> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.0.run::<Plain<S>>() }
     }
 }
 
-/// AVX-512 with VNNI: four products and their sum in one instruction, unsigned times signed. Signed numbers are lifted
-/// by 128, which the sums of the other factor take back.
+/// AVX-512 with VNNI: four products and their sum in one instruction, unsigned times signed. Signed numbers are raised
+/// by 128, and the sums of the other factor correct for it.
 #[cfg(target_arch = "x86_64")]
 struct Vnni;
 
@@ -109,7 +109,7 @@ struct Vnni;
 impl Vnni {
     #[inline(always)]
     unsafe fn dots(w: *const u8, (x, shift): (*const i8, *const i32), signed: bool) -> __m256 {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let (w, x) = (_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(x.cast()));
             _mm256_cvtepi32_ps(match signed {
@@ -132,7 +132,7 @@ struct Pairs;
 impl Pairs {
     #[inline(always)]
     unsafe fn dots(w: *const u8, (x, _): (*const i8, *const i32), signed: bool) -> __m256 {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let (w, x) = (_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(x.cast()));
             let pairs = match signed {
@@ -207,7 +207,7 @@ impl<S: Simd> Dots for Plain<S> {
 
     #[inline(always)]
     unsafe fn add_line(acc: [f32; 8], w: *const u8, x: (*const i8, *const i32), signed: bool, scale: f32) -> [f32; 8] {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { Self::add_halves(acc, w, x, signed, [scale; 2]) }
     }
 

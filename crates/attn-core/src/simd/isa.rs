@@ -16,8 +16,8 @@ pub enum KernelPath {
     Amx,
     /// 512-bit vectors, x86-64.
     Avx512,
-    /// As `Avx512`, and bf16 by dot products of pairs (AMD from Zen 4, Intel from Cooper Lake). Chosen by itself on AMD
-    /// alone, where it takes half the time of widening bf16 to f32; on Intel it takes longer.
+    /// As `Avx512`, and bf16 by dot products of pairs (AMD from Zen 4, Intel from Cooper Lake). Chosen by default only
+    /// on AMD, where it takes half the time of widening bf16 to f32; on Intel it takes longer.
     Avx512Bf16,
     /// 256-bit vectors with fused multiply-add, x86-64.
     Avx2,
@@ -63,8 +63,8 @@ impl KernelPath {
         Self::ALL.into_iter().filter(|path| path.is_available())
     }
 
-    /// The fastest that this machine can run. By what the processor is rather than by a measurement, so that results are
-    /// the same in every run.
+    /// The fastest that this machine can run. It is chosen by the kind of processor and not by a measurement, so that
+    /// results are the same in every run.
     fn fastest() -> Self {
         let in_pairs = Some(Self::Avx512Bf16).filter(|path| is_amd() && path.is_available());
         in_pairs.or_else(|| Self::available().next()).unwrap_or(Self::Portable)

@@ -14,7 +14,7 @@ fn on_every_path<J: Job>(check: impl Fn(KernelPath) -> J) {
 /// The lanes of a vector.
 unsafe fn lanes<S: Simd>(v: S::V) -> Vec<f32> {
     let mut lanes = vec![0f32; S::LANES];
-    // SAFETY: there is room for LANES numbers; the caller vouches for the instruction set.
+    // SAFETY: there is room for LANES numbers; the caller guarantees the instruction set.
     unsafe { S::store(lanes.as_mut_ptr(), v) };
     lanes
 }
@@ -26,7 +26,7 @@ fn same(a: f32, b: f32) -> bool {
 
 /// What a path's operation gives for two numbers in every lane.
 unsafe fn both<S: Simd>(f: unsafe fn(S::V, S::V) -> S::V, a: f32, b: f32) -> f32 {
-    // SAFETY: the caller vouches for the instruction set.
+    // SAFETY: the caller guarantees the instruction set.
     let all = unsafe { lanes::<S>(f(S::splat(a), S::splat(b))) };
     assert!(all.iter().all(|x| x.to_bits() == all[0].to_bits()), "{a} and {b}: {all:?}");
     all[0]

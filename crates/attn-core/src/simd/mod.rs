@@ -90,45 +90,45 @@ pub(crate) trait Simd: Copy + 'static {
         for (i, x) in buffer.iter_mut().enumerate().take(Self::LANES) {
             *x = f(i);
         }
-        // SAFETY: LANES <= 16 numbers are in the buffer; the caller vouches for the instruction set.
+        // SAFETY: LANES <= 16 numbers are in the buffer; the caller guarantees the instruction set.
         unsafe { Self::load(buffer.as_ptr()) }
     }
     /// `LANES` signed bytes.
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> Self::V {
-        // SAFETY: LANES bytes are readable at p by the caller's word.
+        // SAFETY: LANES bytes are readable at p, as the caller guarantees.
         unsafe { Self::from_fn(|i| f32::from(*p.cast::<i8>().add(i))) }
     }
     /// The lower four bits of each of `LANES` bytes.
     #[inline(always)]
     unsafe fn load_low_nibbles(p: *const u8) -> Self::V {
-        // SAFETY: LANES bytes are readable at p by the caller's word.
+        // SAFETY: LANES bytes are readable at p, as the caller guarantees.
         unsafe { Self::from_fn(|i| f32::from(*p.add(i) & 15)) }
     }
     /// The upper four bits of each of `LANES` bytes.
     #[inline(always)]
     unsafe fn load_high_nibbles(p: *const u8) -> Self::V {
-        // SAFETY: LANES bytes are readable at p by the caller's word.
+        // SAFETY: LANES bytes are readable at p, as the caller guarantees.
         unsafe { Self::from_fn(|i| f32::from(*p.add(i) >> 4)) }
     }
     /// One f16, which need not be aligned.
     #[inline(always)]
     unsafe fn widen_f16(p: *const u8) -> f32 {
-        // SAFETY: two bytes are readable at p by the caller's word.
+        // SAFETY: two bytes are readable at p, as the caller guarantees.
         unsafe { p.cast::<f16>().read_unaligned().to_f32() }
     }
     /// The same for the first of eight readable bytes.
     #[inline(always)]
     unsafe fn widen_first_f16(p: *const u8) -> f32 {
-        // SAFETY: two of the bytes are readable at p by the caller's word.
+        // SAFETY: two of the bytes are readable at p, as the caller guarantees.
         unsafe { Self::widen_f16(p) }
     }
-    /// Writes 32 bytes: the lower four bits of each of 16 bytes, then the upper ones, plus 16 where `fifth` has a bit, the
-    /// first number's lowest, less `bias`.
+    /// Writes 32 bytes: the lower four bits of each of 16 bytes, then the upper ones, plus 16 where `fifth` has a bit,
+    /// the first number's lowest, minus `bias`.
     #[inline(always)]
     unsafe fn nibbles(from: *const u8, fifth: u32, bias: u8, to: *mut u8) {
         for i in 0..16 {
-            // SAFETY: 16 bytes are readable and 32 writable by the caller's word.
+            // SAFETY: 16 bytes are readable and 32 writable, as the caller guarantees.
             unsafe {
                 let (byte, bits) = (*from.add(i), fifth >> i);
                 *to.add(i) = (byte & 15 | (bits as u8 & 1) << 4).wrapping_sub(bias);
@@ -144,7 +144,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// loses are not in the mask.
     unsafe fn shift_bytes(v: Self::Bytes, left: i32, mask: u8) -> Self::Bytes;
     unsafe fn or_bytes(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    /// Every byte less `by`, modulo 256.
+    /// Every byte minus `by`, modulo 256.
     unsafe fn lower_bytes(v: Self::Bytes, by: u8) -> Self::Bytes;
     /// What the table has at each byte, all of which are below 16.
     unsafe fn look_up(table: &[i8; 16], v: Self::Bytes) -> Self::Bytes;
@@ -155,7 +155,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// 2^x; possibly 0 below -126.5, 0 from -150 down, NaN for NaN.
     #[inline(always)]
     unsafe fn exp2(x: Self::V) -> Self::V {
-        // SAFETY: the caller vouches for the instruction set.
+        // SAFETY: the caller guarantees the instruction set.
         unsafe {
             let x = Self::max(Self::splat(-127.0), x);
             let (n, power) = Self::round_and_power(x);
@@ -173,7 +173,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// 2^x, and 0 from -100 down: products of numbers too small for f32's normal form take a hundred times as long.
     #[inline(always)]
     unsafe fn exp2_cut(x: Self::V) -> Self::V {
-        // SAFETY: the caller vouches for the instruction set.
+        // SAFETY: the caller guarantees the instruction set.
         unsafe {
             // What `exp2` makes of -100, to the last bit: the polynomial at 0 times an exact power of two.
             let least = Self::splat(EXP2[0] * f32::from_bits((127 - 100) << 23));
@@ -192,11 +192,12 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
-    /// Asks for the line of memory at `p`, whether it exists or not, where the instruction set can.
+    /// Prefetches the cache line at `p`, if the instruction set can; the address need not exist.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
 
-    /// The same, into the second-level cache alone: what is to come later holds up none of the first one's misses.
+    /// The same, but only into the second-level cache: data that is needed later then does not delay the first level's
+    /// misses.
     #[inline(always)]
     unsafe fn prefetch_early(_p: *const u8) {}
 
@@ -206,7 +207,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn transpose(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
         for j in 0..Self::LANES {
             for i in 0..Self::LANES {
-                // SAFETY: both blocks are LANES x LANES and valid by the caller's word.
+                // SAFETY: both blocks are LANES x LANES and valid, as the caller guarantees.
                 unsafe { *dst.add(j * dst_stride + i) = *src.add(i * src_stride + j) };
             }
         }
@@ -249,7 +250,7 @@ unsafe fn product<S: Simd, const MR: usize, const NV: usize, const ROW: usize, c
     (b, b_stride): (*const f32, usize),
     (c, c_stride): (*mut f32, usize),
 ) {
-    // SAFETY: the caller vouches for the pointers and the instruction set.
+    // SAFETY: the caller guarantees the pointers and the instruction set.
     unsafe {
         let mut acc = [[S::splat(0.0); NV]; MR];
         if ADD {
@@ -289,7 +290,7 @@ unsafe fn multiply_add<S: Simd, const MR: usize, const NV: usize, const ROW: usi
     a: *const f32,
     b: *const f32,
 ) {
-    // SAFETY: the caller vouches for the pointers and the instruction set.
+    // SAFETY: the caller guarantees the pointers and the instruction set.
     unsafe {
         let mut right = [S::splat(0.0); NV];
         for (j, right) in right.iter_mut().enumerate() {
@@ -430,7 +431,7 @@ pub(crate) trait Element: candle_core::WithDType + Default {
     /// As [`Simd::load`].
     #[inline(always)]
     unsafe fn load_two<S: Simd>(p: *const Self) -> (S::V, S::V) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { (Self::load::<S>(p), Self::load::<S>(p.add(S::LANES))) }
     }
 }
@@ -455,7 +456,7 @@ impl Element for f32 {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const Self) -> S::V {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { S::load(p) }
     }
 }
@@ -482,7 +483,7 @@ macro_rules! half_element {
 
             #[inline(always)]
             unsafe fn load<S: Simd>(p: *const Self) -> S::V {
-                // SAFETY: by the caller's word.
+                // SAFETY: guaranteed by the caller.
                 unsafe { S::$load(p) }
             }
 
@@ -498,7 +499,7 @@ half_element!(
     const IN_TURN: bool = true;,
     #[inline(always)]
     unsafe fn load_two<S: Simd>(p: *const Self) -> (S::V, S::V) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { S::load_bf16_in_turn(p) }
     }
 );

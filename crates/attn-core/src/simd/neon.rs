@@ -1,6 +1,6 @@
 //! NEON: 32 registers of 4 lanes, so micro-kernels of 6 rows by 4 vectors.
 //!
-//! Run under emulation alone so far (`scripts/ci/check_aarch64.sh`), so its speed is not known.
+//! So far it was only run under emulation (`scripts/ci/check_aarch64.sh`), so its speed is not known.
 
 use super::{Job, Simd, accumulate, accumulate_transposed, product};
 use half::{bf16, f16};
@@ -13,13 +13,13 @@ pub(super) struct Neon;
 /// The machine has NEON.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn enter<J: Job>(job: J) {
-    // SAFETY: the feature is enabled here and present by the caller's word.
+    // SAFETY: the feature is enabled here, and the caller guarantees it.
     unsafe { job.run::<Neon>() }
 }
 
 #[target_feature(enable = "neon")]
 unsafe fn scores(depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { product::<Neon, 6, 4, 1, 6, false>(depth, a, (b, 16), (c, super::TILE_STRIDE)) }
 }
 
@@ -31,13 +31,13 @@ unsafe fn accumulate_rows(
     b: (*const f32, usize),
     c: (*mut f32, usize),
 ) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { accumulate::<Neon, 6, 4, 4>(size, depth, a, b, c) }
 }
 
 #[target_feature(enable = "neon")]
 unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*const f32, usize), c: (*mut f32, usize)) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { accumulate_transposed::<Neon, 6, 4>(cols, depth, a, b, c) }
 }
 
@@ -48,7 +48,7 @@ unsafe fn accumulate_columns(cols: usize, depth: usize, a: *const f32, b: (*cons
 #[inline(always)]
 unsafe fn widen(halves: uint16x4_t) -> float32x4_t {
     let wide: float32x4_t;
-    // SAFETY: the instruction reads and writes these two registers only; it is there by the caller's word.
+    // SAFETY: the instruction reads and writes these two registers only; the caller guarantees that it exists.
     unsafe {
         asm!(
             "fcvtl {wide:v}.4s, {halves:v}.4h",
@@ -67,7 +67,7 @@ unsafe fn widen(halves: uint16x4_t) -> float32x4_t {
 #[target_feature(enable = "neon")]
 #[inline(never)]
 unsafe fn apart<J: Job>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Neon>() }
 }
 

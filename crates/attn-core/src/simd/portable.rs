@@ -19,7 +19,7 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 /// The machine has the features.
 #[inline(never)]
 unsafe fn apart<J: Job>(job: J) {
-    // SAFETY: the features are enabled here and present by the caller's word.
+    // SAFETY: the features are enabled here, and the caller guarantees them.
     unsafe { job.run::<Portable>() }
 }
 
@@ -32,7 +32,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn apart<J: Job>(job: J) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { apart(job) }
     }
 
@@ -43,7 +43,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> V {
-        // SAFETY: eight numbers are readable at p by the caller's word; arrays are only aligned to their elements.
+        // SAFETY: eight numbers are readable at p, as the caller guarantees; arrays are only aligned to their elements.
         unsafe { p.cast::<V>().read() }
     }
 
@@ -112,34 +112,34 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn load_bf16(p: *const bf16) -> V {
-        // SAFETY: eight numbers are readable at p by the caller's word.
+        // SAFETY: eight numbers are readable at p, as the caller guarantees.
         let raw = unsafe { p.cast::<[u16; 8]>().read() };
         raw.map(|x| f32::from_bits((x as u32) << 16))
     }
 
     #[inline(always)]
     unsafe fn load_bf16_in_turn(p: *const bf16) -> (V, V) {
-        // SAFETY: sixteen numbers are readable at p by the caller's word.
+        // SAFETY: sixteen numbers are readable at p, as the caller guarantees.
         let at = |i: usize| unsafe { (*p.add(i)).to_f32() };
         (std::array::from_fn(|i| at(2 * i)), std::array::from_fn(|i| at(2 * i + 1)))
     }
 
     #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> V {
-        // SAFETY: eight numbers are readable at p by the caller's word.
+        // SAFETY: eight numbers are readable at p, as the caller guarantees.
         let raw = unsafe { p.cast::<[f16; 8]>().read() };
         raw.map(f16::to_f32)
     }
 
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> [u8; 32] {
-        // SAFETY: 32 bytes are readable at p by the caller's word.
+        // SAFETY: 32 bytes are readable at p, as the caller guarantees.
         unsafe { p.cast::<[u8; 32]>().read() }
     }
 
     #[inline(always)]
     unsafe fn store_bytes(p: *mut u8, v: [u8; 32]) {
-        // SAFETY: 32 bytes are writable at p by the caller's word.
+        // SAFETY: 32 bytes are writable at p, as the caller guarantees.
         unsafe { p.cast::<[u8; 32]>().write(v) }
     }
 
@@ -174,7 +174,7 @@ impl Simd for Portable {
 
     #[inline(never)]
     unsafe fn scores(_cols: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { product::<Self, 4, 1, 1, 4, false>(depth, a, (b, 8), (c, super::TILE_STRIDE)) }
     }
 
@@ -186,7 +186,7 @@ impl Simd for Portable {
         b: (*const f32, usize),
         c: (*mut f32, usize),
     ) {
-        // SAFETY: by the caller's word. Four rows by one vector is this path's only shape.
+        // SAFETY: guaranteed by the caller. Four rows by one vector is this path's only shape.
         unsafe { accumulate::<Self, 4, 1, 1>(size, depth, a, b, c) }
     }
     #[inline(never)]
@@ -197,7 +197,7 @@ impl Simd for Portable {
         b: (*const f32, usize),
         c: (*mut f32, usize),
     ) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { accumulate_transposed::<Self, 4, 1>(cols, depth, a, b, c) }
     }
 }

@@ -4,7 +4,7 @@ use super::facts::{Accelerator, Facts, is_known};
 use crate::attention::{bias::ScoreBias, scores::AttendArgs};
 use candle_core::DType;
 
-/// True for calls that the kernels compute right, with the gradients that they ask for.
+/// True for calls that the kernels compute correctly, with the gradients that they ask for.
 #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
 pub(super) fn rule(facts: &Facts, args: &AttendArgs) -> bool {
     let dtype = matches!(facts.dtype, DType::F32 | DType::F16 | DType::BF16);

@@ -10,7 +10,7 @@ use candle_core::DType;
 #[cfg(feature = "flash-attn")]
 use candle_core::Result;
 
-/// Calls that the kernel computes right and likely in less time than ours.
+/// Calls that the kernel computes correctly and likely in less time than ours.
 #[cfg(feature = "flash-attn")]
 pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     let request = *request;
@@ -19,17 +19,17 @@ pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     Ok(Some(Box::new(move || attend(request, window))))
 }
 
-/// True for calls that candle-flash-attn takes less time for than our kernel. It gives every block all keys, so it needs
-/// many queries; on an H100 it took 1.14 and 0.62 to 0.88 of our time for 512 and from 4096 tokens, and 3 to 15 times as
-/// long for a single query.
+/// True for calls on which candle-flash-attn is faster than our kernel. Each of its blocks reads all keys, so it needs
+/// many queries: on an H100 it took 1.14 times our time for 512 tokens, 0.62 to 0.88 times from 4096 tokens on, and 3
+/// to 15 times for a single query.
 #[cfg_attr(not(feature = "flash-attn"), allow(dead_code))]
 fn pays(facts: &Facts) -> bool {
     facts.tq >= 512 && (facts.b * facts.h * facts.tq).saturating_mul(facts.tk) >= 1 << 26
 }
 
 #[cfg_attr(not(any(test, feature = "flash-attn")), allow(dead_code))]
-/// Keys that the kernel may show before and after a query's own, `None` for all; or `None` if it doesn't compute the call
-/// right.
+/// Keys that the kernel may show before and after a query's own, `None` for all; or `None` if it doesn't compute the
+/// call correctly.
 pub(super) fn rule(facts: &Facts, args: &AttendArgs) -> Option<(Option<usize>, Option<usize>)> {
     let Facts { tq, tk, d, .. } = *facts;
     let plain = d == facts.dv && all_keys_are_real(&args.mask, args.k_start, tk);
@@ -50,7 +50,7 @@ pub(super) fn rule(facts: &Facts, args: &AttendArgs) -> Option<(Option<usize>, O
         (true, window) => (window.map(|w| w - 1), Some(0)),
         (false, window) => (window.map(|w| w - 1), window.map(|w| w - 1)),
     };
-    // It places the last query at the last key, and leaves windows wider than the keys away.
+    // It places the last query at the last key, and ignores windows wider than the keys.
     let placed = (left.is_none() && right.is_none()) || ends_with_the_keys(args, tq, tk);
     (dtype && fits && bias && softcap && placed).then_some((left, right))
 }

@@ -1,4 +1,4 @@
-//! Candle's own kernel for Metal, for the calls that it gets right.
+//! Candle's own kernel for Metal, for the calls that it computes correctly.
 
 use super::{
     Answer, Plan, Request,
@@ -7,7 +7,7 @@ use super::{
 use crate::attention::{bias::ScoreBias, scores::AttendArgs};
 use candle_core::{DType, Result, Tensor};
 
-/// Calls that the kernel computes right.
+/// Calls that the kernel computes correctly.
 pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     let request = *request;
     let Some(facts) = Facts::new(&request) else { return Ok(None) };
@@ -15,7 +15,7 @@ pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     Ok(Some(Box::new(move || attend(request, causal))))
 }
 
-/// Whether the kernel is told of a causal mask, or `None` if it doesn't compute the call right.
+/// Whether the kernel is told of a causal mask, or `None` if it doesn't compute the call correctly.
 pub(super) fn rule(facts: &Facts, args: &AttendArgs) -> Option<bool> {
     let Facts { b, tq, tk, d, dtype, .. } = *facts;
     let real = d == facts.dv && all_keys_are_real(&args.mask, args.k_start, tk);

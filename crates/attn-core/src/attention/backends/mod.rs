@@ -1,8 +1,8 @@
 //! The kernels that attention runs on, in the order in which they are asked.
 //!
-//! Each backend has one function that looks at a call and says whether it computes it, right and with every gradient that
-//! is asked for: its `plan`. The CPU's kernel is asked first, since it reads keys and values as a cache stores them; the others
-//! get tensors in the queries' dtype. The reference comes last and computes everything.
+//! Each backend has one function, its `plan`, that looks at a call and says whether it computes it correctly and with
+//! every gradient that is asked for. The CPU's kernel is asked first, since it reads keys and values as a cache stores
+//! them; the others get tensors in the queries' dtype. The reference comes last and computes everything.
 //!
 //! | backend | device | calls |
 //! |---|---|---|
@@ -12,8 +12,8 @@
 //! | `metal` | Metal | no bias, softcap or window; one query that sees every key; more queries as far as the kernel's blocks of 32 end with the keys; no gradients |
 //! | `reference` | any | everything, in plain Candle ops that keep the graph |
 //!
-//! What the accelerators' kernels get right was read off their sources. Their choice is a function of the call's
-//! [`Facts`](facts::Facts) alone, so that it is tested on machines that have none of them.
+//! Which calls the accelerators' kernels compute correctly is known from their sources. The choice among them depends
+//! only on the call's [`Facts`](facts::Facts), so it is tested on machines that have none of them.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -88,7 +88,7 @@ pub(super) fn run(
     lse: bool,
 ) -> Result<Answer> {
     let tracked = gradients::tracked([q, k.data(), v.data()], &args.scores);
-    // The graph has the conversion, so that gradients are in the dtype of what they are of.
+    // The conversion is part of the graph, so that each gradient has the dtype of its tensor.
     let alike =
         |x: &Stored| if tracked { Ok(Stored::from(&x.to_dtype(q.dtype())?)) } else { Ok::<_, Error>(x.clone()) };
     let (k, v) = (&alike(k)?, &alike(v)?);

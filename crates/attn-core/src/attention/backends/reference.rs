@@ -13,7 +13,7 @@ const MAX_SCORES: usize = 1 << 26;
 /// Added to the scores of hidden keys: finite, so that a query with nothing to see does not turn into NaN.
 const HIDDEN: f32 = f32::MIN / 2.0;
 
-/// Everything.
+/// Takes every call.
 pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     let Request { q, k, v, args, lse, .. } = *request;
     Ok(Some(Box::new(move || match lse {

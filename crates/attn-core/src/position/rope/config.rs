@@ -102,7 +102,7 @@ impl RopeConfig {
         }
     }
 
-    /// As [`from_hf`](Self::from_hf), leaving it to the caller what an unknown key is worth.
+    /// As [`from_hf`](Self::from_hf), but the caller decides what to do about unknown keys.
     ///
     /// # Errors
     /// As `from_hf`, unknown keys excepted.

@@ -38,7 +38,7 @@ pub(super) fn group_sums(row: &[f32], group: usize) -> impl Iterator<Item = [f32
 /// The machine has the instruction set of `S`.
 #[inline(always)]
 pub(super) unsafe fn total<S: Simd>(offsets: &[f32; CHUNK / 16]) -> f32 {
-    // SAFETY: LANES divides their number; the instruction set by the caller's word.
+    // SAFETY: LANES divides their number; the caller guarantees the instruction set.
     unsafe {
         let mut sum = S::load(offsets.as_ptr());
         for i in (S::LANES..offsets.len()).step_by(S::LANES) {
@@ -121,8 +121,8 @@ unsafe fn tile<S: Simd, B: Block, const M: usize>(
         let mut odd = [S::splat(0.0); M];
         for (c, blocks) in blocks.chunks(CHUNK / B::WEIGHTS).enumerate() {
             unpack::<S, B>(blocks, ahead, &mut numbers, &mut groups);
-            // One load widens numbers or spreads a scale that are in memory; taking them out of registers, where the compiler
-            // would keep them, takes more on the port that is busiest.
+            // One load widens numbers, or broadcasts a scale, that are in memory. Taking them out of registers, where
+            // the compiler would keep them, needs more instructions on the busiest port.
             black_box((&mut numbers, &mut groups));
             let xs: [*const f32; M] = std::array::from_fn(|m| a.xs.as_ptr().add(rows[m] * a.padded + c * CHUNK));
             let count = (blocks.len() * B::WEIGHTS).next_multiple_of(2 * LINE) / B::GROUP;
@@ -130,8 +130,8 @@ unsafe fn tile<S: Simd, B: Block, const M: usize>(
                 add_group::<S, B, M>(&mut even, &numbers, &groups, g, xs);
                 add_group::<S, B, M>(&mut odd, &numbers, &groups, g + 1, xs);
             }
-            // Last, when the offsets have reached the cache: they are written one by one and read as whole vectors, which would
-            // wait for them.
+            // This comes last, when the offsets have reached the cache: they are written one by one and read as whole
+            // vectors, and an earlier read would have to wait.
             for (to, row) in offsets.iter_mut().zip(rows).take(if B::OFFSETS { M } else { 0 }) {
                 add_offsets(to, &groups, &a.sums[(row * a.padded.div_ceil(CHUNK) + c) * CHUNK / 16..]);
             }
@@ -163,7 +163,7 @@ unsafe fn add_group<S: Simd, B: Block, const M: usize>(
     xs: [*const f32; M],
 ) {
     let start = group * B::GROUP;
-    // SAFETY: the numbers and activations from `start` on are there; the instruction set by the caller's word.
+    // SAFETY: the numbers and activations from `start` on are there; the caller guarantees the instruction set.
     unsafe {
         let numbers = numbers.0.as_ptr().cast::<u8>().add(start);
         let first = S::load_i8(numbers);

@@ -1,12 +1,13 @@
 //! What the blocks of GGUF files hold, after the definitions in ggml's `ggml-quants.c`.
 //!
-//! A block is taken apart into its numbers, one byte each in order, and the scales and offsets of its groups: weight `i`
-//! is `scale * number + offset` of its group. All kernels multiply what comes out, so a format says nothing else.
+//! A block is unpacked into its numbers, one byte each in order, and the scales and offsets of its groups: weight `i`
+//! is `scale * number + offset` of its group. All kernels multiply the unpacked numbers, so a format defines nothing
+//! else.
 
 use crate::quantized::{FP4, IQ4, iq4_xs_scales, mxfp4_scale};
 use crate::simd::Simd;
 
-/// Weights that are taken apart at a time.
+/// Weights that are unpacked at a time.
 pub(super) const CHUNK: usize = 256;
 /// The numbers are stored and multiplied in lines of so many.
 pub(super) const LINE: usize = 32;
@@ -51,7 +52,7 @@ pub(super) unsafe trait Block: Sized + 'static {
     /// Whether groups have offsets.
     const OFFSETS: bool = false;
 
-    /// Takes the block apart; its weights are those from `line` on.
+    /// Unpacks the block; its weights are those from `line` on.
     ///
     /// # Safety
     /// The machine has the instruction set of `S`.
@@ -64,8 +65,8 @@ pub(super) fn blocks_of<B: Block>(data: &[u8]) -> &[B] {
     unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len() / size_of::<B>()) }
 }
 
-/// Takes apart the blocks of one chunk, and asks memory for those `ahead` bytes further on. Groups that are missing to a
-/// whole chunk get the scale and the offset 0.
+/// Unpacks the blocks of one chunk, and prefetches those `ahead` bytes further on. Groups that are missing to a whole
+/// chunk get the scale and the offset 0.
 ///
 /// # Safety
 /// As [`Block::unpack`].
@@ -76,10 +77,10 @@ pub(super) unsafe fn unpack<S: Simd, B: Block>(blocks: &[B], ahead: usize, to: &
     }
     for (i, block) in blocks.iter().enumerate() {
         for line in (0..size_of::<B>()).step_by(64) {
-            // SAFETY: any address may be asked for; the instruction set by the caller's word.
+            // SAFETY: any address may be prefetched; the caller guarantees the instruction set.
             unsafe { S::prefetch_early(std::ptr::from_ref(block).cast::<u8>().wrapping_add(ahead + line)) };
         }
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { block.unpack::<S>(to, groups, i * B::WEIGHTS / LINE) };
     }
 }
@@ -91,7 +92,7 @@ type Half = [u8; 2];
 /// As [`Block::unpack`].
 #[inline(always)]
 unsafe fn wide<S: Simd>(x: &Half) -> f32 {
-    // SAFETY: two bytes are there; the instruction set by the caller's word.
+    // SAFETY: two bytes are there; the caller guarantees the instruction set.
     unsafe { S::widen_f16(x.as_ptr()) }
 }
 
@@ -116,8 +117,8 @@ macro_rules! block_of_32 {
             unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
                 let ($b, codes) = (self, self.codes.as_ptr());
                 let offset: Option<&Half> = $offset;
-                // SAFETY: 16 bytes of codes are there, a line has 32, and more than eight of the block follow its
-                // scale and offset; the instruction set by the caller's word.
+                // SAFETY: 16 bytes of codes are there, a line has 32, and more than eight of the block follow its scale
+                // and offset; the caller guarantees the instruction set.
                 unsafe {
                     S::nibbles(codes, $fifth, $bias, to.0[line].as_mut_ptr());
                     groups.scales[line] = S::widen_first_f16(self.scale.as_ptr());
@@ -131,7 +132,7 @@ macro_rules! block_of_32 {
 }
 
 block_of_32!(
-    /// Numbers of four bits, less 8.
+    /// Numbers of four bits, minus 8.
     Q4_0, [], |_b| 0, 8, None
 );
 block_of_32!(
@@ -139,7 +140,7 @@ block_of_32!(
     Q4_1, [offset: Half], |b| 0, 0, Some(&b.offset)
 );
 block_of_32!(
-    /// Numbers of five bits, the fifth apart, less 16.
+    /// Numbers of five bits, the fifth apart, minus 16.
     Q5_0, [high: [u8; 4]], |b| u32::from_le_bytes(b.high), 16, None
 );
 block_of_32!(
@@ -153,7 +154,7 @@ block_of_32!(
 /// As [`Block::unpack`].
 #[inline(always)]
 unsafe fn from_table<S: Simd>(codes: &[u8; 16], table: &[i8; 16], line: &mut [u8; LINE]) {
-    // SAFETY: 16 bytes are read, 32 written; the instruction set by the caller's word.
+    // SAFETY: 16 bytes are read, 32 written; the caller guarantees the instruction set.
     unsafe {
         S::nibbles(codes.as_ptr(), 0, 0, line.as_mut_ptr());
         S::store_bytes(line.as_mut_ptr(), S::look_up(table, S::load_bytes(line.as_ptr())));
@@ -174,7 +175,7 @@ unsafe impl Block for Iq4Nl {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
-        // SAFETY: 16 bytes follow the scale; the instruction set by the caller's word.
+        // SAFETY: 16 bytes follow the scale; the caller guarantees the instruction set.
         unsafe {
             from_table::<S>(&self.codes, &IQ4, &mut to.0[line]);
             groups.scales[line] = S::widen_first_f16(self.scale.as_ptr());
@@ -182,7 +183,7 @@ unsafe impl Block for Iq4Nl {
     }
 }
 
-/// The same; every 32 with a scale of six bits, less 32.
+/// The same; every 32 with a scale of six bits, minus 32.
 #[repr(C)]
 pub(super) struct Iq4Xs {
     scale: Half,
@@ -198,7 +199,7 @@ unsafe impl Block for Iq4Xs {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, _: usize) {
-        // SAFETY: the block is there; the instruction set by the caller's word.
+        // SAFETY: the block is there; the caller guarantees the instruction set.
         unsafe {
             for (line, codes) in to.0.iter_mut().zip(&self.codes) {
                 from_table::<S>(codes, &IQ4, line);
@@ -225,7 +226,7 @@ unsafe impl Block for Mxfp4 {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
-        // SAFETY: the block is there; the instruction set by the caller's word.
+        // SAFETY: the block is there; the caller guarantees the instruction set.
         unsafe { from_table::<S>(&self.codes, &FP4, &mut to.0[line]) };
         groups.scales[line] = mxfp4_scale(self.exponent);
     }
@@ -245,7 +246,7 @@ unsafe impl Block for Q8_0 {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
-        // SAFETY: 32 bytes are read and written, and follow the scale; the instruction set by the caller's word.
+        // SAFETY: 32 bytes are read and written, and follow the scale; the caller guarantees the instruction set.
         unsafe {
             S::store_bytes(to.0[line].as_mut_ptr(), S::load_bytes(self.numbers.as_ptr()));
             groups.scales[line] = S::widen_first_f16(self.scale.as_ptr());
@@ -271,7 +272,7 @@ unsafe impl Block for Q2K {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, _: usize) {
-        // SAFETY: 32 bytes of codes are there for four lines; the instruction set by the caller's word.
+        // SAFETY: 32 bytes of codes are there for four lines; the caller guarantees the instruction set.
         unsafe {
             for (lines, codes) in to.0.as_chunks_mut::<4>().0.iter_mut().zip(&self.codes) {
                 let codes = S::load_bytes(codes.as_ptr());
@@ -290,7 +291,7 @@ unsafe impl Block for Q2K {
     }
 }
 
-/// Numbers of three bits, the third apart, less 4; every 16 with a scale of six bits, less 32.
+/// Numbers of three bits, the third apart, minus 4; every 16 with a scale of six bits, minus 32.
 #[repr(C)]
 pub(super) struct Q3K {
     high: [u8; 32],
@@ -327,7 +328,7 @@ unsafe impl Block for Q3K {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, _: usize) {
-        // SAFETY: 32 bytes of codes and of third bits are there; the instruction set by the caller's word.
+        // SAFETY: 32 bytes of codes and of third bits are there; the caller guarantees the instruction set.
         unsafe {
             let high = S::load_bytes(self.high.as_ptr());
             for (i, line) in to.0.iter_mut().enumerate() {
@@ -368,7 +369,7 @@ fn six_bits(groups: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 /// As [`Block::unpack`].
 #[inline(always)]
 unsafe fn groups_of_32<S: Simd>((scale, offset): (&Half, &Half), packed: &[u8; 12], to: &mut Groups) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     let (scale, offset) = unsafe { (wide::<S>(scale), wide::<S>(offset)) };
     let (scales, offsets) = six_bits(packed);
     for (to, x) in to.scales.iter_mut().zip(scales) {
@@ -396,7 +397,7 @@ unsafe impl Block for Q4K {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, _: usize) {
-        // SAFETY: 32 bytes of codes are there for two lines; the instruction set by the caller's word.
+        // SAFETY: 32 bytes of codes are there for two lines; the caller guarantees the instruction set.
         unsafe {
             for (lines, codes) in to.0.as_chunks_mut::<2>().0.iter_mut().zip(&self.codes) {
                 let codes = S::load_bytes(codes.as_ptr());
@@ -426,7 +427,7 @@ unsafe impl Block for Q5K {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, _: usize) {
-        // SAFETY: 32 bytes of codes and of fifth bits are there; the instruction set by the caller's word.
+        // SAFETY: 32 bytes of codes and of fifth bits are there; the caller guarantees the instruction set.
         unsafe {
             let high = S::load_bytes(self.high.as_ptr());
             for (i, line) in to.0.iter_mut().enumerate() {
@@ -438,7 +439,7 @@ unsafe impl Block for Q5K {
     }
 }
 
-/// Numbers of six bits, the upper two apart, less 32; every 16 with a scale of a signed byte.
+/// Numbers of six bits, the upper two apart, minus 32; every 16 with a scale of a signed byte.
 #[repr(C)]
 pub(super) struct Q6K {
     codes: [[[u8; 32]; 2]; 2],
@@ -455,7 +456,7 @@ unsafe impl Block for Q6K {
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, _: usize) {
-        // SAFETY: 32 bytes of codes and of upper bits are there; the instruction set by the caller's word.
+        // SAFETY: 32 bytes of codes and of upper bits are there; the caller guarantees the instruction set.
         unsafe {
             for (lines, (codes, high)) in to.0.as_chunks_mut::<4>().0.iter_mut().zip(self.codes.iter().zip(&self.high))
             {

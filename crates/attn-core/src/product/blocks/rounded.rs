@@ -139,7 +139,7 @@ unsafe fn tile<D: Dots, B: Block, const M: usize>(
     let rows: [usize; M] = std::array::from_fn(|m| first + m.min(ys.len() - 1));
     let (mut numbers, mut groups) = (Numbers::new(), Groups::new());
     let mut offsets = [[0f32; CHUNK / 16]; M];
-    // SAFETY: the chunk is inside a row of `padded` activations; the instruction set by the caller's word.
+    // SAFETY: the chunk is inside a row of `padded` activations; the caller guarantees the instruction set.
     unsafe {
         let mut sums = [[D::zero(); 2]; M];
         for (c, blocks) in blocks.chunks(CHUNK / B::WEIGHTS).enumerate() {
@@ -180,7 +180,7 @@ unsafe fn add_lines<D: Dots, B: Block>(
     for (i, numbers) in numbers.0.iter().enumerate().take(lines) {
         let acc = if i % 2 == 0 { &mut *even } else { &mut *odd };
         let at = at + i * LINE;
-        // SAFETY: a line of numbers, of activations and of their sums; the instruction set by the caller's word.
+        // SAFETY: a line of numbers, of activations and of their sums; the caller guarantees the instruction set.
         unsafe {
             let x = (a.numbers.as_ptr().add(at), a.shifts.as_ptr().add(at / 4));
             *acc = match B::GROUP {

@@ -22,7 +22,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// Keys of a block, as in the forward pass: two tiles of scores stay close.
+/// Keys of a block, as in the forward pass: two tiles of scores stay in the nearby caches.
 const KEYS: usize = 128;
 /// The same, rounded up to whole groups of rows.
 const KEY_ROWS: usize = KEYS.next_multiple_of(ROW_PAD);
@@ -57,8 +57,8 @@ pub(super) struct Saved<'a> {
     pub(super) grad: View<'a, f32>,
     /// log2 of each row's sum of weights, `(b, h, tq)`.
     pub(super) log_sums: &'a [f32],
-    /// What the gradients of a row's scores are relative to, `(b, h, tq)`: the product of the output and its gradient, less
-    /// the gradient of the log-sum-exp.
+    /// What the gradients of a row's scores are relative to, `(b, h, tq)`: the product of the output and its gradient,
+    /// minus the gradient of the log-sum-exp.
     pub(super) deltas: &'a [f32],
 }
 
@@ -100,7 +100,7 @@ impl Job for Worker<'_> {
             }
             // The first keys first: under a causal mask they are the most work.
             let (part, i) = (i / heads, i % heads);
-            // SAFETY: the instruction set is there by the caller's word, and each part of a head is taken once.
+            // SAFETY: the caller guarantees the instruction set, and each part of a head is taken once.
             unsafe { self.unit::<S>(i / s.h_kv, i % s.h_kv, part) };
         }
     }
@@ -190,7 +190,7 @@ impl Worker<'_> {
         };
         while unit.heads.end < last {
             unit.heads = unit.heads.end..last.min(unit.heads.end + most);
-            // SAFETY: by the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 self.pack::<S>(&mut unit);
                 self.all_keys::<S>(&mut unit);
@@ -212,7 +212,7 @@ impl Worker<'_> {
             let (q, grad) = (&mut u.q[i * u.rows * s.d..], &mut u.grad[i * u.rows * s.dv..]);
             let q_rows = (0..s.tq).map(|t| self.inputs.q.row(u.b, head, t));
             let grad_rows = (0..s.tq).map(|t| self.saved.grad.row(u.b, head, t));
-            // SAFETY: the instruction set is there by the caller's word.
+            // SAFETY: the caller guarantees the instruction set.
             unsafe {
                 pack_rows::<S, f32>(q_rows, S::MR, s.d, self.p.q_factor(), q);
                 pack_rows::<S, f32>(grad_rows, S::MR, s.dv, 1.0, grad);
@@ -233,7 +233,7 @@ impl Worker<'_> {
             u.dk.fill(0.0);
             u.dv.fill(0.0);
             if seen.start < block.end && block.start < seen.end {
-                // SAFETY: the instruction set is there by the caller's word.
+                // SAFETY: the caller guarantees the instruction set.
                 unsafe { self.key_block::<S>(u, block.clone()) };
             }
             let at = (u.b * s.h_kv + u.kv_head) * s.tk + block.start;
@@ -327,7 +327,7 @@ impl Worker<'_> {
         let (seen, keys) = (self.p.seen(u.b, q), &tile.keys);
         let seen = seen.start.clamp(keys.start, keys.end) - tile.k0..seen.end.clamp(keys.start, keys.end) - tile.k0;
         let log_sum = self.saved.log_sums[(u.b * self.p.sizes.h + tile.head) * self.p.sizes.tq + q];
-        // A row without any weight gets none here either.
+        // A row without any weight gets no gradient either.
         (seen, if log_sum == f32::NEG_INFINITY { f32::INFINITY } else { log_sum })
     }
 
@@ -423,7 +423,7 @@ unsafe fn products<S: Simd>(
         let cols = (tile.keys.end - tile.k0 - col).min(S::NR);
         for row in tile.queries.clone().step_by(S::MR) {
             let at = (row - tile.queries.start) * TILE_STRIDE + col;
-            // SAFETY: by the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let packed = rows.as_ptr().add((tile.first_row + row) * depth);
                 S::scores(cols, depth, packed, panels.as_ptr().add(col * depth), out.as_mut_ptr().add(at));

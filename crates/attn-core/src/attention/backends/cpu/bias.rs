@@ -11,7 +11,7 @@ use std::{
     ops::{Deref, Range},
 };
 
-/// log2(e): scores are kept in units of a factor of two, because 2^x is what the hardware helps with.
+/// log2(e): scores are kept as exponents of two, because the hardware helps to compute 2^x.
 pub(super) const LOG2E: f32 = std::f32::consts::LOG2_E;
 
 /// The forms of [`ScoreBias`], on the CPU in f32.
@@ -21,7 +21,7 @@ pub(super) enum Bias<'a> {
     Linear {
         slopes: Vec<f32>,
     },
-    /// `(h, columns)`, in factors of two.
+    /// `(h, columns)`, as exponents of two.
     Relative {
         table: Vec<f32>,
         columns: usize,

@@ -85,7 +85,7 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(task: &Task<T>, unit: &Unit) 
     let rows = unit.rows(p);
     let query = |row: &Row| inputs.q.row(unit.b, row.head, row.q);
     let group = if direct { 1 } else { S::MR };
-    // SAFETY: the instruction set is there by the caller's word.
+    // SAFETY: the caller guarantees the instruction set.
     unsafe { pack_rows::<S, T>(rows.iter().map(query), group, sizes.d, p.q_factor(), q) };
     acc.fill(0.0);
     let bounds = task.skip.iter().flat_map(|skip| rows.iter().map(|row| skip.row(p, inputs, unit.b, row))).collect();
@@ -93,9 +93,9 @@ pub(super) unsafe fn run_unit<S: Simd, T: Element>(task: &Task<T>, unit: &Unit) 
     let (packed, copied) = (0, 0);
     let mut work =
         Work { task, p, inputs, unit, rows, states, bounds, direct, wide, q, k, packed, copied, copies_v, v, s, acc };
-    // SAFETY: the instruction set is there by the caller's word.
+    // SAFETY: the caller guarantees the instruction set.
     unsafe { work.all_keys::<S>() };
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe { work.finish() };
 }
 
@@ -114,7 +114,7 @@ impl<T: Element> Work<'_, '_, T> {
                     keys = without_negligible(norms, &self.bounds, |i| self.states[i].max, rows, keys);
                 }
                 if !keys.is_empty() {
-                    // SAFETY: the instruction set is there by the caller's word.
+                    // SAFETY: the caller guarantees the instruction set.
                     unsafe { self.tile::<S>(rows.range.clone(), k0, keys) };
                 }
             }
@@ -261,7 +261,7 @@ impl<T: Element> Work<'_, '_, T> {
         let part_len = part_len(self.p, self.unit.queries.len());
         for (i, (row, state)) in self.rows.iter().zip(&self.states).enumerate() {
             let acc = &self.acc[i * self.wide..][..dv];
-            // SAFETY: by the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 match self.unit.part {
                     None => output.put(self.p, (self.unit.b, row.head, row.q), acc, state.max, state.sum()),
@@ -291,7 +291,7 @@ struct DirectScores {
 impl Job for DirectScores {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: whoever made the job vouches for its places, and calls it with the instruction set.
+        // SAFETY: the maker of the job guarantees that its places are valid, and calls it with the instruction set.
         unsafe { with_format!(self.kind, F => S::apart(OfFormat::<F, _>(self, PhantomData))) }
     }
 }
@@ -328,7 +328,7 @@ impl Job for PackPanel {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { kind, from, n, width, to } = self;
-        // SAFETY: whoever made the job vouches for its places, and calls it with the instruction set.
+        // SAFETY: the maker of the job guarantees that its places are valid, and calls it with the instruction set.
         unsafe { with_format!(kind, F => pack_panel::<S, F>(from, n, width, to)) }
     }
 }
@@ -345,7 +345,7 @@ struct CopyValues<'a> {
 impl Job for CopyValues<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: whoever made the job vouches for its places, and calls it with the instruction set.
+        // SAFETY: the maker of the job guarantees that its places are valid, and calls it with the instruction set.
         unsafe { with_format!(self.kind, F => self.copy::<S, F>()) }
     }
 }

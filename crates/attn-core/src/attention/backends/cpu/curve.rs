@@ -1,4 +1,4 @@
-//! [`Curve`] as what it is: per head a chain of straight lines in one variable.
+//! [`Curve`] as the kernels compute it: per head, a chain of straight lines in one variable.
 
 use crate::attention::{
     bias::Curve,
@@ -8,7 +8,7 @@ use candle_core::{Result, bail};
 
 /// The lines of every head, and what they are lines of.
 pub(super) struct Lines {
-    /// By distance, farthest first and then as often the nearest as there are keys: a row's keys in order.
+    /// Values by distance, farthest first, then the nearest once more for every key: the order of a row's keys.
     reversed: Vec<f32>,
     /// Distances there are.
     distances: usize,
@@ -36,7 +36,7 @@ pub(super) fn follows(curve: &Curve) -> Result<bool> {
     Ok(are_lines_of(&numbers(&curve.distances)?, &numbers(&curve.rows)?))
 }
 
-/// To the end even where the answer is known early: that way vectors of numbers are looked at.
+/// Looks at all numbers even if the answer is known early, so that the compiler vectorises the loops.
 fn are_lines_of(distances: &[f32], rows: &[f32]) -> bool {
     let sound = |xs: &[f32]| xs.iter().fold(true, |all, x| all & (*x >= 0.0) & x.is_finite());
     let falls = distances.iter().zip(distances.iter().skip(1)).fold(false, |any, (a, b)| any | (a > b));
@@ -77,7 +77,7 @@ impl Lines {
     fn of_keys(&self, origin: i64, key: usize) -> &[f32] {
         // Not negative for a key that a row sees: the call was checked to have all distances.
         let at = (self.distances as i64 - 1 - (origin - key as i64)).max(0) as usize;
-        // All keys after the query are at the nearest distance, so that of rows before the first key any of them will do.
+        // All keys after the query have the nearest distance, so for a row before the first key any of them is right.
         &self.reversed[at.min(self.distances)..]
     }
 

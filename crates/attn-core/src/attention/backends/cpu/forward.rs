@@ -33,7 +33,7 @@ const UNIT_ROWS: usize = 1152;
 const FEW_UNITS: usize = 32;
 /// Multiplications below which a call isn't worth a second thread.
 const ONE_THREAD: usize = 1 << 17;
-/// Queries of a call that takes as long as it takes to wake a thread, about: decoding.
+/// Up to about this many queries, a call takes no longer than waking a thread: decoding.
 const SHORT: usize = 8;
 
 /// How a call is cut up.
@@ -106,13 +106,13 @@ impl Input for bf16 {
         if !pairs::runs(path, task.p, unit) {
             return false;
         }
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { pairs::run_unit(path, task, unit) };
         true
     }
 }
 
-/// What one thread does: units, as long as there are any.
+/// What one thread does: it computes units as long as there are any.
 struct Worker<'a, T> {
     path: KernelPath,
     task: &'a Task<'a, T>,
@@ -124,7 +124,7 @@ impl<T: Input> Job for Worker<'_, T> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         while let Some(unit) = self.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            // SAFETY: the instruction set is there by the caller's word, and no two units share rows or parts.
+            // SAFETY: the caller guarantees the instruction set, and no two units share rows or parts.
             unsafe {
                 if !T::run_own(self.path, self.task, unit) {
                     run_unit::<S, T>(self.task, unit);
@@ -175,9 +175,9 @@ pub(super) fn on_threads(most: usize, worker: impl Fn() + Sync) {
     });
 }
 
-/// The same on the threads that wait for work awake: a generated token's products, a few microseconds before, ran on them,
-/// and other threads would have to share the cores with them. With rayon's where those are fewer, or the caller is one of
-/// them.
+/// The same on the threads that stay awake while they wait for work. The products of a generated token ran on them a
+/// few microseconds before, and other threads would have to share the cores with them. Rayon's threads are used if they
+/// are fewer, or if the caller is one of them.
 fn on_waiting_threads(most: usize, worker: impl Fn() + Sync) {
     if rayon::current_thread_index().is_some() || rayon::current_num_threads() < waiting::threads() {
         return on_threads(most, worker);

@@ -161,8 +161,8 @@ fn summed(x: Vec<f32>, n: usize, inner: usize) -> Vec<f32> {
     sums
 }
 
-/// What the gradients of a row's scores are relative to, `(b, h, tq)`: the product of the output and its gradient, less the
-/// gradient of the log-sum-exp. Rows are multiples of 16 numbers.
+/// What the gradients of a row's scores are relative to, `(b, h, tq)`: the product of the output and its gradient,
+/// minus the gradient of the log-sum-exp. Rows are multiples of 16 numbers.
 fn deltas(s: &Sizes, out: &View<f32>, grad: &View<f32>, lse_grad: Option<&Tensor>) -> Result<Vec<f32>> {
     let mut deltas = match lse_grad {
         Some(grad) => grad.detach().to_dtype(DType::F32)?.neg()?.flatten_all()?.to_vec1()?,

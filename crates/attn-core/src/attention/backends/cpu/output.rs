@@ -13,7 +13,7 @@ pub(super) struct Output<'a, T> {
     pub(super) log_sums: Option<Disjoint<'a, f32>>,
 }
 
-/// What a row's sums come to.
+/// The result of a row's sums.
 pub(super) struct Finished {
     /// What they have to be multiplied by.
     pub(super) factor: f32,
@@ -53,7 +53,7 @@ impl<T: Element> Output<'_, T> {
     /// As [`Disjoint::part`]: no other thread writes this row.
     #[inline(always)]
     pub(super) unsafe fn put(&self, p: &Problem, place: (usize, usize, usize), acc: &[f32], max: f32, sum: f32) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let factor = self.finish(p, place, max, sum);
             for (to, x) in self.row(p, place).iter_mut().zip(acc) {
@@ -69,7 +69,7 @@ impl<T: Element> Output<'_, T> {
     pub(super) unsafe fn finish(&self, p: &Problem, (b, head, q): (usize, usize, usize), max: f32, sum: f32) -> f32 {
         let finished = finish(max, sum, p.sinks.as_ref().map(|sinks| sinks[head]));
         if let Some(log_sums) = &self.log_sums {
-            // SAFETY: by the caller's word.
+            // SAFETY: guaranteed by the caller.
             unsafe { log_sums.part((b * p.sizes.h + head) * p.sizes.tq + q, 1)[0] = finished.log_sum() };
         }
         finished.factor
@@ -83,7 +83,7 @@ impl<T: Element> Output<'_, T> {
     pub(super) unsafe fn row(&self, p: &Problem, (b, head, q): (usize, usize, usize)) -> &mut [T] {
         let s = p.sizes;
         let row = if self.by_head { (b * s.h + head) * s.tq + q } else { (b * s.tq + q) * s.h + head };
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.out.part(row * s.dv, s.dv) }
     }
 }

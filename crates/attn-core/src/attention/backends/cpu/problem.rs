@@ -14,7 +14,7 @@ pub(super) struct Problem<'a> {
     pub(super) scale: f32,
     pub(super) softcap: Option<f32>,
     pub(super) bias: Bias<'a>,
-    /// Per query head a score that has no key, in factors of two.
+    /// Per query head a score that has no key, as exponents of two.
     pub(super) sinks: Option<Vec<f32>>,
     pub(super) q_start: usize,
     pub(super) k_start: usize,

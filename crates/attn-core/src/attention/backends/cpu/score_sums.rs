@@ -37,12 +37,12 @@ impl Problem<'_> {
         let s = &self.sizes;
         match &self.bias {
             Bias::None | Bias::Dense { .. } => {}
-            // SAFETY: by the caller's word.
+            // SAFETY: guaranteed by the caller.
             Bias::Linear { .. } => line[0] += unsafe { times_ramp::<S>((key as i64 - self.origin(q)) as f32, g) },
             Bias::Relative { .. } => add(&mut line[self.distance(q) + key..], g),
             Bias::Keys { .. } => {
                 let (queries, keys) = line.split_at_mut(s.tq);
-                // SAFETY: by the caller's word.
+                // SAFETY: guaranteed by the caller.
                 queries[q] += unsafe { total::<S>(g) };
                 for (sum, g) in keys[key..].iter_mut().zip(g) {
                     *sum -= g;
@@ -138,7 +138,7 @@ impl Bank {
 #[inline(always)]
 unsafe fn times_ramp<S: Simd>(first: f32, g: &[f32]) -> f32 {
     let whole = g.len() / S::LANES * S::LANES;
-    // SAFETY: LANES numbers from each i on are there, and the instruction set by the caller's word.
+    // SAFETY: LANES numbers from each i on are there, and the caller guarantees the instruction set.
     unsafe {
         let (iota, mut sum) = (S::from_fn(|i| i as f32), S::splat(0.0));
         for i in (0..whole).step_by(S::LANES) {
@@ -157,7 +157,7 @@ unsafe fn times_ramp<S: Simd>(first: f32, g: &[f32]) -> f32 {
 #[inline(always)]
 unsafe fn total<S: Simd>(g: &[f32]) -> f32 {
     let whole = g.len() / S::LANES * S::LANES;
-    // SAFETY: LANES numbers from each i on are there, and the instruction set by the caller's word.
+    // SAFETY: LANES numbers from each i on are there, and the caller guarantees the instruction set.
     unsafe {
         let mut sum = S::splat(0.0);
         for i in (0..whole).step_by(S::LANES) {

@@ -1,4 +1,4 @@
-//! ALiBi as the soft window it is: keys whose weights cannot matter are not read.
+//! Leaves out far keys under ALiBi, which is a soft window: keys whose weights cannot matter are not read.
 //!
 //! A score is at most `scale * |q| * |k|` (or the softcap), so a bound on the norms of a run of keys, plus the largest
 //! bias among them, bounds their weights. If that is under 2^-24 of the row's largest weight, divided by how many keys
@@ -24,14 +24,14 @@ const WORTHWHILE: usize = 64;
 /// Bounds for one call.
 pub(super) struct Skip {
     norms: Arc<KeyNorms>,
-    /// Per query head, how many factors of two a weight has to be below the row's largest.
+    /// Per query head, by how many powers of two a weight has to be below the row's largest to be left out.
     margins: Vec<f32>,
 }
 
 /// What the kernel needs to know of one row.
 #[derive(Clone, Copy)]
 pub(super) struct RowBound {
-    /// `scale * |q|` in factors of two, rounded up.
+    /// `scale * |q|` as exponents of two, rounded up.
     strength: f32,
     slope: f32,
     margin: f32,
@@ -65,7 +65,7 @@ impl Skip {
         self.norms.blocks(b * h_kv + kv_head)
     }
 
-    /// The bound of one row. It knows the score of the row's favoured key, so that a part of a split call that has only
+    /// The bound of one row. It uses the score of the row's favoured key, so that a part of a split call that has only
     /// far keys can be left out without waiting for the part with the near ones.
     pub(super) fn row<T: Element>(&self, p: &Problem, inputs: &Inputs<T>, b: usize, row: &Row) -> RowBound {
         let Bias::Linear { slopes } = &p.bias else { unreachable!("bounds exist for a linear bias only") };
@@ -139,7 +139,7 @@ pub(in crate::attention) fn tiles_visited() -> usize {
     VISITED.take()
 }
 
-/// Tells the tests about a tile.
+/// Counts a tile, for the tests.
 #[inline(always)]
 pub(super) fn visit() {
     #[cfg(test)]

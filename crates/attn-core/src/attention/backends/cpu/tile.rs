@@ -61,7 +61,7 @@ pub(super) unsafe fn pack_rows<'a, S: Simd, T: Element>(
         if n == 0 {
             break;
         }
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { pack_group::<S, T>(&group[..n], mr, width, factor, &mut dst[start..]) };
         start += mr * width;
     }
@@ -114,7 +114,7 @@ pub(super) unsafe fn pack_panel<S: Simd, F: Format>(
     for j in (0..S::NR).step_by(lanes) {
         for c in (0..width).step_by(lanes) {
             // SAFETY: whole blocks are read where they are; partial ones go through `staged`, which holds LANES^2
-            // numbers. Rows c..c + LANES of the panel exist by the caller's word.
+            // numbers. Rows c..c + LANES of the panel exist, as the caller guarantees.
             unsafe {
                 let to = dst.add(c * S::NR + j);
                 if F::IS_F32 && j + lanes <= n && c + lanes <= width {
@@ -197,7 +197,7 @@ pub(super) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 pub(super) unsafe fn cap_scores<S: Simd>(s: *mut f32, cols: Range<usize>, cap: f32) {
     for c in cols.step_by(S::LANES) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { S::store(s.add(c), S::mul(tanh::<S>(S::load(s.add(c))), S::splat(cap * LOG2E))) };
     }
 }
@@ -210,7 +210,7 @@ pub(super) unsafe fn cap_scores<S: Simd>(s: *mut f32, cols: Range<usize>, cap: f
 #[inline(always)]
 pub(super) unsafe fn add_bias<S: Simd>(s: *mut f32, cols: Range<usize>, k0: usize, bias: RowBias<'_>) -> S::V {
     let iota: [f32; 16] = std::array::from_fn(|i| i as f32);
-    // SAFETY: columns are in bounds by the caller's word, and values are checked against their slice.
+    // SAFETY: columns are in bounds, as the caller guarantees, and values are checked against their slice.
     unsafe {
         let mut max = S::splat(f32::NEG_INFINITY);
         match bias {
@@ -281,7 +281,7 @@ pub(super) unsafe fn add_bias<S: Simd>(s: *mut f32, cols: Range<usize>, k0: usiz
 /// A vector of scores is at `s`.
 #[inline(always)]
 unsafe fn biased<S: Simd>(s: *mut f32, a: S::V, b: S::V) -> S::V {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let sum = S::fma(a, b, S::load(s));
         S::store(s, sum);
@@ -295,7 +295,7 @@ unsafe fn biased<S: Simd>(s: *mut f32, a: S::V, b: S::V) -> S::V {
 /// As [`biased`].
 #[inline(always)]
 unsafe fn plus<S: Simd>(s: *mut f32, a: S::V) -> S::V {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let sum = S::add(a, S::load(s));
         S::store(s, sum);
@@ -318,7 +318,7 @@ pub(super) unsafe fn softmax_step<S: Simd>(
     row: &mut RowState,
 ) -> (f32, bool) {
     if seen.is_empty() {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts_mut(s, width) }.fill(0.0);
         return (1.0, false);
     }
@@ -369,7 +369,7 @@ fn hide(line: &mut [f32], seen: &Range<usize>, cols: &Range<usize>) {
 /// As [`cap_scores`]; a vector of sums is at `sums`.
 #[inline(always)]
 unsafe fn weigh<S: Simd, const CUT: bool>(s: *mut f32, cols: Range<usize>, reference: S::V, sums: *mut f32) {
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sum = S::load(sums);
         for c in cols.step_by(S::LANES) {
@@ -395,7 +395,7 @@ pub(super) unsafe fn exp_and_gradient<S: Simd>(
     (log_sum, delta): (f32, f32),
 ) {
     for c in cols.step_by(S::LANES) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let weight = S::exp2_cut(S::sub(S::load(s.add(c)), S::splat(log_sum)));
             let gradient = S::mul(weight, S::sub(S::load(g.add(c)), S::splat(delta)));
@@ -420,8 +420,8 @@ pub(super) unsafe fn rescale<S: Simd>(p: *mut f32, n: usize, factor: f32) {
 /// Scores of `R` query rows, in plain order, with `n` keys where they lie: what decoding does, where packing keys that
 /// are used once would cost more than it saves.
 ///
-/// Strides are in bytes. Meanwhile memory is asked for the keys that come next and for the tokens of the values, of `width`
-/// bytes: by itself the machine foresees one stream, and that up to the end of a page.
+/// Strides are in bytes. Meanwhile the keys that come next and the tokens of the values, of `width` bytes, are
+/// prefetched: by itself the machine prefetches only one stream, and only up to the end of a page.
 ///
 /// # Safety
 /// `q` holds `R` rows of `q_stride >= d`, `k` holds `n` tokens, and a tile of `R` rows starts at `s`.
@@ -435,7 +435,7 @@ pub(super) unsafe fn direct_scores<S: Simd, F: Format, const R: usize>(
     s: *mut f32,
 ) {
     let mut j = 0;
-    // SAFETY: by the caller's word; four keys from `j` on, or one, are among the `n`.
+    // SAFETY: guaranteed by the caller; four keys from `j` on, or one, are among the `n`.
     unsafe {
         // Where there are registers for their products with all rows.
         while (S::LANES != 8 || R <= 2) && j + 4 <= n {
@@ -462,9 +462,9 @@ unsafe fn direct_keys<S: Simd, F: Format, const R: usize, const J: usize>(
     d: usize,
     s: *mut f32,
 ) {
-    /// Tokens from a key to the one that is asked for.
+    /// How many tokens ahead keys are prefetched.
     const AHEAD: usize = 32;
-    /// Bytes that come from memory at once.
+    /// Bytes of a cache line.
     const LINE: usize = 64;
     // SAFETY: tokens j..j + J, numbers below d, and columns j..j + J of each row are in bounds.
     unsafe {

@@ -24,9 +24,9 @@ impl Product for Tiles {
         steps: usize,
     ) {
         let row = 2 * width;
-        // SAFETY: the tiles are configured as 16 rows of 64 bytes while `self` lives. Per step the loop reads 64 bytes of
-        // each of 32 rows of `a` and 16 lines of 64 bytes of either `b`; before and after, 2 tiles of 16 lines of 64
-        // bytes of either `c` are read and written: what the caller vouches for.
+        // SAFETY: the tiles are configured as 16 rows of 64 bytes while `self` lives. Per step the loop reads 64 bytes
+        // of each of 32 rows of `a` and 16 lines of 64 bytes of either `b`; before and after, 2 tiles of 16 lines of 64
+        // bytes of either `c` are read and written: what the caller guarantees.
         unsafe {
             if ADD {
                 asm!(

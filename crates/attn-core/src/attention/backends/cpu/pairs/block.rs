@@ -108,7 +108,7 @@ pub(super) unsafe fn run<P: Product>(task: &Task<bf16>, unit: &Unit) {
     let (q, k, v) = (as_pairs(q), as_bf16(k), as_bf16(v));
     for (group, to) in q.chunks_exact_mut(LANES * deep / 2).enumerate() {
         let rows = rows[(group * LANES).min(rows.len())..].iter().take(LANES);
-        // SAFETY: the instruction set is there by the caller's word.
+        // SAFETY: the caller guarantees the instruction set.
         unsafe { pack::queries(rows.map(|row| inputs.q.row(unit.b, row.head, row.q)), deep, to) };
     }
     acc.fill(0.0);
@@ -138,7 +138,7 @@ pub(super) unsafe fn run<P: Product>(task: &Task<bf16>, unit: &Unit) {
         widened,
         narrowed: as_bf16(narrowed),
     };
-    // SAFETY: by the caller's word.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         work.all_keys();
         work.write(staged);
@@ -179,7 +179,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
                     keys = without_negligible(norms, &self.bounds, max, rows, keys);
                 }
                 if !keys.is_empty() {
-                    // SAFETY: the instruction set is there by the caller's word.
+                    // SAFETY: the caller guarantees the instruction set.
                     unsafe { self.tile(rows.range.clone(), k0, keys) };
                 }
             }
@@ -250,7 +250,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
     ) -> bool {
         let scores = &mut self.scores[at * STEP..(at + 1) * STEP];
         if !self.plain {
-            // SAFETY: the instruction set is there by the caller's word.
+            // SAFETY: the caller guarantees the instruction set.
             unsafe { finish(scores, (k0, col), self.p.q_factor(), self.p.softcap, bias) };
         }
         let state = &mut self.groups[group];
@@ -344,8 +344,8 @@ impl<'a, P: Product> Work<'a, '_, P> {
             }
             self.packed |= 1 << (col / STEP);
             let (t, n) = (k0 + col, STEP.min(tk - k0 - col));
-            // SAFETY: n tokens are there; `k` has room for a step of rows of `deep`, `v` has `wide` rows of KEYS numbers;
-            // the instruction set is there by the caller's word.
+            // SAFETY: n tokens are there; `k` has room for a step of rows of `deep`, `v` has `wide` rows of KEYS
+            // numbers; the caller guarantees the instruction set.
             unsafe {
                 let k = self.in_bf16(&inputs.k, (b, head, t), n);
                 pack::keys(k, (n, self.p.sizes.d), &mut self.k[col * self.deep..(col + STEP) * self.deep]);
@@ -369,7 +369,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
         }
         let width = tokens.dims[3];
         for to in self.narrowed.chunks_exact_mut(width).take(n) {
-            // SAFETY: the token is there, and room for its numbers; the instruction set by the caller's word.
+            // SAFETY: the token is there, and room for its numbers; the caller guarantees the instruction set.
             unsafe { with_format!(tokens.kind, F => widen::<Avx512, F>(row, 0..width, self.widened.as_mut_ptr())) };
             narrow(self.widened, to);
             row = row.wrapping_add(stride);
@@ -392,7 +392,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
                 let mut factors = [0f32; LANES];
                 for (i, (row, factor)) in rows.iter().zip(&mut factors).enumerate() {
                     let place = (self.unit.b, row.head, row.q);
-                    // SAFETY: by the caller's word.
+                    // SAFETY: guaranteed by the caller.
                     *factor = unsafe { output.finish(self.p, place, state.reference[i], state.sum[i]) };
                 }
                 rescale(acc, &factors);
@@ -403,7 +403,7 @@ impl<'a, P: Product> Work<'a, '_, P> {
             }
             for (i, (row, values)) in rows.iter().zip(staged.chunks_exact(wide)).enumerate() {
                 let (max, sum) = (state.reference[i], state.sum[i]);
-                // SAFETY: by the caller's word.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     match self.unit.part {
                         None => narrow(values, output.row(self.p, (self.unit.b, row.head, row.q))),

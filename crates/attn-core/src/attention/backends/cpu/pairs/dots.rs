@@ -23,7 +23,7 @@ impl Product for Dots {
         c: [*mut f32; GROUPS],
         steps: usize,
     ) {
-        // SAFETY: by the caller's word.
+        // SAFETY: guaranteed by the caller.
         unsafe { multiply::<ADD>(a, b, c, steps) }
     }
 }
@@ -41,7 +41,7 @@ unsafe fn multiply<const ADD: bool>(
     let pairs = |v: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };
     for i in (0..GROUPS * LANES).step_by(ROWS) {
         let mut acc = [[_mm512_setzero_ps(); GROUPS]; ROWS];
-        // SAFETY: rows i..i + 8 of both c and a, and lines of b, are in bounds by the caller's word.
+        // SAFETY: rows i..i + 8 of both c and a, and lines of b, are in bounds, as the caller guarantees.
         unsafe {
             if ADD {
                 for (r, acc) in acc.iter_mut().enumerate() {

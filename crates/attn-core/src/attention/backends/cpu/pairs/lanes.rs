@@ -35,8 +35,8 @@ pub(super) struct Values<'a> {
     pub(super) origins: Option<[f32; LANES]>,
 }
 
-/// Turns products into scores in units of a factor of two: scale, softcap, then bias. They are those of the keys from `col`
-/// of the block that starts at `k0`.
+/// Turns products into scores as exponents of two: scale, softcap, then bias. They are those of the keys from `col` of
+/// the block that starts at `k0`.
 ///
 /// # Safety
 /// The machine has AVX-512.

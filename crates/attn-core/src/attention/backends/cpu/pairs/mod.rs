@@ -59,7 +59,7 @@ pub(super) fn runs(path: KernelPath, p: &Problem, unit: &Unit) -> bool {
 /// # Safety
 /// The machine has `path`, for which [`runs`] is true, and no other thread writes the unit's rows or part.
 pub(super) unsafe fn run_unit(path: KernelPath, task: &Task<bf16>, unit: &Unit) {
-    // SAFETY: by the caller's word; both paths have the instructions that `block` uses.
+    // SAFETY: guaranteed by the caller; both paths have the instructions that `block` uses.
     unsafe {
         match path {
             KernelPath::Amx => block::run::<amx::Tiles>(task, unit),
