@@ -311,7 +311,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Whether the checkpoint of a tied model has a head of its own that is not the embedding: transformers 5 keeps it.
+    /// Whether the checkpoint of a tied model has a separate head that differs from the embedding: transformers 5 uses
+    /// it then.
     fn has_another_head(&self, embedding: &Tokens) -> Result<bool> {
         let full = self.full(&format!("{HEAD}.weight"));
         if self.source.shape(&full).is_none() {

@@ -1,4 +1,4 @@
-//! What the caches of a model can be stored as.
+//! In which types the caches of a model can be stored.
 
 use crate::Architecture;
 use crate::spec::{AttentionSpec, ModelSpec};
@@ -6,8 +6,8 @@ use attn_core::{CacheType, CacheTypes};
 use candle_core::{DType, Device, Result, bail};
 
 impl ModelSpec {
-    /// The names of what keys and values are stored as by a model that computes in `dtype`. Values that are made from the
-    /// keys' latent are stored as it is.
+    /// The names of the types in which a model that computes in `dtype` stores keys and values. Values that are made
+    /// from the keys' latent are stored as the latent is.
     pub fn stored_as(&self, dtype: DType, types: CacheTypes) -> [&'static str; 2] {
         let latent = self.stack.layers.iter().any(|layer| matches!(layer.attention, AttentionSpec::Latent(_)));
         let name = |kind: Option<CacheType>| kind.map_or(dtype.as_str(), CacheType::name);
@@ -17,8 +17,8 @@ impl ModelSpec {
     /// An error unless caches of these types can be filled by the model on this device.
     ///
     /// # Errors
-    /// A model without a cache, heads that are no whole number of blocks, values of a type of their own where keys and values
-    /// are made from one latent, blocks on another device than the CPU.
+    /// A model without a cache, heads that are not a whole number of blocks, values of another type than the keys where
+    /// both are made from one latent, blocks on another device than the CPU.
     pub fn check_cache_types(&self, types: CacheTypes, device: &Device) -> Result<()> {
         let asked = [types.k, types.v].into_iter().flatten();
         let Some(one) = asked.clone().next() else { return Ok(()) };

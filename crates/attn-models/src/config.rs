@@ -1,11 +1,11 @@
 //! Reading `config.json`: typed access that names the key in every error and refuses what it does not understand.
 //!
 //! A key that no code reads may well change the result, and a result that is wrong but looks fine is the worst outcome.
-//! So [`Config::finish`] refuses every key that was neither read nor is known to change nothing, unless the user who runs the
-//! model has said that unknown keys may be passed over ([`UnknownKeys::Collect`]).
+//! So [`Config::finish`] refuses every key that was neither read nor is known to change nothing, unless the user who
+//! runs the model has allowed unknown keys ([`UnknownKeys::Collect`]).
 //!
-//! A key that is absent has the value that transformers' configuration class of the family gives it, and one that is null
-//! has none: `sliding_window: null` is no window, no `sliding_window` is Mistral's 4096.
+//! An absent key has the value that transformers' configuration class of the family gives it. A key that is null has no
+//! value. For Mistral, `sliding_window: null` means no window, and without the key the window is 4096.
 
 use crate::families::classes::Class;
 use candle_core::{Result, bail};
@@ -419,7 +419,7 @@ impl<'a> Config<'a> {
     }
 
     /// Refuses or notes every key that was not read, unless it is known to change nothing: it is harmless in any model,
-    /// says what its absence says, or is one that transformers' class of the family doesn't look at.
+    /// has the value that its absence means, or is one that transformers' class of the family does not read.
     pub fn finish(&self) -> Result<()> {
         let used = self.used.borrow();
         for (key, value) in self.map {
@@ -481,7 +481,7 @@ mod tests {
         assert!(error(config.finish()).contains("unknown key clever_trick"));
         config.mark(&["clever_trick"]);
         config.finish().unwrap();
-        // Nothing and no are answers too.
+        // Empty values and false count as given.
         for empty in [json!(false), json!([]), json!({}), json!("")] {
             let json = json!({"clever_trick": empty});
             assert!(error(Config::new(&json).unwrap().finish()).contains("clever_trick"), "{empty}");

@@ -79,7 +79,7 @@ fn alike(a: &PositionConfig, b: &PositionConfig, len: usize) -> bool {
     if a == b {
         return true;
     }
-    // A method within whose window a text stays is none.
+    // A method changes nothing for a text that stays within its window.
     let plain = |config: &PositionConfig| match config {
         PositionConfig::Extended(config) if config.is_plain(len) => Some(config.rope.clone()),
         PositionConfig::Rope(rope) => Some(rope.clone()),
@@ -96,8 +96,9 @@ fn alike(a: &PositionConfig, b: &PositionConfig, len: usize) -> bool {
 }
 
 impl ModelSpec {
-    /// True if two settings of one model place tokens alike, frequency by frequency, in sequences whose length-dependent
-    /// scalings resolve for `len` tokens: dynamic NTK within the trained context, for one, is no scaling.
+    /// True if two settings of one model place tokens alike, frequency by frequency, in sequences whose
+    /// length-dependent scalings resolve for `len` tokens: for example, dynamic NTK within the trained context changes
+    /// nothing.
     pub fn places_alike(&self, other: &Self, len: usize) -> bool {
         let encoders = match (&self.encoder, &other.encoder) {
             (Some(a), Some(b)) => a.places_alike(b, len),

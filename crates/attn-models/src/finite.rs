@@ -1,7 +1,8 @@
-//! Results that are no finite numbers: refused before anything is chosen from them or written down.
+//! Refuses results that are not finite numbers, before anything is chosen from them or written down.
 //!
-//! Weights that hold a NaN, a scaling that overflows, a dtype too narrow for its activations: what comes out is NaN, and
-//! whatever is made of it looks like a result. The largest of NaNs is token 0, an answer of which is merely wrong.
+//! Weights that hold a NaN, a scaling that overflows, or a dtype too narrow for the activations give NaN, and what is
+//! computed from NaN can look like a result: the largest of several NaNs is token 0, so generated text would merely be
+//! wrong.
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 

@@ -2,7 +2,7 @@
 //!
 //! An allocation that fails aborts the program, and one that the system grants but can't back gets it killed later, so
 //! long prompts have to be refused beforehand. The cache is counted exactly. Activations are counted as the tensors
-//! that one block holds at its peak, rounded up where a kernel may copy: `tests/memory.rs` holds the estimate against
+//! that one block holds at its peak, rounded up where a kernel may copy: `tests/memory.rs` compares the estimate with
 //! what the allocator sees, for every family.
 
 use crate::Architecture;
@@ -14,7 +14,7 @@ use crate::spec::{
 use attn_core::{CacheType, CacheTypes, PositionConfig};
 use candle_core::DType;
 
-/// What a run asks of a model, as far as memory goes.
+/// The sizes of a run that decide how much memory it takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Workload {
     /// Sequences side by side.
@@ -29,7 +29,7 @@ pub struct Workload {
     pub logits: usize,
 }
 
-/// What a run takes, in bytes, beside the weights.
+/// The memory that a run takes besides the weights, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Keys and values, those of an encoded prompt included.

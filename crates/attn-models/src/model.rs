@@ -215,7 +215,8 @@ impl Model {
         self.cache
     }
 
-    /// True if a pass over a whole sequence goes through a cache, since its numbers are others than those put in.
+    /// True if a pass over a whole sequence goes through a cache, because the cache does not give back exactly the
+    /// numbers put in.
     pub fn scores_through_cache(&self) -> bool {
         self.cache.differ_from(self.dtype)
     }
@@ -230,8 +231,8 @@ impl Model {
         &self.spec
     }
 
-    /// What is worth knowing of the config: keys that were passed over, which [`UnknownKeys::Collect`] allows, and such
-    /// as do nothing.
+    /// Notes on the config: unknown keys that were ignored, which [`UnknownKeys::Collect`] allows, and keys that do
+    /// nothing.
     pub fn notes(&self) -> &Notes {
         &self.notes
     }

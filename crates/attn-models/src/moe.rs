@@ -192,7 +192,7 @@ impl Choice {
     /// The experts of the largest scores, corrected and within the best groups.
     fn best(&self, logits: &[f32], scores: &[f32]) -> Vec<(usize, f32)> {
         let corrected = self.correction.as_ref().map(|c| scores.iter().zip(c).map(|(s, c)| s + c).collect::<Vec<_>>());
-        // Logits are in the order of their scores, and are told apart where those have rounded to 0 or 1.
+        // Logits have the same order as their scores, and still differ where the scores have rounded to 0 or 1.
         let order = corrected.as_deref().unwrap_or(logits);
         let scored = corrected.as_deref().unwrap_or(scores);
         let experts = match self.routing.groups {
@@ -225,7 +225,7 @@ fn sparse_mixer(logits: &[f32], k: usize, jitter: f32) -> Vec<(usize, f32)> {
         let left = |i: usize| chosen.iter().all(|(expert, _)| *expert != i);
         let Some(&best) = top(logits, 1, left).first() else { break };
         let most = logits[best];
-        // A quotient of zeros counts as near, as it does there.
+        // A quotient of two zeros counts as near, as in the original.
         let near = |x: f32| ((most - x) / x.abs().max(most)).partial_cmp(&(2.0 * jitter)) != Some(Ordering::Greater);
         let powers = logits.iter().enumerate().filter(|(i, x)| left(*i) && near(**x)).map(|(_, x)| (x - most).exp());
         let weight = 1.0 / powers.sum::<f32>().max(1.0);

@@ -41,7 +41,7 @@ pub struct ModelSpec {
     pub head: Option<HeadSpec>,
     /// Prefixes of the tensor names, tried in order: checkpoints of the bare model lack the outer one.
     pub prefixes: Vec<String>,
-    /// Parts of the names of tensors that may be in the checkpoint and are rightly not used.
+    /// Parts of the names of tensors that may be in the checkpoint and are deliberately not used.
     pub unused: Vec<String>,
 }
 

@@ -36,8 +36,8 @@ pub(crate) struct Stack {
     read: TokensRead,
 }
 
-/// How much a model has read so far: what a progress bar looks at while one pass over a long window takes a minute.
-/// Clones count together, and so do a model's clones and its variants under other positions.
+/// How much a model has read so far, for a progress bar: one pass over a long window may take a minute. Clones count
+/// together, and so do a model's clones and its variants under other positions.
 #[derive(Debug, Clone)]
 pub struct TokensRead {
     /// Tokens times blocks.

@@ -132,9 +132,9 @@ fn an_override_leaves_local_rotations_alone() {
     assert!(spec(&golden("opt")).with_positions(&linear).unwrap_err().to_string().contains("opt"));
 }
 
-/// Layers without rotation that see everything would go on doing so under a window, and know nothing of distances that a
-/// method could change: nothing that is said to hold for the model is put over a part of its layers. Frequencies are another
-/// matter: what has none keeps none, as in transformers.
+/// Layers without rotation that see everything would still see everything under a window, and have no distances that a
+/// method could change. A setting for the whole model is therefore refused if it would apply to only some of its
+/// layers. A scaling of the frequencies is allowed: layers without frequencies stay as they are, as in transformers.
 #[test]
 fn methods_are_refused_by_name_where_layers_see_everything_without_rotation() {
     let linear = RopeOverride { scaling: Some("linear".into()), factor: Some(2.0), ..RopeOverride::default() };

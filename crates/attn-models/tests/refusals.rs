@@ -1,4 +1,4 @@
-//! Configs that can't be meant: each is one error that names the key, in bounded memory and time.
+//! Configs that make no sense: each gives one error that names the key, in bounded memory and time.
 #![allow(missing_docs)]
 
 use attn_models::families;

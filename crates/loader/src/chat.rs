@@ -1,10 +1,10 @@
 //! Chat templates: the Jinja program in a checkpoint that turns a conversation into one prompt.
 //!
-//! A template comes with its checkpoint and is code that nobody has checked. It runs here in an interpreter without files
-//! or network, with a bound on its steps, its time and its output, so that a template that loops for ever is an error
-//! like any other. What is not bounded is the memory of values in between: the interpreter offers no hook for it, so a
-//! template written to exhaust it, by joining a string to itself again and again or by nesting a list in itself, can.
-//! Whoever runs templates of strangers does so in a process with limits, as `attn generate --chat` does
+//! A template comes with its checkpoint and is code that nobody has checked. It runs here in an interpreter without
+//! files or network, with a bound on its steps, its time and its output, so that a template that loops for ever is an
+//! error like any other. What is not bounded is the memory of values in between: the interpreter offers no hook for it,
+//! so a template written to exhaust it, by joining a string to itself again and again or by nesting a list in itself,
+//! can. Run templates of strangers in a process with limits, as `attn generate --chat` does
 //! (`crates/attn-cli/src/template.rs`).
 
 mod filters;
@@ -25,18 +25,18 @@ use std::{
 const FUEL: u64 = 5_000_000;
 /// Bytes a template may write.
 const MAX_OUTPUT: usize = 16 << 20;
-/// Templates take milliseconds.
+/// How long a template may take; real ones take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes a template may be long; the longest known is about 30 kB.
 const MAX_SOURCE: usize = 1 << 17;
-/// The compiler goes down a chain (`1 + 1 + 1`, `x.a.b`, `elif` after `elif`) one call per link, without a bound of its own.
-/// So its stack grows with the source: a link is at least two bytes and takes less than a kilobyte, four where nothing is
-/// optimised.
+/// The compiler follows a chain (`1 + 1 + 1`, `x.a.b`, `elif` after `elif`) with one nested call per link and without a
+/// limit. So the stack has to grow with the source: a link is at least two bytes long and takes less than a kilobyte of
+/// stack, or four kilobytes in unoptimised builds.
 const STACK_PER_BYTE: usize = 4 << 10;
 /// For what a template builds while it runs: lists in lists are written and dropped one call per level too.
 const STACK: usize = 16 << 20;
 
-/// A checkpoint's chat template. It is compiled when it is rendered, so that a broken one is in the way of those alone who
+/// A checkpoint's chat template. It is compiled only when it is rendered, so that a broken one affects only those who
 /// need it.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -119,8 +119,9 @@ struct Conversation {
     eos: String,
 }
 
-/// Compiles and renders in a thread with a stack for it. The interpreter counts its steps, but evaluates constant expressions
-/// without counting, and one step over a list of 10^12 elements never ends; a thread that takes too long is left behind.
+/// Compiles and renders in a thread with a stack for it. The interpreter counts its steps, but evaluates constant
+/// expressions without counting, and one step over a list of 10^12 elements never ends; a thread that takes too long is
+/// abandoned.
 fn in_bounded_time(source: String, conversation: Conversation) -> Result<String, String> {
     let (sender, receiver) = mpsc::channel();
     let stack = STACK + source.len() * STACK_PER_BYTE;
@@ -340,7 +341,7 @@ mod tests {
         ] {
             let links = (MAX_SOURCE - before.len() - after.len()) / link.len();
             let template = ChatTemplate::new(&format!("{before}{}{after}", link.repeat(links)));
-            // Whether it is an error or not, the process is still there to tell.
+            // It may be an error or not, but the process has to survive.
             if let Err(err) = template.render(&[("user", "x")], true, "", "") {
                 let err = err.to_string();
                 let said = [

@@ -16,7 +16,7 @@ use std::{
 type Read = Result<Tokenizer, String>;
 type Lazy = LazyLock<Read, Box<dyn FnOnce() -> Read + Send>>;
 
-/// A tokenizer that is there, or will be.
+/// A tokenizer that has been read or is still being read.
 pub(crate) struct Deferred {
     file: PathBuf,
     value: Arc<Lazy>,
@@ -27,17 +27,17 @@ impl Deferred {
     pub(crate) fn start(file: PathBuf, read: impl FnOnce() -> Read + Send + 'static) -> Self {
         let value: Arc<Lazy> = Arc::new(LazyLock::new(Box::new(read)));
         let job = value.clone();
-        // Where no thread can be had, who asks first reads it.
+        // If no thread can be started, the first caller that needs the tokenizer reads it.
         let _ = Builder::new().name("tokenizer".to_string()).spawn(move || _ = LazyLock::force(&job));
         Self { file, value }
     }
 
-    /// A tokenizer that is there.
+    /// A tokenizer that has been read.
     pub(crate) fn ready(tokenizer: Tokenizer) -> Self {
         Self { file: PathBuf::new(), value: Arc::new(LazyLock::new(Box::new(|| Ok(tokenizer)))) }
     }
 
-    /// A tokenizer that can't be had; who asks for it is told why.
+    /// A tokenizer that cannot be read; callers that need it get the reason.
     pub(crate) fn failed(reason: LoadError) -> Self {
         let reason = reason.to_string();
         Self { file: PathBuf::new(), value: Arc::new(LazyLock::new(Box::new(|| Err(reason)))) }

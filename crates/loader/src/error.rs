@@ -236,7 +236,7 @@ pub enum LoadError {
         hint: String,
     },
 
-    /// The hub's address is none.
+    /// The hub's address is not an address.
     #[error("HF_ENDPOINT {endpoint:?} is no address of a hub: it begins with https:// or http:// and a host")]
     BadEndpoint {
         /// The address as given, without a password.

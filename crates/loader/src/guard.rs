@@ -1,8 +1,8 @@
 //! Turns panics of a dependency into errors.
 //!
-//! `tokenizers` expects a tokenizer.json to be right: a truncated decoder, a template that names a token it does not
-//! define or a prefix longer than a merge make it panic, in some cases only when it is given a text. A bad file has to be
-//! an error, so calls of `tokenizers` are guarded.
+//! `tokenizers` expects a tokenizer.json without faults: a truncated decoder, a template that names an undefined token,
+//! or a prefix longer than a merge make it panic, in some cases only when it is given a text. A bad file has to give an
+//! error, so calls of `tokenizers` are guarded.
 
 use std::{
     cell::Cell,
@@ -20,7 +20,7 @@ thread_local! {
 /// Nothing that `f` could leave half-changed may be used after a panic.
 pub(crate) fn guard<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
-    // Panics that are caught below would be printed all the same; all others go where they went before.
+    // Panics that are caught below are not printed; all others go to the previous hook.
     HOOK.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {

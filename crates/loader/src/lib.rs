@@ -11,8 +11,8 @@
 //! # Ok::<(), loader::LoadError>(())
 //! ```
 //!
-//! Checkpoints are untrusted input. Every length in them is checked before it is believed, nothing in them is executed
-//! but the chat template, in a sandbox, and what is wrong is said in one line: see [`LoadError`].
+//! Checkpoints are untrusted input. Every length in them is checked before it is used; nothing in them is executed
+//! except the chat template, in a sandbox; and every error is one line that says what is wrong: see [`LoadError`].
 
 mod blob;
 mod chat;

@@ -1,7 +1,7 @@
-//! Opens files of a model folder, and refuses what is no regular file.
+//! Opens files of a model folder, and refuses anything that is not a regular file.
 //!
-//! A FIFO waits for a writer when it is opened, a device may have no end, and a link may lead nowhere. A link that leads
-//! nowhere is not the same as no file: its author meant the file to count.
+//! A FIFO waits for a writer when it is opened, a device may have no end, and a link may lead nowhere. A link that
+//! leads nowhere is an error and does not count as a missing file, because its author wanted the file to be used.
 
 use crate::error::{LoadError, Result};
 use std::{

@@ -76,7 +76,8 @@ impl SafetensorsSource {
         }
         let mut files = Vec::with_capacity(shards.len());
         let mut tensors = BTreeMap::new();
-        // What the index does not list is a tensor of the checkpoint all the same: left out, it might be missed.
+        // A tensor that the index does not list still belongs to the checkpoint; leaving it out could change the
+        // result.
         let mut unlisted: BTreeMap<String, Place> = BTreeMap::new();
         for (shard, names) in shards {
             let path = folder.join(shard);

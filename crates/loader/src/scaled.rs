@@ -32,7 +32,7 @@ enum Scaled {
     Mxfp4 { blocks: String, scales: String, shape: [usize; 3] },
 }
 
-/// What a `quantization_config` comes to, and what to call it.
+/// The method that a `quantization_config` describes, and its name.
 enum Method {
     Fp8(Option<[usize; 2]>),
     Mxfp4,

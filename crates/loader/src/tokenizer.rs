@@ -61,7 +61,8 @@ impl Tokenizer {
         read().map_err(|reason: String| format!("not a valid tokenizer.json: {reason}"))
     }
 
-    /// Switches off what leaves out merges at random, for training: the ids of a text would be others at every call.
+    /// Switches off the random omission of merges, which is meant for training: the ids of a text would differ at every
+    /// call.
     fn without_dropout(&mut self, dropout: f64) {
         if let tokenizers::ModelWrapper::BPE(bpe) = self.inner.get_model() {
             let mut certain = bpe.clone();

@@ -388,7 +388,7 @@ fn tokenizers_that_panic_are_errors() {
     }
 }
 
-/// What a mapped file that shrinks does to a process can't be caught; read, it is an error.
+/// A mapped file that shrinks kills the process, which cannot be caught; a file that is read instead gives an error.
 #[test]
 fn a_file_that_shrinks_is_an_error_without_a_map() {
     let dir = folder(&[("model.safetensors", &two_tensors())]);
@@ -415,7 +415,7 @@ fn a_link_to_something_else_is_refused_as_what_it_is() {
     }
 }
 
-/// Every file that a folder may have, as something that waits, has no end, is none, or leads nowhere.
+/// Every file that a folder may have, replaced by something that waits, has no end, is not a file, or leads nowhere.
 #[cfg(unix)]
 #[test]
 fn what_is_no_file_is_an_error_that_names_it() {

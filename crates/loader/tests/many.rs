@@ -1,5 +1,5 @@
-//! Many of everything: what a file may have more of than any published one is bounded by name, and what is allowed ends soon.
-//! Passes over the square of a number show here as a test that does not come to its end.
+//! Files with very many parts: numbers beyond those of any published file are refused by name, and numbers that are
+//! allowed are read quickly. A step that takes time with the square of a number shows here as a test that does not end.
 #![allow(missing_docs)]
 
 mod common;

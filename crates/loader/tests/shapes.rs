@@ -1,4 +1,4 @@
-//! Any shape, dtype and place of data in a file: a tensor of just that size, or an error.
+//! Any shape, dtype and place of data in a file gives a tensor of exactly that size, or an error.
 #![allow(missing_docs)]
 
 mod common;

@@ -31,8 +31,8 @@ impl Class {
         self.defaults.contains_key(key) || self.reads.contains(&key)
     }
 
-    /// Whether a config that says `value` for the key comes to the same as one that doesn't mention it: the class has
-    /// that value anyway, or doesn't look at a key that others do.
+    /// Whether a config with `value` for the key means the same as one without the key: the class has that value by
+    /// default, or does not read a key that other classes read.
     pub(crate) fn passes(&self, key: &str, value: &Value) -> bool {
         match self.default(key) {
             Some(default) => value == default,

@@ -9,7 +9,7 @@ use crate::spec::{LayerSpec, LinearSpec, MlpSpec, ModelSpec, MultiHeadSpec, Norm
 use attn_core::position::{Layout, PositionConfig, RopeDefaults};
 use candle_core::{Result, bail};
 
-/// What a family's configuration class holds where `config.json` is silent, under transformers' names.
+/// The defaults of a family's configuration class for keys that `config.json` leaves out, under transformers' names.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Defaults {
     pub(super) vocab_size: usize,

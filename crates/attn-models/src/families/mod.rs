@@ -286,7 +286,7 @@ mod tests {
         let none = spec(&json!({"model_type": "mistral", "sliding_window": null})).unwrap();
         let AttentionSpec::MultiHead(attention) = &none.stack.layers[0].attention else { panic!("latent") };
         assert_eq!(attention.mask.window, None);
-        // Our own family has no class: what is missing is missing.
+        // This project's own family has no class in transformers, so missing keys have no defaults.
         let ours = spec(&json!({"model_type": "attn_decoder", "hidden_size": 8})).unwrap_err().to_string();
         assert!(ours.contains("is missing"), "{ours}");
     }

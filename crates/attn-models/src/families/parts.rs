@@ -96,7 +96,7 @@ impl Common {
 
     /// `model.embed_tokens`, `model.layers.N.`, `model.norm`, `lm_head`.
     pub(super) fn decoder(&self, family: &str, layers: Vec<LayerSpec>, final_norm: NormSpec, tied: bool) -> ModelSpec {
-        // Without a future to predict there are hidden states to use, and no logits.
+        // A model that sees all tokens has no next token to predict: it gives hidden states and no logits.
         let (architecture, head) = match self.causal {
             true => (Architecture::Decoder, Some(head(tied, "lm_head"))),
             false => (Architecture::Encoder, None),

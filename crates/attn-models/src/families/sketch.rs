@@ -1,5 +1,6 @@
-//! What can be said of the positions of a model whose family isn't known: the keys that nearly all families share say
-//! where its rotary encoding comes from, and transformers' class of it, if we know one, what absent keys are.
+//! The positions of a model whose family is not known, as far as they can be read: the keys that nearly all families
+//! share describe its rotary encoding, and transformers' class of the model type, if it is known, gives the values of
+//! absent keys.
 
 use super::parts::{Common, layer_types, nope, pre_norm, window};
 use super::rotary::rope;
@@ -40,7 +41,7 @@ pub fn positions(json: &Value, unknown: UnknownKeys) -> Result<Positions> {
             let unread = error.to_string().lines().next().map(String::from);
             Ok(Positions { spec, notes, unread })
         }
-        // Of two reasons the family's own is the better one, if there is a family.
+        // If the family is known, its own reason is the more helpful of the two.
         Err(_) if is_known(json) => Err(error),
         Err(sketched) => Err(sketched),
     }

@@ -1,6 +1,6 @@
-//! Filters and methods where the interpreter's own won't do: JSON is written as transformers writes it, and no filter makes
-//! room for more than a bounded number of anything. The interpreter's take any number, and a process that asks for more
-//! memory than there is ends without an error.
+//! Filters and methods that replace those of the interpreter: JSON is written as transformers writes it, and every
+//! filter limits how many items it makes room for. The interpreter's own filters take any number, and a process that
+//! asks for more memory than there is ends without an error.
 
 use minijinja::value::{Kwargs, Rest, StringInput};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};

@@ -1,4 +1,4 @@
-//! The GGUF container: metadata and the table of tensors, read with every length checked before it is believed.
+//! The GGUF container: metadata and the table of tensors, read with every length checked before it is used.
 //!
 //! Candle has a reader, but it keeps the last of two tensors of the same name, does not see data that overlaps, spends
 //! 32 bytes on every element of an array and does not name what is wrong. Files come from strangers, so here each

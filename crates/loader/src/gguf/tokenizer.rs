@@ -1,8 +1,8 @@
 //! The tokenizer of a GGUF file: the vocabulary is in its metadata, the rules are in llama.cpp's source.
 //!
 //! Byte-level BPE files name the regular expression that splits words (`tokenizer.ggml.pre`); SentencePiece ones are
-//! rebuilt as the BPE that gives the same merges. A name that is not known is refused, because guessing gives ids that
-//! are almost right.
+//! rebuilt as the BPE that gives the same merges. An unknown name is refused, because a guess would give ids that are
+//! almost right, and a model that is quietly worse.
 
 use super::{
     meta::Meta,

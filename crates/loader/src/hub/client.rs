@@ -192,7 +192,7 @@ impl<'a> Client<'a> {
     /// Waits before another attempt.
     ///
     /// # Errors
-    /// There have been enough of them, or the server asks for a longer wait than anybody has; what to add to the reason.
+    /// There were too many attempts, or the server asks for too long a wait; the error is what to add to the reason.
     pub(super) fn pause(&self, attempt: &mut u32, asked: Option<Duration>) -> Result<(), String> {
         if *attempt >= self.config.retries {
             return Err(String::new());
@@ -281,7 +281,7 @@ pub(super) fn retry_after(response: &Response<Body>) -> Option<Duration> {
     value.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Errors that the next seconds won't change.
+/// Errors that a retry within seconds will not change.
 fn hopeless(err: &ureq::Error) -> bool {
     match err {
         ureq::Error::HostNotFound | ureq::Error::BadUri(_) | ureq::Error::InvalidProxyUrl => true,

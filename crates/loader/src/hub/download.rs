@@ -63,7 +63,7 @@ impl Download<'_> {
         self.transfer(&part, &bar)?;
         if let Err(err) = self.verify(&part) {
             std::fs::remove_file(&part).map_err(LoadError::io(&part, "delete"))?;
-            // What was left from before may have been the broken half.
+            // The part that was left from an earlier download may have been the broken one.
             if !resumed {
                 return Err(err);
             }
@@ -117,7 +117,8 @@ impl Download<'_> {
                 Transfer::Complete => return Ok(()),
                 Transfer::Cut(reason, wait) => (reason, wait),
             };
-            // Only attempts that bring little count, and what was here before and is fetched again is nothing new.
+            // Only attempts that bring little count; bytes that were here before and are fetched again are not
+            // progress.
             let now = size_of();
             if now >= most.saturating_add(PROGRESS.max(self.expected.size / 100)) {
                 (attempt, most) = (0, now);

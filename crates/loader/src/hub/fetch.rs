@@ -1,4 +1,4 @@
-//! Which files a checkpoint needs, and when the copy in the cache will do.
+//! Which files a checkpoint needs, and when the copy in the cache can be used.
 
 use super::{
     Fetched, HubConfig,
@@ -74,7 +74,7 @@ impl Plan<'_> {
             return gguf::part_names(file).iter().map(|part| self.file(part)).collect();
         }
         let has = |name: &str| self.info.siblings.iter().any(|s| s.name == name);
-        // Before anything is fetched: a repository without usable weights is no use.
+        // Checked before anything is fetched: a repository without usable weights cannot be used.
         if !has(SINGLE) && !has(INDEX) {
             let names: Vec<String> = self.info.siblings.iter().map(|s| s.name.clone()).collect();
             return Err(folder::missing_weights(&self.id.repo, Path::new(&self.id.repo), &names));

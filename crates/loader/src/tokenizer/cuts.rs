@@ -1,12 +1,13 @@
-//! Where a text can be cut so that a tokenizer can't see across.
+//! Where a text can be cut so that its tokens do not change.
 //!
-//! Two things hold on both sides of a cut. Words end there, by the pre-tokenizer's expressions: those that are known are
-//! listed, with any other a text stays whole. Or no token of a BPE vocabulary has the two characters side by side, so that no
-//! merge reaches across. Which places of a text come into question is up to the writing: between words that spaces keep
-//! apart, at the end of a line, and, where there are no spaces, before a stop or between two characters of which words are
-//! made. All are next to letters that no normaliser composes with what is beside them.
+//! A text can be cut at a place for one of two reasons. Either the pre-tokenizer ends a word there; the expressions for
+//! which this is known are listed, and with any other a text is not cut. Or no token of a BPE vocabulary has the two
+//! characters side by side, so that no merge reaches across. Which places are tried depends on the writing: between
+//! words with a space between them, at the end of a line, and, in writing without spaces, before a stop or between two
+//! characters of words. All of them are next to letters that no normaliser composes with their neighbours.
 //!
-//! `pieces_tests.rs` holds the rules against one call for every listed part and every place of random texts.
+//! `pieces_tests.rs` compares the rules with one call over the whole text, for every listed part and every place of
+//! random texts.
 
 use crate::gguf::{SplitKind, split_kind};
 use serde_json::Value;
@@ -157,7 +158,7 @@ fn last(text: &str, from: usize, kinds: Places, mut allowed: impl FnMut(Places, 
     None
 }
 
-/// Where a tokenizer can't see across.
+/// Where a text can be cut for one tokenizer.
 #[derive(Debug, Clone)]
 pub(super) struct Cuts {
     /// Where words end.
@@ -236,7 +237,7 @@ fn matched_apart(inner: &tokenizers::Tokenizer) -> Places {
             Some(&last) if token.rstrip && is_stop(last) => shut(Places::STOPPED_LINE),
             _ => {}
         }
-        // One that has to stand apart is none between letters.
+        // A token that has to stand alone is not found between letters.
         if token.single_word {
             shut(Places::LETTERS);
         }

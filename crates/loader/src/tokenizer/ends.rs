@@ -1,15 +1,15 @@
 //! Where in a text its tokens end.
 //!
-//! Figures per byte need the bytes that tokens stand for. What a tokenizer says of offsets is no help: some leave out the
-//! spaces before a word, others give every part of a character all of it. So the tokens are turned back into text, a few at a
-//! time, and held against the text they were made of. That shows as well whether they say all of it: a tokenizer that folds
-//! case or joins spaces predicts less than the text.
+//! Figures per byte need the bytes that each token stands for. The offsets that tokenizers give cannot be used: some
+//! leave out the spaces before a word, others give the whole character for every part of it. So the tokens are decoded
+//! again, a few at a time, and compared with the text they were made of. This also shows whether they hold the whole
+//! text: a tokenizer that folds case or joins spaces predicts less than the text.
 
 use super::{Tokenizer, failed};
 use crate::error::Result;
 
-/// Tokens that may end within a character one after the other, which is decoded as a replacement character until it is whole:
-/// more mean that they say another text.
+/// How many tokens in a row may end within a character, which is decoded as a replacement character until it is
+/// complete. More mean that the tokens hold another text.
 const MAX_OPEN: usize = 64;
 /// Characters of a text that an error shows.
 const SHOWN: usize = 16;
@@ -19,7 +19,7 @@ impl Tokenizer {
     /// bytes of `text` up to its end; `None` where it ends within a character, and for some last ones that may end so.
     ///
     /// # Errors
-    /// The tokens do not say the text, with the place; or they can't be decoded.
+    /// The tokens do not give the text back (the error names the place), or they cannot be decoded.
     pub fn ends(&self, ids: &[u32], text: &str) -> Result<Vec<Option<usize>>> {
         let mut ends = Vec::with_capacity(ids.len());
         // `open`: the tokens since the last end. A decoder may treat the first token of a text differently, so those before
@@ -34,7 +34,7 @@ impl Tokenizer {
             ends.push(end);
             if let Some(end) = end {
                 at = end;
-                // Tokens without text are no beginning for others.
+                // Tokens without text are not a sufficient beginning for the next ones, so those before them stay too.
                 if said.is_some_and(str::is_empty) {
                     before.append(&mut open);
                 } else {

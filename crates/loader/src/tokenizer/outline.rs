@@ -1,20 +1,20 @@
-//! What is looked at in a tokenizer.json before `tokenizers` builds it.
+//! Checks of a tokenizer.json before `tokenizers` builds it.
 //!
-//! A panic of `tokenizers` can be caught, an allocation that fails can't, nor can a text that grows a thousandfold be told
-//! from one that is long. So what asks for memory beyond the file's own size is refused here: tables that claim to be
-//! longer than they are, replacements that grow, and more special tokens than any vocabulary has.
+//! A panic of `tokenizers` can be caught. An allocation that fails cannot be caught, and a text that grows a
+//! thousandfold looks like a long one. So whatever needs memory far beyond the file's own size is refused here: tables
+//! that claim to be longer than they are, replacements that grow, and more special tokens than any vocabulary has.
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
 /// More tokens matched whole than any vocabulary has; adding them takes time with the square of their number.
 pub(crate) const MAX_ADDED: usize = 1 << 15;
-/// How much longer a text may become; what is published makes three bytes of a space.
+/// How many times as long a text may become; published tokenizers turn a space into three bytes.
 const MAX_GROWTH: f64 = 1024.0;
 /// Bytes that a character may be replaced with in a table of SentencePiece; the longest known has 33.
 const MAX_REPLACEMENT: usize = 256;
 
-/// The parts of a tokenizer.json that are looked at.
+/// The parts of a tokenizer.json that are checked.
 #[derive(Deserialize)]
 pub(super) struct Outline {
     #[serde(default)]
@@ -85,7 +85,7 @@ fn growth(part: &Value) -> Result<f64, String> {
     })
 }
 
-/// Pieces of no characters never come to an end.
+/// Pieces without characters would make an endless loop.
 fn check_lengths(part: &Value) -> Result<(), String> {
     if part["type"] == "FixedLength" && part["length"] == 0 {
         return Err("its pre_tokenizer cuts a text into pieces of no characters".to_string());

@@ -1,11 +1,12 @@
 //! Long texts, tokenised piece by piece.
 //!
-//! `tokenizers` keeps about 150 bytes for every byte of a text until it is done with it. Here a text is cut where the
-//! tokenizer can't see across ([`Cuts`]). The ids are those of one call: `pieces_tests.rs` holds that for every listed part
-//! and every place of random texts.
+//! `tokenizers` keeps about 150 bytes for every byte of a text until it is done with it. Here a text is cut where that
+//! does not change its tokens ([`Cuts`]). The ids are those of one call over the whole text: `pieces_tests.rs` checks
+//! this for every listed part and every place of random texts.
 //!
-//! A piece is tokenised with the character before it, whose ids are then taken off, so that what a tokenizer puts in front of
-//! a text is in front of that character. A text that can't be cut is tokenised whole, if what that takes is free.
+//! A piece is tokenised with the character before it, whose ids are then taken off, so that what a tokenizer puts in
+//! front of a text is in front of that character. A text that cannot be cut is tokenised whole, if there is enough
+//! memory for that.
 
 use super::{Tokenizer, cuts::Cuts};
 use crate::{error::Result, free_memory};
@@ -175,7 +176,8 @@ impl TextEncoder<'_> {
     }
 }
 
-/// Puts `more` after `ids`, which grow by an eighth and not to their double: for a long text that is as much again as all ids.
+/// Puts `more` after `ids`, whose room grows by an eighth at a time. Doubling it would, for a long text, take as much
+/// memory again as all ids.
 pub fn append(ids: &mut Vec<u32>, more: &[u32]) {
     if ids.capacity() - ids.len() < more.len() {
         ids.reserve_exact(more.len().max(ids.len() / 8));

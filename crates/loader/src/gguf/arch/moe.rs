@@ -1,4 +1,4 @@
-//! Mixtures of experts that are no relatives of a dense family, and the names that most share.
+//! Mixtures of experts that do not belong to a dense family, and the names that most of them share.
 
 use super::{
     Arch, Key, Reader,
