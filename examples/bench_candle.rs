@@ -1,5 +1,5 @@
-//! Tokens per second of a stock candle-transformers Llama, for `scripts/benchmarks/bench_peers.py` to set beside `attn
-//! bench model`.
+//! Tokens per second of a stock candle-transformers Llama, which `scripts/benchmarks/bench_peers.py` compares with
+//! `attn bench model`.
 //!
 //! ```text
 //! cargo run --release -p integration --example bench_candle -- FOLDER f32|bf16 PROMPT GENERATE DEPTH RUNS

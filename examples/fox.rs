@@ -1,5 +1,6 @@
-//! A position encoding of one's own whose bias comes from the hidden states, in one file: FoX (Lin et al. 2025), forget
-//! gates. The cache keeps what the encoding asks it to. Trained here to find what stood a few tokens back.
+//! A position encoding outside the crate, in one file, whose bias comes from the hidden states: FoX (Lin et al. 2025),
+//! forget gates. The cache keeps what the encoding asks it to keep. It is trained here to find what stood a few tokens
+//! back.
 //!
 //! ```text
 //! cargo run --release -p integration --example fox

@@ -1,5 +1,5 @@
-//! A position encoding of one's own, in one file: Kerple (Chi et al. 2022), a bias that falls with the distance along a
-//! learned curve per head. Trained here to find what stood a few tokens back.
+//! A position encoding outside the crate, in one file: Kerple (Chi et al. 2022), a bias that falls with the distance
+//! along a learned curve per head. It is trained here to find what stood a few tokens back.
 //!
 //! ```text
 //! cargo run --release -p integration --example kerple

@@ -1,5 +1,5 @@
-//! Perplexity with the text fed in pieces of up to eight tokens, as generation reads the weights: what kernels of few rows
-//! do to a model's predictions.
+//! Perplexity with the text fed in pieces of up to eight tokens, which run on the same kernels as generation: it shows
+//! what these kernels of few rows do to a model's predictions.
 //!
 //! ```text
 //! cargo run --release -p integration --example piece_perplexity -- FILE.gguf TEXT [TOKENS [CONTEXT]]

@@ -1,5 +1,5 @@
-//! Caches of every type in whole models: what they take is what is estimated, tokens one at a time are a prompt in one pass,
-//! and scoring goes through them.
+//! Caches of every type in whole models: they take the memory that is estimated, tokens one at a time give the same as
+//! a prompt in one pass, and scoring goes through them.
 
 mod common;
 
@@ -138,7 +138,7 @@ fn a_model_in_bf16_loses_nothing_in_wider_caches() {
     for kind in [CacheType::F32, CacheType::F16] {
         let wide = session(&plain.with_cache_types(CacheTypes::both(kind)).unwrap()).feed_all(&ids).unwrap();
         let largest = exact.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        // Numbers below the smallest of f16 alone.
+        // f16 loses only numbers below its smallest.
         assert!(common::difference(&wide, &exact) <= 1e-2 * largest, "{kind}");
     }
 }

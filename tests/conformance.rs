@@ -76,8 +76,8 @@ fn of_nope(position: &PositionConfig) -> Option<Temperature> {
     }
 }
 
-/// transformers' class of Llama turns whole heads under rope type default, whatever `partial_rotary_factor` says, and the share
-/// under every other type. Here, as in vLLM and llama.cpp, a config's share is the share that turns.
+/// transformers' Llama class rotates whole heads under the rope type default, whatever `partial_rotary_factor` says,
+/// and honours it under every other type. Here, as in vLLM and llama.cpp, it is honoured under every type.
 const SHARE_OF_LLAMA: &str = "Llama, default, share ";
 
 /// Whether a case is of that kind, and the share turns.

@@ -1,4 +1,4 @@
-//! The estimate of what a run takes, held against what the allocator sees, for every family.
+//! Compares the estimated memory of a run with what the allocator sees, for every family.
 //!
 //! One test, because the counts are the whole process's.
 

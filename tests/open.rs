@@ -1,5 +1,5 @@
-//! Encodings written outside the crate, with nothing but its public items: each equals one dense softmax written out number
-//! by number, in one prefill, in blocks and token by token.
+//! Encodings written outside the crate with its public items only: each gives the same as one dense softmax written out
+//! number by number, in one prefill, in blocks and token by token.
 
 use attn_core::position::{BiasContext, Context, Nope, Part, Rope};
 use attn_core::{

@@ -1,4 +1,4 @@
-//! A chat template: parsed and rendered, in bounded time and memory, whatever it says.
+//! A chat template: parsed and rendered, in bounded time and memory, whatever it contains.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

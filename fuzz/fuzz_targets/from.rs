@@ -1,4 +1,5 @@
-//! What `attn compare --json` wrote, shown again by `--from`: only what a measurement can come to, and that in every form.
+//! The output of `attn compare --json`, shown again by `--from`: only figures that a measurement can give are accepted,
+//! and they are shown in every form.
 #![no_main]
 
 use attn_eval::report::{

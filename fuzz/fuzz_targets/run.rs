@@ -1,4 +1,5 @@
-//! A run file of `attn compare`, of one model or several, and of `attn retrieval`: read, gone on with, merged with itself and summed up.
+//! A run file of `attn compare`, of one model or several, and of `attn retrieval`: read, continued, merged with itself
+//! and summarised.
 #![no_main]
 
 use anyhow::Result;
@@ -14,7 +15,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use tempfile::NamedTempFile;
 
-/// More cells than this take long to sum up for no other reason than that they are many.
+/// More cells than this take long to summarise only because they are many.
 const CELLS: usize = 8;
 
 static FILE: LazyLock<NamedTempFile> = LazyLock::new(|| {
@@ -54,7 +55,7 @@ fn file<C: Measurable + std::fmt::Debug>(data: &[u8], show: fn(&Run<C>) -> Resul
             (a, b) => a.is_none() && b.is_none(),
         })
     };
-    // Going on with it keeps what it has, and what is added is there when it is read again.
+    // Continuing keeps the cells that it has, and added cells are there when it is read again.
     let mut open = RunFile::open(path, run.header.clone()).expect("what is read is gone on with");
     assert!(same(&run, &open.run));
     let known = run.scores.iter().flatten().next();

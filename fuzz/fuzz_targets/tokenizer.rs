@@ -1,4 +1,4 @@
-//! A tokenizer.json: read, and a text taken through it and back, in bounded memory, whatever it says.
+//! A tokenizer.json: read, and used to encode a text and decode it again, in bounded memory, whatever it contains.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! What is held against transformers: logits in one prefill, token by token and in blocks, and greedy continuations.
+//! What is compared with transformers: logits in one prefill, token by token and in blocks, and greedy continuations.
 
 use super::{Golden, difference, ids_of};
 use attn_models::{Architecture, Model, RopeLength, Session};
@@ -24,7 +24,7 @@ pub(crate) fn in_blocks(golden: &Golden, n: usize) -> Tensor {
     Tensor::cat(&blocks.collect::<Vec<_>>(), 1).unwrap()
 }
 
-/// Holds a model against what is expected of it.
+/// Compares a model with its expected values.
 pub(crate) fn check(name: &str, golden: &Golden) {
     if golden.model.architecture() == Architecture::Encoder {
         let ids = ids_of(golden, "input_ids");

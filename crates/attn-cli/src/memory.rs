@@ -1,9 +1,9 @@
-//! Whether a run fits into memory, asked before anything large is allocated.
+//! Checks whether a run fits into memory, before anything large is allocated.
 //!
 //! An allocation that fails aborts a program, and one that the system grants but can't back gets the program killed
-//! without an error message. So commands work out what a context takes ([`attn_models::memory`]) and hold it against what is free
-//! ([`loader::free_memory`]). Systems that don't say and other devices than the CPU are not asked; there the check is
-//! left out.
+//! without an error message. So commands compute what a context takes ([`attn_models::memory`]) and compare it with
+//! what is free ([`loader::free_memory`]). The check is left out on systems that don't say and on devices other than
+//! the CPU.
 
 use anyhow::{Result, bail};
 use loader::free_memory;

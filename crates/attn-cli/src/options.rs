@@ -1,4 +1,4 @@
-//! Groups of options that several commands share: structs that their arguments flatten in.
+//! Groups of options that several commands share, as structs that their arguments contain.
 
 use crate::output::{check_writable, usage};
 use crate::parse::{

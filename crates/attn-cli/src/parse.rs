@@ -1,4 +1,4 @@
-//! The values of options: what they may be, and what is said if they are not.
+//! The values of options: how they are parsed, and the errors for other values.
 
 use attn_core::CacheType;
 use attn_core::position::extend::{LOG_N, METHODS, Setting};

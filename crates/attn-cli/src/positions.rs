@@ -1,4 +1,4 @@
-//! What scaling of its positions a model runs under.
+//! Which scaling of its positions a model runs under.
 
 use attn_core::PositionConfig;
 use attn_core::position::extend::LOG_N;

@@ -18,12 +18,12 @@ pub(crate) struct Progress {
     read: Option<TokensRead>,
 }
 
-/// Where the work stood when it last reported, and what it has come to since.
+/// Where the work stood when it last reported, and how it advances since.
 #[derive(Debug, Default)]
 struct At {
     done: usize,
     total: usize,
-    /// What one token is of the work, and the tokens that the model had read by then.
+    /// How much of the work one token is, and the tokens that the model had read by then.
     per_token: f64,
     read: f64,
 }
@@ -54,7 +54,7 @@ impl Progress {
             bar.set_style(style.progress_chars("##-"));
         }
         let at = Arc::new(Mutex::new(At::default()));
-        // One step may take minutes: the bar shows itself, and lives, without waiting for the work to report.
+        // One step may take minutes, so the bar appears and moves without waiting for the work to report.
         let (waiting, last, model) = (bar.downgrade(), Arc::downgrade(&at), read.clone());
         std::thread::spawn(move || {
             std::thread::sleep(PATIENCE);

@@ -1,4 +1,4 @@
-//! The rotary encodings of a model as configs and other programs' options say them.
+//! The rotary encodings of a model, as configs and other programs' options express them.
 
 use crate::serving;
 use anyhow::{Result, bail, ensure};

@@ -1,5 +1,5 @@
-//! The same scaling elsewhere: the options of vLLM and llama.cpp that come to what `--rope-...` does here, or a word on
-//! why there are none. Options that come to something else are not written.
+//! The same scaling in other programs: the options of vLLM and llama.cpp that compute the same as `--rope-...` here, or
+//! the reason why there are none. Options that compute something else are not written.
 
 use attn_core::position::RopeConfig;
 use serde_json::{Map, Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 pub(crate) const LAYERS_DIFFER: &str = "they are for all layers alike, and this model's layers rotate in two ways: \
                                         convert the exported folder with convert_hf_to_gguf.py";
 
-/// What stands in the place of options that come to the same.
+/// What is printed instead of options if there are none that compute the same.
 pub(crate) fn none(why: &str) -> String {
     format!("# no options come to the same: {why}")
 }

@@ -3,7 +3,7 @@
 //! A template is a program that comes with a checkpoint and is not trusted. The interpreter bounds its steps and its
 //! output, but not the memory of the values in between, nor the time that one step over a huge list takes. So `attn`
 //! starts itself once more, hands the template over, and gives the child a fixed time, and on Linux a fixed address
-//! space. Whatever a template does then ends as an error of one line.
+//! space. Whatever a template does then ends in an error of one line.
 
 use anyhow::{Context, Result, bail};
 use loader::{ChatTemplate, Checkpoint, LoadError};
@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 /// The hidden command that renders.
 pub(crate) const COMMAND: &str = "render-chat";
-/// Templates take milliseconds.
+/// How long a template may take; real ones take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The child's address space, the program itself included.
 #[cfg(target_os = "linux")]
 const ADDRESS_SPACE: u64 = 1 << 30;
 
-/// What the child is told.
+/// What the child gets.
 #[derive(Serialize, Deserialize)]
 struct Job {
     template: String,

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub(crate) const SAMPLE: &str = include_str!("../models/sample.txt");
 /// Bytes read at once.
 const PART: usize = 1 << 16;
-/// Bytes of a line of JSON Lines from which on it is asked what is free.
+/// From this length of a line of JSON Lines on, the free memory is checked.
 const LONG_LINE: usize = 1 << 20;
 
 /// A text that was read.
@@ -269,7 +269,7 @@ impl Documents<'_> {
     }
 }
 
-/// The text that a line of JSON Lines has under `field`. What else is there is passed over, whatever it would take to hold.
+/// The text that a line of JSON Lines has under `field`. Everything else in the line is skipped and takes no memory.
 fn document(line: &str, name: &str, number: usize, field: &str) -> Result<String> {
     let mut json = serde_json::Deserializer::from_str(line);
     let found = Field(field).deserialize(&mut json).and_then(|found| json.end().map(|()| found));

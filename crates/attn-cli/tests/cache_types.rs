@@ -1,4 +1,4 @@
-//! `--cache-type-k` and `--cache-type-v`, as a person meets them.
+//! `--cache-type-k` and `--cache-type-v`, tested as a user runs them.
 
 mod common;
 
@@ -13,7 +13,7 @@ fn refused(args: &[&str], code: i32, parts: &[&str]) {
     assert!(parts.iter().all(|part| stderr.contains(part)), "{args:?} should say {parts:?}: {stderr}");
 }
 
-/// A scoring goes through the cache, so that what its types cost shows; keys and values have each their own.
+/// Scoring goes through the cache, so that the cost of its types is measured; keys and values each have their own type.
 #[test]
 fn perplexity_is_that_of_the_cache() {
     let measured = |more: &[&str]| {

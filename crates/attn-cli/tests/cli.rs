@@ -1,4 +1,4 @@
-//! The program as a person meets it: what it prints, what it refuses, and what it leaves behind.
+//! The program as a user runs it: what it prints, what it refuses, and which files it leaves.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! GGUF files as a person meets them: what needs no tokenizer runs without one, and what is guessed or passed over is said.
+//! GGUF files as a user meets them: commands that need no tokenizer run without one, and the program says what it
+//! guessed or ignored.
 
 mod common;
 

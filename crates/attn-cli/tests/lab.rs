@@ -1,4 +1,4 @@
-//! The comparison lab as a person meets it: JSON that keeps to its schema, several texts, run files, shards.
+//! Comparisons as a user runs them: JSON that follows its schema, several texts, run files, shards.
 
 mod common;
 

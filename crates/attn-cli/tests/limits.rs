@@ -117,7 +117,8 @@ mod memory {
         }
     }
 
-    /// What each of these takes is many times what the file has: it is counted while it is read, and refused in time.
+    /// Each of these needs many times the memory of its file: it is counted while the file is read, and refused in
+    /// time.
     #[test]
     fn what_is_made_of_a_file_is_counted_too() {
         const LIMIT: usize = 400;
@@ -197,7 +198,7 @@ mod memory {
     }
 }
 
-/// Machines are shared: what a run measures is the same bits however many others take the cores from it.
+/// Machines are shared: the figures of a run have the same bits however many other programs use the cores.
 #[test]
 fn figures_do_not_depend_on_who_else_computes() {
     let args = ["compare", "--contexts", "256,512", "--modes", "none,yarn,rerope", "--max-tokens", "2048", "--json"];

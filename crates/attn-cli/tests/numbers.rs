@@ -1,4 +1,4 @@
-//! Figures that are no numbers, or too large for one: refused, or reported as what they are.
+//! Figures that are not numbers are refused; those too large for a number are reported in another unit.
 
 mod common;
 
@@ -85,7 +85,7 @@ fn a_perplexity_that_is_too_large_for_a_number_is_told_in_nats() {
     assert!(!plot.contains("NaN") && !plot.contains("inf") && plot.matches("<circle").count() == 4, "{plot}");
 }
 
-/// Saved figures that no measurement comes to are refused, whatever is to be made of them.
+/// Saved figures that no measurement can give are refused, in every form of output.
 #[test]
 fn saved_figures_are_those_of_a_measurement() {
     let scratch = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! Perplexity by the protocols of other programs, LongPPL and the divergence: against what those programs made of the
-//! embedded model (scripts/reference/check_protocols.py --golden), and what the metrics have to say of models that are damaged.
+//! Perplexity by the protocols of other programs, LongPPL and the divergence: compared with the figures of those
+//! programs for the embedded model (scripts/reference/check_protocols.py --golden); and what the metrics show for
+//! damaged models.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! `attn compare MODEL MODEL`: several models on the same bytes, as a person meets it.
+//! `attn compare MODEL MODEL`: several models on the same bytes, tested as a user runs it.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What people type at first, and what they are told: spellings, limits, interruptions, one option too many.
+//! What new users type, and how the program answers: spellings, limits, interruptions, one option too many.
 
 mod common;
 

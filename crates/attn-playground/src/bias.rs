@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 const MOST_HEADS: f64 = 64.0;
 /// Tokens that are drawn at most.
 const LONGEST: f64 = 1_048_576.0;
-/// Of a key's weight, what is hardly seen any more.
+/// The fraction of a key's weight that is hardly visible any more.
 const LITTLE: f64 = 0.01;
 
 /// The heads of ALiBi.

@@ -1,4 +1,4 @@
-//! A config of one's own: what its positions do, and which factor a longer text asks for.
+//! A config of the user's: what its positions do, and which factor a longer text needs.
 
 use crate::within;
 use anyhow::{Context, Result};

@@ -1,8 +1,8 @@
 //! The figures of the playground, the lessons on position encodings that `attn playground` shows in a browser.
 //!
-//! Every number on the page is computed here, by the project's own crates; the page draws. It asks in JSON and is answered
-//! in JSON ([`Playground::answer`]), in a browser as natively: `wasm` has the few functions that a browser calls, and the
-//! tests hold the answers against what the `attn` command says.
+//! Every number on the page is computed here, by the project's own crates; the page draws. It asks in JSON and is
+//! answered in JSON ([`Playground::answer`]), in a browser and natively alike: `wasm` has the few functions that a
+//! browser calls, and the tests compare the answers with those of the `attn` command.
 //!
 //! | scene | asks |
 //! |---|---|
@@ -69,7 +69,7 @@ impl Playground {
     /// Answers a question in JSON. `emit` is told what is worth showing before the answer is complete.
     ///
     /// # Errors
-    /// A question that is none, numbers that make no sense, a model that was not loaded.
+    /// A malformed question, numbers that make no sense, a model that was not loaded.
     pub fn answer(&mut self, question: &str, emit: &mut Emit) -> Result<Value> {
         let question = serde_json::from_str(question).context("this is no question")?;
         let files = std::mem::take(&mut self.files);

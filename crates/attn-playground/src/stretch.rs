@@ -1,4 +1,4 @@
-//! Past the trained length: what every scaling makes of the frequencies, and every method of the distances.
+//! Past the trained length: how every scaling changes the frequencies, and every method the distances.
 
 use crate::within;
 use anyhow::Result;
@@ -41,7 +41,8 @@ pub(crate) fn modes() -> Value {
     Value::Array(described.collect())
 }
 
-/// Whether a mode asks nothing that a plain checkpoint doesn't have (LongRoPE's lists of factors, the layout of Gemma 4).
+/// Whether a mode works on a plain checkpoint: LongRoPE needs lists of factors, and one encoding needs the layout of
+/// Gemma 4.
 fn applies(mode: &Mode) -> bool {
     let plain = RopeConfig { max_position_embeddings: 256, ..RopeConfig::new(32, 1e4) };
     let change = compare::change(&plan(1024, None), *mode, 4.0);
@@ -55,7 +56,8 @@ fn plan(length: usize, theta: Option<f64>) -> Plan {
     Plan { rope, ..Plan::new(vec![length], vec![]) }
 }
 
-/// What a mode asks of a model for a text of `length` tokens, as `attn compare --contexts LENGTH --factor FACTOR` does.
+/// The change that a mode makes to a model for a text of `length` tokens, as `attn compare --contexts LENGTH --factor
+/// FACTOR` makes it.
 pub(crate) fn change(mode: Mode, factor: f64, length: usize, theta: Option<f64>) -> Result<PositionOverride> {
     compare::change(&plan(length, theta), mode, factor)
 }

@@ -38,7 +38,7 @@ impl Program {
     pub fn ask(&mut self, question: &str, tell: Option<Function>) -> Result<String, JsError> {
         let mut emit = |part: &Value| {
             if let Some(tell) = &tell {
-                // What the page makes of it is the page's business.
+                // An error of the page's function does not matter here.
                 let _ = tell.call1(&JsValue::NULL, &part.to_string().into());
             }
         };

@@ -1,4 +1,4 @@
-//! `attn completions`: what shells and `man` know of the command line, from its own definition.
+//! `attn completions`: completions for shells and pages for `man`, made from the definition of the command line.
 
 use crate::output::{print, usage};
 use crate::parse::CompletionFormat;

@@ -18,8 +18,8 @@ pub(crate) struct DownloadArgs {
     pub(crate) model: String,
 }
 
-/// Runs the command; prints the folder of the snapshot. What was fetched is opened too, so that a model that is of no
-/// use is refused here and not at its first run.
+/// Runs the command; prints the folder of the snapshot. What was fetched is also opened, so that a model that cannot be
+/// used is refused here and not at its first run.
 ///
 /// # Errors
 /// MODEL is no hub id, can't be fetched, or is no checkpoint.

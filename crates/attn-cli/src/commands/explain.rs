@@ -70,7 +70,7 @@ fn explained(args: &ExplainArgs) -> Result<Explained> {
         note(&format!("warning: {name}: its layers are not known: {why}"));
     }
     let spec = spec.with_positions(&change).with_context(|| format!("can't read {name}"))?;
-    // Which tensors hold what is known of known layers alone.
+    // Which tensors hold the tables is known only if the layers are known.
     let weights = weights.as_deref().filter(|_| unread.is_none());
     let explained = explain(&name, &spec, weights, change.rope.original_context, args.length)?;
     Ok(Explained { layers_known: unread.is_none(), ..explained })

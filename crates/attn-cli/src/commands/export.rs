@@ -1,5 +1,5 @@
-//! `attn export`: a checkpoint with another position scaling in its config, and the options that come to the same where
-//! models are served.
+//! `attn export`: a checkpoint with another position scaling in its config, and the equivalent options of programs that
+//! serve models.
 
 use crate::embedded::Embedded;
 use crate::model;
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     print_text(&text[..text.len() - 1])
 }
 
-/// What no config can say.
+/// Refuses changes that no config can express.
 fn refuse(change: &PositionOverride) -> Result<()> {
     let log_n = change.extend.log_n.then_some(LOG_N);
     let Some(name) = change.extend.method.map(|method| method.name).or(log_n) else { return Ok(()) };
@@ -146,7 +146,7 @@ fn new_config(config: &Value, ropes: &Ropes, parameters: &Map<String, Value>, co
     Ok(config)
 }
 
-/// Reads the new config back: every layer has to turn as it should, or the family's config can't say it.
+/// Reads the new config back. If a layer does not rotate as it should, the family's config cannot express the scaling.
 fn check(config: &Value, wanted: &ModelSpec, unknown: UnknownKeys) -> Result<()> {
     let (read, _) = families::spec_with(config, unknown).context("the exported config can't be read back")?;
     for (index, (read, wanted)) in read.stack.layers.iter().zip(&wanted.stack.layers).enumerate() {

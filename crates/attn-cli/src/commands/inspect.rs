@@ -36,7 +36,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     if args.json { print_json(&facts) } else { print_text(&summary(&facts)) }
 }
 
-/// Everything there is to say, as the JSON document.
+/// All facts, as the JSON document.
 fn facts(opened: &Opened, length: Option<usize>) -> Result<Value> {
     let (model, spec) = (&opened.model, opened.model.spec());
     let length = length.or(model.trained_context()).unwrap_or(1);

@@ -109,7 +109,7 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
     Ok(named)
 }
 
-/// What rows of `tokens` tokens, continued to `total`, ask of the model.
+/// The workload of rows of `tokens` tokens that are continued to `total`.
 fn work(args: &LogitsArgs, rows: usize, tokens: usize, total: usize, encoded: usize) -> Workload {
     let pass = if args.greedy.is_some() || !args.decode { total } else { 1 };
     let in_cache = args.decode || args.greedy.is_some() || args.model.cache.types() != CacheTypes::default();

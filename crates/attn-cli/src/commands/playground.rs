@@ -143,14 +143,14 @@ fn serve(files: Files, port: u16, open: bool) -> Result<()> {
     }
     let files = Arc::new(files);
     for stream in listener.incoming() {
-        // What one browser does wrong is no reason to end.
+        // An error with one browser must not end the server.
         let (Ok(stream), files) = (stream, files.clone()) else { continue };
         let _ = std::thread::Builder::new().name("request".to_string()).spawn(move || answer(&stream, &files));
     }
     Ok(())
 }
 
-/// Opens an address in the browser, as the system does; whether there was a way to.
+/// Opens an address in the browser, as the system does it; returns whether that was possible.
 fn show(url: &str) -> bool {
     let (program, before): (_, &[&str]) = match std::env::consts::OS {
         "macos" => ("open", &[]),

@@ -1,4 +1,4 @@
-//! The options that come to a recommended setting: of this program, and of those that serve models.
+//! The options that set a recommended setting, in this program and in programs that serve models.
 
 use crate::model::Opened;
 use crate::ropes::Ropes;
@@ -9,8 +9,8 @@ use attn_eval::compare::{Answer, Applied, Factor, Plan, Recommendation, change, 
 use attn_eval::search::flags;
 use attn_models::spec::ModelSpec;
 
-/// The options for the setting that is recommended, and for each program that can't be told it, those of the best setting
-/// that it can be told.
+/// The options for the recommended setting, and for each program that cannot express it, those of the best setting that
+/// it can express.
 ///
 /// # Errors
 /// The model doesn't take a setting that it was measured under.
@@ -41,7 +41,7 @@ pub(crate) fn applied(
     Ok(lines)
 }
 
-/// One setting, and what the programs are told.
+/// One setting, and the options of each program for it.
 struct Setting {
     mode: String,
     options: Vec<(&'static str, String)>,
@@ -69,7 +69,7 @@ impl Setting {
         Ok(Self { mode: name.to_string(), options })
     }
 
-    /// Its options for a program, empty if there are none to speak of.
+    /// Its options for a program, empty if there are none.
     fn of(&self, program: &str) -> &str {
         self.options.iter().find(|(name, _)| *name == program).map_or("", |(_, options)| options)
     }
@@ -95,7 +95,7 @@ fn written_out(change: &PositionOverride, spec: &ModelSpec) -> Result<PositionOv
     for (name, value) in method.iter().flat_map(|method| method.numbers()) {
         change.extend = change.extend.with_param(name, &value.to_string())?;
     }
-    // A method is over no scaling unless one is named.
+    // A method runs without a scaling unless one is named.
     change.rope.scaling = change.rope.scaling.filter(|scaling| method.is_none() || scaling != "none");
     Ok(change)
 }

@@ -1,5 +1,5 @@
-//! What a comparison will take, said before it begins: what is measured, memory, and time from a short trial on this
-//! machine.
+//! What a comparison will take, shown before it begins: its measurements, its memory, and its time, estimated by a
+//! short trial on this machine.
 
 use crate::measure::scoring::work;
 use crate::measure::trials;
@@ -123,7 +123,7 @@ pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, as_json: bool) -> Re
     print_text(&estimate.lines(plan))
 }
 
-/// Says it on stderr where somebody is waiting and it takes long.
+/// Prints the estimate to stderr if that is a terminal and the comparison takes long.
 ///
 /// # Errors
 /// The trial fails.

@@ -24,7 +24,7 @@ pub(crate) fn named(asked: &[Modes]) -> Vec<Mode> {
 }
 
 /// All that apply to any RoPE model, methods as far as its layers take them, and the checkpoint's own scaling if it has
-/// one; models without rotary layers can only be had as they are.
+/// one; models without rotary layers can only run as they are.
 fn default_modes(opened: &Opened) -> Vec<Mode> {
     if !positions::has_rope(&opened.model) {
         return vec![Mode::Checkpoint];
@@ -45,8 +45,8 @@ pub(crate) fn quick_modes(opened: &Opened) -> Vec<Mode> {
     modes
 }
 
-/// The trained context and its next three doublings, as far as the text has windows enough to say something; one past the
-/// trained context even so.
+/// The trained context and its next three doublings, as far as the text has enough windows for an interval. The first
+/// one past the trained context is included even with fewer windows.
 pub(crate) fn default_contexts(trained: Option<usize>, tokens: usize) -> Vec<usize> {
     let first = trained.unwrap_or(512).min(tokens);
     let enough = |context: usize| context.saturating_mul(MIN_WINDOWS) <= tokens;

@@ -63,8 +63,8 @@ struct Report {
 /// Runs the command.
 ///
 /// # Errors
-/// Heads that don't fit each other, a path or device that isn't there, a call that fits no memory, or a result that is
-/// not the reference's.
+/// Heads that don't fit each other, a path or device that isn't there, a call that does not fit into memory, or a
+/// result that differs from the reference's.
 pub(super) fn run(args: &AttentionArgs) -> Result<()> {
     refuse(args)?;
     model::set_threads(args.threads)?;
@@ -225,7 +225,7 @@ impl Call {
         (0..queries).map(|q| self.args.mask.visible(0, self.args.q_start + q, 0..keys).len()).sum()
     }
 
-    /// Candle's kernel on the same numbers, laid out as it wants them: `(b, t, h, d)`.
+    /// Candle's kernel on the same numbers, in its layout `(b, t, h, d)`.
     fn candle(&self, runs: usize) -> Result<Times> {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.transpose(1, 2).and_then(|x| x.contiguous()));
         let (q, k, v) = (q?, k?, v?);

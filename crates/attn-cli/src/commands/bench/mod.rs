@@ -1,4 +1,4 @@
-//! `attn bench`: how fast, measured so that others can repeat it.
+//! `attn bench`: speed, measured so that others can repeat it.
 //!
 //! Every figure is the median of several runs after some that aren't counted. Comparisons with other programs are made by
 //! `scripts/benchmarks/bench_peers.py`, which runs them and this command in turn.

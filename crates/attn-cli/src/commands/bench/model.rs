@@ -177,8 +177,8 @@ impl<'a> Runner<'a> {
         Self { opened, batch: args.batch, depth: args.depth, length, session: None }
     }
 
-    /// A session with `depth` tokens in it: the last one rewound, or a new one where a window has dropped what that
-    /// would take.
+    /// A session with `depth` tokens in it: the last one rewound, or a new one if a window has dropped tokens that
+    /// rewinding would need.
     fn session(&mut self) -> Result<&mut Session> {
         let rewound = self.session.take().and_then(|mut session| session.truncate(self.depth).ok().map(|()| session));
         let session = match rewound {

@@ -1,7 +1,8 @@
 //! `attn generate --conversation`: messages and answers in turns.
 //!
-//! Every turn the checkpoint's chat template writes the whole conversation as one prompt, since only the template knows how a
-//! turn ends. What that prompt has in common with the last one is cached, so a turn takes as long as what is new in it.
+//! In every turn the checkpoint's chat template writes the whole conversation as one prompt, because only the template
+//! knows how a turn ends. What this prompt has in common with the last one is cached, so a turn takes only the time for
+//! its new tokens.
 
 use super::args::GenerateArgs;
 use super::session::{NO_PROMPT, check_chat, encode_chat, hint, opening, options, report, room, sampling};

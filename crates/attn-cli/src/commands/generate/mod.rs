@@ -76,8 +76,8 @@ fn encode(opened: &Opened, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>
     encode_chat(opened, &messages)
 }
 
-/// The policy for the session. Where the length changes nothing but how much room is made at first, a huge `-n` makes
-/// no huge room.
+/// The policy for the session. Where the length only decides how much room is made at first, a huge `-n` does not make
+/// huge room.
 fn length(args: &GenerateArgs, opened: &Opened, prompt: usize, declared: usize) -> RopeLength {
     if !opened.model.depends_on_length() {
         return RopeLength::Declared(declared.min(prompt + FIRST_ROOM));

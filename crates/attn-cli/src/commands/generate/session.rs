@@ -71,7 +71,7 @@ fn room_left(opened: &Opened, prompt: usize) -> usize {
     if room == 0 { FIRST_ROOM.min(last) } else { room.min(last) }
 }
 
-/// What `total` tokens, of which at most `prompt` are the prompt's, ask of the model.
+/// The workload of `total` tokens, of which at most `prompt` are the prompt's.
 fn work(args: &GenerateArgs, opened: &Opened, prompt: usize, total: usize) -> Workload {
     let prompt = prompt.min(total);
     let depends = opened.model.depends_on_length();
@@ -89,7 +89,7 @@ fn work(args: &GenerateArgs, opened: &Opened, prompt: usize, total: usize) -> Wo
     Workload { rows: 1, pass, cached, encoded, logits: 1 }
 }
 
-/// Says so where rotary positions go past what the model has seen, and nothing is done about it.
+/// Prints a hint if rotary positions go past what the model has seen and no scaling is set.
 pub(super) fn hint(opened: &Opened, declared: usize) {
     let unscaled =
         positions::has_rope(&opened.model) && positions::scaling(&opened.model).0 == Mode::none().to_string();

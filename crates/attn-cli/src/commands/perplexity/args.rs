@@ -6,7 +6,7 @@ use attn_models::Model;
 use clap::Args;
 use std::path::PathBuf;
 
-/// The window if none is asked for: no longer than this, so that it doesn't surprise on a slow machine.
+/// The longest default window, so that a run without options does not take long on a slow machine.
 const LONGEST_DEFAULT: usize = 2048;
 
 /// `attn perplexity`

@@ -9,7 +9,7 @@ use attn_eval::protocol::Size;
 use attn_eval::report::bos_line;
 use serde::Serialize;
 
-/// A cell, and how it was come to.
+/// A cell, and how it was measured.
 #[derive(Serialize)]
 pub(super) struct Report {
     #[serde(flatten)]
