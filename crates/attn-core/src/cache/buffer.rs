@@ -19,7 +19,7 @@ impl Buffer {
 
     pub(super) fn view(&self, range: Range<usize>) -> Result<Stored> {
         match &self.data {
-            Some(data) => Ok(Stored::from_data(data.narrow(2, range.start, range.len())?, self.kind)),
+            Some(data) => Stored::from_data(data.narrow(2, range.start, range.len())?, self.kind),
             None => bail!("kv cache: empty"),
         }
     }
@@ -67,7 +67,7 @@ impl Buffer {
     /// An error if `new` can't stand beside what is held.
     pub(super) fn check(&self, new: &Stored) -> Result<()> {
         let Some(old) = &self.data else { return Ok(()) };
-        let old = Stored::from_data((**old).clone(), self.kind);
+        let old = Stored::from_data((**old).clone(), self.kind)?;
         let ((old_b, old_h, _, old_d), (b, h, t, d)) = (old.dims4()?, new.dims4()?);
         let (was, is) = (old.kind_name(), new.kind_name());
         if (old_b, old_h, old_d, was) != (b, h, d, is) {

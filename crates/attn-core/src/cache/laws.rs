@@ -4,8 +4,9 @@
 //! In f64, where the products of one token and of many tokens round to the same f32 numbers, and so to the same blocks.
 
 use crate::{
-    AttentionConfig, AttentionParts, CacheType, CacheTypes, LayerCache, Linear, Mask, MultiHeadAttention,
-    PositionEncoding, Positions, Projections, RopeConfig,
+    AttentionConfig, AttentionParts, CacheType, CacheTypes, LatentAttention, LatentConfig, LatentParts, LayerCache,
+    Linear, Mask, MultiHeadAttention, Norm, NormKind, PositionEncoding, Positions, Projections, QueryProjection,
+    RopeConfig,
     position::{Alibi, AlibiConfig, Cope, Fox, Nope, Rope, Shaw, extend::ExtendConfig},
     testing::randn,
 };
@@ -91,6 +92,42 @@ fn any_chunking_is_one_prefill_under_every_encoding_and_type() -> Result<()> {
             // CoPE counts positions by sums over all keys, which a little of each moves far.
             let little = lost < most || name == "cope";
             assert!(little && (lost > 1e-5) == rounds, "{name}, {types:?}: off by {lost:e}");
+        }
+    }
+    Ok(())
+}
+
+/// A latent is a key and, its first numbers, a value: cut where numbers were turned apart, and where they were turned as one.
+#[test]
+fn a_latent_is_cut_whatever_was_turned_at_once() -> Result<()> {
+    let linear = |rows: usize, columns: usize| Linear::new((normal(&[rows, columns])? * 0.1)?, None);
+    let xs = normal(&[2, TOKENS, HIDDEN])?;
+    for (rank, rope) in [(64, 32), (32, 32)] {
+        let config = LatentConfig::new(HIDDEN, HEADS, rank, (DIM, rope, DIM));
+        let parts = LatentParts {
+            q: QueryProjection::Full(linear(HEADS * (DIM + rope), HIDDEN)?),
+            kv_a: linear(rank + rope, HIDDEN)?,
+            kv_a_norm: Norm::new(NormKind::Rms, Some(Tensor::ones(rank, DType::F64, &Device::Cpu)?), None, 1e-6),
+            kv_b: normal(&[HEADS * 2 * DIM, rank])?,
+            out: linear(HIDDEN, HEADS * DIM)?,
+        };
+        let layer = LatentAttention::new(config, parts, Arc::new(Rope::new(RopeConfig::new(rope, 1e4))?))?;
+        let read = |types: CacheTypes, block: usize| -> Result<Tensor> {
+            let mut cache = layer.new_cache(7).with_types(types);
+            let blocks = (0..TOKENS).step_by(block).map(|slot| {
+                layer.forward(&xs.narrow(1, slot, block)?, &Positions::new(slot..slot + block), Some(&mut cache))
+            });
+            Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)
+        };
+        let exact = read(CacheTypes::default(), TOKENS)?;
+        for types in all_types() {
+            let whole = read(types, TOKENS)?;
+            for block in [1, 4] {
+                let off = off(&whole, &read(types, block)?)?;
+                assert!(off < 1e-9, "{rank} and {rope}, {types:?}, {block} at a time: off by {off:e}");
+            }
+            let lost = off(&whole, &exact)? / exact.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(lost < if types.k == Some(CacheType::Q4_0) { 0.5 } else { 0.05 }, "{types:?}: off by {lost:e}");
         }
     }
     Ok(())

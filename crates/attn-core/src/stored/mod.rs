@@ -2,8 +2,13 @@
 //!
 //! A cache of a long context is read whole for every token, so what it takes in memory is time. The kernel of the CPU reads
 //! every [`CacheType`] as it is stored, a tile at a time; what can't read one has it [widened](Stored::to_dtype) first.
+//!
+//! What becomes blocks is turned first (`turn`), so that a few large numbers of a head don't take the digits of the others.
 
 mod quantize;
+mod turn;
+
+pub(crate) use turn::turned;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::{fmt, ops::Range, str::FromStr};
@@ -22,9 +27,10 @@ pub enum CacheType {
     F16,
     /// Plain numbers of 16 bits, 8 of them for the digits.
     BF16,
-    /// Blocks of 32 signed bytes under one f16, as ggml's Q8_0: 8.5 bits a number.
+    /// Blocks of 32 signed bytes under one f16, as ggml's Q8_0, of numbers that a Hadamard matrix has turned: 8.5
+    /// bits a number.
     Q8_0,
-    /// Blocks of 32 numbers of four bits, less 8, under one f16, as ggml's Q4_0: 4.5 bits a number.
+    /// Blocks of 32 numbers of four bits, less 8, under one f16, as ggml's Q4_0, turned likewise: 4.5 bits a number.
     Q4_0,
 }
 
@@ -128,11 +134,13 @@ pub struct Stored {
     data: Tensor,
     /// `None`: plain numbers of a dtype that is no cache type.
     kind: Option<CacheType>,
+    /// How many numbers were turned at once, before they became blocks.
+    turn: usize,
 }
 
 impl From<&Tensor> for Stored {
     fn from(xs: &Tensor) -> Self {
-        Self { data: xs.clone(), kind: CacheType::of(xs.dtype()) }
+        Self { data: xs.clone(), kind: CacheType::of(xs.dtype()), turn: 1 }
     }
 }
 
@@ -147,14 +155,16 @@ impl Stored {
         kind.check("a head", width)?;
         let data = match kind.dtype() {
             Some(dtype) => xs.to_dtype(dtype)?,
-            None => quantize::blocks(xs, kind)?,
+            None => quantize::blocks(xs, kind, turn::size(width))?,
         };
-        Ok(Self { data, kind: Some(kind) })
+        Ok(Self { data, kind: Some(kind), turn: turn::size(width) })
     }
 
-    /// Part of a cache whose tensors are of this kind.
-    pub(crate) fn from_data(data: Tensor, kind: Option<CacheType>) -> Self {
-        Self { data, kind }
+    /// Whole tokens of a cache whose tensors are of this kind.
+    pub(crate) fn from_data(data: Tensor, kind: Option<CacheType>) -> Result<Self> {
+        let whole = Self { data, kind, turn: 1 };
+        let turn = turn::size(whole.dims4()?.3);
+        Ok(Self { turn, ..whole })
     }
 
     /// How the numbers are stored; `None` for plain numbers of another dtype.
@@ -175,6 +185,12 @@ impl Stored {
     /// The blocks' type, if they are no plain numbers.
     fn blocks(&self) -> Option<CacheType> {
         self.kind.filter(|kind| kind.dtype().is_none())
+    }
+
+    /// How many numbers of a token were [`turned`] at once, if they are in blocks: a kernel that reads them as they are has to
+    /// turn its queries likewise, and what it sums of values back.
+    pub(crate) fn turn(&self) -> Option<usize> {
+        self.blocks().map(|_| self.turn)
     }
 
     /// True for plain numbers of `dtype`.
@@ -207,13 +223,13 @@ impl Stored {
         Ok(Self { data: Tensor::cat(&[&self.data, &next.data], 2)?, ..*self })
     }
 
-    /// The first `width` numbers of every token, which are whole blocks.
+    /// The first `width` numbers of every token: as they are stored, unless that would cut what was turned at once.
     pub(crate) fn first_numbers(&self, width: usize) -> Result<Self> {
         let row = match self.blocks() {
-            Some(kind) => {
-                kind.check("a part of a token", width)?;
-                kind.row_bytes(width)
+            Some(_) if !width.is_multiple_of(self.turn) => {
+                return Ok(Self::from(&self.to_dtype(DType::F32)?.narrow(3, 0, width)?));
             }
+            Some(kind) => kind.row_bytes(width),
             None => width,
         };
         Ok(Self { data: self.data.narrow(3, 0, row)?, ..*self })
@@ -225,7 +241,7 @@ impl Stored {
     /// A dtype that there is no conversion to.
     pub fn to_dtype(&self, dtype: DType) -> Result<Tensor> {
         match self.blocks() {
-            Some(kind) => quantize::numbers(&self.data, kind)?.to_dtype(dtype),
+            Some(kind) => quantize::numbers(&self.data, kind, self.turn)?.to_dtype(dtype),
             None => self.data.to_dtype(dtype),
         }
     }

@@ -1,9 +1,13 @@
-//! Numbers to ggml's blocks and back, bit for bit as `quantize_row_q8_0_ref` and `quantize_row_q4_0_ref` of its `ggml-quants.c`.
+//! Numbers to blocks and back. They are [turned](super::turn) first, and the blocks of what comes of that are ggml's, bit for bit
+//! as `quantize_row_q8_0_ref` and `quantize_row_q4_0_ref` of its `ggml-quants.c` make them.
 //!
 //! What is written here is plain Rust in an order that no instruction set changes, compiled for each of them: blocks have the
 //! same bits on every machine.
 
-use super::{BLOCK, CacheType};
+use super::{
+    BLOCK, CacheType,
+    turn::{LARGEST, turn},
+};
 use crate::simd::{Job, KernelPath, Simd, dispatch};
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::f16;
@@ -16,11 +20,11 @@ const AT_ONCE: usize = 256;
 
 type Numbers = [f32; BLOCK];
 
-/// The blocks of every token of `xs`, `(b, h, t, d)`, as `(b, h, t, bytes)` in u8.
+/// The blocks of every token of `xs`, `(b, h, t, d)`, `size` numbers turned at once, as `(b, h, t, bytes)` in u8.
 ///
 /// # Errors
 /// A tensor with a gradient, or one that is not on the CPU.
-pub(super) fn blocks(xs: &Tensor, kind: CacheType) -> Result<Tensor> {
+pub(super) fn blocks(xs: &Tensor, kind: CacheType, size: usize) -> Result<Tensor> {
     let (b, h, t, d) = xs.dims4()?;
     if xs.track_op() {
         bail!("cache type {kind}: no gradient flows into blocks: detach the weights")
@@ -33,23 +37,23 @@ pub(super) fn blocks(xs: &Tensor, kind: CacheType) -> Result<Tensor> {
     let Storage::Cpu(CpuStorage::F32(all)) = &*storage else { bail!("cache type {kind}: no f32 numbers on the CPU") };
     let (from, path) = (&all[layout.start_offset()..][..b * h * t * d], KernelPath::choose(None)?);
     let mut to = vec![0u8; kind.row_bytes(from.len())];
-    quantize(path, kind, from, &mut to);
+    quantize(path, kind, size, from, &mut to);
     Tensor::from_vec(to, (b, h, t, kind.row_bytes(d)), &Device::Cpu)
 }
 
-fn quantize(path: KernelPath, kind: CacheType, from: &[f32], to: &mut [u8]) {
+fn quantize(path: KernelPath, kind: CacheType, size: usize, from: &[f32], to: &mut [u8]) {
     if from.len() < FEW {
-        return dispatch(path, Quantize { kind, from, to });
+        return dispatch(path, Quantize { kind, size, from, to });
     }
     let parts = to.par_chunks_mut(AT_ONCE * kind.row_bytes(BLOCK)).zip(from.par_chunks(AT_ONCE * BLOCK));
-    parts.for_each(|(to, from)| dispatch(path, Quantize { kind, from, to }));
+    parts.for_each(|(to, from)| dispatch(path, Quantize { kind, size, from, to }));
 }
 
-/// The numbers in `data`, `(b, h, t, bytes)` in u8, as f32.
+/// The numbers in `data`, `(b, h, t, bytes)` in u8, turned back `size` at once, as f32.
 ///
 /// # Errors
 /// Bytes that can't be read.
-pub(super) fn numbers(data: &Tensor, kind: CacheType) -> Result<Tensor> {
+pub(super) fn numbers(data: &Tensor, kind: CacheType, size: usize) -> Result<Tensor> {
     let (b, h, t, row) = data.dims4()?;
     let bytes = kind.row_bytes(BLOCK);
     let raw = data.flatten_all()?.to_vec1::<u8>()?;
@@ -59,11 +63,12 @@ pub(super) fn numbers(data: &Tensor, kind: CacheType) -> Result<Tensor> {
         for (raw, to) in raw.chunks_exact(bytes).zip(to.as_chunks_mut().0) {
             take_apart(kind, raw, to);
         }
+        to.chunks_exact_mut(size).for_each(turn);
     });
     Tensor::from_vec(all, (b, h, t, row / bytes * BLOCK), &Device::Cpu)
 }
 
-/// The numbers of one block.
+/// The numbers of one block, turned as they are.
 fn take_apart(kind: CacheType, raw: &[u8], to: &mut Numbers) {
     let (scale, codes) = (f16::from_le_bytes([raw[0], raw[1]]).to_f32(), &raw[2..]);
     if kind == CacheType::Q4_0 {
@@ -79,9 +84,10 @@ fn take_apart(kind: CacheType, raw: &[u8], to: &mut Numbers) {
     }
 }
 
-/// Blocks to be made of whole blocks of numbers.
+/// Blocks to be made of numbers, `size` of them turned at once.
 struct Quantize<'a> {
     kind: CacheType,
+    size: usize,
     from: &'a [f32],
     to: &'a mut [u8],
 }
@@ -89,14 +95,17 @@ struct Quantize<'a> {
 impl Job for Quantize<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let from = self.from.as_chunks().0;
-        if self.kind == CacheType::Q4_0 {
-            for (from, to) in from.iter().zip(self.to.as_chunks_mut().0) {
-                q4_0(from, to);
-            }
-        } else {
-            for (from, to) in from.iter().zip(self.to.as_chunks_mut().0) {
-                q8_0(from, to);
+        let mut buffer = [0f32; LARGEST];
+        let xs = &mut buffer[..self.size];
+        let parts = self.to.chunks_exact_mut(self.kind.row_bytes(self.size));
+        for (from, to) in self.from.chunks_exact(self.size).zip(parts) {
+            xs.copy_from_slice(from);
+            turn(xs);
+            let blocks = xs.as_chunks().0;
+            if self.kind == CacheType::Q4_0 {
+                blocks.iter().zip(to.as_chunks_mut().0).for_each(|(xs, to)| q4_0(xs, to));
+            } else {
+                blocks.iter().zip(to.as_chunks_mut().0).for_each(|(xs, to)| q8_0(xs, to));
             }
         }
     }
@@ -153,14 +162,14 @@ fn q4_0(xs: &Numbers, to: &mut [u8; 2 + BLOCK / 2]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::randn;
+    use crate::{stored::turned, testing::randn};
     use candle_core::quantized::{GgmlDType, QTensor};
 
     const BOTH: [(CacheType, GgmlDType); 2] = [(CacheType::Q8_0, GgmlDType::Q8_0), (CacheType::Q4_0, GgmlDType::Q4_0)];
 
     fn made(path: KernelPath, kind: CacheType, from: &[f32]) -> Vec<u8> {
         let mut to = vec![0; kind.row_bytes(from.len())];
-        quantize(path, kind, from, &mut to);
+        quantize(path, kind, 64, from, &mut to);
         to
     }
 
@@ -184,8 +193,8 @@ mod tests {
     fn blocks_are_those_of_ggml_on_every_path_and_any_number_of_threads() {
         let all = inputs();
         for (kind, dtype) in BOTH {
-            let tensor = Tensor::from_slice(&all, (all.len() / BLOCK, BLOCK), &Device::Cpu).unwrap();
-            let theirs = QTensor::quantize(&tensor, dtype).unwrap().data().unwrap().into_owned();
+            let turned = turned(&Tensor::from_slice(&all, (all.len() / 64, 64), &Device::Cpu).unwrap(), 64).unwrap();
+            let theirs = QTensor::quantize(&turned, dtype).unwrap().data().unwrap().into_owned();
             for path in KernelPath::available() {
                 assert_eq!(made(path, kind, &all), theirs, "{kind} on {path}");
             }
@@ -202,7 +211,8 @@ mod tests {
         let mut xs = [127.0f32; BLOCK];
         let ties = [0.5, -0.5, 1.5, 2.5, -2.5, 126.5, 0.499_999_97, -0.499_999_97, 2.499_999_8, 0.0, -0.0];
         xs[..ties.len()].copy_from_slice(&ties);
-        let made = made(KernelPath::choose(None).unwrap(), CacheType::Q8_0, &xs);
+        let mut made = [0; 2 + BLOCK];
+        q8_0(&xs, &mut made);
         let codes: Vec<i8> = made[2..2 + ties.len()].iter().map(|code| *code as i8).collect();
         assert_eq!(codes, ties.map(|x: f32| x.round() as i8));
         assert_eq!(codes[..6], [1, -1, 2, 3, -3, 127]);
@@ -213,12 +223,12 @@ mod tests {
         let all = inputs();
         let tensor = Tensor::from_slice(&all, (1, 1, all.len() / 64, 64), &Device::Cpu)?;
         for (kind, dtype) in BOTH {
-            let data = blocks(&tensor, kind)?;
-            let theirs = QTensor::quantize(&tensor.flatten_to(2)?, dtype)?.dequantize(&Device::Cpu)?;
+            let data = blocks(&tensor, kind, 64)?;
+            let theirs = QTensor::quantize(&turned(&tensor.flatten_to(2)?, 64)?, dtype)?.dequantize(&Device::Cpu)?;
             let bits = |x: &Tensor| -> Result<Vec<u32>> {
                 Ok(x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
             };
-            assert_eq!(bits(&numbers(&data, kind)?)?, bits(&theirs)?, "{kind}");
+            assert_eq!(bits(&numbers(&data, kind, 64)?)?, bits(&turned(&theirs, 64)?)?, "{kind}");
         }
         Ok(())
     }
@@ -229,8 +239,8 @@ mod tests {
         for (wrong, kind) in [f32::NAN, f32::INFINITY, 1e9].into_iter().flat_map(|x| BOTH.map(|(kind, _)| (x, kind))) {
             let mut xs = vec![1f32; BLOCK];
             xs[7] = wrong;
-            let data = blocks(&Tensor::from_vec(xs, (1, 1, 1, BLOCK), &Device::Cpu)?, kind)?;
-            let back = numbers(&data, kind)?.flatten_all()?.to_vec1::<f32>()?;
+            let data = blocks(&Tensor::from_vec(xs, (1, 1, 1, BLOCK), &Device::Cpu)?, kind, BLOCK)?;
+            let back = numbers(&data, kind, BLOCK)?.flatten_all()?.to_vec1::<f32>()?;
             assert!(!back[7].is_finite(), "{kind}: {wrong} came back as {}", back[7]);
         }
         Ok(())

@@ -41,7 +41,7 @@ use crate::{
     },
     parallel::Disjoint,
     simd::KernelPath,
-    stored::CacheType,
+    stored::{CacheType, turned},
 };
 use backward::{Gradients, Saved, parts};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
@@ -79,6 +79,9 @@ pub(super) fn plan<'a>(call: &Call<'a>) -> Result<Option<Plan<'a>>> {
 
 fn attend(Call { q, k, v, args, options, lse, tracked }: Call, types: [CacheType; 2]) -> Result<Answer> {
     let path = KernelPath::choose(options.path)?;
+    // The kernel multiplies with blocks as they are: turned.
+    let turned_q = k.turn().map(|size| turned(q, size)).transpose()?;
+    let (q, v_turn) = (turned_q.as_ref().unwrap_or(q), v.turn());
     let [q, k, v] = [q, k.data(), v.data()].map(with_contiguous_rows);
     let (q, k, v) = (q?, k?, v?);
     let (log_sums, kept) = (Arc::default(), Kept::default());
@@ -86,6 +89,7 @@ fn attend(Call { q, k, v, args, options, lse, tracked }: Call, types: [CacheType
     let scores = args.scores.clone();
     let op = Fused { args, options, path, types, tracked, lse, log_sums, kept: kept.clone() };
     let (out, lse) = apply(op, kept, [&q, &k, &v], &scores, lse)?;
+    let out = v_turn.map_or(Ok(out.clone()), |size| turned(&out, size))?;
     // Without gradients the op's result is (b, tq, h, dv): transposed back, heads of one token lie side by side, as the
     // layer wants them. With them, Candle would transpose and add up the gradient of every such view.
     Ok((if tracked { out } else { out.transpose(1, 2)? }, lse))
