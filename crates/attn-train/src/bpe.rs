@@ -1,6 +1,6 @@
 //! A byte-level BPE tokenizer trained on the text itself: no byte is unknown, and nothing has to be fetched.
 
-use anyhow::{Result, anyhow};
+use crate::error::{Error, Result};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
@@ -28,8 +28,10 @@ pub fn train<S: AsRef<str> + Send>(
     vocab: usize,
     memory: u64,
 ) -> Result<Tokenizer> {
-    anyhow::ensure!(vocab > 256, "a byte-level vocabulary has at least 257 tokens, not {vocab}");
-    let failed = |e: Failure| anyhow!("can't train a tokenizer: {e}");
+    if vocab <= 256 {
+        return Err(Error::Setting { reason: format!("a byte-level vocabulary has at least 257 tokens, not {vocab}") });
+    }
+    let failed = |e: Failure| Error::Tokenizer { reason: e.to_string() };
     let mut trainer = BpeTrainer::builder()
         .vocab_size(vocab)
         .show_progress(false)
@@ -54,10 +56,10 @@ pub fn train<S: AsRef<str> + Send>(
     tokenizer.with_pre_tokenizer(Some(level)).with_decoder(Some(level));
     tokenizer.add_special_tokens(special).map_err(failed)?;
     let found = tokenizer.get_model().get_vocab_size();
-    anyhow::ensure!(
-        found == vocab,
-        "the text gives only {found} of the {vocab} tokens asked for: use fewer or more text"
-    );
+    if found != vocab {
+        let reason = format!("the text gives only {found} of the {vocab} tokens asked for: use fewer or more text");
+        return Err(Error::TextTooShort { reason });
+    }
     let json = tokenizer.to_string(false).map_err(failed)?;
     json.parse::<Tokenizer>().map_err(failed)
 }

@@ -12,8 +12,8 @@
 //! too get their names when all of them are written.
 
 use crate::adamw::Moments;
+use crate::error::{Error, Result};
 use crate::trainer::{Settings, Step, Trainer};
-use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -66,11 +66,11 @@ pub struct Lock {
 /// # Errors
 /// It can't be created, or another process writes to it.
 pub fn lock(out: &Path) -> Result<Lock> {
-    fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
+    fs::create_dir_all(out).map_err(Error::io("create", out))?;
     // Where folders can't be opened or locked, there is no lock.
     let Ok(folder) = fs::File::open(out) else { return Ok(Lock { _folder: None }) };
     match folder.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => bail!("{} is being written by another process", out.display()),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::Busy { path: out.to_path_buf() }),
         Ok(()) => Ok(Lock { _folder: Some(folder) }),
         Err(fs::TryLockError::Error(_)) => Ok(Lock { _folder: None }),
     }
@@ -92,15 +92,16 @@ pub fn write_all(folder: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
     }
     files.iter().try_for_each(|(name, _)| {
         let target = folder.join(name);
-        fs::rename(partial(name), &target).with_context(|| format!("can't name {}", target.display()))
+        fs::rename(partial(name), &target).map_err(Error::io("name", &target))
     })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = || format!("can't write {}", path.display());
-    let mut file = fs::File::create(path).with_context(failed)?;
-    file.write_all(bytes).with_context(failed)?;
-    file.sync_all().with_context(failed)
+    let written = fs::File::create(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(Error::io("write", path))
 }
 
 fn serialized(tensors: &HashMap<String, Tensor>) -> Result<Vec<u8>> {
@@ -122,7 +123,7 @@ impl Trainer {
     /// # Errors
     /// The folder can't be written.
     pub fn export(&self, out: &Path, tokenizer: &str, dtype: DType) -> Result<()> {
-        fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
+        fs::create_dir_all(out).map_err(Error::io("create", out))?;
         let mut config = self.settings.config.clone();
         config["dtype"] = serde_json::json!(if dtype == DType::BF16 { "bfloat16" } else { "float32" });
         // The config last: a folder with one is complete.
@@ -142,7 +143,7 @@ impl Trainer {
         let name = format!("{PREFIX}{:07}", self.done);
         let (target, partial) = (out.join(&name), out.join(format!(".{name}.partial")));
         if partial.exists() {
-            fs::remove_dir_all(&partial).with_context(|| format!("can't remove {}", partial.display()))?;
+            fs::remove_dir_all(&partial).map_err(Error::io("remove", &partial))?;
         }
         self.export(&partial, tokenizer, DType::F32)?;
         let mut moments = HashMap::new();
@@ -163,12 +164,12 @@ impl Trainer {
         let sealed = Sealed { sha256: loader::sha256(&state), state };
         write(&partial.join(STATE), &serde_json::to_vec_pretty(&sealed)?)?;
         if target.exists() {
-            fs::remove_dir_all(&target).with_context(|| format!("can't replace {}", target.display()))?;
+            fs::remove_dir_all(&target).map_err(Error::io("replace", &target))?;
         }
-        fs::rename(&partial, &target).with_context(|| format!("can't name {}", target.display()))?;
+        fs::rename(&partial, &target).map_err(Error::io("name", &target))?;
         let all = list(out)?;
         for (_, old) in &all[..all.len().saturating_sub(KEEP)] {
-            fs::remove_dir_all(old).with_context(|| format!("can't remove {}", old.display()))?;
+            fs::remove_dir_all(old).map_err(Error::io("remove", old))?;
         }
         Ok(target)
     }
@@ -181,38 +182,35 @@ impl Trainer {
         let Some((_, folder)) = list(out)?.pop() else { return Ok(false) };
         let read = |name: &str| -> Result<Vec<u8>> {
             let path = folder.join(name);
-            fs::read(&path).with_context(|| format!("can't read {}", path.display()))
+            fs::read(&path).map_err(Error::io("read", &path))
         };
         let state = read_state(&folder.join(STATE), &read(STATE)?)?;
-        if let Some(key) = first_difference(&state.settings, &self.settings)? {
-            bail!(
-                "{} was made with another {key}: resuming would mix two runs; use another --out or the same settings",
-                folder.display()
-            )
+        if let Some(setting) = first_difference(&state.settings, &self.settings)? {
+            return Err(Error::OtherSettings { folder, setting });
         }
         let load = |file: &str| -> Result<HashMap<String, Tensor>> {
-            let named = || format!("{}: not what was saved", folder.join(file).display());
-            candle_core::safetensors::load_buffer(&read(file)?, &Device::Cpu).with_context(named)
+            let other = |error| Error::checkpoint(&folder.join(file), format!("not what was saved: {error}"));
+            candle_core::safetensors::load_buffer(&read(file)?, &Device::Cpu).map_err(other)
         };
         let (weights, moments) = (load(WEIGHTS)?, load(MOMENTS)?);
         let find = |file: &str, all: &HashMap<String, Tensor>, name: &str| -> Result<Tensor> {
-            let place = || format!("{}: tensor {name}", folder.join(file).display());
-            let tensor = all.get(name).with_context(|| format!("{} is missing", place()))?;
+            let missing = || Error::checkpoint(&folder.join(file), format!("tensor {name} is missing"));
+            let tensor = all.get(name).ok_or_else(missing)?;
             let whole =
                 tensor.dtype() == DType::F32 && state.tensors.get(&format!("{file}: {name}")) == Some(&digest(tensor)?);
-            ensure!(whole, "{} is damaged: {AWAY}", place());
-            Ok(tensor.clone())
+            match whole {
+                true => Ok(tensor.clone()),
+                false => Err(Error::Damaged { path: folder.join(file), tensor: Some(name.to_string()) }),
+            }
         };
         for (name, p) in &mut self.parameters {
             p.var.set(&find(WEIGHTS, &weights, name)?)?;
             let vector = |key: String| -> Result<Vec<f32>> {
                 let data = find(MOMENTS, &moments, &key)?.to_vec1::<f32>()?;
-                ensure!(
-                    data.len() == p.var.elem_count(),
-                    "{}: the optimizer's state has other shapes",
-                    folder.display()
-                );
-                Ok(data)
+                match data.len() == p.var.elem_count() {
+                    true => Ok(data),
+                    false => Err(Error::checkpoint(&folder, "the optimizer's state has other shapes")),
+                }
             };
             p.moments = Moments { mean: vector(format!("mean.{name}"))?, square: vector(format!("square.{name}"))? };
         }
@@ -221,14 +219,13 @@ impl Trainer {
     }
 }
 
-/// What to do about a checkpoint that is damaged.
-const AWAY: &str = "its checksum is another; remove the folder to go on from the checkpoint before it";
-
 fn read_state(path: &Path, bytes: &[u8]) -> Result<State> {
-    let failed = || format!("{}: not a trainer's state", path.display());
-    let sealed: Sealed = serde_json::from_slice(bytes).with_context(failed)?;
-    ensure!(loader::sha256(&sealed.state) == sealed.sha256, "{} is damaged: {AWAY}", path.display());
-    serde_json::from_str(&sealed.state).with_context(failed)
+    let other = |error| Error::checkpoint(path, format!("not a trainer's state: {error}"));
+    let sealed: Sealed = serde_json::from_slice(bytes).map_err(other)?;
+    if loader::sha256(&sealed.state) != sealed.sha256 {
+        return Err(Error::Damaged { path: path.to_path_buf(), tensor: None });
+    }
+    serde_json::from_str(&sealed.state).map_err(other)
 }
 
 /// The first setting that differs.
@@ -243,10 +240,10 @@ fn list(out: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut all = BTreeMap::new();
     match fs::read_dir(out) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).with_context(|| format!("can't read {}", out.display())),
+        Err(e) => return Err(Error::io("read", out)(e)),
         Ok(entries) => {
             for entry in entries {
-                let entry = entry.with_context(|| format!("can't read {}", out.display()))?;
+                let entry = entry.map_err(Error::io("read", out))?;
                 let name = entry.file_name();
                 let step = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.parse().ok());
                 if let Some(step) = step {
@@ -275,7 +272,7 @@ impl Log {
         let old = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(e).with_context(|| format!("can't read {}", path.display())),
+            Err(e) => return Err(Error::io("read", &path)(e)),
         };
         // A line that a kill cut short is dropped too.
         let steps: Vec<Step> =
@@ -287,11 +284,8 @@ impl Log {
         }
         let partial = out.join(".train.jsonl.partial");
         write(&partial, text.as_bytes())?;
-        fs::rename(&partial, &path).with_context(|| format!("can't name {}", path.display()))?;
-        let file = fs::OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .with_context(|| format!("can't write {}", path.display()))?;
+        fs::rename(&partial, &path).map_err(Error::io("name", &path))?;
+        let file = fs::OpenOptions::new().append(true).open(&path).map_err(Error::io("write", &path))?;
         Ok(Self { path, steps, file })
     }
 
@@ -301,7 +295,7 @@ impl Log {
     /// The file can't be written.
     pub fn add(&mut self, step: &Step) -> Result<()> {
         let line = format!("{}\n", serde_json::to_string(step)?);
-        self.file.write_all(line.as_bytes()).with_context(|| format!("can't write {}", self.path.display()))?;
+        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))?;
         self.steps.push(step.clone());
         Ok(())
     }

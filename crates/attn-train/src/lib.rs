@@ -12,9 +12,11 @@
 pub mod adamw;
 pub mod bpe;
 pub mod checkpoint;
+mod error;
 pub mod plot;
 pub mod schedule;
 pub mod shape;
 mod trainer;
 
+pub use error::{Error, Result};
 pub use trainer::{Settings, Step, Trainer};

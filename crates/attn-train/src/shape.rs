@@ -3,7 +3,7 @@
 //! All encodings share Llama's block, so that what differs between two trained models is the encoding alone. With rotary
 //! positions the checkpoint is a plain `llama`, which transformers and llama.cpp load; the others are `attn_decoder`.
 
-use anyhow::{Result, ensure};
+use crate::error::{Error, Result};
 use attn_core::position::{LearnedTensor, learned_tensors};
 use attn_eval::rng::Rng;
 use attn_models::families::ENCODINGS;
@@ -47,7 +47,7 @@ impl fmt::Display for Position {
 impl FromStr for Position {
     type Err = String;
 
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, String> {
         let known = || format!("known: {}", ENCODINGS.join(", "));
         Self::all().find(|position| position.0 == name).ok_or_else(known)
     }
@@ -77,11 +77,18 @@ pub struct Shape {
 impl Shape {
     fn check(&self) -> Result<()> {
         let Self { hidden, heads, kv_heads, .. } = *self;
-        ensure!(heads > 0 && kv_heads > 0 && self.layers > 0, "heads, kv heads and layers have to be at least 1");
-        ensure!(hidden.is_multiple_of(heads), "hidden size {hidden} does not divide among {heads} heads");
-        ensure!(heads.is_multiple_of(kv_heads), "{heads} heads do not divide among {kv_heads} kv heads");
-        ensure!((hidden / heads).is_multiple_of(2), "heads of odd width {} can't be rotated", hidden / heads);
-        Ok(())
+        let reason = if heads == 0 || kv_heads == 0 || self.layers == 0 {
+            "heads, kv heads and layers have to be at least 1".to_string()
+        } else if !hidden.is_multiple_of(heads) {
+            format!("hidden size {hidden} does not divide among {heads} heads")
+        } else if !heads.is_multiple_of(kv_heads) {
+            format!("{heads} heads do not divide among {kv_heads} kv heads")
+        } else if !(hidden / heads).is_multiple_of(2) {
+            format!("heads of odd width {} can't be rotated", hidden / heads)
+        } else {
+            return Ok(());
+        };
+        Err(Error::Setting { reason })
     }
 
     /// The `config.json`.
@@ -219,10 +226,10 @@ fn draw(rng: &mut Rng, init: Init, shape: &[usize]) -> Result<f32> {
 pub fn without_positions(config: &Value) -> Result<Value> {
     let mut config = config.clone();
     let model_type = config["model_type"].as_str().unwrap_or_default();
-    ensure!(
-        ["llama", "attn_decoder"].contains(&model_type),
-        "positions can be dropped from checkpoints of the type llama, this one is {model_type}"
-    );
+    if !["llama", "attn_decoder"].contains(&model_type) {
+        let reason = format!("positions can be dropped from checkpoints of the type llama, this one is {model_type}");
+        return Err(Error::Setting { reason });
+    }
     if let Some(keys) = config.as_object_mut() {
         for key in ["rope_theta", "rope_scaling", "rope_parameters", "xpos_scale_base"] {
             keys.remove(key);

@@ -1,8 +1,8 @@
 //! The training loop, one step at a time.
 
 use crate::adamw::{AdamW, Moments};
+use crate::error::{Error, Result};
 use crate::schedule::learning_rate;
-use anyhow::{Context, Result, ensure};
 use attn_eval::rng::Rng;
 use attn_models::config::UnknownKeys;
 use attn_models::{Model, Options};
@@ -48,11 +48,27 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Refuses settings that leave nothing to train, on a text of so many tokens.
+    fn check(&self, tokens: usize) -> Result<()> {
+        let context = self.context;
+        if context < 2 {
+            return Err(Error::Setting { reason: "a row needs at least two tokens".into() });
+        }
+        if tokens <= context {
+            let reason = format!("the text has {tokens} tokens, a row of {context} needs more");
+            return Err(Error::TextTooShort { reason });
+        }
+        if self.steps == 0 || self.batch == 0 || self.accumulate == 0 {
+            return Err(Error::Setting { reason: "nothing to train on".into() });
+        }
+        Ok(())
+    }
+
     fn compute_dtype(&self) -> Result<DType> {
         match self.dtype.as_str() {
             "f32" => Ok(DType::F32),
             "bf16" => Ok(DType::BF16),
-            other => anyhow::bail!("training runs in f32 or bf16, not in {other}"),
+            other => Err(Error::Setting { reason: format!("training runs in f32 or bf16, not in {other}") }),
         }
     }
 
@@ -111,14 +127,7 @@ impl Trainer {
     /// # Errors
     /// Fewer tokens than a row has, weights that don't fit the config.
     pub fn new(mut settings: Settings, weights: BTreeMap<String, Tensor>, tokens: Vec<u32>) -> Result<Self> {
-        ensure!(settings.context >= 2, "a row needs at least two tokens");
-        ensure!(
-            tokens.len() > settings.context,
-            "the text has {} tokens, a row of {} needs more",
-            tokens.len(),
-            settings.context
-        );
-        ensure!(settings.steps > 0 && settings.batch > 0 && settings.accumulate > 0, "nothing to train on");
+        settings.check(tokens.len())?;
         settings.data = digest(&tokens);
         let unknown_keys =
             if settings.allow_unknown_config_keys { UnknownKeys::Collect } else { UnknownKeys::default() };
@@ -131,7 +140,7 @@ impl Trainer {
         let parameters = weights.into_iter().map(parameter).collect::<Result<_>>()?;
         let pools = pools(settings.shards())?;
         let trainer = Self { settings, parameters, done: 0, tokens, options, pools };
-        trainer.model().context("the first weights don't fit the config")?;
+        trainer.load().map_err(|source| Error::FirstWeights { source })?;
         Ok(trainer)
     }
 
@@ -158,9 +167,13 @@ impl Trainer {
     /// # Errors
     /// As [`Model::load`].
     pub fn model(&self) -> Result<Model> {
+        Ok(self.load()?)
+    }
+
+    fn load(&self) -> candle_core::Result<Model> {
         let tensors: HashMap<String, Tensor> =
             self.parameters.iter().map(|(name, p)| (name.clone(), p.var.as_tensor().clone())).collect();
-        Ok(Model::load(&self.settings.config, Arc::new(tensors), &self.options)?)
+        Model::load(&self.settings.config, Arc::new(tensors), &self.options)
     }
 
     /// Runs one step.
@@ -171,10 +184,16 @@ impl Trainer {
         let started = Instant::now();
         let number = self.done + 1;
         let (loss, gradients) = self.gradients()?;
-        ensure!(loss.is_finite(), "step {number}: the loss is {loss}; try a lower learning rate");
+        if !loss.is_finite() {
+            let reason = format!("the loss is {loss}; try a lower learning rate");
+            return Err(Error::Diverged { step: number, reason });
+        }
         let square = |g: &Vec<f32>| g.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
         let grad_norm = gradients.par_iter().map(square).collect::<Vec<_>>().iter().sum::<f64>().sqrt();
-        ensure!(grad_norm.is_finite(), "step {number}: the gradient is not finite; try a lower learning rate");
+        if !grad_norm.is_finite() {
+            let reason = "the gradient is not finite; try a lower learning rate".to_string();
+            return Err(Error::Diverged { step: number, reason });
+        }
         let s = &self.settings;
         let rate = learning_rate(self.done, s.steps, s.warmup, s.learning_rate);
         let scale = (s.clip / grad_norm.max(1e-12)).min(1.0);
@@ -201,7 +220,10 @@ impl Trainer {
     pub fn held_out_loss(&self, tokens: &[u32]) -> Result<f64> {
         let (model, context) = (self.model()?, self.settings.context);
         let windows = tokens.len() / context;
-        ensure!(windows > 0, "the held-out text has {} tokens, a window has {context}", tokens.len());
+        if windows == 0 {
+            let reason = format!("the held-out text has {} tokens, a window has {context}", tokens.len());
+            return Err(Error::TextTooShort { reason });
+        }
         let mut sum = 0.0;
         for ids in tokens[..windows * context].chunks(self.settings.shard_rows() * context) {
             let ids = Tensor::from_slice(ids, (ids.len() / context, context), &Device::Cpu)?;
@@ -209,8 +231,13 @@ impl Trainer {
             sum += nll.into_iter().map(f64::from).sum::<f64>();
         }
         let loss = sum / (windows * (context - 1)) as f64;
-        ensure!(loss.is_finite(), "step {}: the loss on the held-out text is {loss}", self.done);
-        Ok(loss)
+        match loss.is_finite() {
+            true => Ok(loss),
+            false => {
+                let reason = format!("the loss on the held-out text is {loss}");
+                Err(Error::Diverged { step: self.done, reason })
+            }
+        }
     }
 
     /// The mean loss of the step's rows, and its gradient by every parameter in their order.
@@ -243,7 +270,7 @@ impl Trainer {
         let store = nll.backward()?;
         let gradient = |(name, parameter): (&String, &Parameter)| match store.get(parameter.var.as_tensor()) {
             Some(gradient) => Ok(gradient.flatten_all()?.to_vec1()?),
-            None => anyhow::bail!("{name} got no gradient: the model does not depend on it"),
+            None => Err(Error::NoGradient { name: name.clone() }),
         };
         Ok((f64::from(nll.to_scalar::<f32>()?), self.parameters.iter().map(gradient).collect::<Result<_>>()?))
     }
@@ -310,7 +337,7 @@ fn pools(shards: usize) -> Result<Vec<ThreadPool>> {
     let threads = rayon::current_num_threads();
     let pools = threads.min(shards);
     let pool = |i| ThreadPoolBuilder::new().num_threads(threads / pools + usize::from(i < threads % pools)).build();
-    (0..pools).map(pool).collect::<Result<_, _>>().context("can't start the threads")
+    Ok((0..pools).map(pool).collect::<Result<_, _>>()?)
 }
 
 /// SHA-256 of token ids, little-endian.

@@ -357,7 +357,10 @@ fn train_tokenizer(texts: &[PathBuf], vocab: usize) -> Result<Tokenizer> {
         let free = loader::free_memory().unwrap_or(u64::MAX);
         let trained = bpe::train(receiver.into_iter(), vocab, free / 2).map(Tokenizer::new);
         match reader.join() {
-            Ok(read) => read.and(trained),
+            Ok(read) => {
+                read?;
+                Ok(trained?)
+            }
             Err(_) => anyhow::bail!("reading the texts failed"),
         }
     })
