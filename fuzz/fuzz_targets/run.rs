@@ -2,7 +2,7 @@
 //! and summarised.
 #![no_main]
 
-use anyhow::Result;
+use attn_eval::Result;
 use attn_eval::across::{self, ModelSpec};
 use attn_eval::compare::{LabSpec, Results, sum_up};
 use attn_eval::report::{

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            output::note(&format!("error: {}", output::one_line(&error)));
+            output::note(&format!("error: {}", attn_eval::one_line(error.as_ref())));
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }

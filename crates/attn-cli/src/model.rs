@@ -9,6 +9,7 @@ use crate::output::{note, usage};
 use crate::parse::{BosChoice, DeviceName, LengthPolicy};
 use anyhow::{Context, Result};
 use attn_core::machine;
+use attn_eval::one_line;
 use attn_models::config::{Notes, UnknownKeys};
 use attn_models::memory::{Workload, weight_bytes};
 use attn_models::spec::ModelSpec;
@@ -242,6 +243,11 @@ impl Opened {
             return Ok(());
         }
         memory::check_run(tokens, &|n| self.needed_memory(&work(n)))
+    }
+
+    /// Why a run over `tokens` does not fit into memory, if it does not; as [`check_memory`](Self::check_memory).
+    pub(crate) fn fits(&self, tokens: usize, work: impl Fn(usize) -> Workload) -> Result<(), String> {
+        self.check_memory(tokens, work).map_err(|error| one_line(error.as_ref()))
     }
 
     /// Refuses to keep `kept` bytes of what the model as it is predicts beside a run that asks `work` of it, if they don't

@@ -4,10 +4,10 @@
 //! length of the sequence: the endings of one question are asked for one after the other. An answer is the same, to rounding,
 //! whatever was asked before.
 
+use crate::error::{Error, Result, ensure, error};
 use crate::generate::{GenerateOptions, Writer, reused, row};
 use crate::protocol::{Protocol, score_passes};
 use crate::sample::{SampleOptions, Sampler};
-use anyhow::{Context, Result, ensure};
 use attn_core::ops;
 use attn_models::{Architecture, Model, RopeLength, Session};
 use candle_core::{D, Tensor};
@@ -61,9 +61,14 @@ impl<'a> Answerer<'a> {
     pub fn new(model: &'a Model, max_length: usize, length: Option<usize>) -> Result<Self> {
         ensure!(
             model.architecture() == Architecture::Decoder,
+            UnsuitableModel,
             "only models that predict the next token answer requests"
         );
-        ensure!(max_length >= 2, "a length of {max_length} leaves no token to predict: it has to be at least 2");
+        ensure!(
+            max_length >= 2,
+            Setting,
+            "a length of {max_length} leaves no token to predict: it has to be at least 2"
+        );
         crate::perplexity::check_room(model, max_length)?;
         Ok(Self { model, max_length, length, session: None, writer: None })
     }
@@ -79,9 +84,9 @@ impl<'a> Answerer<'a> {
     /// Either is empty, or the continuation alone does not fit; or the model fails.
     pub fn likelihood(&mut self, context: &[u32], continuation: &[u32]) -> Result<Likelihood> {
         let (tokens, most) = (continuation.len(), self.max_length);
-        ensure!(!context.is_empty(), "there is nothing before the continuation");
-        ensure!(tokens > 0, "the continuation has no tokens");
-        ensure!(tokens <= most, "the continuation has {tokens} tokens, and the model reads {most}");
+        ensure!(!context.is_empty(), Request, "there is nothing before the continuation");
+        ensure!(tokens > 0, Request, "the continuation has no tokens");
+        ensure!(tokens <= most, Request, "the continuation has {tokens} tokens, and the model reads {most}");
         // The last token is predicted, and not read.
         let left_out = (context.len() + tokens).saturating_sub(most + 1);
         let context = &context[left_out..];
@@ -92,7 +97,7 @@ impl<'a> Answerer<'a> {
         let mut score = |logits: Tensor, wanted: &[u32]| -> Result<()> {
             let targets = Tensor::new(wanted, logits.device())?;
             let nll: Vec<f32> = ops::nll(&logits, &targets)?.to_vec1()?;
-            ensure!(nll.iter().all(|nll| nll.is_finite()), "a token of the continuation has no likelihood");
+            ensure!(nll.iter().all(|nll| nll.is_finite()), NotFinite, "a token of the continuation has no likelihood");
             logprob -= nll.iter().map(|&nll| f64::from(nll)).sum::<f64>();
             is_greedy &= logits.argmax(D::Minus1)?.to_vec1::<u32>()? == wanted;
             Ok(())
@@ -133,8 +138,8 @@ impl<'a> Answerer<'a> {
         (ends, stop): (&[u32], &[String]),
         sampling: SampleOptions,
     ) -> Result<Continuation> {
-        ensure!(!prompt.is_empty(), "the prompt is empty: there is nothing to continue");
-        ensure!(most < self.max_length, "{most} new tokens leave no room for a prompt in {}", self.max_length);
+        ensure!(!prompt.is_empty(), Request, "the prompt is empty: there is nothing to continue");
+        ensure!(most < self.max_length, Request, "{most} new tokens leave no room for a prompt in {}", self.max_length);
         let left_out = (prompt.len() + most).saturating_sub(self.max_length);
         let prompt = &prompt[left_out..];
         let length = RopeLength::Declared(self.length.unwrap_or(prompt.len() + most));
@@ -150,7 +155,7 @@ impl<'a> Answerer<'a> {
         let (mut spoken, mut shown) = (tokenizer.stream(false), tokenizer.stream(true));
         let (mut all, mut text) = (String::new(), String::new());
         let stop: Vec<&str> = stop.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
-        let result = writer.write(prompt, &mut Sampler::new(sampling), &mut |token| {
+        let result = writer.write(prompt, &mut Sampler::new(sampling), &mut |token| -> Result<ControlFlow<()>> {
             if ends.contains(&token) {
                 return Ok(ControlFlow::Break(()));
             }
@@ -182,15 +187,16 @@ impl<'a> Answerer<'a> {
 /// context is `prefix`.
 ///
 /// # Errors
-/// The texts can't be tokenised, or there is no token to begin with.
-pub fn split(
+/// Whatever `encode` fails with, as it is; there is no token to begin with.
+pub fn split<E: From<Error>>(
     context: &str,
     continuation: &str,
     prefix: Option<u32>,
-    encode: &dyn Fn(&str, bool) -> Result<Vec<u32>>,
-) -> Result<(Vec<u32>, Vec<u32>)> {
+    encode: impl Fn(&str, bool) -> Result<Vec<u32>, E>,
+) -> Result<(Vec<u32>, Vec<u32>), E> {
     if context.is_empty() {
-        let prefix = prefix.context("an empty context stands for a BOS or EOS token: there is none")?;
+        let none = || error!(UnsuitableModel, "an empty context stands for a BOS or EOS token: there is none");
+        let prefix = prefix.ok_or_else(none)?;
         let mut tokens = encode(continuation, false)?;
         // One that is written out is not doubled.
         if tokens.first() == Some(&prefix) {

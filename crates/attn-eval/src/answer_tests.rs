@@ -115,16 +115,16 @@ fn continuations_end_where_they_are_told_to() {
 #[test]
 fn a_text_is_split_as_the_harness_does() {
     let (_, tokenizer) = open(&Options::default());
-    let encode = |text: &str, special: bool| Ok(tokenizer.encode(text, special)?);
+    let encode = |text: &str, special: bool| -> Result<Vec<u32>> { Ok(tokenizer.encode(text, special)?) };
     let ids = |text: &str| tokenizer.encode(text, false).unwrap();
     // Spaces at the end of the context go over to the continuation.
     for (context, continuation) in [("She was", " not"), ("She was ", "not"), ("She was \n", "not")] {
-        let (before, after) = split(context, continuation, None, &encode).unwrap();
+        let (before, after) = split(context, continuation, None, encode).unwrap();
         assert_eq!(before, ids("She was"));
         assert_eq!([before, after].concat(), ids(&format!("{context}{continuation}")));
     }
-    assert_eq!(split("", "not", Some(3), &encode).unwrap(), (vec![3], ids("not")));
+    assert_eq!(split("", "not", Some(3), encode).unwrap(), (vec![3], ids("not")));
     let first = ids("not")[0];
-    assert_eq!(split("", "not", Some(first), &encode).unwrap(), (vec![first], ids("not")[1..].to_vec()));
-    assert!(split("", "not", None, &encode).unwrap_err().to_string().contains("BOS or EOS"));
+    assert_eq!(split("", "not", Some(first), encode).unwrap(), (vec![first], ids("not")[1..].to_vec()));
+    assert!(split("", "not", None, encode).unwrap_err().to_string().contains("BOS or EOS"));
 }

@@ -3,7 +3,7 @@
 //! It needs a model's spec and, where a bias is learned, that one table; the other weights are never read.
 
 use crate::encoding::{Description, Effects, describe, effects::effects};
-use anyhow::{Context, Result};
+use crate::error::{Result, Within};
 use attn_core::position::PositionConfig;
 use attn_models::TensorSource;
 use attn_models::encodings::{EncodingGroup, Place};
@@ -94,7 +94,9 @@ pub fn explain(
     let mut position = vec![];
     for (stack_name, stack) in std::iter::once((main, &spec.stack)).chain(spec.encoder.iter().map(|e| ("encoder", e))) {
         let table = match weights {
-            Some(weights) => spec.relative_table(stack, weights).context("reading the table of the relative bias")?,
+            Some(weights) => {
+                spec.relative_table(stack, weights).within(|| "reading the table of the relative bias".into())?
+            }
             None => None,
         };
         for group in stack.encodings() {

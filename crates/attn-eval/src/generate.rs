@@ -1,8 +1,8 @@
 //! Text generation: the loop between a session and a sampler.
 
 use crate::clock::Clock;
+use crate::error::{Error, Result, ensure, error};
 use crate::sample::Sampler;
-use anyhow::{Context, Result, ensure};
 use attn_models::{Architecture, Model, RopeLength, Session};
 use candle_core::Tensor;
 use std::ops::ControlFlow;
@@ -38,14 +38,14 @@ pub struct Generated {
 /// Continues `prompt`, handing each new token to `emit` as it is chosen, which may end the text there.
 ///
 /// # Errors
-/// The prompt is empty, the model is an encoder or out of positions, or `emit` fails.
-pub fn generate(
+/// The prompt is empty, the model is an encoder or out of positions; whatever `emit` fails with, as it is.
+pub fn generate<E: From<Error>>(
     model: &Model,
     prompt: &[u32],
     sampler: &mut Sampler,
     options: &GenerateOptions,
-    emit: &mut dyn FnMut(u32) -> Result<ControlFlow<()>>,
-) -> Result<Generated> {
+    emit: &mut dyn FnMut(u32) -> Result<ControlFlow<()>, E>,
+) -> Result<Generated, E> {
     Writer::new(model, options.clone()).write(prompt, sampler, emit)
 }
 
@@ -75,24 +75,23 @@ impl<'a> Writer<'a> {
     /// Continues `prompt`, which is the whole text and not only what is new in it, as [`generate`] does.
     ///
     /// # Errors
-    /// The prompt is empty, the model is an encoder or out of positions, or `emit` fails. The next call reads its prompt anew.
-    pub fn write(
+    /// As [`generate`]. The next call reads its prompt anew.
+    pub fn write<E: From<Error>>(
         &mut self,
         prompt: &[u32],
         sampler: &mut Sampler,
-        emit: &mut dyn FnMut(u32) -> Result<ControlFlow<()>>,
-    ) -> Result<Generated> {
-        ensure!(self.model.architecture() != Architecture::Encoder, "the model is an encoder and can't generate text");
-        ensure!(!prompt.is_empty(), "the prompt is empty: there is nothing to continue");
+        emit: &mut dyn FnMut(u32) -> Result<ControlFlow<()>, E>,
+    ) -> Result<Generated, E> {
+        self.check(prompt)?;
         let clock = Clock::start();
         // Out of `self` for as long as it may be in a state between two tokens.
         let (mut session, mut history, new) = self.begin(prompt)?;
         let mut result =
             Generated { prompt_tokens: new, prompt_seconds: 0.0, new_tokens: 0, decode_seconds: 0.0, stopped: false };
-        let mut logits = session.feed(&row(&history[session.len()..], self.model)?)?;
+        let mut logits = self.fed(&mut session, &history)?;
         result.prompt_seconds = clock.seconds();
         for _ in 0..self.options.max_new {
-            let token = sampler.next(logits.squeeze(0)?.to_vec1()?, &history)?;
+            let token = sampler.next(logits, &history)?;
             if result.new_tokens == 0 {
                 result.prompt_seconds = clock.seconds();
             }
@@ -106,14 +105,28 @@ impl<'a> Writer<'a> {
                 break;
             }
             history.push(token);
-            if result.new_tokens < self.options.max_new {
-                logits = session.feed(&row(&[token], self.model)?)?;
+            if result.new_tokens == self.options.max_new {
+                break;
             }
+            logits = self.fed(&mut session, &history)?;
         }
         result.decode_seconds = clock.seconds() - result.prompt_seconds;
         history.truncate(session.len());
         (self.session, self.read) = (Some(session), history);
         Ok(result)
+    }
+
+    fn check(&self, prompt: &[u32]) -> Result<()> {
+        let encoder = self.model.architecture() == Architecture::Encoder;
+        ensure!(!encoder, UnsuitableModel, "the model is an encoder and can't generate text");
+        ensure!(!prompt.is_empty(), Request, "the prompt is empty: there is nothing to continue");
+        Ok(())
+    }
+
+    /// The logits of the token after `tokens`, of which the session reads what it has not read.
+    fn fed(&self, session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
+        let new = row(&tokens[session.len()..], self.model)?;
+        Ok(session.feed(&new)?.squeeze(0)?.to_vec1()?)
     }
 
     /// A session that has read all of `prompt` that it can have read already, the tokens to continue, and how many of the
@@ -124,7 +137,8 @@ impl<'a> Writer<'a> {
         if model.architecture() == Architecture::EncoderDecoder {
             let mut session = Session::new(model, length, None)?;
             session.encode(&row(prompt, model)?, None)?;
-            let start = self.options.decoder_start.context("the config names no decoder_start_token_id")?;
+            let none = || error!(UnsuitableModel, "the config names no decoder_start_token_id");
+            let start = self.options.decoder_start.ok_or_else(none)?;
             return Ok((session, vec![start], prompt.len()));
         }
         let before = self.session.take().map(|session| (session, read));
@@ -147,6 +161,6 @@ pub(crate) fn reused(before: Option<(Session, Vec<u32>)>, tokens: &[u32], most: 
 }
 
 /// Ids `(1, t)` on the model's device.
-pub(crate) fn row(ids: &[u32], model: &Model) -> Result<Tensor> {
-    Ok(Tensor::new(ids, model.device())?.unsqueeze(0)?)
+pub(crate) fn row(ids: &[u32], model: &Model) -> candle_core::Result<Tensor> {
+    Tensor::new(ids, model.device())?.unsqueeze(0)
 }

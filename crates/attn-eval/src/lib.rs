@@ -14,6 +14,7 @@ pub mod answer;
 mod clock;
 pub mod compare;
 pub mod encoding;
+mod error;
 mod exact;
 pub mod explain;
 pub mod generate;
@@ -30,4 +31,5 @@ mod skipped;
 pub mod stats;
 pub mod windows;
 
-pub use skipped::Skipped;
+pub use error::{Error, Result, one_line};
+pub use skipped::{Fits, Skipped};

@@ -14,10 +14,10 @@
 //!   from the reference's prediction of the same token. It is exactly 0 for the model as it is, within the trained context.
 
 use crate::clock::Clock;
+use crate::error::{Result, ensure};
 use crate::perplexity::{ScoreOptions, Scores, rows, score_windows};
 use crate::stats::WindowNll;
 use crate::windows::{Window, Windows};
-use anyhow::{Context, Result, ensure};
 use attn_models::Model;
 use candle_core::Tensor;
 use loader::Tokenizer;
@@ -129,6 +129,7 @@ impl Metrics<'_> {
         if let Some(KeyTokens { trunc_len, .. }) = self.settings.longppl {
             ensure!(
                 trunc_len < context,
+                Setting,
                 "LongPPL holds a context of {context} against one of {trunc_len} tokens: take a shorter one (--trunc-len), \
                  or longer windows"
             );
@@ -231,7 +232,7 @@ impl Metrics<'_> {
             }
         }
         let finite = full.iter().chain(&short).all(|nll| nll.is_finite());
-        ensure!(finite, "the model as it is gives a log-likelihood that is no number");
+        ensure!(finite, NotFinite, "the model as it is gives a log-likelihood that is no number");
         let is_key =
             |(full, short): (&f32, &f32)| f64::from(short - full) > options.alpha && f64::from(*full) < -options.beta;
         let found: Vec<usize> = (first..t).filter(|&i| is_key((&full[i - first], &short[i - first]))).collect();
@@ -277,12 +278,12 @@ impl Metrics<'_> {
         let (mut longppl, mut kl) = (vec![], vec![]);
         let mut next = some.iter().zip(references);
         let t = windows.context();
-        let mut nll = |batch: &[Vec<u32>]| -> Result<Vec<Vec<f32>>> {
+        let mut nll = |batch: &[Vec<u32>]| -> candle_core::Result<Vec<Vec<f32>>> {
             let ids = Tensor::from_vec(batch.concat(), (batch.len(), t), model.device())?;
             let hidden = model.hidden(&ids, length.unwrap_or(t), None)?.narrow(1, 0, t - 1)?;
             let rows: Vec<Vec<f32>> = model.nll_after(&hidden, &ids.narrow(1, 1, t - 1)?)?.to_vec2()?;
             for (i, row) in rows.iter().enumerate() {
-                let (window, reference) = next.next().context("every window has a reference")?;
+                let Some((window, reference)) = next.next() else { candle_core::bail!("a window has no reference") };
                 longppl.push(sums(reference.keys.iter().map(|key| row[key - 1])));
                 if let Some(known) = &reference.hidden {
                     let scored = windows.positions(window);
@@ -296,7 +297,7 @@ impl Metrics<'_> {
         };
         let mut scores = score_windows(&mut nll, tokens, windows, some, progress)?;
         let finite = longppl.iter().chain(&kl).all(|window: &WindowNll| window.sum.is_finite());
-        ensure!(finite, "a log-likelihood is no number");
+        ensure!(finite, NotFinite, "a log-likelihood is no number");
         scores.longppl = self.settings.longppl.map(|_| longppl);
         scores.kl = self.settings.kl.then_some(kl);
         Ok(scores)

@@ -6,9 +6,9 @@
 //! prints; `stderr_windows` takes only whole windows as independent, and is usually the larger and the honest one.
 
 use crate::clock::Clock;
+use crate::error::{Error, Result, Within, ensure};
 use crate::stats::{self, Difference, Interval, WindowNll};
 use crate::windows::{Window, WindowOptions, Windows};
-use anyhow::{Context, Result, ensure};
 use attn_models::Model;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -155,11 +155,11 @@ pub(crate) fn scorer(
     model: &Model,
     context: usize,
     length: Option<usize>,
-) -> impl FnMut(&[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+) -> impl FnMut(&[Vec<u32>]) -> candle_core::Result<Vec<Vec<f32>>> {
     move |batch| {
         let flat: Vec<u32> = batch.concat();
         let ids = Tensor::from_vec(flat, (batch.len(), batch.first().map_or(0, Vec::len)), model.device())?;
-        Ok(model.nll(&ids, length.unwrap_or(context))?.to_vec2()?)
+        model.nll(&ids, length.unwrap_or(context))?.to_vec2()
     }
 }
 
@@ -173,14 +173,15 @@ pub fn rows(context: usize) -> usize {
 /// # Errors
 /// The table is shorter than `context`.
 pub fn check_room(model: &Model, context: usize) -> Result<()> {
-    if let Some(max) = model.max_context() {
-        ensure!(context <= max, "a context of {context} is past the model's learned positions, which end at {max}");
+    match model.max_context() {
+        Some(end) if context > end => Err(Error::PastPositions { context, end }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// Turns a batch of equally long rows of ids into the negative log-likelihoods of tokens `1..` of each row.
-pub type Scorer<'a> = dyn FnMut(&[Vec<u32>]) -> Result<Vec<Vec<f32>>> + 'a;
+/// Turns a batch of equally long rows of ids into the negative log-likelihoods of tokens `1..` of each row. It fails as models
+/// do: what is no model of Candle's wraps its own errors ([`candle_core::Error::wrap`]).
+pub type Scorer<'a> = dyn FnMut(&[Vec<u32>]) -> candle_core::Result<Vec<Vec<f32>>> + 'a;
 
 /// [`score`] under anything that can tell likelihoods.
 ///
@@ -211,7 +212,7 @@ pub(crate) fn score_windows(
         let mut ids: Vec<Vec<u32>> = batch.iter().map(|window| windows.ids(window, tokens)).collect();
         let read = ids.iter().map(Vec::len).sum();
         fill_up(&mut ids);
-        let rows = nll(&ids).with_context(|| format!("scoring a context of {}", windows.context()))?;
+        let rows = nll(&ids).within(|| format!("scoring a context of {}", windows.context()))?;
         for (window, row) in batch.iter().zip(&rows) {
             scores.add(row, windows.positions(window), windows.context(), window.scored.start)?;
         }
@@ -292,7 +293,13 @@ impl Scores {
         let mut window = WindowNll { tokens: positions.len(), ..WindowNll::default() };
         for (offset, position) in positions.enumerate() {
             let nll = f64::from(row[position - 1]);
-            ensure!(nll.is_finite(), "token {} of the text has a log-likelihood of {}", first + offset, -nll);
+            ensure!(
+                nll.is_finite(),
+                NotFinite,
+                "token {} of the text has a log-likelihood of {}",
+                first + offset,
+                -nll
+            );
             window.sum += nll;
             window.squares += nll * nll;
             let bucket = &mut self.curve[position * CURVE / context];
@@ -326,20 +333,29 @@ impl Scores {
             let sums = within(sum, tokens, most) && within(last_sum, last_tokens, most);
             ensure!(
                 counts && sums && within(squares, tokens, most * most),
+                Impossible,
                 "window {index} is none of {context} tokens"
             );
         }
         let scored = checked_sum(self.windows.iter().map(|window| window.tokens));
-        ensure!(scored.is_some_and(|n| 0 < n && n <= used), "its windows don't score a part of the {used} tokens");
+        ensure!(
+            scored.is_some_and(|n| 0 < n && n <= used),
+            Impossible,
+            "its windows don't score a part of the {used} tokens"
+        );
         for metric in [&self.longppl, &self.kl].into_iter().flatten() {
             let alike = metric.len() == self.windows.len();
             let within = |(m, w): (&WindowNll, &WindowNll)| m.tokens <= w.tokens && within(m.sum, m.tokens, most);
-            ensure!(alike && metric.iter().zip(&self.windows).all(within), "its metrics are not those of its windows");
+            ensure!(
+                alike && metric.iter().zip(&self.windows).all(within),
+                Impossible,
+                "its metrics are not those of its windows"
+            );
         }
         let by_position = checked_sum(self.curve.iter().map(|bucket| bucket.tokens));
         let sums = self.curve.iter().all(|bucket| within(bucket.sum, bucket.tokens, most));
         let whole = self.curve.len() == CURVE && by_position == scored && sums;
-        ensure!(whole, "its parts by position are not those of its windows");
+        ensure!(whole, Impossible, "its parts by position are not those of its windows");
         Ok(())
     }
 
@@ -397,7 +413,7 @@ mod tests {
     }
 
     /// A "model" under which the token with id `i` costs `i` nats, whatever comes before.
-    fn by_id(batch: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+    fn by_id(batch: &[Vec<u32>]) -> candle_core::Result<Vec<Vec<f32>>> {
         Ok(batch.iter().map(|row| row[1..].iter().map(|&id| id as f32).collect()).collect())
     }
 

@@ -15,8 +15,8 @@
 //!   token (BOS, else EOS), and the last window is filled up with context. Documents are taken one by one.
 
 use crate::clock::Clock;
+use crate::error::{Result, Within, ensure, error};
 use crate::perplexity::{Scores, rows};
-use anyhow::{Context, Result, ensure};
 use attn_models::Model;
 use candle_core::Tensor;
 use std::fmt;
@@ -78,8 +78,12 @@ impl Protocol {
     /// # Errors
     /// A window too small to score anything in, a stride that skips text, or a text of less than one window.
     pub fn passes(self, len: usize, context: usize, stride: usize, first: Option<u32>) -> Result<Vec<Pass>> {
-        ensure!(context >= 2, "a context of {context} leaves no token to score: it has to be at least 2");
-        ensure!((1..=context).contains(&stride), "a stride of {stride} skips text, or never gets on, with {context}");
+        ensure!(context >= 2, Setting, "a context of {context} leaves no token to score: it has to be at least 2");
+        ensure!(
+            (1..=context).contains(&stride),
+            Setting,
+            "a stride of {stride} skips text, or never gets on, with {context}"
+        );
         match self {
             Self::LlamaCpp => llama_cpp(len, context, first),
             Self::Stride => strided(len, context, stride),
@@ -138,9 +142,9 @@ impl Pass {
 
 fn llama_cpp(len: usize, context: usize, bos: Option<u32>) -> Result<Vec<Pass>> {
     let scored = context - 1 - context / 2;
-    ensure!(scored > 0, "a context of {context} has no second half to score: it has to be at least 3");
+    ensure!(scored > 0, Setting, "a context of {context} has no second half to score: it has to be at least 3");
     // The tool itself asks for two windows of text; `--chunks` then takes as few as one.
-    ensure!(len >= context, "the text has {len} tokens to use, too few for one window of {context}");
+    ensure!(len >= context, TextTooShort, "the text has {len} tokens to use, too few for one window of {context}");
     let windows = (0..len / context).map(|i| {
         let start = i * context + usize::from(bos.is_some());
         Pass { lead: bos, text: start..(i + 1) * context, scored, counts: scored, length: context }
@@ -149,7 +153,7 @@ fn llama_cpp(len: usize, context: usize, bos: Option<u32>) -> Result<Vec<Pass>> 
 }
 
 fn strided(len: usize, context: usize, stride: usize) -> Result<Vec<Pass>> {
-    ensure!(len >= 2, "a text of {len} tokens has none to score");
+    ensure!(len >= 2, TextTooShort, "a text of {len} tokens has none to score");
     let mut passes = vec![];
     let mut scored_to = 0;
     for start in (0..len).step_by(stride) {
@@ -169,7 +173,9 @@ fn strided(len: usize, context: usize, stride: usize) -> Result<Vec<Pass>> {
 }
 
 fn lm_eval(len: usize, context: usize, prefix: Option<u32>) -> Result<Vec<Pass>> {
-    let prefix = prefix.context("the first token of a document is predicted from a BOS or EOS token: there is none")?;
+    let none =
+        || error!(UnsuitableModel, "the first token of a document is predicted from a BOS or EOS token: there is none");
+    let prefix = prefix.ok_or_else(none)?;
     let first = len.min(context);
     let mut passes = vec![];
     if first > 0 {
@@ -187,22 +193,22 @@ fn lm_eval(len: usize, context: usize, prefix: Option<u32>) -> Result<Vec<Pass>>
 }
 
 /// Turns a batch of equally long rows of ids into the negative log-likelihoods of the last `n` of each, for sequences that
-/// are resolved as of a length.
-pub type TailScorer<'a> = dyn FnMut(&[Vec<u32>], usize, usize) -> Result<Vec<Vec<f32>>> + 'a;
+/// are resolved as of a length. It fails as models do.
+pub type TailScorer<'a> = dyn FnMut(&[Vec<u32>], usize, usize) -> candle_core::Result<Vec<Vec<f32>>> + 'a;
 
 /// What a model makes of the last `n` tokens of rows. Length-dependent scalings resolve for `length`, or for that of the
 /// program whose protocol it is.
 pub(crate) fn tail_scorer(
     model: &Model,
     length: Option<usize>,
-) -> impl FnMut(&[Vec<u32>], usize, usize) -> Result<Vec<Vec<f32>>> {
+) -> impl FnMut(&[Vec<u32>], usize, usize) -> candle_core::Result<Vec<Vec<f32>>> {
     move |batch, n, own| {
         let t = batch.first().map_or(0, Vec::len);
         let ids = Tensor::from_vec(batch.concat(), (batch.len(), t), model.device())?;
         // The last token is predicted, and nothing from it.
         let hidden = model.hidden(&ids.narrow(1, 0, t - 1)?, length.unwrap_or(own), None)?;
         let (hidden, targets) = (hidden.narrow(1, t - 1 - n, n)?, ids.narrow(1, t - n, n)?);
-        Ok(model.nll_after(&hidden, &targets)?.to_vec2()?)
+        model.nll_after(&hidden, &targets)?.to_vec2()
     }
 }
 
@@ -237,7 +243,7 @@ pub fn score_passes_with(
         for batch in alike.chunks(rows(longest)) {
             let first = &batch[0];
             let ids: Vec<Vec<u32>> = batch.iter().map(|pass| pass.ids(tokens)).collect();
-            let found = nll(&ids, first.scored, first.length).context("scoring a window")?;
+            let found = nll(&ids, first.scored, first.length).within(|| "scoring a window".into())?;
             for (pass, tail) in batch.iter().zip(&found) {
                 let from = pass.len() - pass.scored;
                 let row = [vec![f32::NAN; from - 1], tail.clone()].concat();

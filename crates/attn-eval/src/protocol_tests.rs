@@ -3,7 +3,7 @@ use crate::perplexity::Label;
 use crate::stats::mean;
 
 /// A "model" under which the token with id `i` costs `i` nats, whatever comes before.
-fn by_id(batch: &[Vec<u32>], n: usize, _: usize) -> Result<Vec<Vec<f32>>> {
+fn by_id(batch: &[Vec<u32>], n: usize, _: usize) -> candle_core::Result<Vec<Vec<f32>>> {
     Ok(batch.iter().map(|row| row[row.len() - n..].iter().map(|&id| id as f32).collect()).collect())
 }
 

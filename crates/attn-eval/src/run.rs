@@ -9,8 +9,8 @@
 //! Figures of different settings must never meet in one file. The header carries a fingerprint of everything that
 //! decides them ([`About::identity`]); opening a file under another one is refused, naming what differs.
 
+use crate::error::{Error, Result, Within, ensure, error};
 use crate::report::About;
-use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -86,19 +86,23 @@ fn seal(line: &str, at: usize) -> String {
     format!("{start}\"check\":\"{}\",{rest}", &loader::sha256(line)[..CHECK])
 }
 
-/// The line without its checksum.
-///
-/// # Errors
-/// It has none, or is not what its checksum says.
-fn unseal(line: &[u8], at: usize) -> Result<String> {
-    const DAMAGED: &str = "it is damaged: it does not match its checksum";
-    let line = std::str::from_utf8(line).context(DAMAGED)?.trim_end_matches('\n');
-    let (start, rest) = line.split_at_checked(at).context(DAMAGED)?;
-    let rest = rest.strip_prefix("\"check\":\"").context(DAMAGED)?;
-    let (check, rest) = rest.split_at_checked(CHECK).context(DAMAGED)?;
-    let plain = format!("{start}{}", rest.strip_prefix("\",").context(DAMAGED)?);
-    ensure!(loader::sha256(&plain)[..CHECK] == *check, DAMAGED);
-    Ok(plain)
+/// The line without its checksum; `None` if it has none, or is not what its checksum says.
+fn unseal(line: &[u8], at: usize) -> Option<String> {
+    let line = std::str::from_utf8(line).ok()?.trim_end_matches('\n');
+    let (start, rest) = line.split_at_checked(at)?;
+    let (check, rest) = rest.strip_prefix("\"check\":\"")?.split_at_checked(CHECK)?;
+    let plain = format!("{start}{}", rest.strip_prefix("\",")?);
+    (loader::sha256(&plain)[..CHECK] == *check).then_some(plain)
+}
+
+/// A line of a run file that is not what was written, counted from 1.
+fn damaged<E: Into<Error>>(path: &Path, line: usize) -> impl FnOnce(E) -> Error {
+    move |error| Error::DamagedRun { path: path.to_path_buf(), line, source: Box::new(error.into()) }
+}
+
+/// A file that is not the run file that is wanted.
+fn not_a_run(path: &Path, found: impl Into<String>) -> Error {
+    Error::NotARun { path: path.to_path_buf(), found: found.into() }
 }
 
 impl<C: Measurable> Header<C> {
@@ -114,10 +118,13 @@ impl<C: Measurable> Header<C> {
         for name in ours.keys().chain(theirs.keys()) {
             let said = |all: &BTreeMap<String, Value>| all.get(name).map_or("absent".to_string(), Value::to_string);
             if theirs.get(name) != ours.get(name) {
-                bail!("{} is a run with another {name}: {}, not {}", path.display(), said(&theirs), said(&ours))
+                let (path, setting) = (path.to_path_buf(), name.clone());
+                return Err(Error::OtherSettings { path, setting, theirs: said(&theirs), ours: said(&ours) });
             }
         }
-        ensure!(self.fingerprint == other.fingerprint, "{} is a run of other cells", path.display());
+        if self.fingerprint != other.fingerprint {
+            return Err(Error::OtherCells { path: path.to_path_buf() });
+        }
         Ok(())
     }
 }
@@ -157,11 +164,9 @@ impl<C: Measurable> Run<C> {
     pub fn read(path: &Path) -> Result<Self> {
         let mut bytes = vec![];
         let mut file = open_regular(path)?.take(MOST);
-        file.read_to_end(&mut bytes).with_context(|| format!("can't read {}", path.display()))?;
-        match Self::parse(&bytes, path)? {
-            Some(run) => Ok(run),
-            None => bail!("{} is a run file without its first line: nothing was measured", path.display()),
-        }
+        file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+        let torn = || not_a_run(path, "a run file without its first line: nothing was measured");
+        Self::parse(&bytes, path)?.ok_or_else(torn)
     }
 
     /// `None`: a file that was torn before its first line was complete.
@@ -170,32 +175,30 @@ impl<C: Measurable> Run<C> {
         if !MAGIC.as_bytes().starts_with(start) {
             let other =
                 if start.starts_with(ANY.as_bytes()) { "a run file of another version" } else { "not a run file" };
-            bail!("{} is {other}", path.display())
+            return Err(not_a_run(path, other));
         }
         let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
         let whole = |line: &&[u8]| line.ends_with(b"\n");
         let Some(first) = lines.next().filter(whole) else { return Ok(None) };
-        let place = || format!("{}, line 1", path.display());
-        let plain = unseal(first, MAGIC.len()).with_context(place)?;
-        let kind = kind_of(plain.as_bytes()).with_context(place)?;
-        ensure!(kind == C::KIND, "{} is a run file of attn {kind}, not of attn {}", path.display(), C::KIND);
-        let header: Header<C> = serde_json::from_str(&plain).with_context(place)?;
-        ensure!(
-            header.fingerprint == fingerprint(&header.about, &header.cells),
-            "{}: its first line was changed: the settings don't match their fingerprint",
-            path.display()
-        );
-        let texts = header.cells.iter().filter_map(C::text);
-        header.about.check_texts(texts).with_context(|| format!("{}, line 1", path.display()))?;
+        let plain = unseal(first, MAGIC.len()).ok_or(Error::Checksum).map_err(damaged(path, 1))?;
+        let kind = kind_of(plain.as_bytes()).map_err(damaged(path, 1))?;
+        if kind != C::KIND {
+            return Err(not_a_run(path, format!("a run file of attn {kind}, not of attn {}", C::KIND)));
+        }
+        let header: Header<C> = serde_json::from_str(&plain).map_err(damaged(path, 1))?;
+        if header.fingerprint != fingerprint(&header.about, &header.cells) {
+            return Err(Error::Fingerprint { path: path.to_path_buf() });
+        }
+        header.about.check_texts(header.cells.iter().filter_map(C::text)).map_err(damaged(path, 1))?;
         let mut run = Self { scores: vec![None; header.cells.len()], header, whole: first.len() as u64 };
         for (index, line) in lines.enumerate() {
-            let place = || format!("{}, line {}", path.display(), index + 2);
             if !whole(&line) {
                 // Only the last can lack its end.
                 break;
             }
-            let plain = unseal(line, 1).with_context(place)?;
-            run.take(serde_json::from_str(&plain).with_context(place)?).with_context(place)?;
+            let plain = unseal(line, 1).ok_or(Error::Checksum).map_err(damaged(path, index + 2))?;
+            let measured = serde_json::from_str(&plain).map_err(damaged(path, index + 2))?;
+            run.take(measured).map_err(damaged(path, index + 2))?;
             run.whole += line.len() as u64;
         }
         Ok(Some(run))
@@ -203,19 +206,20 @@ impl<C: Measurable> Run<C> {
 
     fn take(&mut self, line: Line<C::Scores>) -> Result<()> {
         let Line { cell, context, mode, scores, .. } = line;
-        let spec = self.header.cells.get(cell).with_context(|| format!("there is no cell {cell}"))?;
+        let spec = self.header.cells.get(cell).ok_or_else(|| error!(Impossible, "there is no cell {cell}"))?;
         let same = spec.context() == context && spec.mode() == mode;
-        ensure!(same, "cell {cell} is {} at {}", spec.mode(), spec.context());
+        ensure!(same, Impossible, "cell {cell} is {} at {}", spec.mode(), spec.context());
         self.check(cell, &scores)?;
         let known = self.scores[cell].as_ref();
-        ensure!(known.is_none_or(|known| C::agree(known, &scores)), "cell {cell} has come out differently before");
+        let agrees = known.is_none_or(|known| C::agree(known, &scores));
+        ensure!(agrees, Impossible, "cell {cell} has come out differently before");
         self.scores[cell] = Some(scores);
         Ok(())
     }
 
     fn check(&self, cell: usize, scores: &C::Scores) -> Result<()> {
         let checked = self.header.cells[cell].check(scores, &self.header.about);
-        checked.with_context(|| format!("no run measures that of cell {cell}"))
+        checked.within(|| format!("no run measures that of cell {cell}"))
     }
 
     /// Joins runs of the same settings. What is measured more than once has to agree.
@@ -224,19 +228,15 @@ impl<C: Measurable> Run<C> {
     /// Other settings, by name; a cell that two runs measured differently.
     pub fn merge(runs: Vec<(PathBuf, Self)>) -> Result<Self> {
         let mut runs = runs.into_iter();
-        let (first, mut all) = runs.next().context("there is no run to merge")?;
+        let (first, mut all) = runs.next().ok_or_else(|| error!(Setting, "there is no run to merge"))?;
         for (path, run) in runs {
             run.header.check_same(&all.header, &path)?;
             for (index, scores) in run.scores.into_iter().enumerate().filter_map(|(i, s)| Some((i, s?))) {
                 let slot = &mut all.scores[index];
                 if slot.as_ref().is_some_and(|known| !C::agree(known, &scores)) {
                     let cell = &all.header.cells[index];
-                    let (mode, context) = (cell.mode(), cell.context());
-                    let (path, first) = (path.display(), first.display());
-                    bail!(
-                        "{mode} at {context} came out differently in {path} than in {first} or another run, as on \
-                         another kind of machine: leave one of them out"
-                    )
+                    let (mode, context) = (cell.mode().to_string(), cell.context());
+                    return Err(Error::Disagreement { mode, context, path, first });
                 }
                 slot.get_or_insert(scores);
             }
@@ -271,20 +271,19 @@ impl<C: Measurable> RunFile<C> {
     /// The file is another run's, by the name of the setting that differs; another process writes to it; it is not a run
     /// file, damaged, or can't be written.
     pub fn open(path: &Path, header: Header<C>) -> Result<Self> {
-        let failed = || format!("can't open {}", path.display());
         if path.exists() {
             open_regular(path)?;
         }
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(path).with_context(failed)?;
+        let opened = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = opened.map_err(Error::io("open", path))?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("{} is being written by another process", path.display()),
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
             // Some network file systems have no locks.
             Err(TryLockError::Error(_)) => {}
         }
         let mut bytes = vec![];
-        file.read_to_end(&mut bytes).with_context(|| format!("can't read {}", path.display()))?;
+        file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
         let (run, new) = match Run::parse(&bytes, path)? {
             Some(run) => {
                 run.header.check_same(&header, path)?;
@@ -302,10 +301,8 @@ impl<C: Measurable> RunFile<C> {
 
     /// Drops a torn last line.
     fn cut(&mut self) -> Result<()> {
-        let failed = || format!("can't write {}", self.path.display());
-        self.file.set_len(self.run.whole).with_context(failed)?;
-        self.file.seek(SeekFrom::End(0)).with_context(failed)?;
-        Ok(())
+        let cut = self.file.set_len(self.run.whole).and_then(|()| self.file.seek(SeekFrom::End(0)));
+        cut.map(drop).map_err(Error::io("write", &self.path))
     }
 
     /// Appends a measured cell.
@@ -327,7 +324,7 @@ impl<C: Measurable> RunFile<C> {
     fn write_line(&mut self, line: &str, at: usize) -> Result<()> {
         let text = format!("{}\n", seal(line, at));
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
-        written.with_context(|| format!("can't write {}", self.path.display()))
+        written.map_err(Error::io("write", &self.path))
     }
 }
 
@@ -351,11 +348,10 @@ pub fn resealed(bytes: &[u8]) -> Vec<u8> {
 /// # Errors
 /// The file can't be read or is no run file.
 pub fn kind(path: &Path) -> Result<String> {
-    let failed = || format!("can't read {}", path.display());
     let mut first = vec![];
     let file = open_regular(path)?.take(MOST);
-    BufReader::new(file).read_until(b'\n', &mut first).with_context(failed)?;
-    kind_of(&first).with_context(|| format!("{} is not a run file", path.display()))
+    BufReader::new(file).read_until(b'\n', &mut first).map_err(Error::io("read", path))?;
+    kind_of(&first).map_err(|error| not_a_run(path, format!("not a run file: {error}")))
 }
 
 /// Bytes that are read of a run file at most.
@@ -363,12 +359,14 @@ const MOST: u64 = 1 << 30;
 
 /// Opens a run file, and nothing that waits or has no end.
 fn open_regular(path: &Path) -> Result<File> {
-    let failed = || format!("can't open {}", path.display());
-    ensure!(std::fs::metadata(path).with_context(failed)?.is_file(), "{} is no regular file", path.display());
-    File::open(path).with_context(failed)
+    let metadata = std::fs::metadata(path).map_err(Error::io("open", path))?;
+    if !metadata.is_file() {
+        return Err(not_a_run(path, "no regular file"));
+    }
+    File::open(path).map_err(Error::io("open", path))
 }
 
-fn kind_of(first: &[u8]) -> Result<String> {
+fn kind_of(first: &[u8]) -> serde_json::Result<String> {
     #[derive(Deserialize)]
     struct Kind {
         kind: String,

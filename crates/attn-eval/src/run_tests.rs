@@ -142,11 +142,13 @@ fn two_writers_damage_and_other_files_are_refused() {
     let text = std::fs::read_to_string(&path).unwrap();
     let damaged = text.replacen("\"cell\":0", "\"cell\":x", 1);
     std::fs::write(&path, &damaged).unwrap();
-    let error = format!("{:#}", Run::<CellSpec>::read(&path).unwrap_err());
-    assert!(error.contains("line 2") && error.contains("checksum"), "{error}");
+    let error = Run::<CellSpec>::read(&path).unwrap_err();
+    assert!(matches!(&error, Error::DamagedRun { path: named, line: 2, .. } if *named == path), "{error}");
+    assert!(matches!(error.innermost(), Error::Checksum), "{error}");
+    assert_eq!(error.to_string(), format!("{}, line 2: it is damaged: it does not match its checksum", path.display()));
     std::fs::write(&path, resealed(damaged.as_bytes())).unwrap();
-    let error = format!("{:#}", Run::<CellSpec>::read(&path).unwrap_err());
-    assert!(error.contains("line 2") && !error.contains("checksum"), "{error}");
+    let error = Run::<CellSpec>::read(&path).unwrap_err();
+    assert!(error.to_string().contains("line 2") && matches!(error.innermost(), Error::Json(_)), "{error}");
     std::fs::write(&path, resealed(text.replacen("\"seed\":0", "\"seed\":1", 1).as_bytes())).unwrap();
     let error = Run::<CellSpec>::read(&path).unwrap_err().to_string();
     assert!(error.contains("fingerprint"), "{error}");
@@ -178,7 +180,7 @@ fn a_bit_that_flipped_is_found_and_named() {
             Ok(read) => panic!("bit {bit} was not found: {}", read.is_some()),
             Err(error) => {
                 let line = bytes[..bit / 8].iter().filter(|&&byte| byte == b'\n').count() + 1;
-                let error = format!("{error:#}");
+                let error = error.to_string();
                 let named = error.contains(&format!("line {line}")) || bit / 8 < MAGIC.len();
                 assert!(named, "bit {bit} of line {line}: {error}");
             }
@@ -246,7 +248,7 @@ fn figures_that_no_run_measures_are_refused_by_line() {
             }
         }
         drop(run);
-        Run::<CellSpec>::read(&path).map_err(|error| format!("{error:#}"))
+        Run::<CellSpec>::read(&path).map_err(|error| error.to_string())
     };
     assert!(written(about(), cells(), &[(0, scores(1.0)), (0, scores(1.0))]).is_ok());
     let refused = |change: &dyn Fn(&mut Scores), part: &str| {

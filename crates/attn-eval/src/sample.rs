@@ -3,8 +3,8 @@
 //! The order is llama.cpp's: repeat penalty, top-k, top-p, min-p, temperature. A temperature of 0 is greedy, and then only the
 //! penalty matters.
 
+use crate::error::{Result, ensure};
 use crate::rng::Rng;
-use anyhow::{Result, ensure};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone)]
@@ -49,8 +49,8 @@ impl Sampler {
     /// # Errors
     /// There are no logits, or one of them isn't finite.
     pub fn next(&mut self, mut logits: Vec<f32>, history: &[u32]) -> Result<u32> {
-        ensure!(!logits.is_empty(), "the model returned no logits");
-        ensure!(logits.iter().all(|x| x.is_finite()), "the model's logits are not finite numbers");
+        ensure!(!logits.is_empty(), NotFinite, "the model returned no logits");
+        ensure!(logits.iter().all(|x| x.is_finite()), NotFinite, "the model's logits are not finite numbers");
         self.penalize(&mut logits, history);
         if self.options.temperature <= 0.0 {
             return Ok(argmax(&logits));

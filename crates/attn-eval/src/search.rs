@@ -10,13 +10,13 @@
 //! and the winner is judged on the odd ones, which no choice has seen, against the stock mode that was best on the even
 //! ones. Windows lie side by side, so that no token is in both halves.
 
-use crate::compare::{Mode, Pair, Plan, Text, change, check_params, variants, window_options};
+use crate::compare::{Mode, Pair, Plan, Text, change, check_params, pair, variants, window_options};
+use crate::error::{Result, Within, bail, ensure, error};
 use crate::metrics::{MetricName, Metrics, Reference};
 use crate::perplexity::{Cell, Label, Scores, score_windows, scorer};
 use crate::rng::Rng;
 use crate::stats::{MIN_WINDOWS, WindowNll, mean};
 use crate::windows::{Window, Windows};
-use anyhow::{Context, Result, bail, ensure};
 use attn_core::position::RopeConfig;
 use attn_core::position::extend::Setting;
 use attn_core::position::frequencies::plain_frequencies;
@@ -108,6 +108,7 @@ impl Objective<'_> {
         let found = [keys(|i| i % 4 == 0), keys(|i| i % 4 == 2), keys(|i| i % 2 == 1)];
         ensure!(
             self.metric != MetricName::LongPpl || !found.contains(&0),
+            TextTooShort,
             "a part of the windows has no key token to search by: take a longer text, longer windows or a smaller \
              --trunc-len"
         );
@@ -312,9 +313,13 @@ pub fn search(
     objective: Objective<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Search> {
-    let [context] = plan.contexts[..] else { bail!("a search is for one context: name it with --contexts") };
-    ensure!(plan.stride.is_none(), "a search takes windows side by side: without a stride");
-    ensure!(plan.rope.params.is_empty() && plan.rope.theta.is_none(), "a search finds theta and parameters itself");
+    let [context] = plan.contexts[..] else { bail!(Setting, "a search is for one context: name it with --contexts") };
+    ensure!(plan.stride.is_none(), Setting, "a search takes windows side by side: without a stride");
+    ensure!(
+        plan.rope.params.is_empty() && plan.rope.theta.is_none(),
+        Setting,
+        "a search finds theta and parameters itself"
+    );
     check_params(plan)?;
     let mut cut = cut(texts, plan, context)?;
     if let Some(metrics) = objective.metrics {
@@ -340,8 +345,7 @@ pub fn search(
     };
     let best = &stock[chosen.stock];
     let (winner, stock) = (judge(&chosen.winner, "searched")?, judge(&best.rope, &best.mode.to_string())?);
-    let results = crate::compare::differences(&[winner.clone(), stock.clone()], plan.seed);
-    let difference = results.into_iter().next().context("two modes have a difference")?;
+    let difference = pair(&winner, &stock, plan.seed);
     Ok(Search {
         context,
         objective: objective.metric.name(),
@@ -389,10 +393,11 @@ fn choose(
     let lowest = |among: &mut dyn Iterator<Item = usize>| {
         among.min_by(|&a, &b| mean(&measured[a]).total_cmp(&mean(&measured[b])))
     };
-    let best = lowest(&mut (0..stock.len())).context("a search begins from stock modes: name some")?;
+    let best = lowest(&mut (0..stock.len()));
+    let best = best.ok_or_else(|| error!(Setting, "a search begins from stock modes: name some"))?;
     let start = lowest(&mut (0..stock.len()).filter(|&index| stock[index].point.is_some()));
     let Some((start, point)) = start.and_then(|start| Some((start, stock[start].point?))) else {
-        bail!("a search begins from a larger base or from YaRN's blend: name none or yarn in --modes")
+        bail!(Setting, "a search begins from a larger base or from YaRN's blend: name none or yarn in --modes")
     };
     let (point, nll) = chooser.descend(point, measured[start].clone(), seed)?;
     // A mode outside the space may be better than anything in it, and the start itself is best left as it is.
@@ -431,7 +436,8 @@ fn stock(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Stock>> {
 fn rope_of(model: &Model) -> Result<RopeConfig> {
     let layers = &model.spec().stack.layers;
     let rope = layers.iter().find_map(|layer| layer.attention.position().rope().cloned());
-    rope.with_context(|| format!("{} has no rotary position encoding to search for", model.spec().family))
+    let none = || error!(UnsuitableModel, "{} has no rotary position encoding to search for", model.spec().family);
+    rope.ok_or_else(none)
 }
 
 /// Texts cut into windows, counted through.
@@ -447,7 +453,7 @@ struct Cut<'a> {
 fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
     let cuts: Result<Vec<Windows>> = texts
         .iter()
-        .map(|text| Windows::new(text.tokens.len(), &window_options(plan, context)).with_context(|| text.name.clone()))
+        .map(|text| Windows::new(text.tokens.len(), &window_options(plan, context)).within(|| text.name.clone()))
         .collect();
     let cuts = cuts?;
     let numbered = cuts.iter().enumerate();
@@ -456,6 +462,7 @@ fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
     let needed = 2 * MIN_WINDOWS;
     ensure!(
         windows.len() >= needed,
+        TextTooShort,
         "a search chooses on one half of the windows and confirms on the other: it takes {needed} windows of {context} \
          tokens, and there are {}",
         windows.len()

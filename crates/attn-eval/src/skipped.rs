@@ -1,7 +1,18 @@
 //! What could not be measured: a length that does not fit is left out and named, and the others are measured.
 
+use crate::perplexity::check_room;
+use attn_models::Model;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+/// Says why a context can't be had, such as for want of memory. A reason is all that becomes of it: such a context is skipped.
+pub type Fits<'a> = dyn Fn(usize) -> Result<(), String> + 'a;
+
+/// Why a context can't be had: the model has no room for it, or `fits` says so.
+pub(crate) fn has_room(model: &Model, context: usize, fits: &Fits<'_>) -> Result<(), String> {
+    check_room(model, context).map_err(|error| error.to_string())?;
+    fits(context)
+}
 
 /// What could not be measured, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,14 +26,8 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    pub(crate) fn new(context: usize, task: Option<&str>, error: &anyhow::Error) -> Self {
-        Self { context, task: task.map(str::to_string), reason: format!("{error:#}") }
-    }
-
-    /// The error of a measurement of which nothing is left.
-    pub fn all(skipped: &[Self]) -> anyhow::Error {
-        let why: Vec<String> = skipped.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("nothing can be measured: {}", why.join("; "))
+    pub(crate) fn new(context: usize, task: Option<&str>, reason: String) -> Self {
+        Self { context, task: task.map(str::to_string), reason }
     }
 }
 

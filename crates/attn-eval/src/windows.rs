@@ -13,7 +13,7 @@
 //!   tokens not scored before count.
 //! - A text shorter than one window is an error, not a shorter window.
 
-use anyhow::{Result, ensure};
+use crate::error::{Result, ensure};
 use std::ops::Range;
 
 /// How a text is cut.
@@ -53,13 +53,13 @@ impl Windows {
     /// tokens between windows would be skipped.
     pub fn new(len: usize, options: &WindowOptions) -> Result<Self> {
         let context = options.context;
-        ensure!(context >= 2, "a context of {context} leaves no token to score: it has to be at least 2");
+        ensure!(context >= 2, Setting, "a context of {context} leaves no token to score: it has to be at least 2");
         let lead = usize::from(options.bos.is_some());
         let body = context - lead;
         let stride = options.stride.unwrap_or(body);
-        ensure!(stride > 0, "a stride of 0 never gets past the first window");
-        ensure!(stride <= body, "a stride of {stride} would skip text: a window holds {body} tokens of it");
-        ensure!(len >= body, "the text has {len} tokens to use, too few for one window of {context}");
+        ensure!(stride > 0, Setting, "a stride of 0 never gets past the first window");
+        ensure!(stride <= body, Setting, "a stride of {stride} would skip text: a window holds {body} tokens of it");
+        ensure!(len >= body, TextTooShort, "the text has {len} tokens to use, too few for one window of {context}");
 
         let mut starts: Vec<usize> = (0..=len - body).step_by(stride).collect();
         let covered = starts.last().map_or(0, |start| start + body);

@@ -10,6 +10,7 @@
 //! wavelength is past the trained length. A larger base (ntk) slows it down by less.
 #![allow(missing_docs)]
 
+use attn_eval::Error;
 use attn_eval::compare::{Answer, Comparison, Lab, LabScores, Plan, Results, Text, lengths_between, sum_up};
 use attn_eval::report::{
     About, CheckpointInfo, RetrievalSettings, RopeSettings, Settings, TableStyle, Versions, csv, html, table, verdict,
@@ -270,7 +271,7 @@ fn measured(model: &Model, tokenizer: &Tokenizer) -> (About, Results) {
     while !wanted.is_empty() {
         let mut done = |index: usize, measured: LabScores| {
             scores[index] = Some(measured);
-            Ok(())
+            Ok::<_, Error>(())
         };
         lab.run(&wanted, &mut |_| (), &mut done).unwrap();
         wanted = lab.next(&scores, &about).unwrap();

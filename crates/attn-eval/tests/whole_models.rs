@@ -1,10 +1,10 @@
 //! What takes whole models of the repository: every golden config explained, and text written by the embedded model.
 #![allow(missing_docs)]
 
-use anyhow::Result;
 use attn_eval::explain::explain;
 use attn_eval::generate::{GenerateOptions, Writer};
 use attn_eval::sample::{SampleOptions, Sampler};
+use attn_eval::{Error, Result};
 use attn_models::{Model, RopeLength, families};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn continued(writer: &mut Writer, prompt: &[u32]) -> Result<(Vec<u32>, usize)> {
     let mut new = vec![];
     let result = writer.write(prompt, &mut Sampler::new(SampleOptions::default()), &mut |token| {
         new.push(token);
-        Ok(ControlFlow::Continue(()))
+        Ok::<_, Error>(ControlFlow::Continue(()))
     })?;
     Ok((new, result.prompt_tokens))
 }
@@ -56,4 +56,35 @@ fn a_writer_reads_what_is_new_and_writes_what_one_who_reads_it_all_would() -> Re
         assert_eq!(fresh.1, text.len());
     }
     Ok(())
+}
+
+/// What a caller's function fails with comes back as it is, and what the model refuses comes back through the caller's type.
+#[test]
+fn a_failure_of_the_callers_function_keeps_its_type() {
+    #[derive(Debug)]
+    enum Failure {
+        Closed(u32),
+        Refused(Error),
+    }
+    impl From<Error> for Failure {
+        fn from(error: Error) -> Self {
+            Self::Refused(error)
+        }
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-austen");
+    let options = loader::LoadOptions { quiet: true, ..Default::default() };
+    let checkpoint = loader::Checkpoint::open(&folder.to_string_lossy(), &options).unwrap();
+    let model = Model::load(&checkpoint.config, checkpoint.weights, &Default::default()).unwrap();
+    let options = GenerateOptions { max_new: 3, stop: vec![], length: RopeLength::Declared(64), decoder_start: None };
+    let mut first = None;
+    let mut written = |prompt: &[u32]| {
+        let mut sampler = Sampler::new(SampleOptions::default());
+        Writer::new(&model, options.clone()).write(prompt, &mut sampler, &mut |token| {
+            first = Some(token);
+            Err(Failure::Closed(token))
+        })
+    };
+    assert!(matches!(written(&[]), Err(Failure::Refused(Error::Request { .. }))));
+    let closed = written(&[40, 41, 42]);
+    assert!(matches!(closed, Err(Failure::Closed(token)) if Some(token) == first));
 }

@@ -155,13 +155,14 @@ impl Generate {
         let mut text = tokenizer.stream(true);
         let mut whole = String::new();
         let mut at = prompt.len();
-        let result = generate(model, &prompt, &mut Sampler::new(sampling), &options, &mut |token| {
-            at += 1;
-            let piece = text.push(token)?;
-            emit(&json!({ "text": piece, "at": at }));
-            whole.push_str(&piece);
-            Ok(ControlFlow::Continue(()))
-        })?;
+        let result =
+            generate(model, &prompt, &mut Sampler::new(sampling), &options, &mut |token| -> Result<ControlFlow<()>> {
+                at += 1;
+                let piece = text.push(token)?;
+                emit(&json!({ "text": piece, "at": at }));
+                whole.push_str(&piece);
+                Ok(ControlFlow::Continue(()))
+            })?;
         let rest = text.finish()?;
         emit(&json!({ "text": rest, "at": at }));
         whole.push_str(&rest);

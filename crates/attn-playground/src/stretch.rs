@@ -59,7 +59,7 @@ fn plan(length: usize, theta: Option<f64>) -> Plan {
 /// The change that a mode makes to a model for a text of `length` tokens, as `attn compare --contexts LENGTH --factor
 /// FACTOR` makes it.
 pub(crate) fn change(mode: Mode, factor: f64, length: usize, theta: Option<f64>) -> Result<PositionOverride> {
-    compare::change(&plan(length, theta), mode, factor)
+    Ok(compare::change(&plan(length, theta), mode, factor)?)
 }
 
 /// The mode of a name.

@@ -43,6 +43,6 @@ impl Program {
             }
         };
         let answer = self.0.answer(question, &mut emit);
-        answer.map(|answer| answer.to_string()).map_err(|error| JsError::new(&format!("{error:#}")))
+        answer.map(|answer| answer.to_string()).map_err(|error| JsError::new(&attn_eval::one_line(error.as_ref())))
     }
 }

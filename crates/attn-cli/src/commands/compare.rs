@@ -212,7 +212,7 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     if args.search {
         return find(args, &opened, &texts, &plan, metrics, infos);
     }
-    let fits = |context| opened.check_memory(context, |context| work(&opened.model, context));
+    let fits = |context| opened.fits(context, |context| work(&opened.model, context));
     let comparison = Comparison::new(&opened.model, &texts, &plan, &fits)?.with_metrics(metrics)?;
     let longest = comparison.contexts().into_iter().max().unwrap_or(0);
     opened.check_kept(comparison.kept_bytes(), &work(&opened.model, longest))?;
@@ -258,7 +258,7 @@ fn other_encodings(
     let mut progress = Progress::new();
     let mut report = |share: f64| progress.set((share * 100.0) as usize, 100, "other encodings");
     let bos = model::bos_of(&checkpoint, args.cut.bos, "the models of other encodings")?;
-    encodings(&models, &Text { name, tokens }, &contexts, bos, plan.seed, &mut report)
+    Ok(encodings(&models, &Text { name, tokens }, &contexts, bos, plan.seed, &mut report)?)
 }
 
 /// The retrieval tasks asked for.
@@ -311,7 +311,7 @@ fn grid<'a>(
             Ok(Some(grid))
         }
         Err(error) => {
-            note(&format!("warning: retrieval: {error:#}"));
+            note(&format!("warning: retrieval: {error}"));
             Ok(None)
         }
     }
@@ -323,7 +323,7 @@ fn measure(args: &CompareArgs, model: &Model, lab: &Lab, about: &About) -> Resul
         let mut progress = Progress::watching(model);
         lab.run(indices, &mut |at| progress.set_cell(&at), done)
     };
-    let mut next = |scores: &[Option<LabScores>]| lab.next(scores, about);
+    let mut next = |scores: &[Option<LabScores>]| Ok(lab.next(scores, about)?);
     long_run::measure(&args.long, args.output.report.json, about, lab.specs(), &mut fill, &mut next)
 }
 

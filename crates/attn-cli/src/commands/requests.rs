@@ -12,6 +12,7 @@ use crate::parse::{BosChoice, parse_positive};
 use crate::positions;
 use anyhow::{Context, Result, bail, ensure};
 use attn_eval::answer::{Answerer, Likelihood, split};
+use attn_eval::one_line;
 use attn_eval::sample::SampleOptions;
 use attn_models::memory::Workload;
 use clap::Args;
@@ -156,7 +157,7 @@ pub(crate) fn run(args: &RequestsArgs) -> Result<()> {
             Err(error) => {
                 // Without an id, whoever asked can still tell the line.
                 let place = if id.is_null() { format!("line {number}: ") } else { String::new() };
-                json!({"error": format!("{place}{}", crate::output::one_line(&error))})
+                json!({"error": format!("{place}{}", one_line(error.as_ref()))})
             }
         };
         answer["id"] = id;
@@ -190,7 +191,7 @@ fn answered(line: &[u8], args: &RequestsArgs, opened: &Opened, answerer: &mut An
 
 fn answer(request: &Request, args: &RequestsArgs, opened: &Opened, answerer: &mut Answerer) -> Result<Value> {
     let tokenizer = opened.tokenizer()?;
-    let encode = |text: &str, special: bool| {
+    let encode = |text: &str, special: bool| -> Result<Vec<u32>> {
         Ok(match args.bos {
             _ if !special => tokenizer.encode(text, false)?,
             BosChoice::Auto => tokenizer.encode(text, true)?,
@@ -200,7 +201,7 @@ fn answer(request: &Request, args: &RequestsArgs, opened: &Opened, answerer: &mu
     };
     match request {
         Request::Loglikelihood(Pair { context, continuation }) => {
-            let (context, continuation) = split(context, continuation, prefix(opened)?, &encode)?;
+            let (context, continuation) = split(context, continuation, prefix(opened)?, encode)?;
             let Likelihood { logprob, is_greedy, tokens, left_out } = answerer.likelihood(&context, &continuation)?;
             Ok(json!({"logprob": logprob, "is_greedy": is_greedy, "tokens": tokens, "left_out": left_out}))
         }

@@ -114,7 +114,7 @@ pub(crate) fn measure<C: Measurable>(
     loop {
         fill(&wanted, &mut |index, scores| {
             took(&cells[index], &scores);
-            file.append(index, scores)
+            Ok(file.append(index, scores)?)
         })?;
         wanted = if args.shard.is_none() { next(&file.run.scores)? } else { vec![] };
         if wanted.is_empty() {

@@ -86,10 +86,7 @@ pub(crate) fn work(context: usize) -> Workload {
     Workload { rows: 1, pass: context, cached: context, encoded: 0, logits: ANSWER }
 }
 
-/// Refuses a prompt that does not fit into memory.
-///
-/// # Errors
-/// The prompt does not fit.
-pub(crate) fn fits(opened: &Opened, context: usize) -> Result<()> {
-    opened.check_memory(context, work)
+/// Why a prompt of `context` tokens does not fit into memory, if it does not.
+pub(crate) fn fits(opened: &Opened, context: usize) -> Result<(), String> {
+    opened.fits(context, work)
 }

@@ -15,14 +15,14 @@ mod results;
 pub use passages::{Encoded, Passages, common_bytes};
 pub use results::{ModelCell, ModelDifference, ModelResults, ModelVersus, best, contexts, summarise};
 
-use crate::Skipped;
 use crate::clock::Clock;
 use crate::compare::{Mode, Plan, change, check_params, cost, factor_at, scaled, variants};
-use crate::perplexity::{check_room, score_windows, scorer};
+use crate::error::{Result, Within, bail, ensure, error};
+use crate::perplexity::{score_windows, scorer};
 use crate::report::About;
 use crate::run::Measurable;
+use crate::skipped::{Fits, Skipped, has_room};
 use crate::stats::{WindowNll, mean};
-use anyhow::{Context, Result, bail, ensure};
 use attn_models::Model;
 use serde::{Deserialize, Serialize};
 
@@ -105,23 +105,33 @@ impl Measurable for ModelSpec {
     }
 
     fn check(&self, scores: &PassageScores, about: &About) -> Result<()> {
-        let text = about.texts.get(self.text).context("it is of no text")?;
-        let model = about.models.get(self.model).context("it is of no model")?;
-        let used = model.used.get(self.text).copied().context("its model has not read the text")?;
+        let text = about.texts.get(self.text).ok_or_else(|| error!(Impossible, "it is of no text"))?;
+        let model = about.models.get(self.model).ok_or_else(|| error!(Impossible, "it is of no model"))?;
+        let used = model.used.get(self.text).copied();
+        let used = used.ok_or_else(|| error!(Impossible, "its model has not read the text"))?;
         let (windows, bytes) = (&scores.windows, &scores.bytes);
-        ensure!(!windows.is_empty() && windows.len() == bytes.len(), "its windows are not those of its bytes");
+        ensure!(
+            !windows.is_empty() && windows.len() == bytes.len(),
+            Impossible,
+            "its windows are not those of its bytes"
+        );
         let mut tokens = 0usize;
         for (index, (window, &bytes)) in windows.iter().zip(bytes).enumerate() {
             // As much as so many likelihoods in f32 can come to.
             let most = window.tokens as f64 * f64::from(f32::MAX);
             let fine = (1..=self.context).contains(&window.tokens) && window.sum.abs() <= most && bytes > 0;
-            ensure!(fine, "window {index} is none of {} tokens", self.context);
+            ensure!(fine, Impossible, "window {index} is none of {} tokens", self.context);
             tokens = tokens.saturating_add(window.tokens);
         }
         let scored = bytes.iter().try_fold(0usize, |sum, &bytes| sum.checked_add(bytes));
         let within = scored.is_some_and(|bytes| bytes <= text.used_bytes.unwrap_or(0)) && tokens <= used;
-        ensure!(within, "its windows score more than the text has");
-        ensure!(scores.seconds.is_finite() && scores.seconds >= 0.0, "it can't have taken {} s", scores.seconds);
+        ensure!(within, Impossible, "its windows score more than the text has");
+        ensure!(
+            scores.seconds.is_finite() && scores.seconds >= 0.0,
+            Impossible,
+            "it can't have taken {} s",
+            scores.seconds
+        );
         Ok(())
     }
 }
@@ -154,7 +164,11 @@ pub fn modes_of(model: &Model, plan: &Plan) -> Result<(Vec<Mode>, Vec<String>)> 
         }
     }
     if takes.is_empty() {
-        bail!("none of the modes asked for applies to it ({}): add checkpoint to --modes", others.join("; "))
+        bail!(
+            UnsuitableModel,
+            "none of the modes asked for applies to it ({}): add checkpoint to --modes",
+            others.join("; ")
+        )
     }
     Ok((takes, others))
 }
@@ -169,14 +183,14 @@ pub fn cells(
     (index, name): (usize, &str),
     texts: usize,
     plan: &Plan,
-    fits: &dyn Fn(usize) -> Result<()>,
+    fits: &Fits<'_>,
 ) -> Result<(Vec<ModelSpec>, Vec<Skipped>)> {
     let (mut specs, mut skipped) = (vec![], vec![]);
     for text in 0..texts {
         for &context in &plan.contexts {
-            if let Err(error) = check_room(model, context).and_then(|()| fits(context)) {
+            if let Err(reason) = has_room(model, context, fits) {
                 if text == 0 {
-                    skipped.push(Skipped::new(context, Some(name), &error));
+                    skipped.push(Skipped::new(context, Some(name), reason));
                 }
                 continue;
             }
@@ -209,11 +223,12 @@ pub fn measure(
 ) -> Result<PassageScores> {
     let clock = Clock::start();
     let mode = plan.modes.iter().find(|mode| mode.to_string() == spec.mode);
-    let model = scaled(model, plan, *mode.with_context(|| format!("there is no mode {}", spec.mode))?, spec.factor)?;
-    let windows = passages.windows.get(spec.model).context("the text was not cut for this model")?;
+    let mode = mode.ok_or_else(|| error!(Setting, "there is no mode {}", spec.mode))?;
+    let model = scaled(model, plan, *mode, spec.factor)?;
+    let windows = passages.windows.get(spec.model);
+    let windows = windows.ok_or_else(|| error!(Setting, "the text was not cut for this model"))?;
     let mut nll = scorer(&model, spec.context, plan.length);
-    let scores =
-        score_windows(&mut nll, ids, windows, windows.windows(), progress).with_context(|| spec.row.clone())?;
+    let scores = score_windows(&mut nll, ids, windows, windows.windows(), progress).within(|| spec.row.clone())?;
     Ok(PassageScores { windows: scores.windows, bytes: passages.bytes(), seconds: clock.seconds() })
 }
 

@@ -15,8 +15,8 @@
 //!
 //! With one tokenizer every place is such a place, and all this comes to the windows of [`Windows::new`].
 
+use crate::error::{Result, ensure};
 use crate::windows::{Window, Windows};
-use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -47,12 +47,16 @@ impl Passages {
     /// The text is shorter than a window, the context too small to score anything, or a stride that skips text or is too short
     /// to get on.
     pub fn cut(texts: &[Encoded], context: usize, stride: Option<usize>) -> Result<Self> {
-        ensure!(context >= 2, "a context of {context} leaves no token to score: it has to be at least 2");
+        ensure!(context >= 2, Setting, "a context of {context} leaves no token to score: it has to be at least 2");
         let bodies: Vec<usize> = texts.iter().map(|text| context - usize::from(text.bos.is_some())).collect();
         let body = bodies.iter().copied().min().unwrap_or(0);
-        ensure!(stride.is_none_or(|stride| stride > 0), "a stride of 0 never gets past the first window");
+        ensure!(stride.is_none_or(|stride| stride > 0), Setting, "a stride of 0 never gets past the first window");
         if let Some(stride) = stride {
-            ensure!(stride <= body, "a stride of {stride} would skip text: a window holds {body} tokens of it");
+            ensure!(
+                stride <= body,
+                Setting,
+                "a stride of {stride} would skip text: a window holds {body} tokens of it"
+            );
         }
         let places = Places::of(texts);
         let ranges = places.windows(&bodies, stride, body)?;
@@ -68,7 +72,11 @@ impl Passages {
             }
         }
         let bytes = places.bytes.last().copied().unwrap_or(0);
-        ensure!(!cut.is_empty(), "the text has {bytes} bytes to use, too few for one window of {context} tokens");
+        ensure!(
+            !cut.is_empty(),
+            TextTooShort,
+            "the text has {bytes} bytes to use, too few for one window of {context} tokens"
+        );
         let windows = texts.iter().zip(&places.tokens).map(|(text, tokens)| {
             let of = |range: &Range<usize>| tokens[range.start]..tokens[range.end];
             let windows = cut.iter().map(|(text, scored)| Window { text: of(text), scored: of(scored) });
@@ -140,7 +148,11 @@ impl Places {
         while start < last {
             let end = self.reach(start, bodies);
             let at = self.bytes[start];
-            ensure!(end > start, "from byte {at} on, no {context} tokens of all models are the same bytes");
+            ensure!(
+                end > start,
+                Incomparable,
+                "from byte {at} on, no {context} tokens of all models are the same bytes"
+            );
             let full = end < last || self.tokens.iter().zip(bodies).any(|(t, n)| t[end] - t[start] == *n);
             if !full {
                 break;
@@ -150,6 +162,7 @@ impl Places {
             let (at, stride) = (self.bytes[start], stride.unwrap_or(body));
             ensure!(
                 next > start,
+                Incomparable,
                 "from byte {at} on, no {stride} tokens of all models are the same bytes: take a longer --stride"
             );
             start = next;

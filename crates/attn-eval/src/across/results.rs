@@ -2,9 +2,9 @@
 
 use super::{BITS, ModelSpec, PassageScores};
 use crate::compare::each_once;
+use crate::error::{Error, Result, ensure, error};
 use crate::report::About;
 use crate::stats::{Interval, mean, mean_interval, paired_difference};
-use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// What a model under one mode scored, over all texts together.
@@ -94,7 +94,7 @@ pub fn summarise(specs: &[ModelSpec], scores: &[Option<PassageScores>], about: &
     let measured = |spec: &ModelSpec| {
         let is_source = |other: &ModelSpec| if spec.same_as.is_some() { spec.is_twin_of(other) } else { spec == other };
         let found = specs.iter().position(is_source).and_then(|index| scores.get(index)?.as_ref());
-        found.with_context(|| format!("{} at {} has not been measured", spec.row, spec.context))
+        found.ok_or_else(|| Error::Unmeasured { cell: format!("{} at {}", spec.row, spec.context) })
     };
     let seed = about.settings.seed;
     let mut results = ModelResults::default();
@@ -104,12 +104,18 @@ pub fn summarise(specs: &[ModelSpec], scores: &[Option<PassageScores>], about: &
             let texts = specs.iter().filter(|other| other.context == context && other.row == spec.row);
             let parts: Vec<&PassageScores> = texts.map(measured).collect::<Result<_>>()?;
             let all = pooled(&parts);
-            let name = about.models.get(spec.model).context("a cell is of no model")?.checkpoint.name.clone();
+            let model = about.models.get(spec.model).ok_or_else(|| error!(Impossible, "a cell is of no model"))?;
+            let name = model.checkpoint.name.clone();
             at.push((cell(spec, name, &all, seed), all));
         }
         if let Some((first, of_first)) = at.first() {
             let other = at.iter().find(|(_, scores)| scores.bytes != of_first.bytes);
-            ensure!(other.is_none(), "{} at {context} was measured on other bytes than the rest", first.model);
+            ensure!(
+                other.is_none(),
+                Incomparable,
+                "{} at {context} was measured on other bytes than the rest",
+                first.model
+            );
         }
         compare(&mut results, at, seed);
     }

@@ -139,7 +139,7 @@ fn modes_that_a_model_does_not_take_are_left_out_by_name() {
     assert_eq!(specs.len(), 4);
     assert!(!specs[1].is_measured() && specs[1].is_twin_of(&specs[0]) && !specs[1].is_twin_of(&specs[2]));
     // A context with no room for it is skipped, with the model's name.
-    let full = |context: usize| if context > 64 { anyhow::bail!("no memory") } else { Ok(()) };
+    let full = |context: usize| if context > 64 { Err("no memory".to_string()) } else { Ok(()) };
     let (specs, skipped) = cells(&rope, (0, "rope"), 1, &plan(&[64, 128], &["none"]), &full).unwrap();
     assert_eq!((specs.len(), skipped[0].context, skipped[0].task.as_deref()), (1, 128, Some("rope")));
 }

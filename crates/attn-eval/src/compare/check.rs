@@ -2,10 +2,10 @@
 //! takes the figures for measured ones.
 
 use super::results::{MetricDifference, Pair, Results, contexts};
+use crate::error::{Result, Within, ensure, error};
 use crate::perplexity::{BUCKETS, CURVE, Cell, Metric};
 use crate::report::About;
 use crate::stats::Interval;
-use anyhow::{Context, Result, ensure};
 use std::collections::HashSet;
 
 /// Longer names are none of a scaling.
@@ -21,19 +21,18 @@ impl Results {
     /// # Errors
     /// What can't be, with the cell.
     pub(crate) fn check(&self, about: &About) -> Result<()> {
-        ensure!(!self.cells.is_empty(), "it has no cells");
+        ensure!(!self.cells.is_empty(), Impossible, "it has no cells");
         let used: usize = about.texts.iter().map(|text| text.used).sum();
-        check_part(&self.cells, &self.differences, Some(used)).context("cells")?;
+        check_part(&self.cells, &self.differences, Some(used)).within(|| "cells".into())?;
         for part in &self.by_text {
-            let text = about.texts.get(part.text).context("a part is of no text")?;
-            check_part(&part.cells, &part.differences, Some(text.used))
-                .with_context(|| format!("by_text {}", part.text))?;
+            let text = about.texts.get(part.text).ok_or_else(|| error!(Impossible, "a part is of no text"))?;
+            check_part(&part.cells, &part.differences, Some(text.used)).within(|| format!("by_text {}", part.text))?;
         }
-        check_part(&self.between, &[], Some(used)).context("between")?;
+        check_part(&self.between, &[], Some(used)).within(|| "between".into())?;
         if let Some(retrieval) = &self.retrieval {
-            retrieval.check().context("retrieval")?;
+            retrieval.check().within(|| "retrieval".into())?;
         }
-        check_part(&self.encodings, &[], None).context("encodings")
+        check_part(&self.encodings, &[], None).within(|| "encodings".into())
     }
 }
 
@@ -42,8 +41,8 @@ fn check_part(cells: &[Cell], differences: &[Pair], used: Option<usize>) -> Resu
     let mut seen = HashSet::new();
     for cell in cells {
         let named = || format!("{:.40?} at {}", cell.mode, cell.context);
-        ensure!(seen.insert((cell.context, cell.mode.as_str())), "{} is there twice", named());
-        check_cell(cell, used).with_context(named)?;
+        ensure!(seen.insert((cell.context, cell.mode.as_str())), Impossible, "{} is there twice", named());
+        check_cell(cell, used).within(named)?;
     }
     for context in contexts(cells) {
         let at: Vec<&Cell> = cells.iter().filter(|cell| cell.context == context).collect();
@@ -51,7 +50,7 @@ fn check_part(cells: &[Cell], differences: &[Pair], used: Option<usize>) -> Resu
     }
     for pair in differences {
         check_pair(pair, cells)
-            .with_context(|| format!("{:.40?} against {:.40?} at {}", pair.mode, pair.versus, pair.context))?;
+            .within(|| format!("{:.40?} against {:.40?} at {}", pair.mode, pair.versus, pair.context))?;
     }
     Ok(())
 }
@@ -59,32 +58,53 @@ fn check_part(cells: &[Cell], differences: &[Pair], used: Option<usize>) -> Resu
 fn check_cell(cell: &Cell, used: Option<usize>) -> Result<()> {
     check_name(&cell.mode)?;
     check_setting(cell.context, cell.factor, cell.seconds)?;
-    ensure!((1..=cell.context).contains(&cell.stride), "a stride of {} skips text or stands still", cell.stride);
+    ensure!(
+        (1..=cell.context).contains(&cell.stride),
+        Impossible,
+        "a stride of {} skips text or stands still",
+        cell.stride
+    );
     let scored = cell.windows.checked_mul(cell.context).is_some_and(|most| cell.tokens <= most);
-    ensure!(cell.tokens > 0 && cell.windows > 0 && scored, "{} windows score no {} tokens", cell.windows, cell.tokens);
-    ensure!(used.is_none_or(|used| cell.tokens <= used), "it scores {} tokens of fewer", cell.tokens);
+    ensure!(
+        cell.tokens > 0 && cell.windows > 0 && scored,
+        Impossible,
+        "{} windows score no {} tokens",
+        cell.windows,
+        cell.tokens
+    );
+    ensure!(used.is_none_or(|used| cell.tokens <= used), Impossible, "it scores {} tokens of fewer", cell.tokens);
     check_nll(cell.nll)?;
-    ensure!(is_perplexity(cell.perplexity, cell.nll), "{} nats are no perplexity of {}", cell.nll, cell.perplexity);
+    ensure!(
+        is_perplexity(cell.perplexity, cell.nll),
+        Impossible,
+        "{} nats are no perplexity of {}",
+        cell.nll,
+        cell.perplexity
+    );
     for error in [Some(cell.stderr), cell.stderr_windows].into_iter().flatten() {
-        ensure!(error >= 0.0, "{error} is no standard error");
+        ensure!(error >= 0.0, Impossible, "{error} is no standard error");
     }
     let last = cell.last_quarter_perplexity.is_none_or(|perplexity| perplexity > 0.0);
-    ensure!(last, "its last quarter has no perplexity of {:?}", cell.last_quarter_perplexity);
+    ensure!(last, Impossible, "its last quarter has no perplexity of {:?}", cell.last_quarter_perplexity);
     for interval in [cell.interval, cell.last_quarter_interval].into_iter().flatten() {
-        ensure!(interval.low >= 0.0 && interval.low <= interval.high, "{interval:?} is no interval of a perplexity");
+        ensure!(
+            interval.low >= 0.0 && interval.low <= interval.high,
+            Impossible,
+            "{interval:?} is no interval of a perplexity"
+        );
     }
-    check_metric(cell.longppl, cell, 1.0 - ROUNDING).context("LongPPL")?;
-    check_metric(cell.kl, cell, -ROUNDING).context("divergence")?;
+    check_metric(cell.longppl, cell, 1.0 - ROUNDING).within(|| "LongPPL".into())?;
+    check_metric(cell.kl, cell, -ROUNDING).within(|| "divergence".into())?;
     let parts = (cell.position_nll.len(), cell.curve.len());
-    ensure!(parts == (BUCKETS, CURVE), "it has {} and {} parts by position", parts.0, parts.1);
+    ensure!(parts == (BUCKETS, CURVE), Impossible, "it has {} and {} parts by position", parts.0, parts.1);
     cell.position_nll.iter().chain(&cell.curve).flatten().try_for_each(|&nll| check_nll(nll))
 }
 
 /// What holds for the setting of any cell.
 pub(crate) fn check_setting(context: usize, factor: f64, seconds: f64) -> Result<()> {
-    ensure!(context >= 2, "a window of {context} tokens scores none");
-    ensure!(factor.is_finite() && factor > 0.0, "no scaling has a factor of {factor}");
-    ensure!(seconds.is_finite() && seconds >= 0.0, "it can't have taken {seconds} s");
+    ensure!(context >= 2, Impossible, "a window of {context} tokens scores none");
+    ensure!(factor.is_finite() && factor > 0.0, Impossible, "no scaling has a factor of {factor}");
+    ensure!(seconds.is_finite() && seconds >= 0.0, Impossible, "it can't have taken {seconds} s");
     Ok(())
 }
 
@@ -99,23 +119,28 @@ pub(crate) fn is_perplexity(perplexity: f64, nll: f64) -> bool {
 /// A metric beside perplexity, of at least `least`.
 fn check_metric(metric: Option<Metric>, cell: &Cell, least: f64) -> Result<()> {
     let Some(Metric { value, interval, tokens }) = metric else { return Ok(()) };
-    ensure!(tokens <= cell.tokens && (tokens > 0 || value.is_none()), "it is not of {tokens} of {}", cell.tokens);
-    ensure!(value.is_none_or(|value| value >= least), "it can't be {value:?}");
+    ensure!(
+        tokens <= cell.tokens && (tokens > 0 || value.is_none()),
+        Impossible,
+        "it is not of {tokens} of {}",
+        cell.tokens
+    );
+    ensure!(value.is_none_or(|value| value >= least), Impossible, "it can't be {value:?}");
     if let Some(Interval { low, high }) = interval {
-        ensure!(value.is_some() && low <= high, "{low} to {high} is no interval");
+        ensure!(value.is_some() && low <= high, Impossible, "{low} to {high} is no interval");
     }
     Ok(())
 }
 
 fn check_name(name: &str) -> Result<()> {
     let printable = !name.is_empty() && name.len() <= LONGEST_NAME && !name.chars().any(char::is_control);
-    ensure!(printable, "{name:.40?} is no name of a scaling");
+    ensure!(printable, Impossible, "{name:.40?} is no name of a scaling");
     Ok(())
 }
 
 fn check_nll(nll: f64) -> Result<()> {
-    ensure!(nll.is_finite() && nll >= -ROUNDING, "no likelihood costs {nll} nats");
-    ensure!(nll <= f64::from(f32::MAX), "no likelihood costs {nll} nats");
+    ensure!(nll.is_finite() && nll >= -ROUNDING, Impossible, "no likelihood costs {nll} nats");
+    ensure!(nll <= f64::from(f32::MAX), Impossible, "no likelihood costs {nll} nats");
     Ok(())
 }
 
@@ -131,15 +156,22 @@ fn check_against(at: &[&Cell]) -> Result<()> {
         if let Some(twin) = &cell.same_as {
             let twin = at.iter().find(|other| other.mode == *twin && other.same_as.is_none());
             let same = twin.is_some_and(|twin| close(twin.nll, cell.nll));
-            ensure!(same, "{} is the same as {:.40?}, which is not there with its figures", named(), cell.same_as);
+            ensure!(
+                same,
+                Impossible,
+                "{} is the same as {:.40?}, which is not there with its figures",
+                named(),
+                cell.same_as
+            );
         }
         let Some(versus) = &cell.versus_best else { continue };
         let best = at.iter().find(|other| other.mode == versus.mode);
-        let best =
-            best.with_context(|| format!("{}: it is compared with {:.40?}, which is not there", named(), versus.mode))?;
+        let missing =
+            || error!(Impossible, "{}: it is compared with {:.40?}, which is not there", named(), versus.mode);
+        let best = best.ok_or_else(missing)?;
         let interval = versus.low.zip(versus.high).map(|(low, high)| Interval { low, high });
-        ensure!(versus.low.is_some() == versus.high.is_some(), "{}: half an interval", named());
-        check_difference(versus.nll, interval, cell.nll - best.nll).with_context(named)?;
+        ensure!(versus.low.is_some() == versus.high.is_some(), Impossible, "{}: half an interval", named());
+        check_difference(versus.nll, interval, cell.nll - best.nll).within(named)?;
     }
     Ok(())
 }
@@ -147,7 +179,7 @@ fn check_against(at: &[&Cell]) -> Result<()> {
 fn check_pair(pair: &Pair, cells: &[Cell]) -> Result<()> {
     let find = |mode: &str| {
         let found = cells.iter().find(|cell| cell.context == pair.context && cell.mode == mode);
-        found.with_context(|| format!("there is no cell of {mode:.40?}"))
+        found.ok_or_else(|| error!(Impossible, "there is no cell of {mode:.40?}"))
     };
     let nll = find(&pair.mode)?.nll - find(&pair.versus)?.nll;
     check_difference(pair.nll, pair.interval, nll)?;
@@ -163,9 +195,9 @@ fn check_pair(pair: &Pair, cells: &[Cell]) -> Result<()> {
 
 /// A difference in nats that follows from two cells, and its interval.
 fn check_difference(nll: f64, interval: Option<Interval>, follows: f64) -> Result<()> {
-    ensure!(nll.is_finite() && close(nll, follows), "the cells differ by {follows} nats, not by {nll}");
+    ensure!(nll.is_finite() && close(nll, follows), Impossible, "the cells differ by {follows} nats, not by {nll}");
     if let Some(Interval { low, high }) = interval {
-        ensure!(low.is_finite() && high.is_finite() && low <= high, "{low} to {high} is no interval");
+        ensure!(low.is_finite() && high.is_finite() && low <= high, Impossible, "{low} to {high} is no interval");
     }
     Ok(())
 }
@@ -227,7 +259,7 @@ mod tests {
         for (part, edit) in cases {
             let mut results = results();
             edit(&mut results);
-            let error = check(&results).map_err(|error| format!("{error:#}")).unwrap_err();
+            let error = check(&results).map_err(|error| error.to_string()).unwrap_err();
             assert!(error.contains(part), "{part}: {error}");
         }
     }

@@ -2,9 +2,9 @@
 
 use super::results::{cell, compare_with_best};
 use super::{CellSpec, Text};
+use crate::error::{Result, Within};
 use crate::perplexity::{Cell, ScoreOptions, score};
 use crate::windows::WindowOptions;
-use anyhow::{Context, Result};
 use attn_models::Model;
 
 /// Scores every model at every context that its positions reach, context by context; a cell's mode is the model's name.
@@ -31,7 +31,7 @@ pub fn encodings(
             let windows = WindowOptions { context, stride: None, bos };
             let stride = context - usize::from(bos.is_some());
             let scores = score(model, &text.tokens, &ScoreOptions { windows, length: None }, &mut |_| ())
-                .with_context(|| format!("{name} on {}", text.name))?;
+                .within(|| format!("{name} on {}", text.name))?;
             let (mode, same_as) = (name.to_string(), None);
             cells.push(cell(
                 &CellSpec { text: 0, context, stride, mode, factor: 1.0, same_as, between: false },

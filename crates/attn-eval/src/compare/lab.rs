@@ -3,11 +3,11 @@
 
 use super::usable::next;
 use super::{CellSpec, Comparison, Progress, Results, summarise};
+use crate::error::{Error, Result, bail};
 use crate::perplexity::Scores;
 use crate::report::About;
 use crate::retrieval::{self, Grid, RetrievalScores, RetrievalSpec};
 use crate::run::Measurable;
-use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 /// A cell of a comparison.
@@ -91,7 +91,7 @@ impl Measurable for LabSpec {
         match (self, scores) {
             (Self::Text(spec), LabScores::Text(scores)) => spec.check(scores, about),
             (Self::Retrieval(spec), LabScores::Retrieval(scores)) => spec.check(scores, about),
-            _ => bail!("a measurement of another kind"),
+            _ => bail!(Impossible, "a measurement of another kind"),
         }
     }
 }
@@ -138,13 +138,13 @@ impl<'a> Lab<'a> {
     /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
     ///
     /// # Errors
-    /// The model fails; whatever `done` fails with.
-    pub fn run(
+    /// The model fails; whatever `done` fails with, as it is.
+    pub fn run<E: From<Error>>(
         &self,
         indices: &[usize],
         progress: &mut dyn FnMut(Progress),
-        done: &mut dyn FnMut(usize, LabScores) -> Result<()>,
-    ) -> Result<()> {
+        done: &mut dyn FnMut(usize, LabScores) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (of_texts, of_grid) = self.split(indices);
         let texts = self.comparison.specs().len();
         let work = self.comparison.work(&of_texts).1 as usize;

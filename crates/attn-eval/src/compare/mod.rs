@@ -30,22 +30,22 @@ pub use encodings::encodings;
 pub use lab::{Lab, LabScores, LabSpec, sum_up};
 pub use mode::{Factor, Mode};
 pub use results::{MetricDifference, Pair, Results, TextResults, best, contexts, find, modes, summarise};
-pub(crate) use results::{differences, each_once};
+pub(crate) use results::{each_once, pair};
 pub use usable::{ByRetrieval, Usable, lengths_between};
 use variants::Variant;
 pub use variants::{change, factor_at};
 pub(crate) use variants::{check_params, scaled, variants};
 pub use weigh::{Found, Weighed};
 
-use crate::Skipped;
 use crate::clock::Clock;
+use crate::error::{Error, Result, Within, ensure, error};
 use crate::metrics::{Metrics, Reference};
-use crate::perplexity::{ScoreOptions, Scores, check_room, score};
+use crate::perplexity::{ScoreOptions, Scores, score};
 use crate::report::{About, short};
 use crate::run::{Measurable, to_measure};
+use crate::skipped::{Fits, Skipped, has_room};
 use crate::stats::mean;
 use crate::windows::{WindowOptions, Windows};
-use anyhow::{Context, Result, bail, ensure};
 use attn_core::RopeOverride;
 use attn_models::Model;
 use attn_models::spec::AttentionSpec;
@@ -178,7 +178,7 @@ impl Measurable for CellSpec {
     }
 
     fn check(&self, scores: &Scores, about: &About) -> Result<()> {
-        let text = about.texts.get(self.text).context("it is of no text")?;
+        let text = about.texts.get(self.text).ok_or_else(|| error!(Impossible, "it is of no text"))?;
         scores.check(self.context, text.used)
     }
 }
@@ -224,9 +224,9 @@ impl<'a> Comparison<'a> {
     /// # Errors
     /// Nothing to compare, or nothing that can be; a mode that the model can't take, a parameter that none of the modes has, or
     /// `auto` on a model of unknown trained context.
-    pub fn new(model: &Model, texts: &'a [Text], plan: &'a Plan, fits: &dyn Fn(usize) -> Result<()>) -> Result<Self> {
+    pub fn new(model: &Model, texts: &'a [Text], plan: &'a Plan, fits: &Fits<'_>) -> Result<Self> {
         let something = !plan.modes.is_empty() && !plan.contexts.is_empty() && !texts.is_empty();
-        ensure!(something, "there is nothing to compare");
+        ensure!(something, Setting, "there is nothing to compare");
         check_params(plan)?;
         let references = RefCell::new(None);
         let mut comparison =
@@ -242,7 +242,7 @@ impl<'a> Comparison<'a> {
             }
         }
         if !comparison.specs.iter().any(|spec| !spec.between) {
-            return Err(Skipped::all(&comparison.skipped));
+            return Err(Error::NothingLeft { skipped: comparison.skipped });
         }
         Ok(comparison)
     }
@@ -254,18 +254,18 @@ impl<'a> Comparison<'a> {
         model: &Model,
         contexts: &[usize],
         between: bool,
-        fits: &dyn Fn(usize) -> Result<()>,
+        fits: &Fits<'_>,
     ) -> Vec<(usize, Vec<Windows>)> {
         let mut found = vec![];
         for &context in contexts {
             let cut = |Text { name, tokens }: &Text| {
-                Windows::new(tokens.len(), &window_options(self.plan, context)).with_context(|| name.clone())
+                Windows::new(tokens.len(), &window_options(self.plan, context)).within(|| name.clone())
             };
-            let room = check_room(model, context).and_then(|()| fits(context));
-            match room.and_then(|()| self.texts.iter().map(cut).collect()) {
+            let cut = || self.texts.iter().map(cut).collect::<Result<_>>().map_err(|error| error.to_string());
+            match has_room(model, context, fits).and_then(|()| cut()) {
                 Ok(windows) => found.push((context, windows)),
                 Err(_) if between => {}
-                Err(error) => self.skipped.push(Skipped::new(context, Some("perplexity"), &error)),
+                Err(reason) => self.skipped.push(Skipped::new(context, Some("perplexity"), reason)),
             }
         }
         found
@@ -358,14 +358,14 @@ impl<'a> Comparison<'a> {
         let Text { name, tokens } = &self.texts[spec.text];
         let named = || format!("{name}, mode {}", job.mode);
         let Some(metrics) = &self.metrics else {
-            return score(&job.model, tokens, &options, progress).with_context(named);
+            return score(&job.model, tokens, &options, progress).within(named);
         };
         let windows = Windows::new(tokens.len(), &options.windows)?;
         let references = self.references(metrics, spec, &windows, progress)?;
         let clock = Clock::start();
         let cut = (&windows, windows.windows());
         let scores = metrics.score(&job.model, tokens, cut, &references, options.length, progress);
-        scores.map(|scores| Scores { seconds: clock.seconds(), ..scores }).with_context(named)
+        scores.map(|scores| Scores { seconds: clock.seconds(), ..scores }).within(named)
     }
 
     /// What the reference makes of a cell's windows: kept from the cell before, or measured.
@@ -384,7 +384,7 @@ impl<'a> Comparison<'a> {
         self.references.replace(None);
         let Text { name, tokens } = &self.texts[spec.text];
         let measured = metrics.references(tokens, windows, windows.windows(), progress);
-        let references = Rc::new(measured.with_context(|| format!("{name}, the model as it is"))?);
+        let references = Rc::new(measured.within(|| format!("{name}, the model as it is"))?);
         self.references.replace(Some(Kept { of, references: references.clone() }));
         Ok(references)
     }
@@ -392,13 +392,13 @@ impl<'a> Comparison<'a> {
     /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
     ///
     /// # Errors
-    /// Anything [`score`](Self::score) refuses; whatever `done` fails with.
-    pub fn run(
+    /// Anything [`score`](Self::score) refuses; whatever `done` fails with, as it is.
+    pub fn run<E: From<Error>>(
         &self,
         indices: &[usize],
         progress: &mut dyn FnMut(Progress),
-        done: &mut dyn FnMut(usize, Scores) -> Result<()>,
-    ) -> Result<()> {
+        done: &mut dyn FnMut(usize, Scores) -> Result<(), E>,
+    ) -> Result<(), E> {
         let work = |tokens: usize, job: &Job| (tokens as f64 * job.cost) as usize;
         let tokens = |i: usize| self.jobs[indices[i]].tokens + self.reference_tokens(indices, i);
         let total = (0..indices.len()).map(|i| work(tokens(i), &self.jobs[indices[i]])).sum();
@@ -427,14 +427,14 @@ impl<'a> Comparison<'a> {
 pub fn compare(model: &Model, texts: &[Text], plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Results> {
     let comparison = Comparison::new(model, texts, plan, &|_| Ok(()))?;
     // The results have no place to say so.
-    if let Some(skipped) = comparison.skipped.first() {
-        bail!("{skipped}")
+    if let Some(skipped) = comparison.skipped.first().cloned() {
+        return Err(Error::LeftOut { skipped });
     }
     let mut scores = vec![None; comparison.specs.len()];
     let indices: Vec<usize> = to_measure(&comparison.specs).collect();
     comparison.run(&indices, progress, &mut |index, measured| {
         scores[index] = Some(measured);
-        Ok(())
+        Ok::<_, Error>(())
     })?;
     summarise(&comparison.specs, &scores, plan.seed)
 }

@@ -1,11 +1,11 @@
 //! From measurements to figures: cells per text and over all texts, and the differences between modes.
 
 use super::{CellSpec, Recommendation, recommend};
+use crate::error::{Error, Result, bail};
 use crate::perplexity::{Cell, Label, Scores};
 use crate::report::About;
 use crate::retrieval::Retrieval;
 use crate::stats::{Interval, WindowNll, paired_difference};
-use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -90,7 +90,7 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
         let source =
             specs.iter().position(|other| if spec.same_as.is_some() { spec.is_twin_of(other) } else { spec == other });
         let scores = source.and_then(|index| scores.get(index)?.as_ref());
-        scores.with_context(|| format!("{} at {} has not been measured", spec.mode, spec.context))
+        scores.ok_or_else(|| Error::Unmeasured { cell: format!("{} at {}", spec.mode, spec.context) })
     };
     let texts = specs.iter().map(|spec| spec.text + 1).max().unwrap_or(0);
     let mut by_text = Vec::with_capacity(texts);
@@ -128,7 +128,7 @@ fn check_windows(cells: &[Cell]) -> Result<()> {
         let counts = |cell: &Cell| -> Vec<_> { cell.window_nll.iter().map(|w| (w.tokens, w.last_tokens)).collect() };
         let other = at.find(|cell| counts(cell) != counts(first));
         if let Some(other) = other {
-            bail!("{} at {context} was measured on other windows than {}", other.mode, first.mode);
+            bail!(Incomparable, "{} at {context} was measured on other windows than {}", other.mode, first.mode);
         }
     }
     Ok(())
@@ -151,7 +151,7 @@ fn compared(mut cells: Vec<Cell>, seed: u64) -> (Vec<Cell>, Vec<Pair>) {
 }
 
 /// The differences between every two modes of each context.
-pub(crate) fn differences(cells: &[Cell], seed: u64) -> Vec<Pair> {
+fn differences(cells: &[Cell], seed: u64) -> Vec<Pair> {
     let mut pairs = vec![];
     for context in contexts(cells) {
         let at: Vec<&Cell> = cells.iter().filter(|cell| cell.context == context).collect();
@@ -180,7 +180,8 @@ impl Results {
     }
 }
 
-fn pair(a: &Cell, b: &Cell, seed: u64) -> Pair {
+/// The difference between two modes at one context.
+pub(crate) fn pair(a: &Cell, b: &Cell, seed: u64) -> Pair {
     let difference = |a: &[WindowNll], b: &[WindowNll]| {
         let d = paired_difference(a, b, "", seed);
         (d.nll, d.low.zip(d.high).map(|(low, high)| Interval { low, high }))

@@ -1,8 +1,8 @@
 //! The model under every mode of a plan: with which factor, and what a mode asks of it.
 
 use super::{Factor, Mode, Plan};
+use crate::error::{Result, Within, bail};
 use crate::perplexity::check_room;
-use anyhow::{Context, Result, bail};
 use attn_core::position::ExtendOverride;
 use attn_core::{PositionOverride, RopeOverride};
 use attn_models::Model;
@@ -28,7 +28,7 @@ pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec
     // The first of those that are no scaling is measured for all of them.
     let mut first = None;
     for &mode in &plan.modes {
-        let model = scaled(model, plan, mode, factor).with_context(|| format!("mode {mode}"))?;
+        let model = scaled(model, plan, mode, factor).within(|| format!("mode {mode}"))?;
         let alike = |unscaled: &Model| unscaled.spec().places_alike(model.spec(), length);
         let is_none = unscaled.as_ref().is_some_and(alike);
         let same_as = if is_none { first } else { None };
@@ -52,7 +52,7 @@ pub fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
     match plan.rope.original_context.or(model.trained_context()) {
         Some(trained) => Ok((length as f64 / trained as f64).max(1.0)),
         None if !plan.modes.iter().any(|mode| mode.takes_factor()) => Ok(1.0),
-        None => bail!("the checkpoint doesn't say what context it was trained for: give a factor"),
+        None => bail!(Setting, "the checkpoint doesn't say what context it was trained for: give a factor"),
     }
 }
 
@@ -88,7 +88,7 @@ pub fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> 
 /// A parameter that no mode of the plan reads would otherwise be ignored without a warning.
 pub(crate) fn check_params(plan: &Plan) -> Result<()> {
     match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|mode| mode.takes(key))) {
-        Some((key, _)) => bail!("none of the modes compared has a parameter {key:?}"),
+        Some((key, _)) => bail!(Setting, "none of the modes compared has a parameter {key:?}"),
         None => Ok(()),
     }
 }

@@ -1,10 +1,11 @@
 //! Several models on the same bytes, presented: tables for a terminal, sentences, CSV and JSON.
 
+use super::document::{parsed, part};
 use super::{About, ModelInfo, TableStyle, TextInfo, factor, short};
 use crate::across::{ModelCell, ModelResults, ModelVersus, best, contexts};
+use crate::error::{Result, ensure};
 use crate::stats::{Interval, MIN_WINDOWS};
-use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 /// What `format` says.
@@ -45,9 +46,9 @@ pub fn is_of_models(json: &str) -> bool {
 /// # Errors
 /// It is not JSON, not of several models, or holds figures that no measurement can come to.
 pub fn read_models_document(json: &str) -> Result<(About, ModelResults)> {
-    let document: Value = serde_json::from_str(json).context("it is not JSON")?;
-    ensure!(document["format"] == FORMAT, "it is not a comparison of several models");
-    let (about, results) = (About::deserialize(&document)?, ModelResults::deserialize(&document)?);
+    let document = parsed(json)?;
+    ensure!(document["format"] == FORMAT, Document, "it is not a comparison of several models");
+    let (about, results): (About, ModelResults) = (part(&document)?, part(&document)?);
     about.check_texts([])?;
     results.check(&about)?;
     Ok((about, results))

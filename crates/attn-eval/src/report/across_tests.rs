@@ -97,7 +97,7 @@ fn what_was_measured_comes_back_from_json_and_what_was_not_is_refused() {
     for (part, edit) in cases {
         let mut edited = results.clone();
         edit(&mut edited);
-        let error = edited.check(&about).map_err(|error| format!("{error:#}")).unwrap_err();
+        let error = edited.check(&about).map_err(|error| error.to_string()).unwrap_err();
         assert!(error.contains(part), "{part}: {error}");
     }
     let mut one = about.clone();

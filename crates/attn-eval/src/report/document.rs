@@ -5,11 +5,11 @@
 use super::{retrieval_headline, retrieval_verdict, verdict};
 use crate::Skipped;
 use crate::compare::Results;
+use crate::error::{Result, ensure, error};
 use crate::metrics::MetricSettings;
 use crate::perplexity::checked_sum;
 use crate::retrieval::Retrieval;
 use crate::search::Search;
-use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -75,10 +75,10 @@ impl<'a> RetrievalDocument<'a> {
 /// It is not JSON, not a comparison, one of a layout that this version doesn't read, of texts that it doesn't list, or
 /// holds figures that no measurement can come to.
 pub fn read_document(json: &str) -> Result<(About, Results)> {
-    let document: Value = serde_json::from_str(json).context("it is not JSON")?;
+    let document = parsed(json)?;
     let format = document.get("format").and_then(Value::as_str).unwrap_or("none");
-    ensure!(format == FORMAT, "it is not a comparison of attn: its format is {format}, not {FORMAT}");
-    let (about, mut results) = (About::deserialize(&document)?, Results::deserialize(&document)?);
+    ensure!(format == FORMAT, Document, "it is not a comparison of attn: its format is {format}, not {FORMAT}");
+    let (about, mut results): (About, Results) = (part(&document)?, part(&document)?);
     about.check_texts(results.by_text.iter().map(|part| part.text))?;
     results.check(&about)?;
     // What follows from the figures is worked out from them; only the options of programs have no other source.
@@ -88,6 +88,16 @@ pub fn read_document(json: &str) -> Result<(About, Results)> {
         found.applied = applied.unwrap_or_default();
     }
     Ok((about, results))
+}
+
+/// A document as JSON.
+pub(super) fn parsed(json: &str) -> Result<Value> {
+    serde_json::from_str(json).map_err(|error| error!(Document, "it is not JSON: {error}"))
+}
+
+/// What a document says of one thing.
+pub(super) fn part<'a, T: Deserialize<'a>>(document: &'a Value) -> Result<T> {
+    T::deserialize(document).map_err(|error| error!(Document, "{error}"))
 }
 
 /// What was compared, on what, by what.
@@ -298,10 +308,10 @@ impl About {
     /// Refuses texts that can't be, and parts that are of none of them.
     pub(crate) fn check_texts(&self, parts: impl IntoIterator<Item = usize>) -> Result<()> {
         let used = checked_sum(self.texts.iter().map(|text| text.used));
-        ensure!(used.is_some(), "its texts are longer than any can be");
+        ensure!(used.is_some(), Impossible, "its texts are longer than any can be");
         let there_are = self.texts.len();
         for (part, text) in parts.into_iter().enumerate() {
-            ensure!(text < there_are, "part {part} of it is of text {text}, and there are {there_are}");
+            ensure!(text < there_are, Impossible, "part {part} of it is of text {text}, and there are {there_are}");
         }
         Ok(())
     }

@@ -2,8 +2,8 @@
 
 use super::results::{Retrieval, RetrievalCell, Total};
 use super::tasks::TASKS;
+use crate::error::{Result, Within, ensure, error};
 use crate::stats::Interval;
-use anyhow::{Context, Result, ensure};
 
 /// By how much figures that follow from each other may differ: JSON is read with an error in the last digits.
 const TOLERANCE: f64 = 1e-9;
@@ -18,21 +18,26 @@ impl Retrieval {
     pub(crate) fn check(&self) -> Result<()> {
         for task in &self.tasks {
             let known = TASKS.into_iter().find(|known| known.name == task.name);
-            let known = known.with_context(|| format!("there is no task {:.40?}", task.name))?;
-            ensure!(task.wanted == known.wanted, "{} asks for {} things", task.name, known.wanted);
+            let known = known.ok_or_else(|| error!(Impossible, "there is no task {:.40?}", task.name))?;
+            ensure!(task.wanted == known.wanted, Impossible, "{} asks for {} things", task.name, known.wanted);
             let share = task.share.is_none_or(|share| (0.0..=1.0).contains(&share));
-            ensure!(share && task.interval.is_none_or(within), "{}: no share found", task.name);
+            ensure!(share && task.interval.is_none_or(within), Impossible, "{}: no share found", task.name);
         }
-        ensure!(!self.totals.is_empty(), "it has no totals");
+        ensure!(!self.totals.is_empty(), Impossible, "it has no totals");
         for total in self.totals.iter().chain(&self.between) {
             let named = || format!("{:.40?} of {:.40?} at {}", total.mode, total.task, total.context);
-            ensure!(self.tasks.iter().any(|task| task.name == total.task), "{} is of no task", named());
-            check_total(total).with_context(named)?;
+            ensure!(self.tasks.iter().any(|task| task.name == total.task), Impossible, "{} is of no task", named());
+            check_total(total).within(named)?;
         }
         for cell in &self.cells {
             let named = || format!("{:.40?} of {:.40?} at {}", cell.mode, cell.task, cell.context);
-            check_cell(cell).with_context(named)?;
-            ensure!(self.share(&cell.task, &cell.mode, cell.context, None).is_some(), "{} has no total", named());
+            check_cell(cell).within(named)?;
+            ensure!(
+                self.share(&cell.task, &cell.mode, cell.context, None).is_some(),
+                Impossible,
+                "{} has no total",
+                named()
+            );
         }
         Ok(())
     }
@@ -40,8 +45,8 @@ impl Retrieval {
 
 fn check_counts(trials: usize, found: usize, wanted: usize, nll: f64) -> Result<()> {
     let fine = trials > 0 && wanted > 0 && found <= wanted && wanted.is_multiple_of(trials);
-    ensure!(fine, "{found} of {wanted} found in {trials} trials");
-    ensure!(nll.is_finite() && nll >= -ROUNDING, "no answer costs {nll} nats");
+    ensure!(fine, Impossible, "{found} of {wanted} found in {trials} trials");
+    ensure!(nll.is_finite() && nll >= -ROUNDING, Impossible, "no answer costs {nll} nats");
     Ok(())
 }
 
@@ -50,17 +55,17 @@ fn check_total(total: &Total) -> Result<()> {
     let (share, interval) = (total.found().value(), total.found().interval());
     let close = |a: f64, b: f64| (a - b).abs() <= TOLERANCE;
     let follows = close(share, total.share) && close(interval.low, total.interval.low);
-    ensure!(follows && close(interval.high, total.interval.high), "its share is not that of its trials");
+    ensure!(follows && close(interval.high, total.interval.high), Impossible, "its share is not that of its trials");
     let ordered = total.answer_interval.is_none_or(|i| i.low.is_finite() && i.high.is_finite() && i.low <= i.high);
-    ensure!(ordered, "{:?} is no interval", total.answer_interval);
+    ensure!(ordered, Impossible, "{:?} is no interval", total.answer_interval);
     Ok(())
 }
 
 fn check_cell(cell: &RetrievalCell) -> Result<()> {
     check_counts(cell.trials, cell.found, cell.wanted, cell.answer_nll)?;
-    ensure!(cell.depth.is_none_or(|depth| (0.0..=1.0).contains(&depth)), "no depth is {:?}", cell.depth);
-    ensure!(cell.factor.is_finite() && cell.factor > 0.0, "no scaling has a factor of {}", cell.factor);
-    ensure!(cell.seconds.is_finite() && cell.seconds >= 0.0, "it can't have taken {} s", cell.seconds);
+    ensure!(cell.depth.is_none_or(|depth| (0.0..=1.0).contains(&depth)), Impossible, "no depth is {:?}", cell.depth);
+    ensure!(cell.factor.is_finite() && cell.factor > 0.0, Impossible, "no scaling has a factor of {}", cell.factor);
+    ensure!(cell.seconds.is_finite() && cell.seconds >= 0.0, Impossible, "it can't have taken {} s", cell.seconds);
     Ok(())
 }
 

@@ -5,12 +5,12 @@ use super::list::numbered;
 use super::tasks::{Body, Task};
 use crate::clock::Clock;
 use crate::compare::{Mode, Plan, Progress, check_params, cost, variants};
-use crate::perplexity::{Bucket, check_room};
+use crate::error::{Error, Result, Within, ensure, error};
+use crate::perplexity::Bucket;
 use crate::report::About;
 use crate::rng::Rng;
 use crate::run::Measurable;
-use crate::skipped::Skipped;
-use anyhow::{Context, Result, bail, ensure};
+use crate::skipped::{Fits, Skipped, has_room};
 use attn_core::ops;
 use attn_models::{Model, RopeLength, Session};
 use candle_core::Tensor;
@@ -106,12 +106,23 @@ impl Measurable for RetrievalSpec {
     fn check(&self, scores: &RetrievalScores, _: &About) -> Result<()> {
         let RetrievalScores { found, wanted, answers, seconds } = scores;
         let task = self.task()?;
-        ensure!(self.trials > 0 && answers.len() == self.trials, "{} trials, not {}", answers.len(), self.trials);
+        ensure!(
+            self.trials > 0 && answers.len() == self.trials,
+            Impossible,
+            "{} trials, not {}",
+            answers.len(),
+            self.trials
+        );
         let asked = self.trials.checked_mul(task.wanted);
-        ensure!(asked == Some(*wanted) && found <= wanted, "{found} of {wanted} found in {} trials", self.trials);
+        ensure!(
+            asked == Some(*wanted) && found <= wanted,
+            Impossible,
+            "{found} of {wanted} found in {} trials",
+            self.trials
+        );
         let fine = |answer: &Bucket| answer.tokens > 0 && answer.tokens <= task.room && answer.sum.is_finite();
-        ensure!(answers.iter().all(fine), "an answer of no or too many tokens");
-        ensure!(seconds.is_finite() && *seconds >= 0.0, "it can't have taken {seconds} s");
+        ensure!(answers.iter().all(fine), Impossible, "an answer of no or too many tokens");
+        ensure!(seconds.is_finite() && *seconds >= 0.0, Impossible, "it can't have taken {seconds} s");
         Ok(())
     }
 }
@@ -123,7 +134,7 @@ impl RetrievalSpec {
     /// There is none of that name.
     pub(super) fn task(&self) -> Result<&'static Task> {
         let named = super::TASKS.into_iter().find(|task| task.name == self.task);
-        named.with_context(|| format!("there is no task {:.40?}", self.task))
+        named.ok_or_else(|| error!(Impossible, "there is no task {:.40?}", self.task))
     }
 
     /// Whether the other is the cell that this one takes its measurement from.
@@ -159,23 +170,23 @@ impl<'a> Grid<'a> {
     ///
     /// # Errors
     /// Nothing to measure, or nothing that can be; a mode the model can't take.
-    pub fn new(model: &Model, plan: &'a RetrievalPlan<'a>, fits: &dyn Fn(usize) -> Result<()>) -> Result<Self> {
+    pub fn new(model: &Model, plan: &'a RetrievalPlan<'a>, fits: &Fits<'_>) -> Result<Self> {
         let something = !plan.plan.modes.is_empty() && !plan.plan.contexts.is_empty() && !plan.tasks.is_empty();
-        ensure!(something && !plan.depths.is_empty() && plan.trials > 0, "there is nothing to measure");
+        ensure!(something && !plan.depths.is_empty() && plan.trials > 0, Setting, "there is nothing to measure");
         check_params(&plan.plan)?;
         let mut grid = Self { plan, specs: vec![], jobs: vec![], skipped: vec![] };
         for (contexts, between) in [(&plan.plan.contexts, false), (&plan.plan.between, true)] {
             for &context in contexts {
-                match check_room(model, context).and_then(|()| fits(context)) {
+                match has_room(model, context, fits) {
                     Ok(()) => grid.add(model, context, between)?,
                     // Nothing asks for lengths between ones that are not measured.
                     Err(_) if between => {}
-                    Err(error) => grid.skipped.push(Skipped::new(context, None, &error)),
+                    Err(reason) => grid.skipped.push(Skipped::new(context, None, reason)),
                 }
             }
         }
         if !grid.specs.iter().any(|spec| !spec.between) {
-            return Err(Skipped::all(&grid.skipped));
+            return Err(Error::NothingLeft { skipped: grid.skipped });
         }
         Ok(grid)
     }
@@ -191,7 +202,7 @@ impl<'a> Grid<'a> {
         for &task in &self.plan.tasks {
             if let Err(error) = self.try_out(task, context) {
                 if !between {
-                    self.skipped.push(Skipped::new(context, Some(task.name), &error));
+                    self.skipped.push(Skipped::new(context, Some(task.name), error.to_string()));
                 }
                 continue;
             }
@@ -220,8 +231,8 @@ impl<'a> Grid<'a> {
 
     /// Whether a context has room for a task, and the haystack text for it.
     fn try_out(&self, task: &Task, context: usize) -> Result<()> {
-        let short = || format!("a context of {context} is too short");
-        let context = context.checked_sub(SLACK).with_context(short)?;
+        let short = || error!(Setting, "a context of {context} is too short");
+        let context = context.checked_sub(SLACK).ok_or_else(short)?;
         self.trial(task, context, self.plan.depths.first().copied(), 0).map(drop)
     }
 
@@ -246,13 +257,13 @@ impl<'a> Grid<'a> {
     /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
     ///
     /// # Errors
-    /// The model fails; whatever `done` fails with.
-    pub fn run(
+    /// The model fails; whatever `done` fails with, as it is.
+    pub fn run<E: From<Error>>(
         &self,
         indices: &[usize],
         progress: &mut dyn FnMut(Progress),
-        done: &mut dyn FnMut(usize, RetrievalScores) -> Result<()>,
-    ) -> Result<()> {
+        done: &mut dyn FnMut(usize, RetrievalScores) -> Result<(), E>,
+    ) -> Result<(), E> {
         let total = indices.iter().map(|&index| self.jobs[index].2 as usize).sum();
         let mut before = 0;
         for &index in indices {
@@ -268,7 +279,7 @@ impl<'a> Grid<'a> {
                 progress(Progress { mode: *mode, context: spec.context, done: before + part, total, per_token });
                 let trial = self.trial(task, spec.context, spec.depth, trial)?;
                 let asked = self.ask(model, task, &trial, spec.context);
-                let (found, answer) = asked.with_context(|| format!("{}, mode {mode}", task.name))?;
+                let (found, answer) = asked.within(|| format!("{}, mode {mode}", task.name))?;
                 scores.found += found;
                 scores.answers.push(answer);
             }
@@ -294,7 +305,7 @@ impl<'a> Grid<'a> {
         let question = encode(&draft.question)?;
         let mut answer = self.after(&draft.question, &question, &draft.answer)?;
         answer.truncate(task.room);
-        ensure!(!answer.is_empty(), "the tokenizer makes no tokens of an answer");
+        ensure!(!answer.is_empty(), UnsuitableModel, "the tokenizer makes no tokens of an answer");
         let mut fixed = prompt.len() + question.len() + task.room;
         let body = match draft.body {
             Body::Hidden(needles) => {
@@ -306,7 +317,7 @@ impl<'a> Grid<'a> {
                 }
                 let count = left(context, fixed)?;
                 if let Some(reason) = self.plan.haystack.lacks(count) {
-                    bail!(reason)
+                    return Err(Error::TextTooShort { reason });
                 }
                 let first = self.plan.haystack.first(|n| rng.below(n));
                 self.plan.haystack.around(&hidden, first, count)
@@ -359,7 +370,7 @@ impl<'a> Grid<'a> {
         let targets = Tensor::new(trial.answer.as_slice(), model.device())?;
         let nll = ops::nll(&Tensor::cat(&rows, 0)?, &targets)?.to_vec1::<f32>()?;
         let sum: f64 = nll.into_iter().map(f64::from).sum();
-        ensure!(sum.is_finite(), "the right answer has a log-likelihood of {}", -sum);
+        ensure!(sum.is_finite(), NotFinite, "the right answer has a log-likelihood of {}", -sum);
         Ok((task.found(&answer, &trial.wanted), Bucket { sum, tokens }))
     }
 }
@@ -367,5 +378,6 @@ impl<'a> Grid<'a> {
 /// Tokens that the body of a trial has.
 fn left(context: usize, fixed: usize) -> Result<usize> {
     let left = context.checked_sub(fixed).filter(|&left| left > 0);
-    left.with_context(|| format!("a context of {context} is too short: the task itself takes {fixed} tokens"))
+    let short = || error!(Setting, "a context of {context} is too short: the task itself takes {fixed} tokens");
+    left.ok_or_else(short)
 }

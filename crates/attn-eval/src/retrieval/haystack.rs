@@ -1,6 +1,6 @@
 //! What things are hidden in, in sentences: a text of the user's, or a few sentences over and over.
 
-use anyhow::{Context, Result};
+use crate::error::{Result, error};
 use loader::{TextEncoder, Tokenizer, append};
 
 /// The sentences of Mohtashami and Jaggi (2023), which RULER's variable tracking uses too.
@@ -30,7 +30,8 @@ impl Haystack {
     pub fn paper(tokenizer: &Tokenizer) -> Result<Self> {
         // Twice, so that the first sentence too is met with a space before it.
         let twice = Self::text(PAPER, &FILLER.repeat(2), tokenizer)?;
-        let ends = twice.ends.get(4..10).context("the tokenizer makes no tokens of the paper's sentences")?;
+        let none = || error!(UnsuitableModel, "the tokenizer makes no tokens of the paper's sentences");
+        let ends = twice.ends.get(4..10).ok_or_else(none)?;
         let (first, rest) = (ends[0], &ends[1..]);
         let ids = twice.ids[first..ends[5]].to_vec();
         Ok(Self { name: twice.name, ids, ends: rest.iter().map(|end| end - first).collect(), repeats: true })

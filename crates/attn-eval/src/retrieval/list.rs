@@ -1,8 +1,8 @@
 //! The numbered list of words that common-words is about, as long as a context has room for.
 
 use super::words::shuffle;
+use crate::error::{Result, ensure};
 use crate::rng::Rng;
-use anyhow::{Result, ensure};
 use loader::Tokenizer;
 
 /// How often a common word is in the list, as far as it is long enough (RULER).
@@ -26,7 +26,7 @@ pub(super) fn numbered(
         sample += entry(100, word)?.len();
     }
     let room = count * others.len() / sample.max(1);
-    ensure!(room >= SHORTEST, "there is room for {room} words, and it takes {SHORTEST}");
+    ensure!(room >= SHORTEST, Setting, "there is room for {room} words, and it takes {SHORTEST}");
     let mut words = Vec::with_capacity(room);
     let often = often(room, common.len(), others.len());
     common.iter().for_each(|word| words.extend(std::iter::repeat_n(*word, often)));

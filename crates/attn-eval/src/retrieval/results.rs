@@ -5,10 +5,10 @@ use super::grid::{RetrievalScores, RetrievalSpec};
 use super::haystack::PAPER;
 use super::share::Share;
 use super::tasks::TASKS;
+use crate::error::{Error, Result, error};
 use crate::perplexity::Bucket;
 use crate::report::About;
 use crate::stats::{Interval, WindowNll, mean, mean_interval};
-use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 /// A model can do a task if at the length it was trained for it finds at least this share.
@@ -204,7 +204,8 @@ impl Retrieval {
 /// # Errors
 /// A measurement is missing, or the settings say nothing of retrieval.
 pub fn summarise(specs: &[RetrievalSpec], scores: &[Option<RetrievalScores>], about: &About) -> Result<Retrieval> {
-    let settings = about.settings.retrieval.as_ref().context("the settings say nothing of retrieval")?;
+    let settings = about.settings.retrieval.as_ref();
+    let settings = settings.ok_or_else(|| error!(Setting, "the settings say nothing of retrieval"))?;
     let seed = about.settings.seed;
     let measured = |spec: &RetrievalSpec| {
         let source = specs.iter().position(|other| match spec.same_as {
@@ -225,7 +226,10 @@ pub fn summarise(specs: &[RetrievalSpec], scores: &[Option<RetrievalScores>], ab
                 totals.push(total(spec, &found, seed));
             }
             None if spec.between => {}
-            None => bail!("{} under {} at {} has not been measured", spec.task, spec.mode, spec.context),
+            None => {
+                let cell = format!("{} under {} at {}", spec.task, spec.mode, spec.context);
+                return Err(Error::Unmeasured { cell });
+            }
         }
     }
     let of_grid = || specs.iter().filter(|spec| !spec.between);
@@ -290,7 +294,7 @@ fn total(spec: &RetrievalSpec, parts: &[(&RetrievalSpec, &RetrievalScores)], see
 /// up to the trained one.
 fn judged(name: &str, retrieval: &Retrieval, trained: Option<usize>) -> Result<TaskResult> {
     let task = TASKS.into_iter().find(|task| task.name == name);
-    let task = task.with_context(|| format!("there is no task {name:.40?}"))?;
+    let task = task.ok_or_else(|| error!(Impossible, "there is no task {name:.40?}"))?;
     let lengths = retrieval.totals.iter().filter(|total| total.task == name).map(|total| total.context);
     // Of a model of unknown trained context the shortest length has to do.
     let reference = match trained {

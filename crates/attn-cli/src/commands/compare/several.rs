@@ -209,16 +209,17 @@ fn cut(
     let mut kept = vec![];
     let mut passages: Vec<Vec<Passages>> = encoded.iter().map(|_| vec![]).collect();
     for context in contexts {
-        match encoded.iter().map(|texts| Passages::cut(texts, context, args.cut.stride)).collect::<Result<Vec<_>>>() {
+        let cut = encoded.iter().map(|texts| Passages::cut(texts, context, args.cut.stride));
+        match cut.collect::<Result<Vec<_>, _>>() {
             Ok(found) => {
                 kept.push(context);
                 passages.iter_mut().zip(found).for_each(|(all, one)| all.push(one));
             }
-            Err(error) => skipped.push(Skipped { context, task: None, reason: format!("{error:#}") }),
+            Err(error) => skipped.push(Skipped { context, task: None, reason: error.to_string() }),
         }
     }
     if kept.is_empty() {
-        return Err(Skipped::all(skipped));
+        return Err(attn_eval::Error::NothingLeft { skipped: skipped.clone() }.into());
     }
     let cut = encoded.into_iter().zip(passages).map(|(encoded, passages)| Cut { encoded, passages });
     Ok((kept, cut.collect()))
@@ -253,7 +254,7 @@ fn prepare(
 ) -> Result<(Vec<ModelSpec>, Ready)> {
     let (modes, left_out) = across::modes_of(&opened.model, plan)?;
     let plan = Plan { modes, bos, ..plan.clone() };
-    let fits = |context| opened.check_memory(context, |context| work(&opened.model, context));
+    let fits = |context| opened.fits(context, |context| work(&opened.model, context));
     let (specs, more) = across::cells(&opened.model, (index, &opened.name), cut.len(), &plan, &fits)?;
     skipped.extend(more);
     let longest = specs.iter().map(|spec| spec.context).max().unwrap_or(0);

@@ -40,7 +40,7 @@ pub(super) fn run(args: &PerplexityArgs, protocol: Protocol) -> Result<()> {
     };
     let documents = documents(&opened, args, protocol, bos)?;
     let cut = |(tokens, _): &(Vec<u32>, Size)| protocol.passes(tokens.len(), context, stride, first);
-    let passes: Vec<Vec<Pass>> = documents.iter().map(cut).collect::<Result<_>>()?;
+    let passes: Vec<Vec<Pass>> = documents.iter().map(cut).collect::<Result<_, _>>()?;
     if passes.iter().all(Vec::is_empty) {
         return usage("there is no token to score in this text");
     }

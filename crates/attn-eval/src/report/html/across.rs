@@ -5,9 +5,9 @@ use super::provenance::provenance;
 use super::retrieval::left_out;
 use super::{Cell, Head, Page, Table};
 use crate::across::{ModelCell, ModelResults, contexts};
+use crate::error::Result;
 use crate::report::across::{bits, bytes_per_token, range};
 use crate::report::{About, ModelInfo, ModelsDocument, SAME_BYTES, factor, models_verdict, short, text_line};
-use anyhow::Result;
 
 /// A comparison of several models as one HTML file.
 ///

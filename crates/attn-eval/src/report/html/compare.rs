@@ -6,6 +6,7 @@ use super::provenance::provenance;
 use super::retrieval;
 use super::{Cell, Chart, Head, Page, Table, digits};
 use crate::compare::{Pair, Results, Usable, best, contexts, find, modes};
+use crate::error::Result;
 use crate::perplexity::{self, BUCKETS, Metric};
 use crate::report::metrics;
 use crate::report::{
@@ -13,7 +14,6 @@ use crate::report::{
 };
 use crate::search::Search;
 use crate::stats::{Difference, Interval};
-use anyhow::Result;
 
 /// The comparison as one HTML file, with the search that it comes from if there was one.
 ///
@@ -479,7 +479,7 @@ pub(crate) mod tests {
         assert_eq!(again.retrieval.unwrap().cells.len(), 30);
         for (was, wrong) in [("\"found\":4", "\"found\":5"), ("\"task\":\"passkey\"", "\"task\":\"other\"")] {
             let edited = json.replacen(was, wrong, 1);
-            let error = format!("{:#}", read_document(&edited).unwrap_err());
+            let error = read_document(&edited).unwrap_err().to_string();
             assert!(edited != json && error.contains("retrieval"), "{error}");
         }
     }

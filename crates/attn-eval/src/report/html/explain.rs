@@ -2,10 +2,10 @@
 
 use super::{Cell, Chart, Head, Mark, Page, Series, Table, View, digits};
 use crate::encoding::effects::{BiasMap, Bucket, Curve, RopeEffects};
+use crate::error::Result;
 use crate::explain::{Explained, ExplainedGroup};
 use crate::report::explain::title;
 use crate::report::factor;
-use anyhow::Result;
 
 /// The explanation as one HTML file.
 ///

@@ -4,10 +4,10 @@ use super::meanings::meanings;
 use super::provenance::provenance;
 use super::{Cell, Chart, Head, Page, Series, Table, View};
 use crate::Skipped;
+use crate::error::Result;
 use crate::report::words::percent;
 use crate::report::{About, RetrievalDocument, RetrievalMetric, retrieval_headline, retrieval_verdict, short};
 use crate::retrieval::{Retrieval, Share, Total};
-use anyhow::Result;
 
 /// A grid of trials as one HTML file.
 ///
