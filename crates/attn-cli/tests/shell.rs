@@ -77,6 +77,25 @@ fn a_plan_is_shown_without_measuring_and_a_first_look_is_short() {
     assert!(!text.contains("1024"), "{text}");
 }
 
+/// Who would wait long is told what is shorter, unless it was asked for or nothing is.
+#[test]
+fn a_long_comparison_says_what_is_shorter() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("long.txt");
+    std::fs::write(&text, "It was a long way to the house, and nobody said a word. ".repeat(200_000)).unwrap();
+    let said = |more: &[&str]| {
+        let args = [&["compare", "--dry-run", "--max-tokens", "9000000", "--text", path(&text)], more].concat();
+        String::from_utf8(run(&args).stdout).unwrap()
+    };
+    let whole = said(&[]);
+    assert!(whole.contains("sooner   --quick takes about "), "{whole}");
+    for shorter in [&["--quick"][..], &["--modes", "none,yarn"]] {
+        assert!(!said(shorter).contains("--quick takes"), "{}", said(shorter));
+    }
+    let few = String::from_utf8(run(&["compare", "--dry-run"]).stdout).unwrap();
+    assert!(!few.contains("sooner"), "{few}");
+}
+
 #[test]
 fn shells_and_man_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {

@@ -115,11 +115,17 @@ impl<C: Measurable> Header<C> {
     /// Refuses a run of other settings by the name of the first that differs.
     fn check_same(&self, other: &Self, path: &Path) -> Result<()> {
         let (theirs, ours) = (self.about.identity(), other.about.identity());
+        let refused = |setting: &str, theirs: String, ours: String| {
+            let (path, setting) = (path.to_path_buf(), setting.to_string());
+            Err(Error::OtherSettings { path, setting, theirs, ours })
+        };
         for name in ours.keys().chain(theirs.keys()) {
             let said = |all: &BTreeMap<String, Value>| all.get(name).map_or("absent".to_string(), Value::to_string);
             if theirs.get(name) != ours.get(name) {
-                let (path, setting) = (path.to_path_buf(), name.clone());
-                return Err(Error::OtherSettings { path, setting, theirs: said(&theirs), ours: said(&ours) });
+                return match (lengths(&self.about, &other.about), lengths(&other.about, &self.about)) {
+                    (Some(theirs), Some(ours)) if name == "--text" => refused("--max-tokens", theirs, ours),
+                    _ => refused(name, said(&theirs), said(&ours)),
+                };
             }
         }
         if self.fingerprint != other.fingerprint {
@@ -127,6 +133,13 @@ impl<C: Measurable> Header<C> {
         }
         Ok(())
     }
+}
+
+/// How many tokens are used of each text, if `other` has the same texts and differs in nothing but that.
+fn lengths(about: &About, other: &About) -> Option<String> {
+    let names = |about: &About| about.texts.iter().map(|t| (t.name.clone(), t.sha256.clone())).collect::<Vec<_>>();
+    let used: Vec<String> = about.texts.iter().map(|text| text.used.to_string()).collect();
+    (names(about) == names(other)).then(|| format!("{} tokens", used.join(", ")))
 }
 
 fn fingerprint<C: Measurable>(about: &About, cells: &[C]) -> String {

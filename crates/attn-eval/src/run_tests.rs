@@ -121,6 +121,7 @@ fn another_setting_is_refused_by_name() {
     refused(&|a| a.settings.cache_type_k = Some("q8_0".into()), "--cache-type-k: absent, not \"q8_0\"");
     refused(&|a| a.checkpoint.sha256 = "ff".into(), "model");
     refused(&|a| a.texts[0].sha256 = "ff".into(), "--text");
+    refused(&|a| a.texts[0].used += 5, "--max-tokens");
     refused(&|a| a.versions.attn = "9".into(), "version");
     refused(&|a| a.settings.rope.theta = Some(5e5), "--rope-theta: null, not 500000.0");
     // Where and how it is started makes no difference.

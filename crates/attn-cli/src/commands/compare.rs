@@ -5,7 +5,7 @@ mod several;
 use crate::measure::plan::{default_contexts, modes, quick_modes, unique, with_trained};
 use crate::measure::present::{self, present, present_from};
 use crate::measure::scoring::{self, tokens, work};
-use crate::measure::{about, apply, estimate, long_run, trials};
+use crate::measure::{about, apply, estimate, estimate::Quick, long_run, trials};
 use crate::model::{self, Opened};
 use crate::options::{MetricArgs, ModelArgs, OutputArgs, RunArgs, TextArgs, TrialArgs, modes_help, spelled_out};
 use crate::output::{note, usage};
@@ -224,10 +224,11 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     let trials = trials(args, &opened, &plan, tasks, info.map(|info| (info, first.as_str())))?;
     let grid = trials.as_ref().map(|(trials, info)| grid(&opened, trials, info.as_ref(), &mut about)).transpose()?;
     let lab = Lab::new(comparison, grid.flatten());
+    let quick = quick(args, &opened, &plan);
     if args.dry_run {
-        return estimate::show(&opened, &lab, &plan, args.output.report.json);
+        return estimate::show(&opened, &lab, &plan, quick.as_ref(), args.output.report.json);
     }
-    estimate::announce(&opened, &lab, &plan)?;
+    estimate::announce(&opened, &lab, &plan, quick.as_ref())?;
     let Some(scores) = measure(args, &opened.model, &lab, &about)? else { return Ok(()) };
     let mut results = sum_up(lab.specs(), &scores, &about)?;
     if let Some(found) = &mut results.recommendation {
@@ -380,6 +381,16 @@ fn default_tokens(args: &CompareArgs, opened: &Opened) -> usize {
     };
     // A BOS takes a token of every window, so that these are a little more than are used.
     longest.saturating_mul(MIN_WINDOWS).max(DEFAULT_TOKENS)
+}
+
+/// What `--quick` would leave of the comparison, unless it was given or leaves all of it.
+fn quick(args: &CompareArgs, opened: &Opened, plan: &Plan) -> Option<Quick> {
+    if args.quick || !args.modes.is_empty() {
+        return None;
+    }
+    let most = if args.contexts.is_empty() { 2 } else { plan.contexts.len() };
+    let modes = quick_modes(opened).iter().map(ToString::to_string).collect();
+    Some(Quick { modes, contexts: plan.contexts[..most.min(plan.contexts.len())].to_vec() })
 }
 
 /// Says so if the comparison can't show anything.

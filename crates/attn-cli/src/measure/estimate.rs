@@ -6,10 +6,11 @@ use crate::measure::trials;
 use crate::model::Opened;
 use crate::output::{note, print_json, print_text};
 use anyhow::Result;
+use attn_core::attention::KernelPath;
 use attn_eval::across;
 use attn_eval::compare::{Lab, Plan};
-use attn_eval::run::to_measure;
-use candle_core::Tensor;
+use attn_eval::run::{Measurable, to_measure};
+use candle_core::{DType, Tensor};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, stderr};
@@ -19,6 +20,15 @@ use std::time::{Duration, Instant};
 const TRIAL: usize = 256;
 /// A comparison that takes less is not announced.
 pub(crate) const SHORT: Duration = Duration::from_secs(10);
+
+/// A comparison that takes longer is announced with what would make it shorter.
+const LONG: Duration = Duration::from_secs(600);
+
+/// What `--quick` would leave of a comparison.
+pub(crate) struct Quick {
+    pub(crate) modes: Vec<String>,
+    pub(crate) contexts: Vec<usize>,
+}
 
 /// What a comparison takes.
 struct Estimate {
@@ -31,10 +41,12 @@ struct Estimate {
     /// Bytes beside the weights.
     memory: u64,
     time: Duration,
+    /// What would make it shorter.
+    sooner: Vec<String>,
 }
 
 impl Estimate {
-    fn new(opened: &Opened, lab: &Lab) -> Result<Self> {
+    fn new(opened: &Opened, lab: &Lab, quick: Option<&Quick>) -> Result<Self> {
         let indices: Vec<usize> = to_measure(lab.specs()).collect();
         let (comparison, (of_texts, of_grid)) = (lab.comparison(), lab.split(&indices));
         let contexts = comparison.contexts();
@@ -46,13 +58,25 @@ impl Estimate {
         let memory = opened.needed_memory(&work(&opened.model, longest)) + comparison.kept_bytes();
         let of_prompts = if prompts > 0 { opened.needed_memory(&trials::work(longest)) } else { 0 };
         let per_second = speed(opened)?;
+        let time = |work: f64| Duration::from_secs_f64((work / per_second).min(1e9));
+        let whole = time(total + work_of_grid);
+        let left = |quick: &Quick| {
+            let kept = |&index: &usize| {
+                let spec = &lab.specs()[index];
+                quick.modes.iter().any(|mode| mode == spec.mode()) && quick.contexts.contains(&spec.context())
+            };
+            let (of_texts, of_grid) = lab.split(&indices.iter().copied().filter(kept).collect::<Vec<_>>());
+            time(comparison.work(&of_texts).1 + lab.grid().map_or(0.0, |grid| grid.work(&of_grid).2))
+        };
+        let sooner = if whole > LONG { sooner(opened, quick.map(left), whole)? } else { vec![] };
         Ok(Self {
             measurements: indices.len(),
             windows,
             tokens: tokens + more,
             prompts,
             memory: memory.max(of_prompts),
-            time: Duration::from_secs_f64(((total + work_of_grid) / per_second).min(1e9)),
+            time: whole,
+            sooner,
         })
     }
 
@@ -63,9 +87,11 @@ impl Estimate {
             if self.prompts > 0 { format!("prompts  {} of retrieval\n", self.prompts) } else { String::new() };
         // How many measurements bisection takes depends on what it finds.
         let more = if plan.between.is_empty() { "" } else { ", and those of --usable" };
+        let sooner =
+            if self.sooner.is_empty() { String::new() } else { format!("sooner   {}\n", self.sooner.join("; ")) };
         format!(
             "modes    {}\nwindows  {}\n{prompts}in all   {} measurements{more}, {} tokens to read\nmemory   about {} MB beside the \
-             weights\ntime     about {} on this machine\n",
+             weights\ntime     about {} on this machine\n{sooner}",
             modes.join(", "),
             windows.join(", "),
             self.measurements,
@@ -74,6 +100,17 @@ impl Estimate {
             spoken(self.time)
         )
     }
+}
+
+/// Options with which a comparison takes less time: fewer modes, with the time that those take, and a dtype that the machine
+/// multiplies faster.
+fn sooner(opened: &Opened, quick: Option<Duration>, whole: Duration) -> Result<Vec<String>> {
+    let quick = quick.filter(|&quick| quick < whole).map(|quick| format!("--quick takes about {}", spoken(quick)));
+    let (dtype, on_cpu) = (opened.model.dtype(), opened.model.device().is_cpu());
+    let in_pairs = matches!(KernelPath::choose(None)?, KernelPath::Amx | KernelPath::Avx512Bf16);
+    let bf16 =
+        (dtype == DType::F32 && on_cpu && in_pairs).then(|| "--dtype bf16 multiplies faster than f32 here".to_string());
+    Ok(quick.into_iter().chain(bf16).collect())
 }
 
 /// Millions of floating-point operations that the model does in a second, by a trial.
@@ -110,8 +147,8 @@ pub(crate) fn spoken(time: Duration) -> String {
 ///
 /// # Errors
 /// The trial fails, or stdout can't be written.
-pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, as_json: bool) -> Result<()> {
-    let estimate = Estimate::new(opened, lab)?;
+pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, quick: Option<&Quick>, as_json: bool) -> Result<()> {
+    let estimate = Estimate::new(opened, lab, quick)?;
     if as_json {
         let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
         return print_json(&json!({
@@ -127,11 +164,11 @@ pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, as_json: bool) -> Re
 ///
 /// # Errors
 /// The trial fails.
-pub(crate) fn announce(opened: &Opened, lab: &Lab, plan: &Plan) -> Result<()> {
+pub(crate) fn announce(opened: &Opened, lab: &Lab, plan: &Plan, quick: Option<&Quick>) -> Result<()> {
     if !stderr().is_terminal() {
         return Ok(());
     }
-    let estimate = Estimate::new(opened, lab)?;
+    let estimate = Estimate::new(opened, lab, quick)?;
     if estimate.time >= SHORT {
         note(estimate.lines(plan).trim_end());
     }

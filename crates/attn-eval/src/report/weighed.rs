@@ -4,6 +4,7 @@ use super::retrieval::cannot;
 use super::short;
 use super::words::{called, finder, listed, percent};
 use crate::compare::{Answer, Found, Recommendation, Results, Usable, Weighed};
+use crate::retrieval::Retrieval;
 
 /// For the headline: what the recommended setting finds, beside the model as it is. Empty where retrieval says nothing.
 pub(super) fn finds(found: &Recommendation) -> String {
@@ -43,6 +44,7 @@ pub(super) fn sentences(results: &Results, found: &Recommendation) -> Vec<String
     let mut lines: Vec<String> = retrieval.tasks.iter().filter_map(cannot).collect();
     let Some(weighed) = &found.retrieval else { return lines };
     lines.push(shares(weighed));
+    lines.extend(too_few(retrieval));
     lines.extend(weighed.instead_of.as_ref().and_then(|mode| instead(found, weighed, mode)));
     lines.extend(better(results, found, weighed));
     lines.extend(unseen(&found.usable));
@@ -70,6 +72,19 @@ fn shares(weighed: &Weighed) -> String {
         listed(&tasks),
         all.join(", ")
     )
+}
+
+/// Why it is not said how far a mode finds things, if the trials are too few for that.
+fn too_few(retrieval: &Retrieval) -> Option<String> {
+    let share = retrieval.reference().filter(|share| !share.is_more_than_nothing())?;
+    let (trials, interval) = (share.trials(), share.interval());
+    Some(format!(
+        "{trials} trials are too few to say how far a mode finds what is hidden: at the length it was trained for the model \
+         finds {} ({} to {}).",
+        percent(share.value()),
+        percent(interval.low),
+        percent(interval.high)
+    ))
 }
 
 /// What perplexity alone would have said.

@@ -183,12 +183,19 @@ impl Retrieval {
         ["checkpoint", "none"].into_iter().find(|own| self.modes.iter().any(|mode| mode == own))
     }
 
+    /// What the model as it is finds at the longest length it was trained for, of all tasks that it can do: what modes are held
+    /// against.
+    pub fn reference(&self) -> Option<Share> {
+        let length = self.able().filter_map(|task| task.reference).max()?;
+        self.pooled(self.own()?, length)
+    }
+
     /// What is known of how far `mode` carries by retrieval: every length at which it was asked all tasks that the model can
     /// do, in order, with whether it finds as much there as the model as it is does at the reference length, as far as the
-    /// intervals can tell. `None` where nothing can be said.
+    /// intervals can tell. `None` where nothing can be said, also since the trials are so few that a mode that finds nothing
+    /// could not be told from one that does.
     pub fn carries(&self, mode: &str) -> Option<Vec<(usize, bool)>> {
-        let reference = self.able().filter_map(|task| task.reference).max()?;
-        let before = self.pooled(self.own()?, reference)?;
+        let before = self.reference().filter(|before| before.is_more_than_nothing())?;
         let totals = self.totals.iter().chain(&self.between);
         let mut lengths: Vec<usize> = totals.filter(|t| t.mode == mode).map(|t| t.context).collect();
         lengths.sort_unstable();

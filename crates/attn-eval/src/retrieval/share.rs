@@ -30,6 +30,11 @@ impl Share {
         self.trials
     }
 
+    /// Whether so many trials tell it from finding nothing at all.
+    pub fn is_more_than_nothing(self) -> bool {
+        self.above(Self { score: 0.0, ..self }).low > 0.0
+    }
+
     /// The trials of both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -91,6 +96,13 @@ mod tests {
         near(of(9, 10, 3, 10), 0.1705, 0.8090);
         near(of(10, 10, 0, 10), 0.6075, 1.0);
         assert!(of(5, 10, 5, 10).low < 0.0 && of(5, 10, 5, 10).high > 0.0);
+    }
+
+    #[test]
+    fn few_trials_do_not_tell_little_from_nothing() {
+        for (found, trials, tells) in [(1, 2, false), (2, 2, true), (0, 50, false), (3, 10, false), (5, 10, true)] {
+            assert_eq!(Share::of(found, trials, trials).is_more_than_nothing(), tells, "{found} of {trials}");
+        }
     }
 
     #[test]
