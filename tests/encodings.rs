@@ -2,7 +2,8 @@
 //! f64.
 
 use attn_core::position::{
-    BiasContext, Context, Cope, Fire, FireParts, Fox, Kerple, KerpleKernel, Nope, Ssmax, Xpos, XposConfig,
+    BiasContext, Context, Cope, Fire, FireParts, Fox, Kerple, KerpleKernel, Nope, Sandwich, SandwichConfig, Ssmax,
+    Xpos, XposConfig,
 };
 use attn_core::{AttendArgs, Linear, Mask, PositionEncoding, Positions, RopeConfig, ScoreBias, Scores, Stored, attend};
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -80,6 +81,12 @@ fn fire() -> Result<()> {
         };
         run(&Fire::from_parts(parts)?, vars, None)
     })
+}
+
+#[test]
+fn sandwich() -> Result<()> {
+    let sandwich = Sandwich::new(SandwichConfig::new(HEADS), &Device::Cpu)?;
+    check("sandwich", |vars| run(&sandwich, vars, None))
 }
 
 /// The gates' logits are the hidden states themselves, through a projection that changes nothing.

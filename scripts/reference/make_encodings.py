@@ -104,6 +104,15 @@ def learned_alibi(q, k, v, m):
     return weights(scores(q, k) - per_head(m) * DISTANCE) @ v
 
 
+def sandwich(q, k, v):
+    """the product of two positions' sinusoids by the head's compression ratio, in the order of the paper's listing"""
+    i = torch.arange(128 // 2)
+    angles = torch.arange(T)[:, None] / 10000.0 ** (2 * i / 128)
+    vectors = torch.cat([angles.sin(), angles.cos()], -1)
+    ratio = torch.arange(1, H + 1) * 8 / H
+    return weights(scores(q, k) + (vectors @ vectors.T) / per_head(ratio)) @ v
+
+
 generator = torch.Generator().manual_seed(20261128)
 
 
@@ -127,6 +136,7 @@ CASES = {
     "row-bank": (row_bank, dict(r=normal(B, H, T, 3), bank=0.7 * normal(H, 3, 20))),
     "cope": (cope, dict(e=0.4 * normal(D, 12))),
     "learned-alibi": (learned_alibi, dict(m=uniform(H))),
+    "sandwich": (sandwich, {}),
 }
 
 

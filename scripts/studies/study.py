@@ -32,7 +32,7 @@ import study_texts
 ROOT = next(folder for folder in pathlib.Path(__file__).resolve().parents if (folder / "Cargo.lock").exists())
 ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "t5", "none", "kerple", "fire", "fox", "xpos", "ssmax"]
 # Further encodings that --encodings accepts.
-MORE = ["kerple-power", "shaw", "cope", "learned-frequencies", "rope-sinks"]
+MORE = ["sandwich", "kerple-power", "shaw", "cope", "learned-frequencies", "rope-sinks"]
 # A base that reaches far past the trained context without training; perplexity looks fine under it (Men et al. 2024).
 LARGE_BASE = 500000
 TUNED = ["linear", "yarn", "base", "dropped"]

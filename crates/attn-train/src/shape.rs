@@ -131,6 +131,7 @@ impl Shape {
             "shaw" => config["shaw_max_distance"] = json!((self.context / 2).max(1)),
             "cope" => config["cope_positions"] = json!(64),
             "fire" => config["fire_units"] = json!(32),
+            "sandwich" => config["sandwich_width"] = json!(128),
             _ => {}
         }
         Ok(config)

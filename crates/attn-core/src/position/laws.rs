@@ -71,6 +71,7 @@ fn cases() -> Result<Vec<Case>> {
         built("nope", PositionConfig::Nope(NopeConfig::default()), true)?,
         built("tempered nope", PositionConfig::Nope(NopeConfig { temperature }), false)?,
         built("alibi", PositionConfig::Alibi(AlibiConfig::new(HEADS)), true)?,
+        built("sandwich", PositionConfig::Sandwich(SandwichConfig::new(HEADS)), true)?,
     ];
     for config in ropes() {
         let name = format!("rope {} {:?} {}", config.scaling.name(), config.layout, config.rotary_dim);

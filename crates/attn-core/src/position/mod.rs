@@ -21,6 +21,7 @@ pub mod nope;
 mod over;
 mod positions;
 pub mod rope;
+mod sandwich;
 mod shaw;
 pub mod sinusoidal;
 mod ssmax;
@@ -45,6 +46,7 @@ pub use rope::{
     Layout, LearnedFrequencies, Rope, RopeConfig, RopeDefaults, RopeOverride, RopeReading, RopeScaling, RotaryTable,
     RotaryTableConfig, yarn_mscale,
 };
+pub use sandwich::{Sandwich, SandwichConfig};
 pub use shaw::Shaw;
 pub use sinusoidal::{Sinusoidal, SinusoidalConfig, SinusoidalLayout};
 pub use ssmax::{LearnedLog, Ssmax};
@@ -162,6 +164,8 @@ pub enum PositionConfig {
     Extended(ExtendedConfig),
     /// A linear bias on the scores.
     Alibi(AlibiConfig),
+    /// The inner product of two positions' sinusoids, added to the scores.
+    Sandwich(SandwichConfig),
     /// A learned bias on the scores by bucketed distance.
     T5(T5Config),
     /// Rotated queries and keys that decay with the distance.
@@ -214,6 +218,9 @@ pub fn build(config: &PositionConfig, vb: Option<VarBuilder>) -> Result<Arc<dyn 
         PositionConfig::Extended(config) => config.build()?,
         PositionConfig::Alibi(config) => {
             Arc::new(Alibi::new(config, vb.as_ref().map_or(&Device::Cpu, |vb| vb.device()))?)
+        }
+        PositionConfig::Sandwich(config) => {
+            Arc::new(Sandwich::new(config, vb.as_ref().map_or(&Device::Cpu, |vb| vb.device()))?)
         }
         PositionConfig::T5(config) => Arc::new(T5Bias::new(config, table("T5", vb)?)?),
         PositionConfig::Xpos(config) => Arc::new(Xpos::new(config)?),

@@ -9,7 +9,8 @@ use std::f64::consts::TAU;
 /// The facts of one encoding; absent ones are left out of JSON.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Description {
-    /// `nope`, `sinusoidal`, `learned`, `rope`, `rotary_table`, `alibi` or `t5`.
+    /// `nope`, `sinusoidal`, `learned`, `rope`, `rotary_table`, `alibi`, `sandwich`, `t5`, `xpos`, or the name of an encoding
+    /// that is learned in every layer ([`TrainedConfig::name`]).
     pub kind: &'static str,
     /// RoPE's scaling.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,6 +123,11 @@ pub fn describe(encoding: &PositionConfig, len: usize) -> Description {
             Description { method, log_n: config.log_n.map(|_| true), ..rope(&config.rope, len) }
         }
         PositionConfig::Alibi(config) => alibi(config),
+        PositionConfig::Sandwich(config) => {
+            let inv_freq = config.inv_freq();
+            let wavelengths = wavelengths(&inv_freq);
+            Description { kind: "sandwich", theta: Some(config.base), inv_freq, wavelengths, ..Default::default() }
+        }
         PositionConfig::T5(config) => t5(config),
         PositionConfig::Xpos(config) => Description { kind: "xpos", ..rope(&config.rope, len) },
         PositionConfig::Trained(config) => trained(config, len),

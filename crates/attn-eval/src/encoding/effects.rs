@@ -205,6 +205,7 @@ pub fn effects(
             out.heads = alibi(config);
             out.bias = Some(BiasMap::new(&*build(encoding, None)?, length, false)?);
         }
+        PositionConfig::Sandwich(_) => out.bias = Some(BiasMap::new(&*build(encoding, None)?, length, false)?),
         PositionConfig::T5(config) => {
             out.bucket_ranges = buckets(config);
             if vb.is_some() {

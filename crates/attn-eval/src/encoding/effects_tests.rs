@@ -1,6 +1,6 @@
 use super::*;
 use attn_core::position::rope::scaling::Proportional;
-use attn_core::position::{RopeOverride, T5Bias};
+use attn_core::position::{RopeOverride, SandwichConfig, T5Bias};
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 
@@ -124,6 +124,17 @@ fn alibi_falls_by_its_slopes() {
         }
     }
     assert_eq!(bias.values.len(), 8);
+}
+
+#[test]
+fn sandwich_is_most_for_the_nearest_key() {
+    let config = PositionConfig::Sandwich(SandwichConfig::new(4));
+    let bias = effects(&config, None, None, 300).unwrap().bias.unwrap();
+    assert_eq!((bias.distances[0], *bias.distances.last().unwrap()), (-299, 0));
+    // 64 pairs agree at distance 0; the heads' compression ratios are 2, 4, 6 and 8.
+    let here: Vec<f64> = bias.values.iter().map(|row| *row.last().unwrap()).collect();
+    assert!(here.iter().zip([32.0, 16.0, 64.0 / 6.0, 8.0]).all(|(a, b)| (a - b).abs() < 1e-6), "{here:?}");
+    assert!(bias.values.iter().flatten().all(|value| *value <= 32.0));
 }
 
 #[test]

@@ -77,7 +77,10 @@ impl Page {
             self.alibi(&group.effects.heads, group.effects.bias.as_ref());
         }
         if !group.effects.bucket_ranges.is_empty() {
-            self.t5(&group.effects.bucket_ranges, group.effects.bias.as_ref());
+            self.t5(&group.effects.bucket_ranges, group.effects.bias.is_some());
+        }
+        if let (true, Some(map)) = (group.effects.heads.is_empty(), &group.effects.bias) {
+            self.bias(map);
         }
         if let Some(curve) = &group.effects.temperature {
             self.heading("Queries are multiplied, by position");
@@ -94,6 +97,9 @@ impl Page {
             }
             "kerple" | "kerple-power" | "fire" | "fox" | "shaw" | "cope" | "learned-frequencies" => {
                 self.text("What it does is in the weights, and differs from layer to layer. No scaling of RoPE applies to it.");
+            }
+            "sandwich" => {
+                self.text("Nothing here is learned or depends on the length. No scaling of RoPE applies to it.")
             }
             "nope" if group.effects.temperature.is_none() => {
                 self.text("Nothing tells these layers where a token stands, but for the causal mask. There is nothing to scale.");
@@ -281,7 +287,7 @@ impl Page {
         self.text("Scores fall by the slope for every token of distance. No frequency, nothing to scale: near keys always win, at any length.");
     }
 
-    fn t5(&mut self, buckets: &[Bucket], bias: Option<&BiasMap>) {
+    fn t5(&mut self, buckets: &[Bucket], read: bool) {
         self.heading("Distances that share a learned bias (key minus query)");
         let end = |end: Option<i64>, open: &str| end.map_or(open.to_string(), |n| n.to_string());
         let shared: Vec<String> = buckets
@@ -294,10 +300,13 @@ impl Page {
             shared.join(", "),
             buckets.len() - shared.len()
         ));
-        let Some(map) = bias else {
+        if !read {
             self.text("The bias itself is learned; its table is part of the weights.");
-            return;
-        };
+        }
+    }
+
+    /// Any bias, head by head.
+    fn bias(&mut self, map: &BiasMap) {
         let all = || map.values.iter().flatten().copied();
         let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
         self.heading(&format!("Bias by head and distance (· {} to █ {})", number(low), number(high)));
@@ -329,6 +338,7 @@ pub(super) fn title(group: &ExplainedGroup) -> String {
             "RoPE"
         }
         "alibi" => "ALiBi",
+        "sandwich" => "Products of sinusoids (Sandwich)",
         "t5" => "Relative bias",
         "learned" => "Learned positions",
         "sinusoidal" => "Sinusoidal positions",
@@ -462,6 +472,29 @@ mod tests {
                 assert!(widest <= width, "{name} at {width}: {widest}\n{text}");
                 assert!(!text.contains("NaN") && !text.contains('\x1b'), "{text}");
             }
+        }
+    }
+
+    /// Titles fall back to the name in configs; an encoding that can be trained has a better one.
+    #[test]
+    fn every_encoding_that_can_be_trained_has_a_title_and_fits() {
+        for name in attn_models::families::ENCODINGS {
+            let config = serde_json::json!({
+                "model_type": "attn_decoder", "position_encoding": name, "vocab_size": 100, "hidden_size": 32,
+                "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+            });
+            let spec = attn_models::families::spec(&config).unwrap();
+            let explained = explain(name, &spec, None, None, None).unwrap();
+            for group in &explained.position {
+                let title = title(group);
+                assert!(!title.starts_with(&format!("{} ", group.encoding.kind)), "{name}: {title}");
+            }
+            let text = explanation(&explained, TableStyle { width: 60, color: false });
+            let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(widest <= 60 && !text.contains("NaN"), "{name}: {widest}\n{text}");
+            let page = crate::report::html::explanation(&explained).unwrap();
+            assert!(!page.contains("NaN"), "{name}");
         }
     }
 

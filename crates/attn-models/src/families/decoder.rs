@@ -1,25 +1,26 @@
 //! Llama's block under any position encoding: what `attn train` trains to compare encodings with nothing else changed.
 //!
 //! `position_encoding` names one of [`ENCODINGS`]; all other keys are Llama's, but for the few that an encoding has of its own.
-//! The sinusoids are added to embeddings scaled by `sqrt(hidden_size)` (Vaswani et al. 2017); ALiBi and T5 keep the scale of
-//! the scores. What an encoding learns in a layer is under `self_attn.position.`, and sinks are `self_attn.sinks`.
+//! The sinusoids are added to embeddings scaled by `sqrt(hidden_size)` (Vaswani et al. 2017); ALiBi, Sandwich and T5 keep the
+//! scale of the scores. What an encoding learns in a layer is under `self_attn.position.`, and sinks are `self_attn.sinks`.
 
 use super::parts::{Common, LLAMA_NORMS, activation, nope, pre_norm};
 use super::rotary::llama_rope;
 use crate::config::Config;
 use crate::spec::{ModelSpec, NormSpec, TableSpec};
 use attn_core::position::{
-    AlibiConfig, KerpleKernel, LearnedConfig, PositionConfig, RopeConfig, SinusoidalConfig, T5Config, TrainedConfig,
-    XposConfig,
+    AlibiConfig, KerpleKernel, LearnedConfig, PositionConfig, RopeConfig, SandwichConfig, SinusoidalConfig, T5Config,
+    TrainedConfig, XposConfig,
 };
 use candle_core::{Result, bail};
 
 /// What `position_encoding` may be.
-pub const ENCODINGS: [&str; 16] = [
+pub const ENCODINGS: [&str; 17] = [
     "sinusoidal",
     "learned",
     "t5",
     "alibi",
+    "sandwich",
     "rope",
     "none",
     "xpos",
@@ -82,6 +83,11 @@ fn in_attention(c: &Config, common: &Common, encoding: &str) -> Result<PositionC
     let kerple = |kernel| PositionConfig::Trained(TrainedConfig::Kerple { kernel, heads });
     Ok(match encoding {
         "alibi" => PositionConfig::Alibi(AlibiConfig::new(heads)),
+        "sandwich" => {
+            let mut sandwich = SandwichConfig::new(heads);
+            sandwich.width = c.size_opt("sandwich_width")?.unwrap_or(sandwich.width);
+            PositionConfig::Sandwich(sandwich)
+        }
         "t5" => {
             let mut t5 = T5Config::new(heads, false);
             t5.buckets = c.size_opt("relative_attention_num_buckets")?.unwrap_or(t5.buckets);

@@ -35,6 +35,8 @@ pub fn explanation(explained: &Explained) -> Result<String> {
         }
         if !group.effects.bucket_ranges.is_empty() {
             t5(&mut page, index, group);
+        } else if let (true, Some(map)) = (group.effects.heads.is_empty(), &group.effects.bias) {
+            heat_map(&mut page, index, map);
         }
         if let Some(curve) = &group.effects.temperature {
             let note =
