@@ -34,6 +34,7 @@ SCALINGS = {
     "ntk": ["--rope-factor", "2"],
     "dynamic": ["--rope-factor", "2", "--rope-original-context", "16"],
     "ntk-by-parts": ["--rope-factor", "2", "--rope-original-context", "16"],
+    "ntk-mixed": ["--rope-factor", "4", "--rope-param", "exponent=0.75"],
     "yarn": ["--rope-factor", "4", "--rope-param", "beta_fast=8", "--rope-original-context", "16"],
     "llama3": ["--rope-factor", "2", "--rope-theta", "20000", "--rope-original-context", "16"],
     "checkpoint": [],

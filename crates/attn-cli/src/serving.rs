@@ -90,6 +90,7 @@ mod tests {
             ("yarn", &[("truncate", "false")], "whole dimensions"),
             ("ntk-by-parts", &[], "1.069315, where this scaling has 1.0"),
             ("llama3", &[], "convert_hf_to_gguf.py"),
+            ("ntk-mixed", &[], "convert_hf_to_gguf.py"),
         ] {
             let none = flags(kind, params);
             assert!(none.starts_with("# no options") && none.contains(why) && !none.contains("--rope"), "{none}");
@@ -132,6 +133,10 @@ mod tests {
         let ones = ["1.5"; 64].join(",");
         let long = rope("longrope", &[("short_factor", &ones), ("long_factor", &ones), ("attention_factor", "1.3")]);
         assert!(why(&long, 8192).contains("past 4096"), "{}", why(&long, 8192));
+        // Its divisors are the same for short and long texts.
+        let mixed = vllm_parameters(&rope("ntk-mixed", &[]), 8192).unwrap();
+        assert_eq!((&mixed["rope_type"], &mixed["long_mscale"]), (&json!("longrope"), &json!(1.0)));
+        assert_eq!(mixed["short_factor"], mixed["long_factor"]);
         let short = vllm_parameters(&long, 4096).unwrap();
         assert_eq!((&short["short_mscale"], &short["long_mscale"]), (&json!(1.3), &json!(1.3)));
         let latent = |more: Value| {

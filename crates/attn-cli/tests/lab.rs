@@ -373,7 +373,7 @@ fn an_export_computes_bit_for_bit_what_the_options_do() {
     let golden = repository().join("tests/golden/models");
     let folder = tempfile::tempdir().unwrap();
     let (ids, options_out, export_out) = (ids(folder.path()), folder.path().join("a"), folder.path().join("b"));
-    let scalings: [&[&str]; 8] = [
+    let scalings: [&[&str]; 9] = [
         &["--rope-scaling", "none"],
         &["--rope-scaling", "linear", "--rope-factor", "2"],
         &["--rope-scaling", "ntk", "--rope-factor", "2"],
@@ -391,6 +391,7 @@ fn an_export_computes_bit_for_bit_what_the_options_do() {
         ],
         &["--rope-scaling", "llama3", "--rope-factor", "2", "--rope-theta", "20000"],
         &[],
+        &["--rope-scaling", "ntk-mixed", "--rope-factor", "4", "--rope-param", "exponent=0.75"],
     ];
     for model in ["llama", "llama-v4-config", "qwen2", "phi", "gpt-neox", "phi3-longrope", "gemma3"] {
         for (index, scaling) in scalings.iter().enumerate() {

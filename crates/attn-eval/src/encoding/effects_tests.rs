@@ -77,7 +77,7 @@ proptest! {
         let ntk = by("ntk");
         prop_assert!(near(ntk[0], 1.0) && near(ntk[pairs - 1], factor));
         prop_assert!(ntk.windows(2).all(|w| near(w[1] / w[0], factor.powf(1.0 / (pairs - 1) as f64))));
-        for name in ["ntk-by-parts", "yarn", "llama3"] {
+        for name in ["ntk-by-parts", "ntk-mixed", "yarn", "llama3"] {
             let by = by(name);
             prop_assert!(by.windows(2).all(|w| w[1] >= w[0] * (1.0 - 1e-9)), "{name} grows towards slow pairs");
             prop_assert!(by.iter().all(|&b| (1.0 - 1e-9..=factor * (1.0 + 1e-9)).contains(&b)));

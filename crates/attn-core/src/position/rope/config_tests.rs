@@ -64,6 +64,18 @@ fn published_values() {
     let ntk = RopeConfig { scaling: Ntk { factor: 2.0 }.into(), ..RopeConfig::new(128, 1e4) };
     let theta = ntk.frequencies(1).inv_freq[1].powf(-64.0);
     assert!((theta - 20221.26).abs() < 0.01, "{theta}");
+    // By the code of the repository rerope, in f64: at its own width, factor and exponent, and at the article's exponent.
+    let mixed = |head_dim, dict: Value| parsed(rope(dict), head_dim).frequencies(1).inv_freq;
+    let near = |got: f64, expected: f64| assert!((got / expected - 1.0).abs() < 1e-12, "{got} is not {expected}");
+    let repository = mixed(128, json!({"rope_type": "ntk-mixed", "factor": 12.0, "exponent": 0.75}));
+    for (pair, expected) in
+        [(0, 0.895996836757925), (1, 0.7199285125222531), (31, 0.002635208556092462), (63, 9.623183205745485e-06)]
+    {
+        near(repository[pair], expected);
+    }
+    let article = mixed(8, json!({"rope_type": "ntk-mixed", "factor": 4.0}));
+    let expected = [0.5582965649524322, 0.04070168552750019, 0.003140633715600225, 0.00025];
+    article.into_iter().zip(expected).for_each(|(got, expected)| near(got, expected));
 }
 
 /// The golden checkpoints' configs, with the frequencies that transformers' formula gives for them.

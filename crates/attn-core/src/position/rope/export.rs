@@ -1,7 +1,8 @@
 //! A rotary encoding in the words of a Hugging Face `config.json`: the way back from [`RopeConfig::from_hf`].
 //!
-//! Each scheme says what it is called there. transformers knows neither static NTK-aware scaling nor NTK-by-parts under
-//! these names, but both are special cases of what it knows: a larger base, and YaRN without its attention factor.
+//! Each scheme says what it is called there. transformers knows neither static NTK-aware scaling nor NTK-by-parts nor
+//! NTK-RoPE-mixed under these names, but all three are special cases of what it knows: a larger base, YaRN without its attention
+//! factor, and LongRoPE with the same divisors at every length.
 
 use super::config::RopeConfig;
 use super::scaling::Dict;
@@ -52,6 +53,7 @@ impl RopeConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::rope::scaling::named;
     use crate::position::{RopeDefaults, RopeOverride};
     use serde_json::Value;
 
@@ -64,24 +66,21 @@ mod tests {
         let base = RopeConfig { max_position_embeddings: 4096, ..RopeConfig::new(16, 10_000.0) };
         let ones = ["1.5"; 8].join(",");
         let longrope = vec![pair("short_factor", &ones), pair("long_factor", &ones.replace("1.5", "2.5"))];
-        for (kind, params) in [
-            ("none", vec![]),
-            ("linear", vec![]),
-            ("ntk", vec![]),
-            ("dynamic", vec![]),
+        let default = named().filter(|scheme| scheme.any_checkpoint).map(|scheme| (scheme.name, vec![]));
+        let further = [
             ("ntk-by-parts", vec![pair("beta_fast", "16")]),
+            ("ntk-mixed", vec![pair("exponent", "0.75")]),
             ("yarn", vec![pair("truncate", "false"), pair("attention_factor", "1.05")]),
-            ("yarn", vec![]),
             ("longrope", longrope),
-            ("llama3", vec![]),
-        ] {
+        ];
+        for (kind, params) in default.chain(further) {
             let scaling = Some(kind.to_string());
-            let factor = (kind != "none").then_some(3.0);
+            let factor = (kind != "default").then_some(3.0);
             let change = RopeOverride { scaling, factor, params, theta: Some(5e5), ..RopeOverride::default() };
             let config = base.with_override(&change).unwrap();
             let new = config.to_hf().unwrap();
             let max = config.extended_context();
-            assert_eq!(max, if ["none", "dynamic"].contains(&kind) { 4096 } else { 12288 }, "{kind}");
+            assert_eq!(max, if ["default", "dynamic"].contains(&kind) { 4096 } else { 12288 }, "{kind}");
             let v5 = json!({"max_position_embeddings": max, "rope_parameters": new});
             let mut old = new.clone();
             let theta = old.remove("rope_theta").unwrap();

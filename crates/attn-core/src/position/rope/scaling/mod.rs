@@ -11,6 +11,7 @@ mod llama3;
 mod longrope;
 mod ntk;
 mod ntk_by_parts;
+mod ntk_mixed;
 mod proportional;
 mod ramp;
 mod scheme;
@@ -25,6 +26,7 @@ pub use llama3::Llama3;
 pub use longrope::LongRope;
 pub use ntk::Ntk;
 pub use ntk_by_parts::NtkByParts;
+pub use ntk_mixed::NtkMixed;
 pub use proportional::Proportional;
 pub use ramp::{Ramp, yarn_mscale};
 pub use scheme::{HfRope, Info, LlamaCpp, Rotary};
@@ -85,6 +87,7 @@ table! {
     Ntk,
     Dynamic,
     NtkByParts,
+    NtkMixed,
     Yarn,
     LongRope,
     Llama3,
