@@ -87,6 +87,7 @@ golden! {
     gpt2: "gpt2", [],
     granite: "granite", [],
     granitemoe: "granitemoe", [],
+    jais2: "jais2", [],
     llama: "llama", [],
     llama_linear: "llama-linear", [],
     llama_yarn: "llama-yarn", [],

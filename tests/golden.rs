@@ -97,6 +97,7 @@ golden! {
     granitemoe: "granitemoe",
     helium: "helium",
     hunyuan_dense: "hunyuan-dense",
+    jais2: "jais2",
     llama: "llama",
     llama_dynamic: "llama-dynamic",
     llama_head_dim: "llama-head-dim",

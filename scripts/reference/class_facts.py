@@ -21,8 +21,8 @@ from pathlib import Path
 MODEL_TYPES = """
     apertus arcee bart bert bloom codegen cohere cohere2 deepseek_v2 deepseek_v3 distilbert dots1 electra ernie4_5
     ernie4_5_moe exaone4 falcon gemma gemma2 gemma3_text gemma4_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox
-    gpt_oss gptj granite granitemoe helium hunyuan_v1_dense llama llama4_text minimax_m2 ministral ministral3 mistral
-    mixtral modernbert mpt nemotron olmo olmo2 olmo3 olmoe opt pegasus persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3
+    gpt_oss gptj granite granitemoe helium hunyuan_v1_dense jais2 llama llama4_text minimax_m2 ministral ministral3
+    mistral mixtral modernbert mpt nemotron olmo olmo2 olmo3 olmoe opt pegasus persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3
     qwen3_moe roberta roformer seed_oss smollm3 stablelm starcoder2 t5 vaultgemma xglm
 """.split()
 

@@ -50,6 +50,7 @@ CAUSAL = {
     "nemotron": ("nemotron", 40, dict(hidden_act="relu2", head_dim=8, rope_parameters=rope("default", partial_rotary_factor=0.5))),
     "ernie4-5": ("ernie4_5", 40, dict(use_bias=True, head_dim=8, rope_parameters=rope("default", 5e5))),
     "hunyuan-dense": ("hunyuan_v1_dense", 48, dict(head_dim=8, rope_parameters=rope("dynamic", factor=1.0, alpha=50.0))),
+    "jais2": ("jais2", 40, dict(hidden_act="relu2", rope_parameters=rope("default"))),
     "seed-oss": ("seed_oss", 40, dict(head_dim=8, attention_bias=True, attention_out_bias=True, rope_parameters=rope("default", 1e7))),
     "apertus": ("apertus", 48, dict(hidden_act="xielu", max_position_embeddings=64, rope_parameters=rope("llama3", 1e6, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8))),
     "starcoder2": ("starcoder2", 40, dict(use_bias=True, sliding_window=9, rope_parameters=rope("default", 1e5))),

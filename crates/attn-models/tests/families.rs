@@ -50,6 +50,7 @@ fn absent_keys_take_the_family_s_own_defaults() {
         ("glm", 2, 128, 64, 1e4, false),
         ("glm4_moe", 8, 8, 4, 1e4, false),
         ("hunyuan_v1_dense", 8, 8, 8, 1e4, false),
+        ("jais2", 8, 8, 8, 1e4, false),
         ("minimax_m2", 8, 128, 128, 5e6, false),
         ("mixtral", 8, 8, 8, 1e6, false),
         ("nemotron", 8, 8, 4, 1e4, false),

@@ -1,5 +1,5 @@
-//! One file per family: how its `config.json` reads and what its tensors are called. Adding one touches its own file
-//! and one line of `FAMILIES`.
+//! One file per family: how its `config.json` reads and what its tensors are called. Adding one touches its own file and one
+//! line of `FAMILIES`; its class's defaults come from `classes.json`.
 
 mod apertus;
 mod arcee;
@@ -30,6 +30,7 @@ mod gptj;
 mod granite;
 mod helium;
 mod hunyuan;
+mod jais2;
 mod llama;
 mod llama4;
 mod ministral3;
@@ -181,6 +182,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("granitemoe", granite::moe),
     ("helium", helium::spec),
     ("hunyuan_v1_dense", hunyuan::spec),
+    ("jais2", jais2::spec),
     ("llama", llama::llama),
     ("llama4_text", llama4::spec),
     ("minimax_m2", mixtral::minimax_m2),

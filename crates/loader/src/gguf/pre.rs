@@ -16,6 +16,7 @@ pub(super) struct Split {
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const DIGIT: &str = r"\p{N}";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const JAIS2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -38,6 +39,7 @@ pub(super) fn splits(pre: &str) -> Option<Split> {
         "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
         | "jina-v5-nano" => split(&[LLAMA3], true, true),
         "dbrx" | "smaug-bpe" | "chatglm-bpe" => split(&[LLAMA3], false, false),
+        "jais-2" => split(&[JAIS2], false, false),
         "glm4" | "glm5" => split(&[LLAMA3], true, false),
         "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "stablelm2" | "megrez" | "hunyuan" | "solar-open"
         | "grok-2" => split(&[QWEN2], false, false),
@@ -70,7 +72,7 @@ pub(crate) enum SplitKind {
 
 /// What kind an expression is, if it is one of those above.
 pub(crate) fn split_kind(regex: &str) -> Option<SplitKind> {
-    const WORDS: [&str; 8] = [LLAMA3, QWEN2, QWEN35, GPT4O, TEKKEN, BLOOM, DEEPSEEK3, r"\s?\p{L}+"];
+    const WORDS: [&str; 9] = [LLAMA3, JAIS2, QWEN2, QWEN35, GPT4O, TEKKEN, BLOOM, DEEPSEEK3, r"\s?\p{L}+"];
     const CHARACTERS: [&str; 10] = [
         DIGIT,
         r"\p{N}+",
@@ -98,6 +100,7 @@ pub(crate) fn all_splits() -> Vec<(&'static str, &'static [&'static str])> {
         "gpt-2",
         "smollm",
         "llama3",
+        "jais-2",
         "qwen2",
         "qwen35",
         "gpt-4o",

@@ -104,7 +104,7 @@ pub(super) const GRANITE_KEYS: [Key; 4] = [
 pub(super) const LOCAL: [Key; 2] =
     [Key::size("expert_count", "num_local_experts"), Key::size("expert_used_count", "num_experts_per_tok")];
 
-pub(super) const ARCHS: [Arch; 19] = [
+pub(super) const ARCHS: [Arch; 20] = [
     Arch {
         marked_by: Some("ffn_gate_inp.weight"),
         model_type: "mixtral",
@@ -121,6 +121,15 @@ pub(super) const ARCHS: [Arch; 19] = [
         flags: &BIASES,
         more: relu2,
         names: &[&ENDS, &NORMS, &ROTARY_QK, &VO, &PLAIN_MLP],
+        ..LLAMA
+    },
+    Arch {
+        name: "jais2",
+        model_type: "jais2",
+        keys: &[&SIZES, &INNER, &HEAD_DIM, &LAYER_NORM],
+        flags: &BIASES,
+        more: relu2,
+        names: &[&ENDS, &NORMS, &QK, &VO, &PLAIN_MLP],
         ..LLAMA
     },
     Arch { name: "smollm3", model_type: "smollm3", flags: &BIASES, theta: Some(2e6), more: smollm3, ..LLAMA },
