@@ -5,7 +5,7 @@
 
 use crate::commands::{
     bench, compare, completions, download, explain, export, generate, inspect, logits, merge, perplexity, playground,
-    requests, retrieval, train,
+    requests, retrieval, tokenize, train,
 };
 use crate::template;
 use anyhow::Result;
@@ -59,6 +59,8 @@ Examples:
     Requests(requests::RequestsArgs),
     /// Write the logits of given token ids to a safetensors file
     Logits(logits::LogitsArgs),
+    /// Print a text as the token ids that a model reads
+    Tokenize(tokenize::TokenizeArgs),
     /// Show a model's architecture
     Inspect(inspect::InspectArgs),
     /// Show what a model's position encoding does, without running the model
@@ -94,6 +96,7 @@ impl Command {
             Self::Train(args) => train::run(&args),
             Self::Requests(args) => requests::run(&args),
             Self::Logits(args) => logits::run(&args),
+            Self::Tokenize(args) => tokenize::run(&args),
             Self::Inspect(args) => inspect::run(&args),
             Self::Explain(args) => explain::run(&args),
             Self::Playground(args) => playground::run(&args),

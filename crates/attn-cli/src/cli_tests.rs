@@ -30,6 +30,7 @@ fn every_command_of_the_documentation_parses() {
         "attn inspect --allow-unknown-config-keys --no-memory-check",
         "attn generate -p x --cache-type-k q8_0 --cache-type-v q4_0",
         "attn bench model m -ctk f16 -ctv bf16",
+        "attn tokenize m --text f --text-field body --max-tokens 9 --bos off --ids",
         "attn download org/name@main",
         "attn bench attention --dtype bf16 --batch 2 --heads 9 --kv-heads 3 --head-dim 64 --seq 4096 --json --runs 3",
         "attn bench attention --decode --bias alibi --window 512 --path avx2 --device cuda:0 --threads 2",

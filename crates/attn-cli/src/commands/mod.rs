@@ -16,4 +16,5 @@ pub(crate) mod perplexity;
 pub(crate) mod playground;
 pub(crate) mod requests;
 pub(crate) mod retrieval;
+pub(crate) mod tokenize;
 pub(crate) mod train;
