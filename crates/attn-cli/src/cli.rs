@@ -12,7 +12,7 @@ use anyhow::Result;
 use attn_eval::retrieval::Task;
 use clap::{CommandFactory, Parser, Subcommand};
 
-/// Run Hugging Face checkpoints, swap their position scaling, and compare what that does.
+/// Run Hugging Face checkpoints, change their position scaling, and compare the results.
 #[derive(Debug, Parser)]
 #[command(name = "attn", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -22,13 +22,13 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  attn compare                                  the embedded model, six scalings, four lengths
-  attn compare MODEL --text book.txt --plot chart.svg
-  attn generate HuggingFaceTB/SmolLM2-135M-Instruct --chat -p 'What is the capital of France?'
-  attn perplexity MODEL --text book.txt --context 16384 --rope-scaling yarn --rope-factor 2
+  attn compare              # a small model and a text inside the program
+  attn compare MODEL --text book.txt --html report.html
+  attn generate MODEL --chat -p 'What is the capital of France?'
+  attn perplexity MODEL --text book.txt --rope-scaling yarn --rope-factor 2
 
-MODEL is a hub id (org/name or org/name@revision), a folder with config.json and safetensors, or a
-.gguf file. Without one, a small Llama that is part of the program is used.";
+MODEL is a hub id (org/name or org/name@revision), a folder with config.json and safetensors, or a \
+.gguf file. Without MODEL, a small Llama inside the program is used.";
 
 /// What to do.
 // One value is made per run, so that its size does not matter; on Windows paths make it larger than the lint allows.
@@ -41,21 +41,21 @@ pub(crate) enum Command {
     Perplexity(perplexity::args::PerplexityArgs),
     /// Compare position scalings on the same text: perplexity by mode and context
     Compare(compare::CompareArgs),
-    /// Measure retrieval: is what is hidden far back in the text still found?
+    /// Measure retrieval: whether the model finds what is hidden far back in a text
     Retrieval(retrieval::RetrievalArgs),
-    /// attn retrieval --tasks passkey: is a number hidden far back in the text still found?
+    /// The same as attn retrieval --tasks passkey: whether the model finds a hidden number
     #[command(after_help = retrieval::tasks_list("\
 Examples:
   attn passkey MODEL --contexts 4096,8192,16384 --modes none,dynamic,yarn
-  attn passkey MODEL --haystack book.txt --contexts 8192 --depths 0,0.5,1 --trials 10 --json"))]
+  attn passkey MODEL --haystack book.txt --contexts 8192 --trials 10"))]
     Passkey(retrieval::RetrievalArgs),
-    /// Write a checkpoint with another position scaling in its config, and the options to serve it with
+    /// Write a checkpoint with another position scaling in its config, and print options to serve it
     Export(export::ExportArgs),
     /// Join the run files of a comparison that was measured in parts
     Merge(merge::MergeArgs),
     /// Train a small decoder on plain text, or fine-tune a checkpoint
     Train(train::TrainArgs),
-    /// Answer requests from stdin, one JSON document a line: log-likelihoods and continuations, for evaluation harnesses
+    /// Answer JSON requests from stdin, one per line: log-likelihoods and continuations for evaluation harnesses
     Requests(requests::RequestsArgs),
     /// Write the logits of given token ids to a safetensors file
     Logits(logits::LogitsArgs),
@@ -65,11 +65,11 @@ Examples:
     Inspect(inspect::InspectArgs),
     /// Show what a model's position encoding does, without running the model
     Explain(explain::ExplainArgs),
-    /// Lessons on position encodings in a browser, on this program's own code and models
+    /// Open lessons on position encodings in a browser; they run this program's code and models
     Playground(playground::PlaygroundArgs),
     /// Fetch a model from the Hugging Face hub into the cache
     Download(download::DownloadArgs),
-    /// Print a shell's completions, or a manual page
+    /// Print completions for a shell, or manual pages
     Completions(completions::CompletionsArgs),
     /// Measure the speed of attention or of a whole model
     #[command(arg_required_else_help = true)]

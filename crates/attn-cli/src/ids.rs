@@ -118,7 +118,7 @@ impl Visitor<'_> for Id {
 
     fn visit_u64<E: Error>(self, id: u64) -> Result<u32, E> {
         let (row, column) = (self.row, self.column);
-        u32::try_from(id).map_err(|_| E::custom(format!("{id} in row {row}, column {column} is no token id")))
+        u32::try_from(id).map_err(|_| E::custom(format!("{id} in row {row}, column {column} is not a token id")))
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn check_run(tokens: usize, needed: &dyn Fn(usize) -> u64) -> Result<
 pub(crate) fn check_kept(bytes: u64) -> Result<()> {
     match free_memory() {
         Some(free) if bytes > free => bail!(
-            "the divergence takes about {} of memory, most of it to keep what the model as it is predicts, but {} are free: \
+            "the divergence takes about {} of memory, most of it for the predictions of the model as it is, but only {} are free: \
              leave kl out of --metrics, or use fewer tokens (--max-tokens)",
             shown(bytes),
             shown(free)
@@ -40,8 +40,8 @@ pub(crate) fn check_kept(bytes: u64) -> Result<()> {
 pub(crate) fn check_weights(name: &str, bytes: u64) -> Result<()> {
     match free_memory() {
         Some(free) if bytes > free => bail!(
-            "the weights of {name} take {}, but {} of memory are free: use --dtype bf16 or --keep-quantized, or a \
-             smaller model (--no-memory-check tries all the same)",
+            "the weights of {name} take {}, but only {} of memory are free: use --dtype bf16 or --keep-quantized, or a \
+             smaller model (--no-memory-check runs it anyway)",
             shown(bytes),
             shown(free)
         ),
@@ -58,7 +58,7 @@ pub(crate) fn check_text(path: &Path, bytes: u64, free: u64) -> Result<()> {
         return Ok(());
     }
     let (name, needed, free) = (path.display(), shown(bytes), shown(free));
-    bail!("{name} takes about {needed} of memory, but {free} are free for it: take a part of it (--max-tokens)")
+    bail!("{name} takes about {needed} of memory, but only {free} are free: use a part of it (--max-tokens)")
 }
 
 /// What is kept of a text while it is read: refused once it takes half of what is free.
@@ -104,8 +104,8 @@ fn compare(tokens: usize, free: u64, needed: &dyn Fn(usize) -> u64) -> Result<()
         n => format!("{n} tokens would fit"),
     };
     bail!(
-        "{tokens} tokens take about {} of memory beside the weights, but {} are free: {advice} (--no-memory-check tries \
-         all the same)",
+        "{tokens} tokens take about {} of memory in addition to the weights, but only {} are free: {advice} (--no-memory-check \
+         runs it anyway)",
         shown(bytes),
         shown(free)
     )

@@ -107,7 +107,7 @@ pub(crate) fn unknown_keys(args: &LoadArgs) -> UnknownKeys {
 pub(crate) fn warn(name: &str, notes: &Notes) {
     if !notes.unknown.is_empty() {
         let keys = notes.unknown.join(", ");
-        note(&format!("warning: {name}: unknown config keys passed over, the result may be wrong: {keys}"));
+        note(&format!("warning: {name}: unknown config keys are ignored, so the result may be wrong: {keys}"));
     }
     for line in &notes.ignored {
         note(&format!("warning: {name}: {line}"));
@@ -164,7 +164,7 @@ fn load_options(args: &LoadArgs) -> LoadOptions {
 pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
     if threads > 1024 {
-        return usage(format!("--threads {threads} is more than any machine has"));
+        return usage(format!("--threads {threads} is too many: at most 1024"));
     }
     tell_candle("RAYON_NUM_THREADS", threads);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("can't start the threads")
@@ -183,7 +183,7 @@ pub(crate) fn tell_candle(variable: &str, threads: usize) {
 /// This build or this machine doesn't have it.
 pub(crate) fn device(name: DeviceName) -> Result<Device> {
     let missing = |what: &str, feature: &str| {
-        usage(format!("--device {what}: this build has no {what}; build it with --features {feature}"))
+        usage(format!("--device {what}: this program was built without {what}; build it with --features {feature}"))
     };
     let device = match name {
         DeviceName::Cpu => Ok(Device::Cpu),

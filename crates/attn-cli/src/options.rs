@@ -19,8 +19,9 @@ use std::path::PathBuf;
 /// Which model, and how to load it.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub(crate) struct ModelArgs {
-    /// Hub id, folder, .gguf file, or an embedded model: tiny-austen, tiny-rope, tiny-alibi, tiny-t5,
-    /// tiny-sinusoidal, tiny-learned, tiny-nope [default: tiny-austen]
+    /// Hub id, folder, .gguf file, or a model inside this program: tiny-austen, tiny-rope, tiny-alibi,
+    /// tiny-t5, tiny-sinusoidal, tiny-learned, tiny-nope [default: tiny-austen]
+    #[arg(help_heading = None::<&'static str>)]
     pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
@@ -34,10 +35,10 @@ pub(crate) struct ModelArgs {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct CacheArgs {
-    /// Type that keys are stored as: f32, f16, bf16, q8_0 or q4_0; -ctk for short [default: that of --dtype]
+    /// Store the keys as f32, f16, bf16, q8_0 or q4_0; short form: -ctk [default: as --dtype]
     #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
     pub(crate) cache_type_k: Option<CacheType>,
-    /// Type that values are stored as, of the same; -ctv for short [default: that of --dtype]
+    /// Store the values as f32, f16, bf16, q8_0 or q4_0; short form: -ctv [default: as --dtype]
     #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
     pub(crate) cache_type_v: Option<CacheType>,
 }
@@ -55,8 +56,12 @@ impl CacheArgs {
     pub(crate) fn refuse(&self, command: &str) -> Result<()> {
         match (self.cache_type_k, self.cache_type_v) {
             (None, None) => Ok(()),
-            (Some(_), _) => usage(format!("--cache-type-k: attn {command} runs no model and has no cache")),
-            (None, Some(_)) => usage(format!("--cache-type-v: attn {command} runs no model and has no cache")),
+            (Some(_), _) => {
+                usage(format!("--cache-type-k: attn {command} doesn't run the model, so there is no cache"))
+            }
+            (None, Some(_)) => {
+                usage(format!("--cache-type-v: attn {command} doesn't run the model, so there is no cache"))
+            }
         }
     }
 }
@@ -79,28 +84,28 @@ pub(crate) fn spelled_out(words: impl IntoIterator<Item = OsString>) -> Vec<OsSt
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct LoadArgs {
-    /// Data type to compute in
+    /// Data type of the computation
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub(crate) dtype: Precision,
-    /// cpu, cuda, cuda:N or metal
+    /// Device to compute on: cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     pub(crate) device: DeviceName,
-    /// Threads to compute with [default: one per core]
+    /// Number of threads [default: one per core]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) threads: Option<usize>,
-    /// Keep a GGUF file's weights quantised rather than expanding them
+    /// Keep the weights of a GGUF file quantised instead of expanding them to --dtype
     #[arg(long)]
     pub(crate) keep_quantized: bool,
-    /// Read weights rather than mapping the file into memory
+    /// Read the weights into memory instead of mapping the file
     #[arg(long)]
     pub(crate) no_mmap: bool,
-    /// Never use the network, only what the cache has
+    /// Use only files that are on this machine, never the network
     #[arg(long)]
     pub(crate) offline: bool,
-    /// Pass over config keys that are not known, which may change the result, with a warning
+    /// Ignore unknown config keys, with a warning: the result may be wrong
     #[arg(long)]
     pub(crate) allow_unknown_config_keys: bool,
-    /// Try even what is estimated not to fit into memory
+    /// Run even if the estimate says that the memory is too small
     #[arg(long)]
     pub(crate) no_memory_check: bool,
 }
@@ -111,20 +116,20 @@ pub(crate) struct LoadArgs {
 pub(crate) struct RopeArgs {
     #[arg(long, value_name = "TYPE", value_parser = parse_scaling, help = scaling_help())]
     pub(crate) rope_scaling: Option<Setting>,
-    /// Context wanted over context trained
+    /// Wanted context divided by the trained context
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_factor)]
     pub(crate) rope_factor: Option<f64>,
-    /// Base of the frequencies
+    /// Base of the rotary frequencies
     #[arg(long, value_name = "THETA", allow_negative_numbers = true, value_parser = parse_positive_number)]
     pub(crate) rope_theta: Option<f64>,
-    /// Context the model was trained for
+    /// Context that the model was trained for [default: from its config]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) rope_original_context: Option<usize>,
-    /// A further key of the scaling's config, such as beta_fast=16; repeatable
+    /// Another parameter of the scaling or method, such as beta_fast=16; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub(crate) rope_param: Vec<(String, String)>,
-    /// Length that dynamic and longrope resolve for: declared (known beforehand), exact (always the
-    /// current one) or a number [default: declared]
+    /// Length for which dynamic and longrope choose frequencies: declared (the final length, known at the
+    /// start), exact (the current length) or a number [default: declared]
     #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
     pub(crate) rope_length: Option<LengthPolicy>,
 }
@@ -155,16 +160,16 @@ impl RopeArgs {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Text")]
 pub(crate) struct TextArgs {
-    /// The key of a .jsonl file that holds the text
+    /// Key that holds the text in each line of a .jsonl file
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub(crate) text_field: String,
-    /// Tokens from one window's start to the next [default: the context]
+    /// Tokens from the start of one window to the start of the next [default: the context]
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) stride: Option<usize>,
     /// Use only the first M tokens of the text
     #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) max_tokens: Option<usize>,
-    /// Begin every window with the BOS token; auto: if the tokenizer begins a text with it
+    /// Begin every window with the BOS token; auto: only if the tokenizer does so
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
     pub(crate) bos: BosChoice,
 }
@@ -173,8 +178,8 @@ pub(crate) struct TextArgs {
 pub(crate) fn modes_help(shown: &str) -> String {
     let defaults: Vec<String> = Mode::defaults().iter().map(Mode::to_string).collect();
     format!(
-        "Scalings and methods, {shown}; joined by +, as in yarn+log-n; a method's numbers after colons, as in \
-         rerope:window=128; all, frequencies or positions for several [default: {}]",
+        "Scalings and methods, {shown}. + joins a scaling, a method and log-n (yarn+log-n); colons set a method's \
+         numbers (rerope:window=128); all, frequencies and positions name groups [default: {}]",
         defaults.join(",")
     )
 }
@@ -183,13 +188,13 @@ pub(crate) fn modes_help(shown: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Retrieval")]
 pub(crate) struct TrialArgs {
-    /// Hide things in this text: UTF-8 file, .jsonl file, or - [default: the first --text, else the passkey paper's sentences]
+    /// Text to hide things in: UTF-8 file, .jsonl file, or - [default: the first --text, else the passkey paper's sentences]
     #[arg(long, value_name = "FILE")]
     pub(crate) haystack: Option<PathBuf>,
-    /// Where the asked-for thing stands, from 0, the beginning, to 1, the end; one row each
+    /// Places of the hidden thing in the text, from 0 (beginning) to 1 (end); one row each
     #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1", allow_negative_numbers = true, value_parser = parse_probability_or_zero)]
     pub(crate) depths: Vec<f64>,
-    /// Trials per depth; tasks without depths have as many in all
+    /// Trials per depth; tasks without depths get the same total
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) trials: usize,
 }
@@ -198,14 +203,14 @@ pub(crate) struct TrialArgs {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Metrics")]
 pub(crate) struct MetricArgs {
-    /// ppl; longppl (perplexity of the tokens that need far text); kl (divergence from the model as it is within its trained
-    /// context)
+    /// Metrics: ppl (perplexity), longppl (perplexity of the tokens that need distant text), kl (divergence from the model
+    /// as it is within its trained context)
     #[arg(long, alias = "metric", value_name = "NAME,..", value_delimiter = ',', default_value = "ppl", value_parser = parse_metric)]
     pub(crate) metrics: Vec<MetricName>,
-    /// LongPPL: tokens of the short context at least [default: half the trained context, at most 4096]
+    /// LongPPL: minimum number of tokens in the short context [default: half the trained context, at most 4096]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) trunc_len: Option<usize>,
-    /// LongPPL: tokens that share a short context [default: a quarter of --trunc-len]
+    /// LongPPL: number of tokens that share one short context [default: a quarter of --trunc-len]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) sliding_window: Option<usize>,
 }
@@ -233,10 +238,10 @@ impl MetricArgs {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Long runs")]
 pub(crate) struct RunArgs {
-    /// Append every finished cell to this file, and go on where it stops
+    /// Append every finished measurement to this file, and continue from what it already holds
     #[arg(long, value_name = "FILE")]
     pub(crate) run: Option<PathBuf>,
-    /// Measure only part i of n, to be joined by attn merge
+    /// Measure only part I of N; attn merge joins the parts
     #[arg(long, value_name = "I/N", requires = "run")]
     pub(crate) shard: Option<Shard>,
 }
@@ -247,7 +252,7 @@ pub(crate) struct RunArgs {
 pub(crate) struct OutputArgs {
     #[command(flatten)]
     pub(crate) report: ReportArgs,
-    /// Write a line chart
+    /// Write a line chart as SVG
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
 }
@@ -256,13 +261,13 @@ pub(crate) struct OutputArgs {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct ReportArgs {
-    /// Print one JSON document
+    /// Print the result as one JSON document
     #[arg(long)]
     pub(crate) json: bool,
     /// Write the figures as CSV
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
-    /// Write a page with verdict, tables and charts that opens offline
+    /// Write an HTML page with verdict, tables and charts; it needs no network
     #[arg(long, value_name = "FILE.html")]
     pub(crate) html: Option<PathBuf>,
 }
@@ -287,7 +292,7 @@ pub(crate) fn check_files<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Resul
         check_writable(file)?;
         if seen.contains(&file) {
             return usage(format!(
-                "two outputs are to be written to {}: the second would replace the first",
+                "two outputs have the same file {}, and the second would replace the first: name two files",
                 file.display()
             ));
         }

@@ -143,14 +143,14 @@ pub(crate) fn color() -> bool {
 /// Refuses a path that can't be written, before the work whose result is meant for it.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
     if path == Path::new("-") {
-        return usage("- is no file to write; what goes to stdout is --json");
+        return usage("- is not a file: use --json to write to stdout");
     }
     if path.is_dir() {
         return usage(format!("{} is a folder, not a file to write", path.display()));
     }
     let folder = folder_of(path);
     if !folder.is_dir() {
-        return usage(format!("{}: there is no folder {}", path.display(), folder.display()));
+        return usage(format!("can't write {}: there is no folder {}", path.display(), folder.display()));
     }
     Ok(())
 }

@@ -37,14 +37,14 @@ pub(crate) enum CompletionFormat {
     Fish,
     Powershell,
     Zsh,
-    /// A manual page in roff.
+    // A manual page in roff.
     Man,
 }
 
 /// `--bos`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BosChoice {
-    /// As the tokenizer does.
+    // As the tokenizer does.
     Auto,
     On,
     Off,
@@ -123,7 +123,7 @@ pub(crate) fn parse_device(text: &str) -> Result<DeviceName, String> {
         None if text == "cpu" => Ok(DeviceName::Cpu),
         None if text == "cuda" => Ok(DeviceName::Cuda(0)),
         None if text == "metal" => Ok(DeviceName::Metal),
-        Some(("cuda", index)) => index.parse().map(DeviceName::Cuda).map_err(|_| "N in cuda:N is a number".into()),
+        Some(("cuda", index)) => index.parse().map(DeviceName::Cuda).map_err(|_| "N in cuda:N must be a number".into()),
         _ => Err("known: cpu, cuda, cuda:N, metal".into()),
     }
 }
@@ -133,7 +133,7 @@ pub(crate) fn scaling_help() -> String {
     let schemes = scaling::named().map(|scheme| scheme.called());
     let methods: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
     format!(
-        "One of {}, or a method ({}), or {LOG_N}; joined by +, as in yarn+log-n",
+        "Scaling ({}), method ({}) or {LOG_N}; + joins several, as in yarn+log-n",
         schemes.collect::<Vec<_>>().join(", "),
         methods.join(", ")
     )
@@ -168,7 +168,7 @@ pub(crate) fn tasks_help() -> String {
     let names: Vec<&str> = TASKS.iter().map(|task| task.name).collect();
     let usual: Vec<&str> = Task::defaults().iter().map(|task| task.name).collect();
     format!(
-        "What is hidden and asked for: {}, or all; RULER's names do too [default: {}; passkey alone for attn passkey]",
+        "Tasks: {}, or all; RULER's names work too [default: {}; for attn passkey: passkey]",
         names.join(", "),
         usual.join(",")
     )
@@ -238,7 +238,9 @@ pub(crate) fn parse_mode_factor(text: &str) -> Result<Factor, String> {
     match text {
         "longest" => Ok(Factor::Longest),
         "auto" => Ok(Factor::Auto),
-        number => parse_factor(number).map(Factor::Fixed).map_err(|e| format!("longest, auto or a number; {e}")),
+        number => {
+            parse_factor(number).map(Factor::Fixed).map_err(|e| format!("expected longest, auto or a number; {e}"))
+        }
     }
 }
 
@@ -257,7 +259,7 @@ pub(crate) fn parse_probability_or_zero(text: &str) -> Result<f64, String> {
 pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_string(), value.to_string())),
-        _ => Err("it has the form key=value".into()),
+        _ => Err("it must have the form key=value".into()),
     }
 }
 
@@ -267,7 +269,7 @@ pub(crate) fn parse_length(text: &str) -> Result<LengthPolicy, String> {
         "exact" => Ok(LengthPolicy::Exact),
         number => match parse_positive(number) {
             Ok(n) => Ok(LengthPolicy::Fixed(n)),
-            Err(error) => Err(format!("declared, exact or a number; {error}")),
+            Err(error) => Err(format!("expected declared, exact or a number; {error}")),
         },
     }
 }

@@ -109,7 +109,7 @@ impl Ropes {
     pub(crate) fn llama_cpp(&self, length: usize) -> String {
         match &self.kinds {
             Kinds::Alike(rope) if self.latent && !rope.scaling.is_none() => serving::none(
-                "its YaRN also scales the scores, by numbers of the GGUF file: convert the exported folder with \
+                "its YaRN also scales the scores, with numbers that llama.cpp reads from the file: convert the exported folder with \
                  convert_hf_to_gguf.py",
             ),
             Kinds::Alike(rope) => serving::llama_cpp(rope, length),

@@ -5,12 +5,12 @@ use attn_core::position::RopeConfig;
 use serde_json::{Map, Value, json};
 
 /// Why llama.cpp has no options for models like Gemma 3.
-pub(crate) const LAYERS_DIFFER: &str = "they are for all layers alike, and this model's layers rotate in two ways: \
+pub(crate) const LAYERS_DIFFER: &str = "they apply to all layers, but this model's layers rotate in two ways: \
                                         convert the exported folder with convert_hf_to_gguf.py";
 
 /// What is printed instead of options if there are none that compute the same.
 pub(crate) fn none(why: &str) -> String {
-    format!("# no options come to the same: {why}")
+    format!("# no equivalent options: {why}")
 }
 
 /// vLLM's options. `parameters` is the `rope_parameters` that it needs, which is `inside` another config where that is one of
@@ -41,11 +41,11 @@ pub(crate) fn differs_in_latent(parameters: &Map<String, Value>) -> Option<&'sta
     let number = |key: &str| parameters.get(key).and_then(Value::as_f64).filter(|x| *x != 0.0);
     let plain = matches!((number("mscale"), number("mscale_all_dim")), (Some(_), Some(_)) | (None, None));
     if parameters.contains_key("attention_factor") {
-        Some("vLLM's YaRN for latent attention reads no attention_factor")
+        Some("vLLM's YaRN for latent attention ignores attention_factor")
     } else if parameters.get("truncate").is_some_and(|truncate| truncate == false) {
         Some("vLLM's YaRN for latent attention rounds the ramp's ends to whole dimensions")
     } else if !plain {
-        Some("vLLM's YaRN for latent attention takes one of mscale and mscale_all_dim without the other")
+        Some("vLLM's YaRN for latent attention uses mscale or mscale_all_dim even without the other")
     } else {
         None
     }
@@ -86,14 +86,17 @@ mod tests {
         assert!(yarn.contains("--yarn-orig-ctx 4096 --yarn-beta-fast 32 --yarn-beta-slow 1") && !yarn.contains('#'));
         for (kind, params, why) in [
             ("dynamic", &[][..], "grows with the length"),
-            ("yarn", &[("attention_factor", "1.2")], "1.069315, where this scaling has 1.2"),
+            ("yarn", &[("attention_factor", "1.2")], "1.069315, but this scaling has 1.2"),
             ("yarn", &[("truncate", "false")], "whole dimensions"),
-            ("ntk-by-parts", &[], "1.069315, where this scaling has 1.0"),
+            ("ntk-by-parts", &[], "1.069315, but this scaling has 1.0"),
             ("llama3", &[], "convert_hf_to_gguf.py"),
             ("ntk-mixed", &[], "convert_hf_to_gguf.py"),
         ] {
             let none = flags(kind, params);
-            assert!(none.starts_with("# no options") && none.contains(why) && !none.contains("--rope"), "{none}");
+            assert!(
+                none.starts_with("# no equivalent options") && none.contains(why) && !none.contains("--rope"),
+                "{none}"
+            );
         }
     }
 
@@ -132,7 +135,7 @@ mod tests {
         assert!(why(&rope("dynamic", &[]), 8192).contains("one base for all lengths"));
         let ones = ["1.5"; 64].join(",");
         let long = rope("longrope", &[("short_factor", &ones), ("long_factor", &ones), ("attention_factor", "1.3")]);
-        assert!(why(&long, 8192).contains("past 4096"), "{}", why(&long, 8192));
+        assert!(why(&long, 8192).contains("above 4096"), "{}", why(&long, 8192));
         // Its divisors are the same for short and long texts.
         let mixed = vllm_parameters(&rope("ntk-mixed", &[]), 8192).unwrap();
         assert_eq!((&mixed["rope_type"], &mixed["long_mscale"]), (&json!("longrope"), &json!(1.0)));

@@ -212,7 +212,7 @@ impl Utf8<'_> {
             Err(error) => (error.valid_up_to(), error.error_len().is_some() || bytes.is_empty()),
         };
         let (name, offset) = (self.name, self.read + valid);
-        ensure!(!broken, "{name} is not UTF-8 text: byte {offset} doesn't belong; convert it first, e.g. with iconv");
+        ensure!(!broken, "{name} is not UTF-8 text (see byte {offset}): convert it first, for example with iconv");
         self.read += valid;
         let rest = self.held.split_off(valid);
         Ok(String::from_utf8(std::mem::replace(&mut self.held, rest))?)
@@ -275,7 +275,7 @@ fn document(line: &str, name: &str, number: usize, field: &str) -> Result<String
     let found = Field(field).deserialize(&mut json).and_then(|found| json.end().map(|()| found));
     let found = found.with_context(|| format!("{name}, line {number}"))?;
     found.with_context(|| {
-        format!("{name}, line {number}: there is no text under {field:?} (--text-field names another key)")
+        format!("{name}, line {number}: there is no text under the key {field:?} (--text-field selects another key)")
     })
 }
 
@@ -379,7 +379,7 @@ mod tests {
         for (bytes, offset) in [(&b"caf\xe9 noir"[..], 3), (b"caf\xc3", 3), (b"\xff", 0), (b"abc\xe2\x82", 3)] {
             fs::write(&path, bytes).unwrap();
             let error = read_file(&path).unwrap_err().to_string();
-            assert!(error.contains("latin1.txt") && error.contains(&format!("byte {offset} ")), "{error}");
+            assert!(error.contains("latin1.txt") && error.contains(&format!("byte {offset})")), "{error}");
         }
         // Past the first part, and across its end.
         let long = [vec![b'a'; PART - 1], "\u{e9}x".as_bytes().to_vec()].concat();

@@ -208,9 +208,9 @@ fn one_context_that_can_not_be_measured_does_not_fail_the_others() {
     let warnings = String::from_utf8(output.stderr).unwrap();
     if cfg!(target_os = "linux") {
         assert!(output.status.success() && warnings.contains("100000000 tokens are left out: "), "{warnings}");
-        assert!(warnings.contains("of memory beside the weights"), "{warnings}");
+        assert!(warnings.contains("of memory in addition to the weights"), "{warnings}");
     }
-    refused(&["passkey", "--contexts", "256", "--csv", "-"], &["no file", "--json"]);
+    refused(&["passkey", "--contexts", "256", "--csv", "-"], &["not a file", "--json"]);
     refused(&["passkey", "--contexts", "64"], &["nothing can be measured", "a context of", "too short"]);
     let long =
         ["retrieval", "--contexts", "65536,131072", "--rope-original-context", "65536", "--haystack", path(&plain)];
@@ -256,7 +256,7 @@ fn one_context_that_does_not_fit_does_not_fail_a_comparison() {
     let warnings = String::from_utf8(huge.stderr).unwrap();
     assert!(huge.status.success() && warnings.matches("are left out").count() == 1, "{warnings}");
     if cfg!(target_os = "linux") {
-        assert!(warnings.contains("of memory beside the weights"), "{warnings}");
+        assert!(warnings.contains("of memory in addition to the weights"), "{warnings}");
     }
     let none = ["--contexts", "4096,8192", "--factor", "2"];
     refused(&[&args[..], &none].concat(), &["nothing can be measured", "4096 tokens", "8192 tokens", "too few"]);
@@ -458,7 +458,7 @@ fn an_export_is_refused_where_a_config_cannot_say_it() {
     // What serves a model otherwise than it is computed here is said instead of options.
     let dynamic = ["export", "--rope-scaling", "dynamic", "--rope-factor", "2"];
     let text = String::from_utf8(run(&dynamic).stdout).unwrap();
-    assert!(text.matches("# no options come to the same").count() == 2 && !text.contains("vllm serve"), "{text}");
+    assert!(text.matches("# no equivalent options").count() == 2 && !text.contains("vllm serve"), "{text}");
     // Gemma 3: the scaling is for the layers that see everything, the others keep theirs.
     let gemma = json(&[&["export", &model("gemma3"), "--json"], &yarn[..]].concat());
     let types = &gemma["rope_parameters"];
@@ -466,7 +466,7 @@ fn an_export_is_refused_where_a_config_cannot_say_it() {
         (&types["full_attention"]["rope_type"], &types["sliding_attention"]["rope_type"]),
         (&"yarn".into(), &"default".into())
     );
-    assert!(gemma["llama_cpp"].as_str().unwrap().starts_with("# no options"), "{gemma}");
+    assert!(gemma["llama_cpp"].as_str().unwrap().starts_with("# no equivalent options"), "{gemma}");
     // Without a folder the options alone are printed, and the embedded model can be exported too.
     let text = String::from_utf8(run(&[&["export"], &yarn[..]].concat()).stdout).unwrap();
     assert!(text.contains("--hf-overrides") && text.contains("--yarn-orig-ctx 256"), "{text}");

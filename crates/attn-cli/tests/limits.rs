@@ -138,7 +138,7 @@ mod memory {
             (&["generate", "-n", "1", "-f", path(&zeros)][..], "can't be cut"),
             (&["passkey", "--contexts", "256", "--haystack", path(&zeros)], "can't be cut"),
             (&["retrieval", "--contexts", "256", "--haystack", path(&letters)], "can't be cut"),
-            (&["train", "--steps", "1", "--out", path(&out), "--text", path(&letters)], "no word ends"),
+            (&["train", "--steps", "1", "--out", path(&out), "--text", path(&letters)], "the end of a word"),
             // Documents of two tokens, and a line without an end.
             (&["perplexity", "--protocol", "lm-eval", "--text", path(&documents)], "documents.jsonl takes about"),
             (&["perplexity", "--text", path(&line)], "line.jsonl takes about"),

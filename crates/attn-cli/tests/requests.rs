@@ -85,10 +85,10 @@ fn what_is_no_request_is_answered_with_what_is_wrong() {
     let good = br#"{"id": 9, "type": "loglikelihood", "context": "a", "continuation": " b"}"#;
     let bad: [(&[u8], &str); 11] = [
         (b"not json", "line 1: it is not JSON"),
-        (b"[1, 2]", "line 2: a request is an object"),
+        (b"[1, 2]", "line 2: a request must be a JSON object"),
         (b"\xff\xfe", "line 3: it is not JSON"),
-        (br#"{"id": 4}"#, "it has no type"),
-        (br#"{"id": 5, "type": "embed", "text": "a"}"#, "there is no type \"embed\""),
+        (br#"{"id": 4}"#, "the request has no type"),
+        (br#"{"id": 5, "type": "embed", "text": "a"}"#, "unknown type \"embed\""),
         (br#"{"id": 6, "type": "loglikelihood", "context": "a"}"#, "continuation"),
         (br#"{"id": 7, "type": "loglikelihood", "context": "a", "continuation": "b", "echo": true}"#, "echo"),
         (br#"{"id": 8, "type": "generate", "prompt": "a", "max_tokens": 4, "top_p": 7}"#, "top_p"),

@@ -83,7 +83,7 @@ fn models_of_two_tokenizers_are_compared_by_the_same_bytes() {
         table.contains("A  tiny-austen (embedded), trained to 256") && table.contains("at most 512 tokens"),
         "{table}"
     );
-    assert!(table.contains("not to be compared across tokenizers") && table.contains(" bytes a token, "), "{table}");
+    assert!(table.contains("don't compare it between models") && table.contains(" bytes per token, "), "{table}");
     assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
     refused(&["compare", "--from", path(&kept), "--plot", "x.svg"], &["--plot", "several"]);
 }
@@ -156,7 +156,7 @@ fn a_tokenizer_that_does_not_keep_the_text_is_refused() {
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(source.join("tokenizer.json")).unwrap()).unwrap();
     tokenizer["normalizer"] = serde_json::json!({"type": "Lowercase"});
     fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    refused(&["compare", "tiny-alibi", path(&model)], &["lower can't be compared", "don't say the text", "byte"]);
+    refused(&["compare", "tiny-alibi", path(&model)], &["lower can't be compared", "don't reproduce the text", "byte"]);
 }
 
 /// Several texts count together, every byte the same, and a stride scores what no window before did.

@@ -54,9 +54,9 @@ fn generation_stops_where_it_is_told_and_says_what_it_did() {
     let speed: f64 = nothing.split(", ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(speed < 1e7 && !nothing.contains("generated"), "{nothing}");
     let past = stderr(&run(&["generate", "-p", "It was", "-n", "300", "--stop", " "]));
-    assert!(past.contains("go past the 256"), "{past}");
+    assert!(past.contains("trained for 256"), "{past}");
     let scaled = ["generate", "-p", "It was", "-n", "300", "--stop", " ", "--rope-scaling", "rerope"];
-    assert!(!stderr(&run(&scaled)).contains("go past"));
+    assert!(!stderr(&run(&scaled)).contains("trained for"));
     let output = run(&["generate", "-p", "It was", "-n", "-1", "--stop", " "]);
     assert!(output.status.success(), "{}", stderr(&output));
     let chat = stderr(&run(&["generate", "--chat", "-p", "Hello"]));
@@ -77,23 +77,25 @@ fn a_plan_is_shown_without_measuring_and_a_first_look_is_short() {
     assert!(!text.contains("1024"), "{text}");
 }
 
-/// Who would wait long is told what is shorter, unless it was asked for or nothing is.
+/// A comparison that takes long says what takes less time, unless that was asked for. How long it takes depends on the machine.
 #[test]
 fn a_long_comparison_says_what_is_shorter() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("long.txt");
-    std::fs::write(&text, "It was a long way to the house, and nobody said a word. ".repeat(200_000)).unwrap();
+    fs::write(&text, "It was a long way to the house, and nobody said a word. ".repeat(80_000)).unwrap();
     let said = |more: &[&str]| {
         let args = [&["compare", "--dry-run", "--max-tokens", "9000000", "--text", path(&text)], more].concat();
         String::from_utf8(run(&args).stdout).unwrap()
     };
+    let takes_long = |said: &str| {
+        let (_, time) = said.split_once("time     about ").expect("a time");
+        let minutes = time.split_once(" minutes").map_or(0, |(n, _)| n.parse().unwrap());
+        time.contains(" hours") || minutes > 10
+    };
     let whole = said(&[]);
-    assert!(whole.contains("sooner   --quick takes about "), "{whole}");
-    for shorter in [&["--quick"][..], &["--modes", "none,yarn"]] {
-        assert!(!said(shorter).contains("--quick takes"), "{}", said(shorter));
-    }
-    let few = String::from_utf8(run(&["compare", "--dry-run"]).stdout).unwrap();
-    assert!(!few.contains("sooner"), "{few}");
+    assert_eq!(whole.contains("sooner   --quick takes about "), takes_long(&whole), "{whole}");
+    let quick = said(&["--quick"]);
+    assert!(!quick.contains("--quick takes"), "{quick}");
 }
 
 #[test]
@@ -128,8 +130,8 @@ fn an_interrupted_comparison_shows_what_it_has_and_goes_on_by_its_file() {
     let output = child.wait_with_output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("interrupted: ") && said.contains("none at 256: perplexity 2"), "{said}");
-    assert!(said.contains("goes on from there"), "{said}");
+    assert!(said.contains("interrupted after ") && said.contains("none at 256: perplexity 2"), "{said}");
+    assert!(said.contains("repeat the same command"), "{said}");
     let resumed = json(&["compare", "--run", path(&file), "--json"]);
     let whole = json(&args);
     assert_eq!(resumed["cells"].as_array().unwrap().len(), 6);

@@ -44,11 +44,11 @@ impl Explained {
         match (self.layers_known, self.position.is_empty()) {
             (true, _) => None,
             (false, false) => Some(
-                "The layers are not known: the keys that most families share say this, and layers that differ from one \
-                 another without saying so are not told apart.",
+                "This program does not know the layers of this family. It explains the config keys that most families share, \
+                 and can't show layers that differ without such a key.",
             ),
             (false, true) => {
-                Some("The layers are not known, and configs of this family say nothing of a rotary encoding.")
+                Some("This program does not know the layers of this family, and its config has no rotary encoding.")
             }
         }
     }

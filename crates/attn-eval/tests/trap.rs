@@ -320,13 +320,13 @@ fn a_larger_base_that_keeps_perplexity_and_loses_retrieval_is_said_to_do_so() {
     let found = results.recommendation.as_ref().unwrap();
     assert_eq!((found.answer, found.mode.as_str()), (Answer::Use, "yarn"), "{figures:?}");
     let said = verdict(&results, true, Some(TRAINED));
-    let wanted = "Past the 256 tokens trained use yarn at factor 8";
+    let wanted = "Beyond the trained length of 256 tokens, use yarn at factor 8";
     assert!(
         said.headline.starts_with(wanted) && said.headline.contains("of what is hidden in 2048"),
         "{}",
         said.headline
     );
-    let line = said.lines.iter().find(|line| line.starts_with("Perplexity does not show what is lost under"));
+    let line = said.lines.iter().find(|line| line.starts_with("Perplexity does not show that retrieval fails under"));
     let trap = format!("ntk (predicts well to 2048 tokens, finds to {})", reach("ntk"));
     assert!(line.is_some_and(|line| line.contains(&trap)), "{:?}", said.lines);
 
@@ -335,7 +335,10 @@ fn a_larger_base_that_keeps_perplexity_and_loses_retrieval_is_said_to_do_so() {
     let row = shown.lines().find(|line| line.starts_with("ntk")).unwrap();
     assert!(row.contains("2048+") && row.ends_with(&reach("ntk").to_string()), "{shown}");
     let page = html::comparison(&about, &results, None).unwrap();
-    assert!(page.contains("usable to, by retrieval") && page.contains("what is lost under"), "the page says so");
+    assert!(
+        page.contains("usable to, by retrieval") && page.contains("that retrieval fails under"),
+        "the page says so"
+    );
     assert!(csv(&results).contains("ntk,2048,"), "{}", csv(&results));
 
     // By perplexity alone nothing of that is seen.

@@ -28,7 +28,7 @@ impl ModelSpec {
         if let Some(blocks) = asked.clone().find(|kind| kind.dtype().is_none())
             && !device.is_cpu()
         {
-            bail!("cache type {blocks}: blocks are for the CPU alone: take f32, f16 or bf16 on other devices")
+            bail!("cache type {blocks}: quantised blocks work only on the CPU: use f32, f16 or bf16 on other devices")
         }
         for layer in &self.stack.layers {
             match &layer.attention {

@@ -315,7 +315,7 @@ impl<'a> Config<'a> {
         match self.size(keys)? {
             n if n > MAX_LISTED => {
                 let key = keys.iter().find(|key| self.get(key).is_some()).unwrap_or(&keys[0]);
-                bail!("config.json: {}{key} = {n} is past any model; at most {MAX_LISTED}", self.path)
+                bail!("config.json: {}{key} = {n} is more than any model has; at most {MAX_LISTED}", self.path)
             }
             n => Ok(n),
         }

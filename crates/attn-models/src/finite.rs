@@ -14,7 +14,7 @@ pub fn check_finite(values: &Tensor, what: &str) -> Result<()> {
     match first_not_finite(values)? {
         None => Ok(()),
         Some(value) => bail!(
-            "{what} hold {value}: weights that are no numbers, a scaling that overflows, or a dtype that is too narrow \
+            "{what} contain {value}: the weights are not finite, a scaling overflows, or the dtype is too narrow \
              for the model"
         ),
     }
@@ -45,7 +45,7 @@ mod tests {
             let values = Tensor::from_vec(all, (3, 1000), &Device::Cpu)?;
             for view in [values.clone(), values.t()?, values.to_dtype(DType::BF16)?, values.narrow(0, 2, 1)?] {
                 let error = check_finite(&view, "the logits").unwrap_err().to_string();
-                assert!(error.starts_with("the logits hold "), "{error}");
+                assert!(error.starts_with("the logits contain "), "{error}");
             }
             check_finite(&values.narrow(0, 0, 2)?, "the logits")?;
         }

@@ -301,7 +301,7 @@ impl Model {
     pub(crate) fn check_context(&self, tokens: usize) -> Result<()> {
         match self.max_context() {
             Some(max) if tokens > max => {
-                bail!("{tokens} tokens are more than the {max} positions of the model's learned table")
+                bail!("{tokens} tokens are more than the {max} positions that the model has learned")
             }
             _ => Ok(()),
         }

@@ -280,7 +280,7 @@ impl ModelSpec {
                 for part in config.build()?.parts() {
                     if let Err(error) = mask.intersect(&part.region) {
                         let asked = asked.unwrap_or_default();
-                        bail!("{}: {asked} can't be put over layer {i}: {error}", self.family)
+                        bail!("{}: {asked} can't be applied to layer {i}: {error}", self.family)
                     }
                 }
             }

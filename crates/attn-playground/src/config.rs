@@ -41,7 +41,7 @@ impl OwnConfig {
         };
         Ok(json!({
             "explained": explained, "caveat": explained.caveat(), "unread": unread,
-            "notes": notes.unknown.iter().map(|key| format!("passed over: {key}")).chain(notes.ignored).collect::<Vec<_>>(),
+            "notes": notes.unknown.iter().map(|key| format!("unknown key {key}: ignored, so the figures may be wrong")).chain(notes.ignored).collect::<Vec<_>>(),
             "factor": factor, "settings": settings,
         }))
     }

@@ -242,7 +242,7 @@ impl Checkpoint {
             let files = &self.origin.files;
             let folder = files.iter().find_map(|f| f.path()?.parent());
             let found = match folder.map(|f| f.join("tokenizer.model").exists() || f.join("vocab.json").exists()) {
-                Some(true) => "it has the files of a slow tokenizer, which are not read",
+                Some(true) => "it has only the files of a slow tokenizer, which are not supported",
                 _ => "there is no tokenizer.json",
             };
             LoadError::NoTokenizer { model: self.origin.model.clone(), found: found.to_string() }

@@ -75,7 +75,7 @@ pub enum LoadError {
     },
 
     /// An index names a shard that climbs out of its folder.
-    #[error("{}: the shard name {name:?} leaves the folder and is refused", .file.display())]
+    #[error("{}: the shard name {name:?} points outside the folder and is refused", .file.display())]
     UnsafePath {
         /// The file that holds the name.
         file: PathBuf,
@@ -237,7 +237,7 @@ pub enum LoadError {
     },
 
     /// The hub's address is not an address.
-    #[error("HF_ENDPOINT {endpoint:?} is no address of a hub: it begins with https:// or http:// and a host")]
+    #[error("HF_ENDPOINT {endpoint:?} is not the address of a hub: it must begin with https:// or http:// and a host")]
     BadEndpoint {
         /// The address as given, without a password.
         endpoint: String,
@@ -262,7 +262,7 @@ pub enum LoadError {
     },
 
     /// Another process holds the download lock.
-    #[error("{}: another process has been downloading this file for {waited} s; wait for it, or delete the lock if it is gone", .lock.display())]
+    #[error("{}: another process has been downloading this file for {waited} s; wait for it, or delete the lock file if that process has ended", .lock.display())]
     Locked {
         /// The lock file.
         lock: PathBuf,

@@ -194,7 +194,7 @@ pub(crate) fn missing_weights(location: &str, folder: &Path, names: &[String]) -
     }
     if !gguf.is_empty() {
         let sep = if location.ends_with('/') { "" } else { "/" };
-        return missing(format!("the weights are in GGUF: give one file, {location}{sep}{}", gguf[0]));
+        return missing(format!("the folder holds GGUF weights: give one of its files, {location}{sep}{}", gguf[0]));
     }
     if !pickled.is_empty() {
         return LoadError::PickledWeights { location: location.to_string(), files: first_few(&pickled) };

@@ -41,7 +41,7 @@ pub(crate) fn exists(path: &Path) -> Result<bool> {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == ErrorKind::NotFound || e.kind() == ErrorKind::NotADirectory => {
             match fs::symlink_metadata(path).is_ok() {
-                true => Err(failed(Error::new(e.kind(), "it is a link that leads nowhere"))),
+                true => Err(failed(Error::new(e.kind(), "it is a link to a file that does not exist"))),
                 false => Ok(false),
             }
         }

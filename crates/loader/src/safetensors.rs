@@ -95,7 +95,7 @@ impl SafetensorsSource {
             }
             for (name, entry) in held.into_iter().filter(|(name, _)| !map.contains_key(name)) {
                 if unlisted.contains_key(&name) {
-                    let reason = format!("in two shards, and {} does not say which holds", file_name(index));
+                    let reason = format!("in two shards, and {} does not say which one to use", file_name(index));
                     return Err(LoadError::tensor(&path, &name, reason));
                 }
                 unlisted.insert(name, entry);
@@ -152,7 +152,7 @@ impl TensorSource for SafetensorsSource {
 
     fn load_rows(&self, names: &[&str], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let found = names.iter().map(|name| self.get(name)).collect::<Result<Vec<_>>>()?;
-        let Some(&(first, blob)) = found.first() else { candle_core::bail!("no tensors to put under each other") };
+        let Some(&(first, blob)) = found.first() else { candle_core::bail!("no tensors to stack") };
         let row = first.shape.get(1..).unwrap_or_default();
         if found.iter().any(|(e, _)| e.dtype != first.dtype || e.shape.is_empty() || e.shape[1..] != *row) {
             return attn_models::load_then_stack(self, names, dtype, device);

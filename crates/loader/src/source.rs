@@ -55,7 +55,7 @@ impl ModelRef {
             None => (model, None),
         };
         if revision.is_some_and(|r| !valid_revision(r)) {
-            return Err(bad("the revision after @ has characters that none can have"));
+            return Err(bad("the revision after @ has characters that are not allowed"));
         }
         let revision = revision.map(str::to_string);
         let parts: Vec<&str> = name.split('/').collect();
@@ -67,7 +67,7 @@ impl ModelRef {
             _ => (name.to_string(), None),
         };
         if !repo.split('/').all(valid_name) {
-            return Err(bad("nothing of this name exists here, and no repository on the hub can have it"));
+            return Err(bad("no file or folder has this name, and it is not a valid name of a hub repository"));
         }
         if let Some(file) = &file {
             crate::safetensors::check_relative(Path::new(model), file)?;

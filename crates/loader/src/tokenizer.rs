@@ -69,7 +69,7 @@ impl Tokenizer {
             certain.dropout = None;
             self.inner.with_model(certain);
             self.warnings.push(format!(
-                "the tokenizer leaves out merges at random (dropout {dropout}), as for training; that is switched off"
+                "the tokenizer skips merges at random (dropout {dropout}), as in training; this is switched off"
             ));
         }
     }

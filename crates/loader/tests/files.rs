@@ -170,10 +170,10 @@ fn shards_equal_one_file() {
 #[test]
 fn indexes_that_lie() {
     for (index, want) in [
-        (r#"{"weight_map": {"a": "../secret.safetensors"}}"#, "leaves the folder"),
-        (r#"{"weight_map": {"a": "/etc/passwd"}}"#, "leaves the folder"),
-        (r#"{"weight_map": {"a": "x\\..\\y"}}"#, "leaves the folder"),
-        (r#"{"weight_map": {"a": ""}}"#, "leaves the folder"),
+        (r#"{"weight_map": {"a": "../secret.safetensors"}}"#, "outside the folder"),
+        (r#"{"weight_map": {"a": "/etc/passwd"}}"#, "outside the folder"),
+        (r#"{"weight_map": {"a": "x\\..\\y"}}"#, "outside the folder"),
+        (r#"{"weight_map": {"a": ""}}"#, "outside the folder"),
         (r#"{"weight_map": {}}"#, "empty"),
         (r#"{"weight_map": {"a": "x", "a": "y"}}"#, "twice"),
         (r#"{"weight_map": ["a"]}"#, "not a valid index"),

@@ -34,71 +34,71 @@ use std::path::{Path, PathBuf};
 #[command(after_help = compare_help("\
 Examples:
   attn compare
-  attn compare MODEL --text book.txt --contexts 8192,16384 --modes none,dynamic,yarn
+  attn compare MODEL --text book.txt --contexts 8192 --modes none,dynamic,yarn
   attn compare MODEL --text book.txt --json > cells.json
   attn compare --html report.html --csv cells.csv --plot chart.svg
   attn compare --from cells.json --html report.html
-  attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl   goes on if it is interrupted
-  attn compare MODEL --text book.txt --contexts 8192 --tasks ppl,retrieval --usable
+  attn compare MODEL --text a.txt --text b.jsonl --run run.jsonl  # resumable
+  attn compare MODEL --text book.txt --tasks ppl,retrieval --usable
   attn compare MODEL --text book.txt --contexts 16384 --metrics longppl,kl
   attn compare MODEL --text book.txt --contexts 16384 --search
-  attn compare MODEL OTHER THIRD --text book.txt --contexts 2048   bits per byte of several models"))]
+  attn compare MODEL OTHER --text book.txt     # bits per byte of several models"))]
 pub(crate) struct CompareArgs {
-    /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as far as --max-tokens and the
-    /// text have four windows]
+    /// Tokens per window, one column each [default: 1, 2, 4 and 8 times the trained context, as long as the text and
+    /// --max-tokens allow four windows]
     #[arg(long, alias = "context", value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
     #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one row each"))]
     pub(crate) modes: Vec<Modes>,
-    /// The scalings' factor. longest: the longest context over the trained one, the same for every context, as a model is
-    /// served; auto: each context over the trained one
+    /// Factor of the scalings: a number; longest: longest context / trained context, for every context, as when a model is
+    /// served; auto: each context / trained context
     #[arg(long, value_name = "F", default_value = "longest", allow_negative_numbers = true, value_parser = parse_mode_factor)]
     pub(crate) factor: Factor,
-    /// Compare few modes at the trained context and at twice it, for a first look
+    /// Take a first look: few modes, at the trained context and at twice the trained context
     #[arg(long)]
     pub(crate) quick: bool,
-    /// What is measured: ppl, and retrieval or the names of its tasks (attn retrieval --help has them)
+    /// What to measure: ppl, retrieval, or single retrieval tasks (attn retrieval --help lists them)
     #[arg(long, value_name = "TASK,..", value_delimiter = ',', default_value = "ppl", value_parser = parse_measured)]
     pub(crate) tasks: Vec<Measured>,
-    /// Find out by bisection how far each mode carries, between the trained and the longest context
+    /// Find the usable length of each mode by bisection, between the trained and the longest context
     #[arg(long, conflicts_with_all = ["search", "shard"])]
     pub(crate) usable: bool,
-    /// Say what would be measured and about how long it takes, and end
+    /// Only show what would be measured and about how long it takes
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Seed of the bootstrap
+    /// Seed of the bootstrap, which gives the intervals
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    /// Show the result that --json wrote to this file, without measuring anything
+    /// Show the result that --json wrote to this file; measure nothing
     #[arg(long, value_name = "FILE.json", help_heading = "Output", conflicts_with_all = ["model", "others", "text", "run", "contexts", "modes", "search", "quick", "dry_run", "tasks", "usable", "stride", "max_tokens"])]
     pub(crate) from: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) long: RunArgs,
     #[command(flatten)]
     pub(crate) trials: TrialArgs,
-    /// Search for a better scaling at the one context named: chosen on half of the windows, confirmed on the others
+    /// Search for a better scaling at one context: half of the windows choose it, the other half confirm it
     #[arg(long, conflicts_with_all = ["run", "stride"], help_heading = "Search")]
     pub(crate) search: bool,
-    /// Candidates to try beside the modes
+    /// Number of candidates to try in addition to the modes
     #[arg(long, value_name = "N", default_value_t = 40, requires = "search", help_heading = "Search", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) search_budget: usize,
-    /// What the search makes low: ppl, longppl or kl
+    /// Metric that the search minimises: ppl, longppl or kl
     #[arg(long, value_name = "METRIC", default_value = "ppl", requires = "search", help_heading = "Search", value_parser = parse_metric)]
     pub(crate) objective: MetricName,
     #[command(flatten)]
     pub(crate) metrics: MetricArgs,
-    /// UTF-8 file, .jsonl file, or - for stdin; repeatable [default: an embedded sample]
+    /// Text to measure on: UTF-8 file, .jsonl file, or - for stdin; repeatable [default: a sample inside the program]
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     pub(crate) text: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) cut: TextArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Further models, held against the first by bits per byte of the same bytes; each is measured as it is unless --modes
-    /// says more. --contexts are then tokens per window at most, for any of them
-    #[arg(value_name = "MODELS", conflicts_with_all = ["search", "usable", "quick", "plot", "haystack", "trunc_len", "sliding_window", "rope_theta", "rope_original_context"])]
+    /// More models to compare with the first by bits per byte of the same text, each without changes unless --modes is
+    /// given; --contexts are then the maximum tokens per window of every model
+    #[arg(value_name = "MODELS", help_heading = None::<&'static str>, conflicts_with_all = ["search", "usable", "quick", "plot", "haystack", "trunc_len", "sliding_window", "rope_theta", "rope_original_context"])]
     pub(crate) others: Vec<String>,
 }
 
@@ -106,7 +106,7 @@ pub(crate) struct CompareArgs {
 fn compare_help(examples: &str) -> String {
     let width = Mode::all().map(|mode| mode.to_string().len()).max().unwrap_or(0);
     let modes: Vec<String> = Mode::all().map(|mode| format!("  {mode:width$}  {}", mode.summary())).collect();
-    format!("{examples}\n\nModes:\n{}\n\nIn the result, * marks the lowest perplexity of a context.", modes.join("\n"))
+    format!("{examples}\n\nModes:\n{}\n\nIn the table, * marks the lowest perplexity of a context.", modes.join("\n"))
 }
 
 /// Tokens of each text that are used at least, unless others are asked for.
@@ -157,9 +157,9 @@ fn begun(args: &CompareArgs) -> Result<Option<CompareArgs>> {
         _ => Run::<LabSpec>::read(path)?.header.about.command,
     };
     let Some(begun) = read(&command) else {
-        bail!("{} was begun with a command that this version does not know: {}", path.display(), command.join(" "))
+        bail!("{} was started with a command that this version does not know: {}", path.display(), command.join(" "))
     };
-    note(&format!("{} goes on: {}", path.display(), command.join(" ")));
+    note(&format!("continuing {}: {}", path.display(), command.join(" ")));
     let (output, long) = (args.output.clone(), args.long.clone());
     Ok(Some(CompareArgs { output, long, dry_run: args.dry_run, ..begun }))
 }
@@ -352,21 +352,21 @@ fn find(
 /// What can be known to be wrong before anything is loaded.
 fn check(args: &CompareArgs) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
-        return usage("compare sets the scaling itself: use --modes and --factor");
+        return usage("attn compare sets the scaling itself: use --modes and --factor instead");
     }
     if args.long.shard.is_some()
         && (args.output.report.csv.is_some() || args.output.plot.is_some() || args.output.report.html.is_some())
     {
-        return usage("--shard measures a part: give --csv, --plot and --html to attn merge");
+        return usage("--shard measures only a part: give --csv, --plot and --html to attn merge instead");
     }
     if args.search && args.contexts.len() != 1 {
-        return usage("--search is for one context: name it with --contexts");
+        return usage("--search needs exactly one context: give it with --contexts");
     }
     if !args.tasks.contains(&Measured::Perplexity) {
-        return usage("compare measures perplexity: add ppl to --tasks, or use attn retrieval");
+        return usage("attn compare always measures perplexity: add ppl to --tasks, or use attn retrieval");
     }
     if args.usable && args.factor == Factor::Auto {
-        return usage("--usable is of settings, which have one factor for all lengths: not with --factor auto");
+        return usage("--usable needs one factor for all lengths: it can't be used with --factor auto");
     }
     args.metrics.check(args.objective)?;
     long_run::check(&args.long)?;
@@ -402,8 +402,8 @@ fn hint(args: &CompareArgs, opened: &Opened, plan: &Plan) {
         && !args.output.report.json
     {
         note(&format!(
-            "no context is past the {trained} tokens the model was trained for, so there is nothing to scale: give \
-             longer --contexts, and a --text that fills them"
+            "no context is longer than the {trained} tokens that the model was trained for, so there is nothing to \
+             scale: give longer --contexts, and a --text that fills them"
         ));
     }
 }
@@ -422,9 +422,9 @@ fn plan(args: &CompareArgs, opened: &Opened, tokens: usize) -> Result<Plan> {
         _ if !args.usable => vec![],
         Some(trained) if contexts.contains(&trained) => lengths_between(trained, &contexts),
         Some(trained) => {
-            return usage(format!("--usable holds lengths against the trained one: add {trained} to --contexts"));
+            return usage(format!("--usable compares lengths with the trained one: add {trained} to --contexts"));
         }
-        None => return usage("--usable holds lengths against the trained one: name it with --rope-original-context"),
+        None => return usage("--usable compares lengths with the trained one: give it with --rope-original-context"),
     };
     Ok(Plan {
         contexts,

@@ -14,10 +14,10 @@ Examples:
   attn completions bash > ~/.local/share/bash-completion/completions/attn
   attn completions man compare | man -l -")]
 pub(crate) struct CompletionsArgs {
-    /// bash, elvish, fish, powershell, zsh, or man
+    /// Shell to print completions for, or man for manual pages
     #[arg(value_enum)]
     pub(crate) format: CompletionFormat,
-    /// The command that the manual page is of [default: all of them, in one]
+    /// Command that the manual page describes [default: all commands]
     pub(crate) command: Option<String>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &CompletionsArgs, mut command: clap::Command) -> Result<
         CompletionFormat::Man => return manual(command, args.command.as_deref()),
     };
     if args.command.is_some() {
-        return usage("completions are for all commands at once: COMMAND goes with man");
+        return usage("COMMAND can only be given with man: completions cover all commands");
     }
     let mut script = vec![];
     generate(shell, &mut command, "attn", &mut script);

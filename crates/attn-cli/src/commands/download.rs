@@ -12,7 +12,8 @@ Examples:
   attn download HuggingFaceTB/SmolLM2-135M-Instruct
   HF_ENDPOINT=https://mirror.example attn download org/name@v1.0
 
-The cache is that of other Hugging Face tools: HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold.")]
+The cache is shared with other Hugging Face tools. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE \
+have their usual effect.")]
 pub(crate) struct DownloadArgs {
     /// Hub id: org/name or org/name@revision
     pub(crate) model: String,

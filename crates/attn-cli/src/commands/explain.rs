@@ -23,17 +23,17 @@ Examples:
   attn explain MODEL --length 32768
   attn explain config.json --rope-scaling yarn --rope-factor 4 --html page.html
 
-MODEL may also be a config.json. Shown are wavelengths against the trained context, what each scaling
-does to every frequency, RoPE's decay, how far its base reaches, ALiBi's slopes and T5's buckets.")]
+MODEL may also be a config.json. The output shows wavelengths beside the trained context, what each \
+scaling does to every frequency, RoPE's decay, how far its base reaches, ALiBi's slopes and T5's buckets.")]
 pub(crate) struct ExplainArgs {
-    /// Sequence length to explain for [default: what a configured scaling was made for, else four times
-    /// the trained context]
+    /// Sequence length to explain [default: the length that the config's scaling is made for, else four
+    /// times the trained context]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) length: Option<usize>,
-    /// Print one JSON document
+    /// Print the result as one JSON document
     #[arg(long)]
     pub(crate) json: bool,
-    /// Write a page with charts that opens offline
+    /// Write an HTML page with charts; it needs no network
     #[arg(long, value_name = "FILE.html")]
     pub(crate) html: Option<PathBuf>,
     #[command(flatten)]
@@ -67,7 +67,7 @@ fn explained(args: &ExplainArgs) -> Result<Explained> {
     let Positions { spec, notes, unread } = read.with_context(|| format!("can't read {name}"))?;
     model::warn(&name, &notes);
     if let Some(why) = &unread {
-        note(&format!("warning: {name}: its layers are not known: {why}"));
+        note(&format!("warning: {name}: this program does not know its layers: {why}"));
     }
     let spec = spec.with_positions(&change).with_context(|| format!("can't read {name}"))?;
     // Which tensors hold the tables is known only if the layers are known.

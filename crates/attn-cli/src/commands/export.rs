@@ -23,21 +23,21 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "\
 Examples:
   attn export MODEL --rope-scaling yarn --rope-factor 2 --out model-16k
-  attn export MODEL --rope-theta 500000               only the options for vLLM and llama.cpp
+  attn export MODEL --rope-theta 500000  # only print options for serving
 
-config.json gets the scaling in the spelling of transformers 5 (rope_parameters) and of transformers 4
+config.json gets the scaling in the spelling of transformers 5 (rope_parameters) and of transformers 4 \
 (rope_scaling, rope_theta). Weights and tokenizer are copied.")]
 pub(crate) struct ExportArgs {
-    /// The folder to write; without it only the options for other programs are printed
+    /// Folder to write [default: none; only print the options for other programs]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Link to the weights rather than copying them
+    /// Link to the weights instead of copying them
     #[arg(long, requires = "out")]
     pub(crate) link: bool,
-    /// Context to serve [default: the trained one times the factor]
+    /// Context to serve [default: the trained context times the factor]
     #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) context: Option<usize>,
-    /// Print one JSON document
+    /// Print the result as one JSON document
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -92,10 +92,10 @@ fn refuse(change: &PositionOverride) -> Result<()> {
     let log_n = change.extend.log_n.then_some(LOG_N);
     let Some(name) = change.extend.method.map(|method| method.name).or(log_n) else { return Ok(()) };
     let elsewhere = match name {
-        "self-extend" => "; llama.cpp has it as --grp-attn-n and --grp-attn-w, where its version knows them",
+        "self-extend" => ", or in llama.cpp with --grp-attn-n and --grp-attn-w if its version has them",
         _ => "",
     };
-    bail!("no config.json can say {name}: it is for this program and its library{elsewhere}")
+    bail!("config.json can't express {name}: use it in this program or its library{elsewhere}")
 }
 
 fn served_name(args: &ExportArgs) -> String {
@@ -106,7 +106,7 @@ fn served_name(args: &ExportArgs) -> String {
 fn new_config(config: &Value, ropes: &Ropes, parameters: &Map<String, Value>, context: usize) -> Result<Value> {
     let mut config = config.clone();
     let place = if text_config(&config).is_some() { &mut config["text_config"] } else { &mut config };
-    let Some(top) = place.as_object_mut() else { bail!("the config is no object") };
+    let Some(top) = place.as_object_mut() else { bail!("config.json is not a JSON object") };
     let main = ropes.main().to_hf()?;
     let theta = main["rope_theta"].clone();
     let neox = top.get("model_type").is_some_and(|kind| kind == "gpt_neox");
@@ -165,11 +165,12 @@ fn check(config: &Value, wanted: &ModelSpec, unknown: UnknownKeys) -> Result<()>
 fn write(args: &ExportArgs, out: &Path, config: &Value, origin: &loader::Origin) -> Result<Vec<String>> {
     if origin.files.iter().any(|file| file.name.ends_with(".gguf")) {
         return usage(
-            "a GGUF file keeps its scaling with its weights: leave --out away for the options to serve it with",
+            "--out can't change a GGUF file, which holds its scaling itself: without --out, export prints the options for \
+             other programs",
         );
     }
     if out.exists() && fs::read_dir(out).map_or(true, |mut entries| entries.next().is_some()) {
-        return usage(format!("--out {}: it is there and not an empty folder", out.display()));
+        return usage(format!("--out {} exists and is not an empty folder", out.display()));
     }
     write_folder(out, |folder| fill(args, folder, config, origin))
 }

@@ -19,7 +19,7 @@ Examples:
   attn inspect
   attn inspect MODEL --rope-scaling yarn --rope-factor 4 --json")]
 pub(crate) struct InspectArgs {
-    /// Print one JSON document
+    /// Print the result as one JSON document
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -150,7 +150,7 @@ fn summary(facts: &Value) -> String {
         row("context", format!("trained to {}", text("trained_context")));
     }
     if !facts["max_context"].is_null() {
-        row("", format!("ends at {}", text("max_context")));
+        row("", format!("at most {}", text("max_context")));
     }
     if facts["architecture"] != "encoder" {
         let (k, v) = (text("cache_type_k"), text("cache_type_v"));

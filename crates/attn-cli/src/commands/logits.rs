@@ -21,22 +21,22 @@ Examples:
   attn logits MODEL --ids ids.json --out logits.safetensors
   attn logits MODEL --ids ids.json --out logits.safetensors --decode --greedy 16
 
-ids.json holds rows of equal length: [[1, 2, 3], [4, 5, 6]]. The result holds logits (B, T, V) f32, and
-with --greedy N also greedy (B, T+N) i64. Encoders write hidden (B, T, H) f32 instead.")]
+ids.json holds rows of equal length: [[1, 2, 3], [4, 5, 6]]. The output file holds logits (B, T, V) f32 \
+and, with --greedy N, greedy (B, T+N) i64. For an encoder it holds hidden (B, T, H) f32.")]
 pub(crate) struct LogitsArgs {
     /// JSON file with rows of token ids, or - for stdin
     #[arg(long, value_name = "FILE.json")]
     pub(crate) ids: PathBuf,
-    /// Rows of token ids for the decoder of an encoder-decoder model
+    /// JSON file with token ids for the decoder of an encoder-decoder model
     #[arg(long, value_name = "FILE.json")]
     pub(crate) decoder_ids: Option<PathBuf>,
-    /// The safetensors file to write
+    /// Safetensors file to write
     #[arg(long, value_name = "FILE.safetensors")]
     pub(crate) out: PathBuf,
     /// Feed one token at a time through the cache
     #[arg(long)]
     pub(crate) decode: bool,
-    /// Also continue each row greedily by N tokens, always under the frequencies of the current length
+    /// Also continue each row greedily by N tokens, always with --rope-length exact
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) greedy: Option<usize>,
     #[command(flatten)]
@@ -67,16 +67,18 @@ fn outputs(args: &LogitsArgs, opened: &Opened, ids: &Rows, decoder: Option<&Rows
     let prompt = ids.tensor(model)?;
     let (fed, encoded) = match (model.architecture(), decoder) {
         (Architecture::EncoderDecoder, None) => {
-            return usage(format!("{} is an encoder-decoder model: it also takes --decoder-ids", opened.name));
+            return usage(format!("{} is an encoder-decoder model: give --decoder-ids too", opened.name));
         }
         (Architecture::EncoderDecoder, Some(decoder)) => {
             let (rows, decoded) = (ids.rows.count(), decoder.rows.count());
             if decoded != rows {
-                return usage(format!("--ids has {rows} rows, --decoder-ids {decoded}"));
+                return usage(format!("--ids has {rows} rows and --decoder-ids {decoded}: give both as many"));
             }
             (decoder.tensor(model)?, Some(prompt))
         }
-        (_, Some(_)) => return usage(format!("{} has no decoder of its own for --decoder-ids", opened.name)),
+        (_, Some(_)) => {
+            return usage(format!("{} is not an encoder-decoder model: --decoder-ids doesn't apply", opened.name));
+        }
         (_, None) => (prompt, None),
     };
     let (rows, tokens) = fed.dims2()?;
@@ -138,7 +140,7 @@ fn greedy(model: &Model, ids: &Tensor, encoded: Option<&Tensor>, new: usize) -> 
     let tokens = ids.dim(1)?;
     if let Some(max) = model.max_context() {
         let wanted = tokens.saturating_add(new);
-        ensure!(wanted <= max, "{wanted} tokens are past the model's learned positions, which end at {max}");
+        ensure!(wanted <= max, "{wanted} tokens are more than the {max} positions that the model has learned");
     }
     let mut session = session(model, encoded, RopeLength::Exact)?;
     let mut all = vec![ids.clone()];

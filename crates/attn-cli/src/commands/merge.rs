@@ -16,12 +16,12 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  attn compare MODEL --text book.txt --shard 1/2 --run a.jsonl     on one machine
-  attn compare MODEL --text book.txt --shard 2/2 --run b.jsonl     on another
+  attn compare MODEL --text book.txt --shard 1/2 --run a.jsonl  # on one machine
+  attn compare MODEL --text book.txt --shard 2/2 --run b.jsonl  # on another
   attn merge a.jsonl b.jsonl --json > cells.json
 
-The result is that of one run without --shard, to the last digit. Runs of other settings, and cells that
-are missing, are refused by name.")]
+The result is the same, to the last digit, as that of one run without --shard. Runs with other settings \
+and missing measurements are refused by name.")]
 pub(crate) struct MergeArgs {
     /// Run files of one comparison
     #[arg(required = true, value_name = "RUN")]
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     let first = args.runs.first().map(|path| kind(path)).transpose()?;
     if first.as_deref() == Some(RetrievalSpec::KIND) {
         if args.output.plot.is_some() {
-            return usage("--plot is for runs of attn compare; these are of attn retrieval");
+            return usage("--plot works for attn compare, but these are runs of attn retrieval");
         }
         let Run { header, scores, .. } = merged::<RetrievalSpec>(args)?;
         let found = retrieval::summarise(&header.cells, &scores, &header.about)?;
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     }
     if first.as_deref() == Some(ModelSpec::KIND) {
         if args.output.plot.is_some() {
-            return usage("--plot is for runs of one model; these are of several");
+            return usage("--plot works for one model, but these runs compare several");
         }
         let Run { header, scores, .. } = merged::<ModelSpec>(args)?;
         let results = across::summarise(&header.cells, &scores, &header.about)?;

@@ -24,18 +24,18 @@ use std::time::Duration;
 Examples:
   attn playground
   attn playground --no-open --port 8000
-  attn playground --out site                   the files for any web host
+  attn playground --out site               # the files for any web host
 
-The page is built by scripts/build_playground.sh and looked for beside this program. It is served to this
-machine alone, and loads nothing from elsewhere.")]
+scripts/build_playground.sh builds the page; attn looks for it beside this program. It is served only to \
+this machine and loads nothing from the network.")]
 pub(crate) struct PlaygroundArgs {
-    /// The folder that scripts/build_playground.sh wrote [default: playground beside or above the program]
+    /// Folder that scripts/build_playground.sh wrote [default: playground, beside the program or above it]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// Write the page's files into this folder instead of serving them
+    /// Write the files of the page into this folder instead of serving them
     #[arg(long, value_name = "DIR", conflicts_with_all = ["port", "no_open"])]
     pub(crate) out: Option<PathBuf>,
-    /// The port to serve on; 0 takes any that is free
+    /// Port to serve on; 0: any free port
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) port: u16,
     /// Don't open a browser
@@ -87,7 +87,7 @@ fn find(named: Option<&Path>) -> Result<PathBuf> {
         return match dir.join(PROGRAM).is_file() {
             true => Ok(dir.to_path_buf()),
             false => {
-                usage(format!("--dir {}: there is no {PROGRAM} in it, so it is not the page; {build}", dir.display()))
+                usage(format!("--dir {}: it has no {PROGRAM}, so it is not the built page; {build}", dir.display()))
             }
         };
     }
@@ -97,8 +97,8 @@ fn find(named: Option<&Path>) -> Result<PathBuf> {
     match places.iter().find(|place| place.join(PROGRAM).is_file()) {
         Some(place) => Ok(place.clone()),
         None => bail!(
-            "the page is not built: from a checkout of the project run scripts/build_playground.sh, which needs \
-             `rustup target add wasm32-unknown-unknown`, or name a folder it wrote with --dir"
+            "the page is not built: in a checkout of the project run scripts/build_playground.sh, which needs \
+             `rustup target add wasm32-unknown-unknown`, or give the folder that it wrote with --dir"
         ),
     }
 }
@@ -119,7 +119,7 @@ fn read(dir: &Path, prefix: &str, files: &mut Files) -> Result<()> {
 
 fn write(out: &Path, files: &Files) -> Result<()> {
     if out.exists() && fs::read_dir(out).map_or(true, |mut entries| entries.next().is_some()) {
-        return usage(format!("--out {}: it is there and not an empty folder", out.display()));
+        return usage(format!("--out {} exists and is not an empty folder", out.display()));
     }
     write_folder(out, |folder| {
         for (name, contents) in files {
@@ -134,12 +134,13 @@ fn write(out: &Path, files: &Files) -> Result<()> {
 }
 
 fn serve(files: Files, port: u16, open: bool) -> Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("can't have port {port}"))?;
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("can't listen on port {port}"))?;
     let url = format!("http://{}/", listener.local_addr()?);
     print(&format!("{url}\n"))?;
-    note("Ctrl-C ends it");
+    note("Ctrl-C stops it");
     if open && !show(&url) {
-        note("no browser could be opened: open the address above in one");
+        note("can't start a browser: open the address above in one");
     }
     let files = Arc::new(files);
     for stream in listener.incoming() {

@@ -27,25 +27,26 @@ const DEFAULT_LENGTH: usize = 2048;
 /// `attn requests`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A request is one line, an object; its answer is one line with the same id, or {\"id\", \"error\"}:
+Each request is a JSON object on one line. Its answer is a line with the same id, or {\"id\", \"error\"}:
   {\"id\": 1, \"type\": \"loglikelihood\", \"context\": \"..\", \"continuation\": \"..\"}
       {\"id\": 1, \"logprob\": -3.2, \"is_greedy\": false, \"tokens\": 2, \"left_out\": 0}
   {\"id\": 2, \"type\": \"loglikelihood_rolling\", \"text\": \"..\"}
       {\"id\": 2, \"logprob\": -812.4, \"tokens\": 240}
   {\"id\": 3, \"type\": \"generate\", \"prompt\": \"..\", \"max_tokens\": 32, \"stop\": [\"\\n\"]}
       {\"id\": 3, \"text\": \"..\", \"tokens\": 12, \"stopped\": true, \"left_out\": 0}
-      also temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed; greedy without
-left_out counts tokens at the beginning that did not fit into --max-length. The first line that is printed,
-before any request, says what model it is.
+      optional: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed
+
+left_out counts the first tokens, which did not fit into --max-length. Without a temperature generation is \
+greedy. The first line printed, before any request, describes the model.
 
 Examples:
   echo '{\"type\": \"generate\", \"prompt\": \"It was\", \"max_tokens\": 8}' | attn requests
-  attn requests MODEL --max-length 16384 --rope-scaling yarn --rope-factor 2 < requests.jsonl")]
+  attn requests MODEL --rope-scaling yarn --rope-factor 2 < requests.jsonl")]
 pub(crate) struct RequestsArgs {
-    /// Tokens of a sequence at most, prompt and new ones together [default: the trained context]
+    /// Maximum tokens of a sequence, prompt and new tokens together [default: the trained context]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     max_length: Option<usize>,
-    /// Begin texts with the BOS token; auto: if the tokenizer does
+    /// Begin texts with the BOS token; auto: only if the tokenizer does so
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
     bos: BosChoice,
     #[command(flatten)]
@@ -95,12 +96,12 @@ impl Request {
         fn of<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T> {
             Ok(serde_json::from_value(Value::Object(object))?)
         }
-        let kind = object.remove("type").context("it has no type")?;
+        let kind = object.remove("type").context("the request has no type")?;
         match kind.as_str() {
             Some("loglikelihood") => Ok(Self::Loglikelihood(of(object)?)),
             Some("loglikelihood_rolling") => Ok(Self::Rolling(of(object)?)),
             Some("generate") => Ok(Self::Generate(of(object)?)),
-            _ => bail!("there is no type {kind}: known are loglikelihood, loglikelihood_rolling and generate"),
+            _ => bail!("unknown type {kind}; known: loglikelihood, loglikelihood_rolling, generate"),
         }
     }
 }
@@ -118,10 +119,10 @@ impl Generate {
             seed: self.seed.unwrap_or(usual.seed),
         };
         let share = |x: f64| (0.0..=1.0).contains(&x);
-        ensure!(sampling.temperature.is_finite() && sampling.temperature >= 0.0, "temperature is below 0");
-        ensure!(share(sampling.top_p) && sampling.top_p > 0.0, "top_p is no share above 0 and up to 1");
-        ensure!(share(sampling.min_p), "min_p is no share from 0 to 1");
-        ensure!(sampling.repeat_penalty.is_finite() && sampling.repeat_penalty > 0.0, "repeat_penalty is not above 0");
+        ensure!(sampling.temperature.is_finite() && sampling.temperature >= 0.0, "temperature must be at least 0");
+        ensure!(share(sampling.top_p) && sampling.top_p > 0.0, "top_p must be above 0 and at most 1");
+        ensure!(share(sampling.min_p), "min_p must be from 0 to 1");
+        ensure!(sampling.repeat_penalty.is_finite() && sampling.repeat_penalty > 0.0, "repeat_penalty must be above 0");
         Ok(sampling)
     }
 }
@@ -182,7 +183,7 @@ fn hello(args: &RequestsArgs, opened: &Opened, max_length: usize) -> Result<()> 
 fn answered(line: &[u8], args: &RequestsArgs, opened: &Opened, answerer: &mut Answerer) -> (Value, Result<Value>) {
     let mut object = match serde_json::from_slice(line) {
         Ok(Value::Object(object)) => object,
-        Ok(_) => return (Value::Null, Err(anyhow::anyhow!("a request is an object"))),
+        Ok(_) => return (Value::Null, Err(anyhow::anyhow!("a request must be a JSON object"))),
         Err(error) => return (Value::Null, Err(anyhow::anyhow!("it is not JSON: {error}"))),
     };
     let id = object.remove("id").unwrap_or_default();

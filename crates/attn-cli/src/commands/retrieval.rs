@@ -23,30 +23,31 @@ use clap::Args;
 #[command(after_help = tasks_list("\
 Examples:
   attn retrieval MODEL --contexts 4096,8192 --modes none,dynamic,yarn
-  attn retrieval MODEL --tasks all --haystack book.txt --contexts 8192 --depths 0,0.5,1 --trials 10 --json"))]
+  attn retrieval MODEL --tasks all --haystack book.txt --contexts 8192
+  attn retrieval MODEL --contexts 8192 --depths 0,0.5,1 --trials 10 --json"))]
 pub(crate) struct RetrievalArgs {
     #[arg(long, alias = "task", value_name = "TASK,..", value_delimiter = ',', value_parser = parse_tasks, help = tasks_help())]
     pub(crate) tasks: Vec<Tasks>,
-    /// The key of a .jsonl file that holds the text
+    /// Key that holds the text in each line of a .jsonl file
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub(crate) text_field: String,
-    /// Tokens of prompt and answer, one column each; the trained context is added if all are longer [default: 1, 2 and 4
-    /// times the trained context]
+    /// Tokens of prompt and answer together, one column each; the trained context is added if all are longer [default: 1,
+    /// 2 and 4 times the trained context]
     #[arg(long, alias = "context", value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) contexts: Vec<usize>,
     #[arg(long, value_name = "MODE,..", value_delimiter = ',', value_parser = parse_modes, help = modes_help("one grid each"))]
     pub(crate) modes: Vec<Modes>,
-    /// The scalings' factor. longest: the longest context over the trained one, the same for every context, as a model is
-    /// served; auto: each context over the trained one
+    /// Factor of the scalings: a number; longest: longest context / trained context, for every context, as when a model is
+    /// served; auto: each context / trained context
     #[arg(long, value_name = "F", default_value = "longest", allow_negative_numbers = true, value_parser = parse_mode_factor)]
     pub(crate) factor: Factor,
-    /// Seed of what is hidden, and of the passages
+    /// Seed of the hidden things and of the passages of the haystack
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// What is shown by depth: found, the share of what is hidden, or answer_nll, the nats per token of the right answer
+    /// Figure to show by depth: found (share of the hidden things found) or answer_nll (nats per token of the right answer)
     #[arg(long, value_name = "METRIC", default_value = "found", value_parser = parse_retrieval_metric)]
     pub(crate) metric: RetrievalMetric,
-    /// Begin every prompt with the BOS token; auto: if the tokenizer begins a text with it
+    /// Begin every prompt with the BOS token; auto: only if the tokenizer does so
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
     pub(crate) bos: BosChoice,
     #[command(flatten)]
@@ -61,12 +62,11 @@ pub(crate) struct RetrievalArgs {
 
 /// What follows the options of `attn retrieval`: examples and what the tasks are.
 pub(crate) fn tasks_list(examples: &str) -> String {
-    let width = TASKS.iter().map(|task| task.name.len()).max().unwrap_or(0);
-    let tasks: Vec<String> = TASKS.iter().map(|task| format!("  {:width$}  {}", task.name, task.summary)).collect();
+    let tasks: Vec<String> = TASKS.iter().map(|task| format!("  {}\n      {}", task.name, task.summary)).collect();
     format!(
-        "{examples}\n\nTasks:\n{}\n\nA single number counts if it is the first in the answer, exactly. Every mode gets the same \
-         trials. A context that does not\nfit is left out with a warning. A task that the model can't do where it was trained \
-         is not counted.",
+        "{examples}\n\nTasks:\n{}\n\nA single number counts as found if it is exactly the first number in the answer. Every mode \
+         gets the same trials. A context that can't be measured is left out with a warning. A task that the model fails \
+         within its trained context is not counted.",
         tasks.join("\n")
     )
 }
@@ -77,10 +77,10 @@ pub(crate) fn tasks_list(examples: &str) -> String {
 /// The model or the haystack can't be read, no context can be measured, or the run file can't be written.
 pub(crate) fn run(args: &RetrievalArgs, usual: Vec<&'static Task>) -> Result<()> {
     if args.model.rope.rope_scaling.is_some() || args.model.rope.rope_factor.is_some() {
-        return usage("retrieval sets the scaling itself: use --modes and --factor");
+        return usage("attn retrieval sets the scaling itself: use --modes and --factor instead");
     }
     if args.long.shard.is_some() && (args.report.csv.is_some() || args.report.html.is_some()) {
-        return usage("--shard measures a part: give --csv and --html to attn merge");
+        return usage("--shard measures only a part: give --csv and --html to attn merge instead");
     }
     long_run::check(&args.long)?;
     args.report.check()?;

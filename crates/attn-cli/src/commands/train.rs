@@ -27,66 +27,66 @@ use std::time::Instant;
 #[command(after_help = "\
 Examples:
   attn train --text novel.txt --out runs/alibi --position alibi
-  attn train --text a.txt --text b.txt --out runs/rope --steps 2000 --context 512 --dtype bf16
-  attn train ./checkpoint --text mine.txt --out runs/tuned --steps 200 --learning-rate 2e-4
+  attn train --text a.txt --text b.txt --out runs/rope --steps 2000 --dtype bf16
+  attn train ./checkpoint --text mine.txt --out runs/tuned --learning-rate 2e-4
 
-A run that was stopped goes on from its last checkpoint when the same command is given again, and ends
-with the same bits. OUT holds a Hugging Face folder at the end, train.jsonl with every step, loss.svg.")]
+A stopped run continues from its last checkpoint when the same command is given again, and ends with the \
+same bits. At the end OUT holds a Hugging Face folder, train.jsonl with every step, and loss.svg.")]
 pub(crate) struct TrainArgs {
-    /// Folder or hub id of a checkpoint to fine-tune [default: a new model]
+    /// Folder or hub id of a checkpoint to fine-tune [default: train a new model]
     pub(crate) model: Option<String>,
-    #[command(flatten)]
-    pub(crate) load: LoadArgs,
     /// UTF-8 text to train on; repeatable
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) text: Vec<PathBuf>,
-    /// Folder for checkpoints, the log and the result
+    /// Folder for checkpoints, log and result
     #[arg(short, long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Train a rotary checkpoint on without its rotation, which a short run gets over (DroPE)
+    /// Remove the rotation from a rotary checkpoint and train it further, which needs only a short run (DroPE)
     #[arg(long, requires = "model")]
     pub(crate) drop_positions: bool,
-    #[command(flatten)]
-    pub(crate) shape: ShapeArgs,
-    /// Steps of the whole run
+    /// Number of steps of the whole run
     #[arg(long, value_name = "N", default_value_t = 1000, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) steps: usize,
-    /// Rows of a micro-batch
+    /// Number of sequences in a micro-batch
     #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) batch: usize,
-    /// Micro-batches per step, whose gradients are averaged
+    /// Micro-batches per step; their gradients are averaged
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) accumulate: usize,
-    /// Tokens per row
+    /// Tokens per sequence
     #[arg(short, long, value_name = "N", default_value_t = 256, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) context: usize,
-    /// Peak learning rate, reached after the warm-up; a cosine takes it down to a tenth
+    /// Peak learning rate, reached after the warm-up; a cosine then lowers it to a tenth
     #[arg(long, visible_alias = "lr", value_name = "X", default_value_t = 2e-3, allow_negative_numbers = true, value_parser = parse_positive_number)]
     pub(crate) learning_rate: f64,
-    /// Steps of warm-up
+    /// Number of warm-up steps
     #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) warmup: usize,
-    /// Decay of the weight matrices
+    /// Weight decay of the weight matrices
     #[arg(long, value_name = "X", default_value_t = 0.1, allow_negative_numbers = true, value_parser = parse_temperature)]
     pub(crate) weight_decay: f64,
-    /// Longest gradient; longer ones are shortened to it
+    /// Largest norm of the gradient; a larger gradient is scaled down to it
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, value_parser = parse_positive_number)]
     pub(crate) clip: f64,
-    /// Seed of the first weights and of the batches
+    /// Seed of the initial weights and of the batches
     #[arg(short, long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Steps from one checkpoint to the next
+    /// Number of steps between checkpoints
     #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) checkpoint_every: usize,
-    /// UTF-8 text that is not trained on, and on which the loss is measured with every checkpoint
+    /// UTF-8 text to measure the loss on at every checkpoint; it is not trained on
     #[arg(long, value_name = "FILE")]
     pub(crate) held_out: Option<PathBuf>,
-    /// Tokens of it
+    /// Number of tokens of the --held-out text to use
     #[arg(long, value_name = "N", default_value_t = 32768, allow_negative_numbers = true, value_parser = parse_positive, requires = "held_out")]
     pub(crate) held_out_tokens: usize,
-    /// Print one JSON document at the end
+    /// Print the result as one JSON document at the end
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
 }
 
 /// The shape of a new model.
@@ -96,10 +96,10 @@ pub(crate) struct ShapeArgs {
     /// Position encoding [default: rope]
     #[arg(long, value_name = "ENCODING", value_parser = position())]
     pub(crate) position: Option<Position>,
-    /// A tokenizer.json to use [default: one trained on the text]
+    /// tokenizer.json to use [default: train one on the text]
     #[arg(long, value_name = "FILE", conflicts_with = "vocab")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// Tokens of a tokenizer trained on the text
+    /// Vocabulary size of a tokenizer that is trained on the text
     #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) vocab: usize,
     /// Width of the residual stream
@@ -108,13 +108,13 @@ pub(crate) struct ShapeArgs {
     /// Width of the feed-forward network
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) intermediate: usize,
-    /// Blocks
+    /// Number of layers
     #[arg(long, value_name = "N", default_value_t = 4, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) layers: usize,
-    /// Query heads
+    /// Number of query heads
     #[arg(long, value_name = "N", default_value_t = 6, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) heads: usize,
-    /// Key and value heads
+    /// Number of key and value heads
     #[arg(long, value_name = "N", default_value_t = 2, allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) kv_heads: usize,
 }
@@ -195,12 +195,13 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
 /// Refuses at once what would show after the texts were read.
 fn check_files(args: &TrainArgs) -> Result<()> {
     if args.out.exists() && !args.out.is_dir() {
-        return usage(format!("--out {}: it is there and no folder", args.out.display()));
+        return usage(format!("--out {} exists and is not a folder", args.out.display()));
     }
     let own = args.model.is_none() && args.shape.tokenizer.is_none();
     match args.text.iter().find(|path| own && !path.is_file()) {
         Some(path) => usage(format!(
-            "--text {} is no regular file, and is read twice, first to train a tokenizer: give a file, or --tokenizer",
+            "--text {} is not a regular file, but has to be read twice, first to train a tokenizer: give a regular file, or \
+             --tokenizer",
             path.display()
         )),
         None => Ok(()),
@@ -321,7 +322,7 @@ fn held_out(args: &TrainArgs, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>>
     let ids = text::tokenize_plain(path, tokenizer, args.held_out_tokens)?;
     if ids.len() < args.context {
         let few = format!(
-            "--held-out: {} tokens of {} are less than the {} of a row",
+            "--held-out: the {} tokens of {} are fewer than the {} of --context",
             ids.len(),
             path.display(),
             args.context
@@ -383,7 +384,12 @@ fn send_pieces(path: &Path, to: &SyncSender<String>) -> Result<()> {
         // A place has up to two characters after it, of up to four bytes, and one before.
         searched = held.len().saturating_sub(12);
         let long = held.len() > loader::longest_piece();
-        ensure!(!long, "{} has {} bytes in which no word ends, which is more than memory", path.display(), held.len());
+        ensure!(
+            !long,
+            "{} has {} bytes without the end of a word, more than fit into memory",
+            path.display(),
+            held.len()
+        );
         Ok(true)
     })?;
     let _ = to.send(held);

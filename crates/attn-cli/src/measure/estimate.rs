@@ -84,14 +84,14 @@ impl Estimate {
         let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
         let windows: Vec<String> = self.windows.iter().map(|(context, n)| format!("{n} of {context} tokens")).collect();
         let prompts =
-            if self.prompts > 0 { format!("prompts  {} of retrieval\n", self.prompts) } else { String::new() };
+            if self.prompts > 0 { format!("prompts  {} for retrieval\n", self.prompts) } else { String::new() };
         // How many measurements bisection takes depends on what it finds.
-        let more = if plan.between.is_empty() { "" } else { ", and those of --usable" };
+        let more = if plan.between.is_empty() { "" } else { ", more for --usable" };
         let sooner =
             if self.sooner.is_empty() { String::new() } else { format!("sooner   {}\n", self.sooner.join("; ")) };
         format!(
-            "modes    {}\nwindows  {}\n{prompts}in all   {} measurements{more}, {} tokens to read\nmemory   about {} MB beside the \
-             weights\ntime     about {} on this machine\n{sooner}",
+            "modes    {}\nwindows  {}\n{prompts}in total {} measurements{more}, {} tokens to read\nmemory   about {} MB in addition \
+             to the weights\ntime     about {} on this machine\n{sooner}",
             modes.join(", "),
             windows.join(", "),
             self.measurements,

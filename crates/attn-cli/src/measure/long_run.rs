@@ -28,7 +28,7 @@ fn measured() -> MutexGuard<'static, Option<Measured>> {
 /// Says on stderr what an interrupted run has measured and how it can go on; nothing if none is going on.
 pub(crate) fn say_interrupted() {
     let Some(Measured { cells, lines, advice }) = measured().take() else { return };
-    note(&format!("\ninterrupted: {} of {cells} measurements were made", lines.len()));
+    note(&format!("\ninterrupted after {} of {cells} measurements", lines.len()));
     lines.iter().for_each(|line| note(&format!("  {line}")));
     note(&advice);
 }
@@ -36,10 +36,10 @@ pub(crate) fn say_interrupted() {
 fn begin<C: Measurable>(cells: usize, run: Option<&Path>) {
     let advice = match run {
         Some(path) if [CellSpec::KIND, ModelSpec::KIND].contains(&C::KIND) => {
-            format!("the same command goes on from there, and so does attn compare --run {}", path.display())
+            format!("to continue, repeat the same command, or run attn compare --run {}", path.display())
         }
-        Some(_) => "the same command goes on from there".to_string(),
-        None => "with --run FILE an interrupted run goes on where it stopped".to_string(),
+        Some(_) => "to continue, repeat the same command".to_string(),
+        None => "a run with --run FILE can be continued after an interruption".to_string(),
     };
     *measured() = Some(Measured { cells, lines: vec![], advice });
 }
@@ -107,7 +107,12 @@ pub(crate) fn measure<C: Measurable>(
     let mine: Vec<usize> = args.shard.map_or_else(|| to_measure(cells).collect(), |shard| shard.cells(cells));
     let missing: Vec<usize> = mine.iter().copied().filter(|&index| file.run.scores[index].is_none()).collect();
     if missing.len() < mine.len() && !as_json {
-        note(&format!("{}: {} of {} cells are there already", path.display(), mine.len() - missing.len(), mine.len()));
+        note(&format!(
+            "{}: {} of {} measurements are already there",
+            path.display(),
+            mine.len() - missing.len(),
+            mine.len()
+        ));
     }
     begin::<C>(missing.len(), Some(path));
     let mut wanted = missing;
@@ -128,7 +133,10 @@ pub(crate) fn measure<C: Measurable>(
     if as_json {
         print_json(&json!({"run": name, "shard": shard, "cells": mine.len(), "missing": still}))?;
     } else {
-        print_text(&format!("shard {shard}: {} cells are in {name}; attn merge joins the shards\n", mine.len()))?;
+        print_text(&format!(
+            "shard {shard}: {} measurements are in {name}; attn merge joins the shards\n",
+            mine.len()
+        ))?;
     }
     Ok(None)
 }

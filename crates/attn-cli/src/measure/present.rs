@@ -26,7 +26,7 @@ pub(crate) fn check(args: &OutputArgs) -> Result<()> {
         && plot.extension().is_some_and(|extension| !extension.eq_ignore_ascii_case("svg"))
     {
         return usage(format!(
-            "--plot {}: charts are written as .svg; a browser or rsvg-convert makes another picture of one",
+            "--plot {}: a chart is an .svg file; rsvg-convert or a browser turns it into another format",
             plot.display()
         ));
     }
@@ -68,7 +68,7 @@ pub(crate) fn present_from(args: &OutputArgs, path: &Path) -> Result<()> {
     let text = text::read_file(path)?;
     if is_of_models(&text) {
         if args.plot.is_some() {
-            return usage(format!("--plot is of one model, and {name} is of several: --html has their figures"));
+            return usage(format!("--plot works for one model, but {name} compares several: use --html"));
         }
         let (about, results) = read_models_document(&text).with_context(|| format!("can't show {name}"))?;
         return present_models(&args.report, &about, &results);
@@ -173,8 +173,9 @@ fn found(about: &About, results: &Results, search: &Search) -> String {
     let (chosen, confirmed) = (search.choosing_windows.len(), search.confirming_windows.len());
     line(&mut out, &format!("model {}", about.checkpoint.name));
     line(&mut out, &format!("BOS   {}", about.settings.bos_line()));
-    let split =
-        format!("{tried} scalings tried on {chosen} windows of {context}; what follows is of {confirmed} others");
+    let split = format!(
+        "{tried} scalings tried on {chosen} windows of {context} tokens; the figures below are of {confirmed} others"
+    );
     line(&mut out, &split);
     out.push('\n');
     out.push_str(&table(&results.cells, &[], style));

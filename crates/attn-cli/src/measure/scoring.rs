@@ -30,8 +30,8 @@ pub(crate) fn tokens(
     most: usize,
     also: &mut dyn FnMut(&str),
 ) -> Result<Tokens> {
-    let only = "perplexity is for models that predict the next token";
-    ensure!(opened.model.architecture() == Architecture::Decoder, "{} is none: {only}", opened.name);
+    let only = "perplexity needs a model that predicts the next token";
+    ensure!(opened.model.architecture() == Architecture::Decoder, "{} is not a decoder: {only}", opened.name);
     text::tokenize(path, field, opened.tokenizer()?, most, also)
 }
 

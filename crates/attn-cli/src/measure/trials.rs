@@ -24,7 +24,7 @@ const ANSWER: usize = 128;
 /// The model is no decoder.
 pub(crate) fn check_decoder(opened: &Opened) -> Result<()> {
     let decoder = opened.model.architecture() == Architecture::Decoder;
-    ensure!(decoder, "{} is no decoder: retrieval is for models that go on with a prompt", opened.name);
+    ensure!(decoder, "{} is not a decoder: retrieval needs a model that continues a prompt", opened.name);
     Ok(())
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn warn(skipped: &[Skipped], plan: &Plan) {
     let longest = plan.contexts.iter().max();
     let scales = plan.factor == Factor::Longest && plan.modes.iter().any(|mode| mode.takes_factor());
     if scales && skipped.iter().any(|skipped| Some(&skipped.context) == longest) {
-        note("the scalings' factor is still the one for that length; --factor sets another");
+        note("the factor of the scalings is still that for the omitted length; --factor sets another");
     }
 }
 

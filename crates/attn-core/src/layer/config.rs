@@ -195,10 +195,10 @@ impl AttentionConfig {
     pub(super) fn check(&self) -> Result<()> {
         let Self { hidden_size, heads, kv_heads, .. } = *self;
         if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            bail!("attention: {heads} heads do not divide among {kv_heads} kv heads")
+            bail!("attention: {heads} heads are not divisible by {kv_heads} kv heads")
         }
         if self.head_dim.is_none() && !hidden_size.is_multiple_of(heads) {
-            bail!("attention: a width of {hidden_size} does not divide among {heads} heads, and no head_dim is given")
+            bail!("attention: a width of {hidden_size} is not divisible by {heads} heads, and no head_dim is given")
         }
         if self.head_dim() == 0 || self.v_head_dim() == 0 {
             bail!("attention: heads of {} and {} lanes", self.head_dim(), self.v_head_dim())

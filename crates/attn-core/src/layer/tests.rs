@@ -59,8 +59,8 @@ fn a_fresh_layer_starts_as_candle_s_do_and_learns() -> Result<()> {
 #[test]
 fn sizes_that_do_not_fit_are_refused_by_name() -> Result<()> {
     let refused = |config: AttentionConfig| fresh(&config).map(|_| ()).expect_err("must be refused").to_string();
-    assert!(refused(AttentionConfig::new(100, 3, 3)).contains("does not divide among 3 heads"));
-    assert!(refused(AttentionConfig::new(96, 4, 3)).contains("4 heads do not divide among 3 kv heads"));
+    assert!(refused(AttentionConfig::new(100, 3, 3)).contains("is not divisible by 3 heads"));
+    assert!(refused(AttentionConfig::new(96, 4, 3)).contains("4 heads are not divisible by 3 kv heads"));
     assert!(refused(AttentionConfig::new(96, 4, 2).with_softcap(Some(0.0))).contains("softcap"));
     assert!(refused(AttentionConfig::new(96, 4, 2).with_scale(f64::NAN)).contains("NaN"));
     assert!(fresh(&AttentionConfig::new(100, 3, 3).with_head_dim(32)).is_ok());

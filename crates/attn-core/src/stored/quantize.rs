@@ -30,7 +30,7 @@ pub(super) fn blocks(xs: &Tensor, kind: CacheType, size: usize) -> Result<Tensor
         bail!("cache type {kind}: no gradient flows into blocks: detach the weights")
     }
     if !xs.device().is_cpu() {
-        bail!("cache type {kind}: blocks are for the CPU alone: store f32, f16 or bf16 on other devices")
+        bail!("cache type {kind}: quantised blocks work only on the CPU: store f32, f16 or bf16 on other devices")
     }
     let flat = xs.to_dtype(DType::F32)?.contiguous()?;
     let (storage, layout) = flat.storage_and_layout();

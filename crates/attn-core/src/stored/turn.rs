@@ -137,7 +137,7 @@ mod tests {
                 let there = all(path, n, &xs);
                 for (xs, there) in xs.chunks(n).zip(there.chunks(n)) {
                     for (i, y) in there.iter().enumerate() {
-                        let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                        let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                         let sum: f64 = xs.iter().enumerate().map(|(j, x)| sign(j) * f64::from(*x)).sum();
                         assert!((f64::from(*y) - sum / (n as f64).sqrt()).abs() < 1e-6, "{path}, {n}: {i}");
                     }

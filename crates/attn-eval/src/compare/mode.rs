@@ -74,12 +74,12 @@ impl Mode {
     /// What it does, in a sentence for each of its parts.
     pub fn summary(self) -> String {
         let Self::Setting(setting) = self else {
-            return "Whatever scaling the model's own config asks for.".to_string();
+            return "The scaling that the model's own config asks for.".to_string();
         };
         let mut parts = vec![];
         parts.extend(setting.scheme.map(|scheme| scheme.summary));
         parts.extend(setting.extend.method.map(|method| method.summary));
-        parts.extend(setting.extend.log_n.then_some("Queries times max(1, ln(i + 1) / ln L) (Su 2021)."));
+        parts.extend(setting.extend.log_n.then_some("Queries are multiplied by max(1, ln(i + 1) / ln L) (Su 2021)."));
         parts.join(" ")
     }
 
@@ -141,7 +141,10 @@ impl FromStr for Mode {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             own if own.eq_ignore_ascii_case("checkpoint") => Ok(Self::Checkpoint),
-            _ => text.parse().map(Self::Setting).map_err(|e| format!("unknown mode: {e}, checkpoint")),
+            _ => text.parse().map(Self::Setting).map_err(|e: String| match e.strip_prefix("unknown ") {
+                Some(unknown) => format!("unknown mode {unknown}, checkpoint"),
+                None => e,
+            }),
         }
     }
 }

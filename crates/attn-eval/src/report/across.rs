@@ -12,9 +12,9 @@ use serde_json::Value;
 const FORMAT: &str = "attn-compare-models/1";
 
 /// What is compared, in a sentence or two.
-pub const SAME_BYTES: &str = "Every window is the same bytes for all models, as many as are at most so many tokens for each, and \
-                              the same of them are scored. Perplexity is per token, and a token is not the same for two \
-                              tokenizers: compare bits per byte.";
+pub const SAME_BYTES: &str = "Every window holds the same bytes for all models, at most the given number of tokens for each, and \
+                              the same bytes are scored. Perplexity is per token, and each tokenizer has its own tokens: \
+                              compare bits per byte.";
 
 /// A comparison of several models as one JSON document.
 #[derive(Debug, Serialize)]
@@ -77,7 +77,7 @@ pub fn model_lines(about: &About, results: &ModelResults) -> Vec<String> {
         let trained = model.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
         let bos = model.bos.map_or(", no BOS".to_string(), |id| format!(", BOS id {id} before each window"));
         let cell = results.cells.iter().find(|cell| cell.model == model.checkpoint.name);
-        let size = cell.map_or(String::new(), |cell| format!(", {:.2} bytes a token", bytes_per_token(cell)));
+        let size = cell.map_or(String::new(), |cell| format!(", {:.2} bytes per token", bytes_per_token(cell)));
         format!("{}  {}{trained}{size}{bos}", letter(index), model.checkpoint.name)
     };
     about.models.iter().enumerate().map(line).collect()
@@ -102,7 +102,7 @@ pub fn models_table(about: &About, results: &ModelResults, style: TableStyle) ->
         let at: Vec<&ModelCell> = results.cells.iter().filter(|cell| cell.context == context).collect();
         let Some(first) = best(&results.cells, context) else { continue };
         out.push_str(&format!(
-            "at most {context} tokens a window: {} windows, {} bytes scored\n",
+            "at most {context} tokens per window: {} windows, {} bytes scored\n",
             first.windows, first.bytes
         ));
         let scaled = at.iter().any(|cell| cell.factor > 1.0);
@@ -114,12 +114,12 @@ pub fn models_table(about: &About, results: &ModelResults, style: TableStyle) ->
     }
     out.push_str("* fewest bits");
     if results.cells.iter().any(is_tied) {
-        out.push_str("  ~ not to be told from it (95% intervals)");
+        out.push_str("  ~ not significantly more (95% level)");
     }
     if results.cells.iter().any(|cell| cell.same_as.is_some()) {
         out.push_str("  = the same computation as an earlier mode");
     }
-    out.push_str("\nperplexity: per token of each model, not to be compared across tokenizers\n");
+    out.push_str("\nperplexity is per token: don't compare it between models with different tokenizers\n");
     out
 }
 
@@ -202,8 +202,10 @@ pub fn models_verdict(results: &ModelResults) -> Vec<String> {
         }
         if first.windows < MIN_WINDOWS {
             let windows =
-                if first.windows == 1 { "window is".to_string() } else { format!("{} windows are", first.windows) };
-            said.push_str(&format!(". {windows} too little text to tell any two apart (it takes {MIN_WINDOWS})"));
+                if first.windows == 1 { "1 window is".to_string() } else { format!("{} windows are", first.windows) };
+            said.push_str(&format!(
+                ". {windows} too little text to compare models (at least {MIN_WINDOWS} are needed)"
+            ));
         }
         Some(said + ".")
     };
@@ -216,7 +218,7 @@ fn versus(cell: &ModelCell) -> Option<String> {
     let more = found.bits_per_byte;
     let interval = found.interval.map_or(String::new(), |_| format!(" ({})", range(found.interval, bits)));
     Some(match found.is_real() {
-        Some(false) => format!("this text can't tell {name} from it: {} more{interval}", bits(more)),
+        Some(false) => format!("{name} needs {} more{interval}, which is not significant", bits(more)),
         _ => format!("{name} needs {} more{interval}", bits(more)),
     })
 }

@@ -250,7 +250,7 @@ pub struct Settings {
 pub fn bos_line(bos: Option<u32>, choice: &str) -> String {
     let what = bos.map_or("none".to_string(), |id| format!("id {id} before each"));
     match choice {
-        "auto" => format!("{what}, as the tokenizer has it"),
+        "auto" => format!("{what}, following the tokenizer"),
         choice => format!("{what} (--bos {choice})"),
     }
 }

@@ -18,7 +18,7 @@ const RESET: &str = "\x1b[0m";
 pub fn explanation(explained: &Explained, style: TableStyle) -> String {
     let mut page = Page { out: String::new(), style };
     let trained =
-        explained.trained_context.map_or("of unknown trained context".into(), |n| format!("trained to {n} tokens"));
+        explained.trained_context.map_or("trained context unknown".into(), |n| format!("trained to {n} tokens"));
     page.text(&format!("model  {}: {}, {trained}", explained.model, explained.family));
     let times = explained.trained_context.map(|n| explained.length as f64 / n as f64);
     let times = times.map_or(String::new(), |times| format!(", {} times the trained context", factor(times)));
@@ -83,26 +83,26 @@ impl Page {
             self.bias(map);
         }
         if let Some(curve) = &group.effects.temperature {
-            self.heading("Queries are multiplied, by position");
+            self.heading("Factor of the queries, by position");
             self.curve(curve, 1.0);
         }
         if let Some(curve) = &group.effects.similarity {
-            self.heading("How alike two positions' vectors are, by distance (1 is equal)");
+            self.heading("Similarity of the vectors of two positions, by distance (1 is equal)");
             self.curve(curve, 0.0);
         }
         match group.encoding.kind {
             "learned" => {
                 let end = group.encoding.max_position_embeddings.unwrap_or(0);
-                self.text(&format!("A table with one learned vector per position. It ends at {end}: no longer sequence can be read, and no scaling applies."));
+                self.text(&format!("A table with one learned vector per position. It has {end} positions: longer sequences can't be read, and no scaling applies."));
             }
             "kerple" | "kerple-power" | "fire" | "fox" | "shaw" | "cope" | "learned-frequencies" => {
-                self.text("What it does is in the weights, and differs from layer to layer. No scaling of RoPE applies to it.");
+                self.text("Its effect depends on the weights and differs from layer to layer. No scaling of RoPE applies to it.");
             }
             "sandwich" => {
                 self.text("Nothing here is learned or depends on the length. No scaling of RoPE applies to it.")
             }
             "nope" if group.effects.temperature.is_none() => {
-                self.text("Nothing tells these layers where a token stands, but for the causal mask. There is nothing to scale.");
+                self.text("These layers get positions only through the causal mask. There is nothing to scale.");
             }
             _ => {}
         }
@@ -115,8 +115,8 @@ impl Page {
         self.wavelengths(rope, trained);
         if let (true, Some(near)) = (never_far, near) {
             return self.text(&format!(
-                "A query of these layers sees at most {near} tokens, at any length: distances stay within those trained, \
-                 and there is nothing to scale."
+                "A query of these layers sees at most {near} tokens, at any length: no distance is longer than in training, \
+                 so there is nothing to scale."
             ));
         }
         self.partial_turns(rope, trained);
@@ -125,14 +125,14 @@ impl Page {
         } else if let Some(trained) = trained {
             self.heading("Scalings");
             self.text(&format!(
-                "{} tokens are within the {trained} trained: there is nothing to scale. Try --length.",
+                "{} tokens are within the trained length of {trained}: there is nothing to scale. Give a longer --length.",
                 group.effects.length
             ));
         }
-        self.heading("Decay: how far a query and a key can still agree, by distance (RoFormer, 3.4.3)");
+        self.heading("Decay: bound on the product of a query and a key, by distance (RoFormer, section 3.4.3)");
         self.curve(&rope.decay[0], 0.0);
         if let Some(configured) = rope.decay.iter().find(|curve| curve.name == "configured") {
-            self.text("and under the configured scaling");
+            self.text("The same under the scaling of the config:");
             self.curve(configured, 0.0);
         }
         self.bound(rope);
@@ -141,7 +141,7 @@ impl Page {
     /// Each pair's wavelength as a bar on a logarithmic scale with the trained context marked on it.
     fn wavelengths(&mut self, rope: &RopeEffects, trained: Option<usize>) {
         self.heading(&match trained {
-            Some(trained) => format!("Wavelengths: tokens per full turn (│ the {trained} tokens trained)"),
+            Some(trained) => format!("Wavelengths: tokens per full turn (│ marks the trained length, {trained})"),
             None => "Wavelengths: tokens per full turn".to_string(),
         });
         let turns = trained.is_some() && self.width() >= 60;
@@ -166,7 +166,7 @@ impl Page {
             self.line(&format!("{index:>4} {length:>10}{turned}  {drawn}"));
         }
         if rope.pairs.len() > ROWS {
-            self.text(&format!("{ROWS} of {} pairs; --json has all", rope.pairs.len()));
+            self.text(&format!("{ROWS} of {} pairs are shown; --json has all", rope.pairs.len()));
         }
     }
 
@@ -174,7 +174,7 @@ impl Page {
         let partial = rope.pairs.iter().filter(|pair| pair.trained_turns.is_some_and(|turns| turns < 1.0)).count();
         if let (Some(trained), true) = (trained, partial > 0) {
             self.text(&format!(
-                "{partial} of {} pairs turn less than once in {trained} tokens (without scaling): past them they show angles that training never did. Those are the ones a scaling has to slow down.",
+                "{partial} of {} pairs turn less than once in {trained} tokens (without scaling). In longer texts they reach angles that did not occur in training: a scaling has to slow these pairs down.",
                 rope.pairs.len()
             ));
         }
@@ -182,7 +182,7 @@ impl Page {
 
     /// A strip per scaling: one column per pair, as high as its frequency is divided.
     fn scalings(&mut self, rope: &RopeEffects, length: usize) {
-        self.heading(&format!("What scalings divide each pair's frequency by, at {length} tokens"));
+        self.heading(&format!("Divisor of each pair's frequency under the scalings, at {length} tokens"));
         let name = rope.scalings.iter().map(|s| s.name.len()).max().unwrap_or(0) + 2;
         let wide = self.width() >= 84;
         let room = self.room(name + if wide { 44 } else { 0 }).min(rope.pairs.len());
@@ -239,22 +239,22 @@ impl Page {
 
     fn bound(&mut self, rope: &RopeEffects) {
         let bound = &rope.bound;
-        self.heading("How far the base reaches (Men et al. 2024)");
+        self.heading("Reach of the base (Men et al. 2024)");
         let theta = number(bound.theta);
         self.text(&match bound.horizon {
             Some(horizon) => {
                 format!(
-                    "With base {theta} a key like the query is preferred to a random one up to {horizon} tokens apart."
+                    "With base {theta} a key equal to the query gets a higher score than a random key up to a distance of {horizon} tokens."
                 )
             }
             None => format!(
-                "With base {theta} a key like the query is preferred to a random one at all {} distances tried.",
+                "With base {theta} a key equal to the query gets a higher score than a random key at all {} distances tried.",
                 bound.searched
             ),
         });
         for SmallestBase { context, theta, published } in bound.for_trained.iter().chain(&bound.for_length) {
             let source = if *published { " (published for width 128)" } else { "" };
-            self.text(&format!("For {context} tokens the smallest such base is {}{source}.", number(*theta)));
+            self.text(&format!("The smallest base that reaches {context} tokens is {}{source}.", number(*theta)));
         }
         let reach = |s: &ScalingEffect| {
             let far = s.horizon.map_or(format!("over {}", bound.searched), |n| n.to_string());
@@ -267,7 +267,7 @@ impl Page {
     }
 
     fn alibi(&mut self, heads: &[AlibiHead], bias: Option<&BiasMap>) {
-        self.heading("What is left of a key's weight by distance, per head");
+        self.heading("Remaining weight of a key by distance, per head");
         let used = 4 + 1 + 10 + 1 + 9 + 2;
         let room = self.room(used);
         self.line(&format!("{:>4} {:>10} {:>9}", "head", "slope", "halves at"));
@@ -284,7 +284,7 @@ impl Page {
             let at: Vec<usize> = spread(far.len(), room).into_iter().map(|i| far[i]).collect();
             self.line(&format!("{}{}", " ".repeat(used), axis(&at)));
         }
-        self.text("Scores fall by the slope for every token of distance. No frequency, nothing to scale: near keys always win, at any length.");
+        self.text("A score falls by the slope for every token of distance. There are no frequencies and nothing to scale: near keys are preferred at any length.");
     }
 
     fn t5(&mut self, buckets: &[Bucket], read: bool) {
@@ -301,7 +301,7 @@ impl Page {
             buckets.len() - shared.len()
         ));
         if !read {
-            self.text("The bias itself is learned; its table is part of the weights.");
+            self.text("The bias itself is learned: its table is part of the weights.");
         }
     }
 
@@ -329,10 +329,10 @@ pub(super) fn title(group: &ExplainedGroup) -> String {
         "rope" => {
             let lanes = encoding.rotary_dim.zip(encoding.head_dim);
             facts.extend(encoding.theta.map(|theta| format!("base {}", number(theta))));
-            facts.extend(lanes.map(|(rotated, all)| format!("{rotated} of {all} lanes turn")));
+            facts.extend(lanes.map(|(rotated, all)| format!("{rotated} of {all} lanes rotate")));
             match (encoding.rope_type, encoding.factor) {
                 (Some("default"), _) | (None, _) => facts.push("no scaling".to_string()),
-                (Some(kind), Some(by)) => facts.push(format!("scaling {kind} {}", factor(by))),
+                (Some(kind), Some(by)) => facts.push(format!("scaling {kind}, factor {}", factor(by))),
                 (Some(kind), None) => facts.push(format!("scaling {kind}")),
             }
             "RoPE"
@@ -344,8 +344,8 @@ pub(super) fn title(group: &ExplainedGroup) -> String {
         "sinusoidal" => "Sinusoidal positions",
         "rotary_table" => "RoPE from a table",
         "xpos" => "xPos",
-        "kerple" => "Kerple, logarithmic",
-        "kerple-power" => "Kerple, by powers",
+        "kerple" => "Kerple, logarithmic form",
+        "kerple-power" => "Kerple, power form",
         "fire" => "FIRE",
         "fox" => "Forget gates (FoX)",
         "shaw" => "Relative keys (Shaw)",
@@ -454,11 +454,11 @@ mod tests {
     fn every_family_keeps_to_the_width_and_to_what_it_can_say() {
         let said = [
             ("llama", "Wavelengths"),
-            ("llama-yarn", "configured"),
+            ("llama-yarn", "scaling of the config"),
             ("phi3-longrope", "scaling longrope"),
-            ("gemma3", "stay within those trained"),
+            ("gemma3", "no distance is longer than in training"),
             ("smollm3-nope", "nothing to scale"),
-            ("llama4-irope", "Queries are multiplied"),
+            ("llama4-irope", "Factor of the queries"),
             ("bloom", "halves at"),
             ("gpt2", "one learned vector"),
             ("t5", "share a learned bias"),

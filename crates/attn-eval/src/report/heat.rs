@@ -102,7 +102,11 @@ pub fn heat(retrieval: &Retrieval, metric: RetrievalMetric, style: TableStyle) -
             }
         }
     }
-    let legend = format!("{} in {} trials per depth; depth: where it stands", metric.legend(), retrieval.trials);
+    let legend = format!(
+        "{} in {} trials per depth; depth: place in the text, 0% its beginning, 100% its end",
+        metric.legend(),
+        retrieval.trials
+    );
     out.push_str(&fill(&legend, style.width, ""));
     out.push('\n');
     out
@@ -110,13 +114,13 @@ pub fn heat(retrieval: &Retrieval, metric: RetrievalMetric, style: TableStyle) -
 
 /// What was found at all depths together, each line ending in a newline.
 pub fn found(retrieval: &Retrieval, style: TableStyle) -> String {
-    let legend = format!("% found of what is hidden in a prompt of so many tokens, in {}", retrieval.haystack);
+    let legend = format!("% found of what is hidden, by tokens of the prompt, in {}", retrieval.haystack);
     together(retrieval, RetrievalMetric::Found, &legend, style)
 }
 
 /// What the right answers cost at all depths together, each line ending in a newline.
 pub fn answers(retrieval: &Retrieval, style: TableStyle) -> String {
-    let legend = format!("{}, which tells modes apart where none finds anything", RetrievalMetric::AnswerNll.legend());
+    let legend = format!("{}; lower is better, also where no mode finds anything", RetrievalMetric::AnswerNll.legend());
     together(retrieval, RetrievalMetric::AnswerNll, &legend, style)
 }
 

@@ -5,11 +5,11 @@ use crate::perplexity::{Cell, Metric};
 use crate::stats::Interval;
 
 /// What the divergence is, in a line.
-pub(super) const KL: &str = "Divergence (KL), in nats per token, from what the model as it is predicts within its trained \
+pub(super) const KL: &str = "Divergence (KL), in nats per token, from the predictions of the model as it is within its trained \
                              length";
 /// What LongPPL is, in a line.
-pub(super) const LONGPPL: &str = "LongPPL: perplexity of the key tokens, those that the model as it is tells from far text \
-                                  alone";
+pub(super) const LONGPPL: &str = "LongPPL: perplexity of the key tokens, which the model as it is predicts well only with distant \
+                                  text";
 
 /// A table per metric that was taken, one row per cell, each after an empty line; empty if none was.
 pub fn metrics(cells: &[Cell]) -> String {

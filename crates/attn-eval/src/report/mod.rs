@@ -42,9 +42,9 @@ pub(crate) use across::tests::about as tests_of_models;
 use crate::perplexity::Cell;
 
 /// What the models of [`Results::encodings`](crate::compare::Results::encodings) are.
-pub const ENCODINGS: &str = "Small models that differ in their position encoding alone, trained at 256 tokens on the same \
-                             novels, each as it is. Their tokens are not those of the model above: compare along a row and \
-                             down a column, not with the other table.";
+pub const ENCODINGS: &str = "Small models that differ only in their position encoding, trained with 256 tokens on the same \
+                             novels, without scaling. Their tokenizer is not that of the model above: compare figures within \
+                             this table, not with the other one.";
 
 /// A cell's perplexity, or its nats per token where the perplexity is more than a number can say.
 pub(crate) fn figure(cell: &Cell) -> String {

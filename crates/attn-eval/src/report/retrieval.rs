@@ -26,23 +26,26 @@ pub fn retrieval_headline(retrieval: &Retrieval, trained: Option<usize>) -> Stri
     let able = retrieval.able_names();
     if able.is_empty() {
         return match retrieval.tasks.iter().any(|task| task.reference.is_some()) {
-            true => {
-                "The model does none of these tasks where it was trained, so they say nothing about scalings.".into()
+            true => "The model fails all of these tasks within its trained length, so they say nothing about scalings."
+                .into(),
+            false => {
+                "Only lengths beyond the trained one were measured, so it is not known what the model can do.".into()
             }
-            false => "Only lengths past the trained one were measured, so nothing says what the model can do.".into(),
         };
     }
     let at = |context: usize| ranked(retrieval, context, |mode| retrieval.pooled(mode, context));
     let longest = retrieval.contexts.iter().copied().filter(|&context| !at(context).is_empty()).max();
-    let Some(longest) = longest else { return "No length was asked all tasks that the model can do.".to_string() };
+    let Some(longest) = longest else {
+        return "At no length were all tasks measured that the model can do.".to_string();
+    };
     let found = at(longest);
-    let Some(&(best, share)) = found.first() else { return "Nothing was asked.".to_string() };
+    let Some(&(best, share)) = found.first() else { return "Nothing was measured.".to_string() };
     let (place, what) = match trained {
-        Some(n) if longest > n => (format!("At {longest} tokens, past the {n} trained,"), listed(&able)),
+        Some(n) if longest > n => (format!("At {longest} tokens (trained: {n})"), listed(&able)),
         _ => (format!("At {longest} tokens"), listed(&able)),
     };
     if share.value() == 0.0 {
-        return format!("{place} nothing is found, under any mode ({what}).");
+        return format!("{place} no mode finds anything ({what}).");
     }
     let lead = format!("{place} {} finds {} of what is hidden ({what})", finder(best), percent(share.value()));
     let tied = |other: &Share| share.above(*other).low <= 0.0;
@@ -51,8 +54,10 @@ pub fn retrieval_headline(retrieval: &Retrieval, trained: Option<usize>) -> Stri
     let none = none.map_or(String::new(), |(_, s)| format!(", without scaling {}", percent(s.value())));
     match (found.len(), tied.as_slice()) {
         (1, _) => format!("{lead}."),
-        (_, []) => format!("{lead}{none}; no other mode comes near."),
-        (_, tied) => format!("{lead}{none}; {} trials can't tell it from {}.", share.trials(), listed(tied)),
+        (_, []) => format!("{lead}{none}; all other modes find significantly less."),
+        (_, tied) => {
+            format!("{lead}{none}; {} trials show no significant difference from {}.", share.trials(), listed(tied))
+        }
     }
 }
 
@@ -62,12 +67,12 @@ pub(super) fn cannot(task: &TaskResult) -> Option<String> {
     match (task.able, task.reference, task.share.zip(task.interval)) {
         (true, ..) => None,
         (_, Some(context), Some((share, interval))) => Some(format!(
-            "{name} is not counted: at {context} tokens, where it was trained, the model finds {} ({} to {}).",
+            "{name} is not counted: at {context} tokens, within its trained length, the model finds {} ({} to {}).",
             percent(share),
             percent(interval.low),
             percent(interval.high)
         )),
-        _ => Some(format!("{name} is not counted: it was not measured at a length that the model was trained for.")),
+        _ => Some(format!("{name} is not counted: it was not measured within the trained length.")),
     }
 }
 
@@ -80,7 +85,7 @@ pub fn retrieval_verdict(retrieval: &Retrieval) -> Vec<String> {
         let figures = format!("{} in {} trials", with_interval(share), share.trials());
         let place = format!("{} at {context}", task.name);
         if others.is_empty() && retrieval.modes.len() > 1 {
-            return Some(format!("{place}: all modes are the same and find {figures}"));
+            return Some(format!("{place}: all modes give the same answers and find {figures}"));
         }
         let others: Vec<String> =
             others.iter().map(|(mode, s)| format!("{} {}", called(mode), percent(s.value()))).collect();
@@ -123,8 +128,8 @@ mod tests {
         let said = retrieval_headline(&found, Some(4096));
         assert_eq!(
             said,
-            "At 65536 tokens, past the 4096 trained, ntk-by-parts finds 50% of what is hidden (passkey), without scaling \
-             0%; no other mode comes near."
+            "At 65536 tokens (trained: 4096) ntk-by-parts finds 50% of what is hidden (passkey), without scaling 0%; all \
+             other modes find significantly less."
         );
         let lines = retrieval_verdict(&found);
         assert_eq!(lines.len(), 5);
@@ -135,7 +140,7 @@ mod tests {
     fn ties_repeats_and_failures_are_told() {
         let found = retrieval_of(&|_, _, _| 2, |_| ());
         let said = retrieval_headline(&found, None);
-        let tied = "12 trials can't tell it from ntk-by-parts";
+        let tied = "12 trials show no significant difference from ntk-by-parts";
         assert!(
             said.starts_with("At 65536 tokens the model without scaling finds 50%") && said.contains(tied),
             "{said}"
@@ -143,18 +148,21 @@ mod tests {
         let same = retrieval_of(&|_, _, _| 2, |spec| {
             spec.same_as = (spec.mode != "none").then(|| "none".into());
         });
-        assert!(retrieval_verdict(&same)[0].starts_with("passkey at 4096: all modes are the same and find 50%"));
+        assert!(
+            retrieval_verdict(&same)[0].starts_with("passkey at 4096: all modes give the same answers and find 50%")
+        );
         let lost = retrieval_of(&|mode, context, _| if mode == "none" && context == 4096 { 4 } else { 0 }, |_| ());
-        assert!(retrieval_headline(&lost, Some(4096)).ends_with("nothing is found, under any mode (passkey)."));
+        assert!(retrieval_headline(&lost, Some(4096)).ends_with("no mode finds anything (passkey)."));
     }
 
     #[test]
     fn a_model_that_can_not_do_a_task_is_said_to_be_so_once() {
         let found = retrieval_of(&|_, _, depth| usize::from(depth == 0), |_| ());
         let said = retrieval_headline(&found, Some(4096));
-        assert!(said.contains("none of these tasks where it was trained"), "{said}");
+        assert!(said.contains("fails all of these tasks within its trained length"), "{said}");
         let lines = retrieval_verdict(&found);
-        let wanted = "passkey is not counted: at 4096 tokens, where it was trained, the model finds 8% (1% to 35%).";
+        let wanted =
+            "passkey is not counted: at 4096 tokens, within its trained length, the model finds 8% (1% to 35%).";
         assert_eq!(lines, [wanted]);
     }
 

@@ -3,6 +3,7 @@
 //! A terminal may be narrow, so the table gives up what can be missed first: the space between columns, then one table for
 //! all contexts in favour of several below each other. Figures are never dropped.
 
+use super::blocks::wrap;
 use super::factor;
 use crate::compare::{Usable, best, contexts, modes};
 use crate::perplexity::Cell;
@@ -148,16 +149,22 @@ fn block(out: &mut String, cells: &[Cell], columns: &[Column], (first, gap): (us
 fn legend(cells: &[Cell], by_retrieval: bool, width: usize) -> String {
     let mut parts = vec!["* lowest perplexity"];
     if cells.iter().any(|cell| cell.versus_best.as_ref().and_then(Difference::is_real) == Some(false)) {
-        parts.push("~ not to be told from it (95% intervals)");
+        parts.push("~ not significantly higher (95% level)");
     }
-    if let Some(same) = cells.iter().find_map(|cell| cell.same_as.as_deref()) {
-        parts.push(if same == "none" { "= the same as none here" } else { "= the same as without scaling" });
-    }
+    let mut same: Vec<&str> = cells.iter().filter_map(|cell| cell.same_as.as_deref()).collect();
+    same.sort_unstable();
+    same.dedup();
+    let same = match same.as_slice() {
+        [] => None,
+        [mode] => Some(format!("= the same computation as {mode}")),
+        _ => Some("= the same computation as an earlier mode".to_string()),
+    };
+    parts.extend(same.as_deref());
     if contexts(cells).len() * modes(cells).len() > cells.len() {
-        parts.push("– past the end of its positions");
+        parts.push("– longer than its table of positions");
     }
     if by_retrieval {
-        parts.push("predicts to, finds to: as well as where it was trained, by perplexity and by retrieval");
+        parts.push("predicts to, finds to: longest length as good as the trained one, by perplexity and retrieval");
     }
     let mut lines: Vec<String> = vec![];
     for part in parts {
@@ -168,7 +175,7 @@ fn legend(cells: &[Cell], by_retrieval: bool, width: usize) -> String {
             _ => lines.push(part.to_string()),
         }
     }
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    lines.iter().map(|line| format!("{}\n", wrap(line, width))).collect()
 }
 
 #[cfg(test)]
@@ -204,7 +211,7 @@ mod tests {
         });
         let text = table(&cells, &usable, TableStyle { width: 100, color: false });
         let line = |mode: &str| text.lines().find(|line| line.starts_with(mode)).unwrap().to_string();
-        assert!(line("yarn").contains("~ ") && text.contains("~ not to be told"), "{text}");
+        assert!(line("yarn").contains("~ ") && text.contains("~ not significantly"), "{text}");
         assert!(line("none").ends_with(" 512") && line("yarn").ends_with(" 2048+"), "{text}");
         assert!(line("linear").ends_with('–') && line("context").ends_with("usable to"), "{text}");
         let by = |length: Option<usize>| Some(ByRetrieval { length, measured: 1024 });
@@ -221,7 +228,7 @@ mod tests {
         let line = |mode: &str| text.lines().find(|line| line.starts_with(mode)).unwrap().to_string();
         assert!(line("context").ends_with("predicts to     finds to"), "{text}");
         assert!(line("none").ends_with(" 512          256") && line("yarn").ends_with(" 2048+        1024+"), "{text}");
-        assert!(text.contains("finds to: as well as where it was trained"), "{text}");
+        assert!(text.contains("finds to: longest length as good as the trained one"), "{text}");
         let text = table(&sample(), &[], TableStyle { width: 100, color: false });
         assert_eq!(text.lines().filter(|line| line.contains('*')).count(), 2, "{text}");
         let best = text.lines().find(|line| line.starts_with("ntk-by-parts")).unwrap();
@@ -250,7 +257,7 @@ mod tests {
         cells.iter_mut().for_each(|cell| cell.factor = 1.0);
         let text = table(&cells, &[], TableStyle { width: 80, color: false });
         let learned = text.lines().find(|line| line.starts_with("learned")).unwrap();
-        assert!(learned.ends_with('–') && text.contains("– past the end") && !text.contains("factor"), "{text}");
+        assert!(learned.ends_with('–') && text.contains("– longer than") && !text.contains("factor"), "{text}");
     }
 
     #[test]

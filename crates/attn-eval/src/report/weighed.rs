@@ -93,7 +93,7 @@ fn instead(found: &Recommendation, weighed: &Weighed, mode: &str) -> Option<Stri
     let why =
         if lost.share < kept.share { format!("but it finds only {}", percent(lost.share)) } else { String::new() };
     let why = if why.is_empty() { "but it finds no more than the model as it is".to_string() } else { why };
-    Some(format!("By perplexity alone it would be {}, {why}.", called(mode)))
+    Some(format!("By perplexity alone the recommendation would be {}, {why}.", called(mode)))
 }
 
 /// Modes that find really more than what is recommended, with what they cost.
@@ -108,8 +108,9 @@ fn better(results: &Results, found: &Recommendation, weighed: &Weighed) -> Optio
     let modes: Vec<String> =
         weighed.better.iter().map(|mode| format!("{}{}", called(mode), perplexity(mode))).collect();
     let names: Vec<&str> = modes.iter().map(String::as_str).collect();
-    let what = if found.answer == Answer::Use { "is recommended" } else { called(&found.mode) };
-    (!names.is_empty()).then(|| format!("More than {what} finds {}: weigh what counts for you.", listed(&names)))
+    let what = if found.answer == Answer::Use { "the recommended mode" } else { called(&found.mode) };
+    let more = || format!("More is found with {} than with {what}: choose by what matters to you.", listed(&names));
+    (!names.is_empty()).then(more)
 }
 
 /// The trap of judging by perplexity alone: a mode that still predicts well where it no longer finds anything (Men et al.
@@ -125,5 +126,5 @@ fn unseen(usable: &[Usable]) -> Option<String> {
         })
         .collect();
     let names: Vec<&str> = said.iter().map(String::as_str).collect();
-    (!names.is_empty()).then(|| format!("Perplexity does not show what is lost under {}.", listed(&names)))
+    (!names.is_empty()).then(|| format!("Perplexity does not show that retrieval fails under {}.", listed(&names)))
 }

@@ -101,7 +101,7 @@ impl Seq2Seq {
         let (layers, heads) = (count("layers", 12)?, count("attention_heads", 16)?);
         let inner = c.size_opt(&key("ffn_dim"))?.unwrap_or(4096);
         if !self.hidden.is_multiple_of(heads) {
-            bail!("config.json: d_model {} does not divide among {side}_attention_heads {heads}", self.hidden)
+            bail!("config.json: d_model {} is not divisible by {side}_attention_heads {heads}", self.hidden)
         }
         let layer = |i: usize| self.layer(format!("{side}.layers.{i}."), side == "decoder", heads, inner);
         let mut embedding = embedding("shared.weight", self.hidden);

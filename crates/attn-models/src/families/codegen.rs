@@ -14,7 +14,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let common = Common::read_mha(c)?.divided()?;
     let (hidden, d) = (common.hidden_size, common.head_dim);
     if !hidden.is_multiple_of(PARTS) {
-        bail!("config.json: n_embd {hidden} does not divide among the {PARTS} parts of CodeGen's projections")
+        bail!("config.json: n_embd {hidden} is not divisible by the {PARTS} parts of CodeGen's projections")
     }
     let inner = c.size_opt("n_inner")?.unwrap_or(4 * hidden);
     let eps = c.eps("layer_norm_epsilon", 1e-5)?;

@@ -97,10 +97,10 @@ impl Dense {
         };
         let given = c.get("head_dim").is_some() || defaults.head_dim.is_some();
         if (defaults.plain_heads || !given) && !hidden_size.is_multiple_of(heads) {
-            bail!("config.json: hidden_size {hidden_size} does not divide among {heads} heads")
+            bail!("config.json: hidden_size {hidden_size} is not divisible by {heads} heads")
         }
         if !heads.is_multiple_of(kv_heads) {
-            bail!("config.json: num_attention_heads {heads} does not divide among num_key_value_heads {kv_heads}")
+            bail!("config.json: num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}")
         }
         let common = Common {
             vocab_size: size("vocab_size", defaults.vocab_size)?,

@@ -83,7 +83,7 @@ pub(super) fn width(c: &Config, key: &str, default: usize) -> Result<usize> {
 /// A number of experts that may be none.
 pub(super) fn count(c: &Config, key: &str, default: usize) -> Result<usize> {
     match c.count_or(key, default)? {
-        n if n > MAX_LISTED => bail!("config.json: {key} = {n} is past any model"),
+        n if n > MAX_LISTED => bail!("config.json: {key} = {n} is more than any model has"),
         n => Ok(n),
     }
 }

@@ -37,11 +37,11 @@ impl Common {
         if c.size_opt("head_dim")?.is_some() {
             common.head_dim = c.listed(&["head_dim"])?;
         } else if !common.hidden_size.is_multiple_of(common.heads) {
-            bail!("config.json: hidden_size {} does not divide among {} heads", common.hidden_size, common.heads)
+            bail!("config.json: hidden_size {} is not divisible by {} heads", common.hidden_size, common.heads)
         }
         if !common.heads.is_multiple_of(common.kv_heads) {
             let Self { heads, kv_heads, .. } = common;
-            bail!("config.json: num_attention_heads {heads} does not divide among num_key_value_heads {kv_heads}")
+            bail!("config.json: num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}")
         }
         Ok(common)
     }
@@ -53,7 +53,7 @@ impl Common {
         let hidden_size = c.size(&["hidden_size", "n_embd", "n_embed", "d_model"])?;
         let heads = c.listed(&["num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"])?;
         if hidden_size / heads > MAX_LISTED {
-            bail!("config.json: hidden_size {hidden_size} among {heads} heads is past any model")
+            bail!("config.json: hidden_size {hidden_size} among {heads} heads is more than any model has")
         }
         Ok(Self {
             vocab_size: c.size(&["vocab_size"])?,
@@ -71,7 +71,7 @@ impl Common {
     pub(super) fn divided(self) -> Result<Self> {
         match self.head_dim * self.heads == self.hidden_size {
             true => Ok(self),
-            false => bail!("config.json: hidden size {} does not divide among {} heads", self.hidden_size, self.heads),
+            false => bail!("config.json: hidden size {} is not divisible by {} heads", self.hidden_size, self.heads),
         }
     }
 

@@ -26,9 +26,9 @@ function rope(group, { trained_context: trained, length }, place) {
   const { rope } = group.effects, slow = rope.pairs.filter(pair => pair.trained_turns !== null && pair.trained_turns < 1).length;
   const waves = html("div", {}), decay = html("div", {});
   place.append(html("p", {}, `Base ${short(group.encoding.theta)}, ${rope.pairs.length} pairs. `, figure("slow", slow, String(slow)),
-    " of them never come round within the trained length. ",
-    rope.bound.horizon === null ? `Without scaling a similar word is preferred to a random one at all ${rope.bound.searched.toLocaleString("en")} distances tried.`
-      : ["Without scaling a similar word is preferred to a random one up to ", figure("horizon", rope.bound.horizon), " tokens back."]),
+    " of them never make a full turn within the trained length. ",
+    rope.bound.horizon === null ? `Without scaling an equal word gets a higher score than a random one at all ${rope.bound.searched.toLocaleString("en")} distances tried.`
+      : ["Without scaling an equal word gets a higher score than a random one up to ", figure("horizon", rope.bound.horizon), " tokens back."]),
   html("h4", {}, "Tokens per turn of each pair"), waves);
   const x = rope.pairs.map(({ pair }) => pair + 1), y = rope.pairs.map(({ wavelength }) => wavelength), real = y.filter(value => value !== null);
   new Plot(waves, { label: "Tokens per turn of each pair", height: 260 }).set({
@@ -46,7 +46,7 @@ function rope(group, { trained_context: trained, length }, place) {
 }
 
 function alibi(group, place) {
-  place.append(html("div", { class: "scroll", tabindex: 0 }, html("table", {}, html("thead", {}, html("tr", {}, ["head", "slope", "weight halves every"].map(name => html("th", { scope: "col" }, name)))),
+  place.append(html("div", { class: "scroll", tabindex: 0 }, html("table", {}, html("thead", {}, html("tr", {}, ["head", "slope", "weight halves in"].map(name => html("th", { scope: "col" }, name)))),
     html("tbody", {}, group.effects.heads.map(({ head, slope, half_distance }) => html("tr", {}, html("th", { scope: "row" }, String(head + 1)),
       html("td", {}, figure("slope", slope)), html("td", {}, `${short(half_distance)} tokens`)))))),
   html("p", {}, "Nothing here depends on the length, so there is nothing to scale."));
@@ -62,7 +62,7 @@ function advice({ explained, factor, settings }) {
   const { trained_context: trained, length } = explained;
   if (trained === null) return ["The config does not say what length the model was trained for."];
   const parts = ["Trained for ", figure("trained", trained), " tokens. "];
-  if (length <= trained) return [...parts, `${length.toLocaleString("en")} lie within that: nothing has to be scaled.`];
+  if (length <= trained) return [...parts, `${length.toLocaleString("en")} tokens are not more than that: nothing has to be scaled.`];
   parts.push(`For ${length.toLocaleString("en")} a scaling needs a factor of `, figure("factor", factor), ".");
   const own = explained.position.find(group => group.encoding.factor);
   if (own) return [...parts, ` The config already has one: ${own.encoding.rope_type} with factor ${short(own.encoding.factor)}.`];
@@ -79,13 +79,13 @@ function show(answer) {
     if (group.effects.rope) rope(group, explained, part);
     if (group.effects.heads) alibi(group, part);
     if (group.effects.bucket_ranges) t5(group, part);
-    if (group.encoding.kind === "learned") part.append(html("p", {}, "One learned row per position, up to ", figure("end", group.encoding.max_position_embeddings), ": no longer text can be read."));
+    if (group.encoding.kind === "learned") part.append(html("p", {}, "One learned row per position, up to ", figure("end", group.encoding.max_position_embeddings), ": longer texts can't be read."));
     return part;
   });
   const snippets = settings.map(({ mode, factor, rope_parameters, llama_cpp }) => html("div", {}, html("h4", {}, `${mode}, factor ${short(factor, 4)}`),
     html("pre", { "data-setting": mode }, `"rope_parameters": ${JSON.stringify(rope_parameters, null, 2)}`), llama_cpp ? html("pre", {}, `llama.cpp: ${llama_cpp}`) : null));
   say(place, caveat ? html("p", { class: "trouble" }, caveat) : [], notes.map(note => html("p", { class: "soft" }, note)), groups,
-    snippets.length ? [html("h3", {}, "How to say it"), html("p", {}, "In config.json for transformers, and as options of llama.cpp. YaRN is the usual first choice; dynamic scaling leaves short texts exactly as they were."), snippets] : []);
+    snippets.length ? [html("h3", {}, "How to set it"), html("p", {}, "In config.json for transformers, and as options of llama.cpp. YaRN is the usual first choice; dynamic scaling leaves short texts exactly as they were."), snippets] : []);
 }
 
 export function begin({ later }) {

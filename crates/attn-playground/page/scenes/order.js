@@ -34,16 +34,16 @@ function finding(answer, encoding) {
   const rearranged = shared.length === answer.words[0].length && shared.length === answer.words[1].length;
   const count = [figure("same", same, String(same)), " of ", figure("shared", shared.length, String(shared.length))];
   if (same === shared.length && encoding === "none") {
-    return ["Without positions ", ...count, " words come out the same in both sentences. ",
-      rearranged ? "To this head the two sentences are one and the same: it cannot know who did what to whom." : "It does not matter where they stand."];
+    return ["Without positions ", ...count, " words give the same result in both sentences. ",
+      rearranged ? "This head cannot tell the two sentences apart: it cannot know who did what to whom." : "Their places do not matter."];
   }
-  if (same === shared.length) return [...count, " words come out the same, since they stand in the same places among the same words."];
+  if (same === shared.length) return [...count, " words give the same result, since they stand in the same places among the same words."];
   const most = shared.reduce((a, b) => a.difference > b.difference ? a : b);
   if (!rearranged && encoding === "none") {
-    return [...count, " words they share come out the same. The sentences do not have the same words, and what a word finds in its sentence differs even without positions."];
+    return [...count, " words that they share give the same result. The sentences do not have the same words, so the results differ even without positions."];
   }
-  const how = { none: "Without positions", causal: "Each word now sees only what stands before it, and that differs with the order:", sinusoidal: "With sinusoids added,", rope: "With rotation," }[encoding];
-  return [`${how} `, ...count, " words come out the same. ", html("q", {}, most.word), " differs most, by ", figure("difference", most.difference), "."];
+  const how = { none: "Without positions", causal: "Each word now sees only the words before it, and these differ with the order:", sinusoidal: "With sinusoids added,", rope: "With rotation," }[encoding];
+  return [`${how} `, ...count, " words give the same result. ", html("q", {}, most.word), " differs most, by ", figure("difference", most.difference), "."];
 }
 
 export function begin({ ask }) {

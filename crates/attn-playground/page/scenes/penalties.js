@@ -37,7 +37,7 @@ function bars(answer, distance, width) {
 
 function headTable(answer, distance) {
   return html("details", { class: "numbers" }, html("summary", {}, "The numbers"), html("table", { class: "plain", id: "alibi-table" },
-    html("thead", {}, html("tr", {}, ["head", "slope", "halves every", `left ${distance} back`, "a hundredth left at"].map(name => html("th", { scope: "col" }, name)))),
+    html("thead", {}, html("tr", {}, ["head", "slope", "halves every", `remains ${distance} back`, "a hundredth remains at"].map(name => html("th", { scope: "col" }, name)))),
     html("tbody", {}, answer.heads.map(({ head, slope, half_distance }) => html("tr", {}, html("th", { scope: "row" }, String(head + 1)),
       html("td", {}, figure("slope", slope)), html("td", {}, figure("half_distance", half_distance)),
       html("td", {}, figure("left", answer.at[head], percent(answer.at[head]))), html("td", {}, figure("reach", answer.reach[head])))))));
@@ -52,10 +52,10 @@ function alibi(ask) {
     byId("alibi-distance-now").textContent = distance;
     const answer = ask({ ask: "alibi", heads: n, length: LENGTH, distance });
     const blind = answer.at.filter(share => share < 0.01).length;
-    say(byId("alibi-finding"), "Of a word ", figure("distance", distance, String(distance)), " back, the steepest head keeps ",
+    say(byId("alibi-finding"), "Of the weight of a word ", figure("distance", distance, String(distance)), " back, the steepest head keeps ",
       figure("steepest", Math.min(...answer.at), percent(Math.min(...answer.at))), " and the flattest ",
       figure("flattest", Math.max(...answer.at), percent(Math.max(...answer.at))), ". ",
-      blind === 0 ? "Every head still sees it." : blind === n ? "No head sees more than a hundredth of it." : `${blind} of ${n} heads keep less than a hundredth.`);
+      blind === 0 ? "Every head still sees it." : blind === n ? "No head keeps more than a hundredth." : `${blind} of ${n} heads keep less than a hundredth.`);
     open = place.querySelector("details")?.open ?? open;
     const numbers = headTable(answer, distance);
     numbers.open = open;
@@ -93,9 +93,9 @@ function t5({ ask, later, palette }) {
       const alone = answer.buckets.filter(({ first, last }) => first === last).length;
       const wide = answer.buckets.filter(({ first }) => first !== null).reduce((a, b) => b.last - b.first > a.last - a.first ? b : a);
       const last = answer.buckets.at(-1);
-      say(byId("t5-finding"), "The nearest ", figure("alone", alone, String(alone)), " distances have a bucket each. The widest that ends holds ",
-        figure("widest", wide.last - wide.first + 1, String(wide.last - wide.first + 1)), ` distances, from ${-wide.last} to ${-wide.first} words back, and all from `,
-        figure("last", -last.last, String(-last.last)), " on share the last.");
+      say(byId("t5-finding"), "The nearest ", figure("alone", alone, String(alone)), " distances have a bucket each. The widest bucket with an end holds ",
+        figure("widest", wide.last - wide.first + 1, String(wide.last - wide.first + 1)), ` distances, from ${-wide.last} to ${-wide.first} words back; all distances from `,
+        figure("last", -last.last, String(-last.last)), " on share the last bucket.");
       const list = answer.buckets.map(({ bucket, first, last }) => html("tr", {}, html("th", { scope: "row" }, String(bucket)),
         html("td", {}, String(-last)), html("td", {}, first === null ? "no end" : String(-first))));
       const open = place.querySelector("details")?.open ?? false;

@@ -66,9 +66,9 @@ export function begin({ ask }) {
     before = { apart, turn, from };
     say(byId("rotation-finding"), `Query at ${from + apart}, key at ${from}: the product is `, figure("dot", answer.dot), ". ",
       moved ? "Both moved, and nothing changed: only the distance counts."
-        : apart === 0 ? "The arrows lie on each other: a perfect fit."
-          : answer.dot > 0.7 ? "Still close together: a good fit." : answer.dot < -0.7 ? "They point against each other: to this pair the words now fit worse than words that have nothing to do with each other."
-            : "Turned apart, the two fit less.");
+        : apart === 0 ? "The arrows have the same direction: a perfect fit."
+          : answer.dot > 0.7 ? "Still close together: a good fit." : answer.dot < -0.7 ? "They point in opposite directions: for this pair the words now fit worse than unrelated words."
+            : "The arrows are turned apart, so the two fit less.");
     say(byId("rotation-clock"), clock(answer));
     say(byId("rotation-text"), text(from, apart, byId("rotation-text").clientWidth));
     plot.set({

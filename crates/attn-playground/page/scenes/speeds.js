@@ -48,7 +48,7 @@ function waves({ pairs }, width) {
 
 function waveTable({ pairs }) {
   return html("details", { class: "numbers" }, html("summary", {}, "The numbers"), html("div", { class: "scroll", tabindex: 0 }, html("table", { id: "speeds-table" },
-    html("thead", {}, html("tr", {}, ["pair", "radians a token", "tokens a turn", "turns in training"].map(name => html("th", { scope: "col" }, name)))),
+    html("thead", {}, html("tr", {}, ["pair", "radians per token", "tokens per turn", "turns in training"].map(name => html("th", { scope: "col" }, name)))),
     html("tbody", {}, pairs.map(({ pair, inv_freq, wavelength, trained_turns }) => html("tr", {}, html("th", { scope: "row" }, String(pair + 1)),
       html("td", {}, figure("inv_freq", inv_freq)), html("td", {}, figure("wavelength", wavelength)), html("td", {}, figure("turns", trained_turns))))))));
 }
@@ -73,7 +73,7 @@ export function begin({ ask }) {
       const answer = ask({ ask: "speeds", weights, theta: THETA, trained: TRAINED, gap: +gap.value, gaps: GAPS });
       faces.forEach((place, pair) => say(place, face(answer.angles[pair], weights[pair])));
       say(byId("speeds-finding"), figure("gap", +gap.value, gap.value), " words apart the pairs add up to ", figure("score", answer.score), " of a perfect fit. ",
-        figure("unfinished", answer.unfinished, String(answer.unfinished)), ` of ${PAIRS} pairs never come round within the ${TRAINED} tokens of training.`);
+        figure("unfinished", answer.unfinished, String(answer.unfinished)), ` of ${PAIRS} pairs never make a full turn within the ${TRAINED} tokens of training.`);
       plot.set({
         x: { min: 0, max: GAPS, label: "words apart", unit: "words apart" }, y: { min: -1.05, max: 1.05 },
         series: [{ name: "the sum of the pairs", color: "var(--s3)", width: 2.5, x: gaps, y: answer.curve },

@@ -32,8 +32,8 @@ function finding(answer, { length }, name) {
   const parts = [html("b", {}, name), `: ${answer.summary} `];
   if (answer.dropped > 0) parts.push("The last token does not see ", figure("dropped", answer.dropped, String(answer.dropped)), ` of the ${length} tokens at all. `);
   if (answer.unseen > 0) {
-    parts.push("Its slowest pair shows ", figure("unseen", answer.unseen, String(answer.unseen)), ` of ${length} distances that training never did.`);
-  } else if (length > TRAINED) parts.push(answer.dropped ? "All it sees lies within the trained distances." : "All distances look like ones from training to the slowest pair.");
+    parts.push("Its slowest pair shows ", figure("unseen", answer.unseen, String(answer.unseen)), ` of ${length} distances that did not occur in training.`);
+  } else if (length > TRAINED) parts.push(answer.dropped ? "All distances that it sees occurred in training." : "For the slowest pair all distances look like those from training.");
   if (answer.scaling.attention_factor !== 1) parts.push(" Queries and keys are stretched by ", figure("attention_factor", answer.scaling.attention_factor), " to sharpen attention.");
   return parts;
 }

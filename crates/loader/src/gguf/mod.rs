@@ -109,12 +109,12 @@ fn translate(
     match unknown {
         UnknownKeys::Refuse => {
             if let Some(key) = keys.first() {
-                let reason = format!("is read by nothing here and may change the result; {WAY_OUT}");
+                let reason = format!("is not known to this program and may change the result; {WAY_OUT}");
                 return Err(meta.global_error(key, reason));
             }
             if let Some(tensor) = unread.first() {
                 let reason =
-                    format!("no {} model is known to have it, so that the result may be wrong; {WAY_OUT}", arch.name);
+                    format!("no {} model is known to have it, so the result may be wrong; {WAY_OUT}", arch.name);
                 return Err(LoadError::tensor(meta.file(), tensor, reason));
             }
         }
@@ -122,7 +122,7 @@ fn translate(
             for (what, names) in [("metadata keys", keys), ("tensors", unread)] {
                 if !names.is_empty() {
                     let names = names.join(", ");
-                    warnings.push(format!("unknown {what} passed over, the result may be wrong: {names}"));
+                    warnings.push(format!("unknown {what} are ignored, so the result may be wrong: {names}"));
                 }
             }
         }
@@ -162,7 +162,7 @@ fn rope_tensors(blobs: &[Blob], header: &Header, rotary: u64) -> Result<RopeTens
         let tensor = convert::read_tensor(&piece, DType::F32, &info.dims, DType::F32, &Device::Cpu)?;
         let values = tensor.and_then(|t| t.to_vec1::<f32>()).map_err(|e| err(e.to_string()))?;
         match values.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
-            Some(x) => Err(err(format!("{x} divides no frequency"))),
+            Some(x) => Err(err(format!("{x} can't divide a frequency"))),
             None => Ok(Some(values)),
         }
     };

@@ -190,7 +190,7 @@ impl Undo {
             Self::None | Self::PlusOne | Self::Transposed => return Ok(()),
         };
         match parts == 0 || n == 0 || !n.is_multiple_of(parts) {
-            true => Err(format!("{n} rows do not divide among heads ({parts} parts)")),
+            true => Err(format!("{n} rows can't be divided among heads ({parts} parts)")),
             false => Ok(()),
         }
     }
@@ -198,7 +198,7 @@ impl Undo {
     /// For every row of the Hugging Face tensor, the row of the file it is; `None` if rows keep their places.
     ///
     /// # Errors
-    /// The rows do not divide among the heads.
+    /// The rows can't be divided among the heads.
     pub(crate) fn rows(self, n: usize) -> Result<Option<Vec<usize>>, String> {
         self.check(n)?;
         Ok(match self {

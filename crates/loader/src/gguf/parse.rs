@@ -201,7 +201,7 @@ pub(crate) fn read_header(blob: &Blob) -> Result<Header> {
     // The least an entry takes: a key's length, type and value; a tensor's name, dimensions, type and offset.
     for (n, cap, least, what) in [(tensors, MAX_TENSORS, 24, "tensors"), (keys, MAX_KEYS, 13, "metadata keys")] {
         if n > cap || n * least > c.remaining() {
-            return Err(c.bad(format!("it declares {n} {what}, more than it can hold")));
+            return Err(c.bad(format!("it declares {n} {what}, more than it can hold: truncated?")));
         }
     }
     let mut metadata = HashMap::new();
@@ -291,7 +291,11 @@ fn read_array(c: &mut Cursor, key: &str) -> Result<Value> {
         _ => return Err(key_error(c.blob, key, format!("is an array of unknown type {tag}"))),
     };
     if len > MAX_ELEMENTS || len * least > c.remaining() {
-        return Err(key_error(c.blob, key, format!("declares {len} elements, more than the file can hold")));
+        return Err(key_error(
+            c.blob,
+            key,
+            format!("declares {len} elements, more than the file can hold: truncated?"),
+        ));
     }
     let n = len as usize;
     Ok(match tag {

@@ -34,7 +34,7 @@ pub(super) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
         if regular::exists(&path)? {
             return Ok(path);
         }
-        let hint = format!("the model is in {count} files, which belong into one folder");
+        let hint = format!("the model has {count} files, which must be in one folder");
         Err(LoadError::MissingFile { folder: folder.to_path_buf(), file, hint })
     };
     names.into_iter().map(part).collect()

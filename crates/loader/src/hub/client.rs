@@ -127,7 +127,8 @@ impl<'a> Client<'a> {
             match location {
                 Some(location) if redirect::is_redirect(response.status().as_u16()) => {
                     let next = redirect::target(&url, location);
-                    url = next.ok_or_else(|| ureq::Error::BadUri("a redirect to no http address".to_string()))?;
+                    url = next
+                        .ok_or_else(|| ureq::Error::BadUri("a redirect to an address that is not http".to_string()))?;
                 }
                 _ => return Ok(response),
             }
@@ -184,7 +185,7 @@ impl<'a> Client<'a> {
         }
         let info: Info = serde_json::from_slice(&body).map_err(|e| bad(format!("not the hub's API: {e}")))?;
         if !is_commit(&info.sha) {
-            return Err(bad("the commit it names is not one".to_string()));
+            return Err(bad("the commit it names is not valid".to_string()));
         }
         Ok(info)
     }
@@ -296,7 +297,7 @@ pub(super) fn words(err: &ureq::Error) -> String {
         ureq::Error::HostNotFound => "the hub's name can't be resolved; is there a network?".to_string(),
         ureq::Error::TooManyRedirects => format!("it redirects more than {} times", redirect::MOST),
         ureq::Error::BadUri(reason) if reason.contains("redirect") => format!("the hub sends {reason}"),
-        ureq::Error::Http(_) => "the request could not be built; does HF_TOKEN hold odd characters?".to_string(),
+        ureq::Error::Http(_) => "the request could not be built; does HF_TOKEN contain invalid characters?".to_string(),
         other => format!("the hub can't be reached ({other})"),
     }
 }

@@ -72,7 +72,7 @@ fn end_of(text: &str, at: usize, said: &str) -> Option<usize> {
 fn unlike(text: &str, at: usize, said: &str) -> crate::LoadError {
     let shown = |text: &str| text.chars().take(SHOWN).collect::<String>();
     failed(format!(
-        "its tokens don't say the text: from byte {at} on, {:?} becomes {:?}",
+        "its tokens don't reproduce the text: from byte {at} on, {:?} becomes {:?}",
         shown(&text[at..]),
         shown(said)
     ))

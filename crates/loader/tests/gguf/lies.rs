@@ -79,9 +79,9 @@ fn metadata_that_lies() {
         ("llama.rope.dimension_count", Meta::U32(5), "dimensions"),
         ("llama.rope.freq_base", Meta::F32(f32::NAN), "finite"),
         ("llama.attention.layer_norm_rms_epsilon", Meta::F32(f32::INFINITY), "finite"),
-        ("llama.expert_count", Meta::U32(8), "read by nothing"),
+        ("llama.expert_count", Meta::U32(8), "not known to this program"),
         ("llama.attention.clamp_kqv", Meta::F32(8.0), "llama.attention.clamp_kqv"),
-        ("llama.attn_logit_softcapping", Meta::F32(30.0), "read by nothing"),
+        ("llama.attn_logit_softcapping", Meta::F32(30.0), "not known to this program"),
         ("clever.trick", Meta::U32(1), "clever.trick"),
     ] {
         let mut g = tiny_llama();

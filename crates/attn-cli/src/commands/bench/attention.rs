@@ -76,19 +76,19 @@ pub(super) fn run(args: &AttentionArgs) -> Result<()> {
 fn refuse(args: &AttentionArgs) -> Result<()> {
     let AttentionArgs { heads, kv_heads, seq, .. } = *args;
     if !heads.is_multiple_of(kv_heads) {
-        return usage(format!("--heads {heads} do not divide among --kv-heads {kv_heads}"));
+        return usage(format!("--heads {heads} is not a multiple of --kv-heads {kv_heads}"));
     }
     let plain = args.bias == BiasName::None && args.window.is_none() && !args.backward && !args.sinks;
     let plain = plain && args.method.is_none();
     if args.against == Some(Rival::Candle) && !plain {
-        return usage("--against candle: its kernel is timed on plain causal calls, without bias, window or gradients");
+        return usage("--against candle works only for plain causal calls, without bias, window or gradients");
     }
     if args.device != DeviceName::Cpu {
         if args.against == Some(Rival::Candle) {
-            return usage("--against candle: its kernel is one for the CPU");
+            return usage("--against candle works only on the CPU");
         }
         if let Some(path) = args.path {
-            return usage(format!("--path {path}: instruction sets are the CPU kernel's"));
+            return usage(format!("--path {path} works only on the CPU"));
         }
     }
     let queries = if args.decode { 1 } else { seq };
@@ -99,7 +99,7 @@ fn refuse(args: &AttentionArgs) -> Result<()> {
         if args.bias == BiasName::Dense { product(&[heads, queries, seq]) } else { Some(0) },
     ];
     if !sizes.into_iter().all(|size| size.is_some_and(|size| size <= LARGEST)) {
-        return usage("a call of this size is past any memory: lower --seq, --batch or --heads");
+        return usage("a call of this size fits into no memory: lower --seq, --batch or --heads");
     }
     Ok(())
 }
@@ -213,7 +213,7 @@ impl Call {
         for ((ours, theirs), most) in ours.iter().zip(&theirs).zip(most) {
             let (ours, theirs) = (ours.to_dtype(DType::F32)?, theirs.to_dtype(DType::F32)?);
             let error = largest(&(ours - &theirs)?)? / most.max(floor);
-            ensure!(error.is_finite(), "the result is no number");
+            ensure!(error.is_finite(), "the result is not a number");
             worst = worst.max(error);
         }
         Ok(worst)
@@ -371,7 +371,7 @@ fn summary(r: &Report) -> String {
         out.push('\n');
     }
     if let (Some(ms), Some(share)) = (r.plain_ms, r.of_plain) {
-        out.push_str(&format!("plain      {ms:.3} ms, {share:.2} of this one's time\n"));
+        out.push_str(&format!("plain      {ms:.3} ms; the call above takes {share:.2} times as long\n"));
     }
     if let Some(ms) = r.candle_ms {
         out.push_str(&format!("candle     {ms:.3} ms, {:.1} times as long\n", ms / r.median_ms));

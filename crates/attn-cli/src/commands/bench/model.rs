@@ -104,7 +104,7 @@ pub(super) fn run(args: &ModelBenchArgs) -> Result<()> {
 
 fn bench(args: &ModelBenchArgs, opened: &Opened, started: Instant, load_seconds: f64) -> Result<Report> {
     let decoder = opened.model.architecture() == Architecture::Decoder;
-    ensure!(decoder, "{} is no decoder: there is no next token to wait for", opened.name);
+    ensure!(decoder, "{} is not a decoder: there is no next token to time", opened.name);
     let tokens = args.depth.saturating_add(args.prompt.max(args.generate));
     opened.check_memory(tokens, |tokens| {
         let pass = args.depth.max(args.prompt).min(tokens);
@@ -254,15 +254,15 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn summary(r: &Report) -> String {
-    let quantized = if r.keep_quantized { ", blocks kept quantised" } else { "" };
+    let quantized = if r.keep_quantized { ", weights kept quantised" } else { "" };
     let mut out = format!("model       {}, {}{quantized}, {} threads\n", r.model, r.dtype, r.threads);
     out.push_str(&format!("load        {:.2} s", r.load_seconds));
     if let (Some(first), Some(prompt)) = (r.first_token_seconds, &r.prompt) {
         out.push_str(&format!("; first token of a prompt of {} after {first:.2} s", prompt.tokens));
     }
     out.push('\n');
-    let batch = if r.batch > 1 { format!(" in each of {}", r.batch) } else { String::new() };
-    let depth = if r.depth > 0 { format!(" after {}", r.depth) } else { String::new() };
+    let batch = if r.batch > 1 { format!(" in each of {} sequences", r.batch) } else { String::new() };
+    let depth = if r.depth > 0 { format!(" after {} in the cache", r.depth) } else { String::new() };
     for (name, speed) in [("prompt", &r.prompt), ("generate", &r.generate)] {
         if let Some(speed) = speed {
             let Speed { tokens, tokens_per_second: median, best_tokens_per_second: best, profile } = speed;
@@ -273,14 +273,14 @@ fn summary(r: &Report) -> String {
     }
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     out.push_str(&format!(
-        "cache       {:.1} MiB, {} bytes a token, keys in {}, values in {}\n",
+        "cache       {:.1} MiB, {} bytes per token, keys in {}, values in {}\n",
         mib(r.kv_bytes as u64),
         r.kv_bytes_per_token,
         r.cache_type_k,
         r.cache_type_v
     ));
     if let Some(peak) = r.peak_rss_bytes {
-        out.push_str(&format!("memory      {:.0} MiB at most, mapped files included\n", mib(peak)));
+        out.push_str(&format!("memory      {:.0} MiB at its peak, mapped files included\n", mib(peak)));
     }
     out
 }

@@ -52,7 +52,7 @@ impl Rival {
         tokenizer.warnings.iter().for_each(|warning| note(&format!("warning: {name}: {warning}")));
         let spec = model::spec(&checkpoint.config, &name, &args.model.load)?;
         let decoder = spec.architecture == Architecture::Decoder;
-        ensure!(decoder, "{name} is no decoder: perplexity is for models that predict the next token");
+        ensure!(decoder, "{name} is not a decoder: perplexity needs a model that predicts the next token");
         let bos = model::bos_of(&checkpoint, args.cut.bos, &name)?;
         Ok(Self { name, checkpoint: Some(checkpoint), trained: spec.trained_context, bos })
     }
@@ -153,13 +153,13 @@ pub(super) fn run(args: &CompareArgs) -> Result<()> {
 fn check(args: &CompareArgs) -> Result<()> {
     let names: Vec<&String> = args.model.model.iter().chain(&args.others).collect();
     if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        return usage(format!("{} is given twice: compare its modes instead", twice.1));
+        return usage(format!("{} is given twice: give it once, with several --modes", twice.1));
     }
     if args.tasks.iter().any(|task| matches!(task, Measured::Retrieval(_))) {
-        return usage("--tasks with retrieval is for one model: its prompts are not the same text for two tokenizers");
+        return usage("--tasks retrieval works for one model only: two tokenizers would get different prompts");
     }
     if args.metrics.metrics.iter().any(|metric| *metric != MetricName::Ppl) {
-        return usage("--metrics is for one model: longppl and kl hold its modes against the model as it is");
+        return usage("--metrics works for one model only: longppl and kl compare its modes with the model as it is");
     }
     text::check(&args.text)
 }
@@ -368,7 +368,7 @@ fn plan_lines(plan: &Plan, specs: &[ModelSpec], ready: &[Ready], cut: &[Cut]) ->
     let (measurements, tokens) = measurements(specs, ready);
     out.push_str(&format!("windows  {}, the same bytes for all models\n", windows.join(", ")));
     out.push_str(&format!(
-        "in all   {measurements} measurements, {tokens} tokens to read, one model after the other\n"
+        "in total {measurements} measurements, {tokens} tokens to read, one model after the other\n"
     ));
     if let Some(time) = time(ready) {
         out.push_str(&format!("time     about {} on this machine\n", spoken(time)));

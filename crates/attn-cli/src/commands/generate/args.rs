@@ -17,32 +17,32 @@ Examples:
   attn generate MODEL --conversation
   attn generate MODEL -f prompt.txt --temperature 0.8 --top-p 0.95 --seed 7")]
 pub(crate) struct GenerateArgs {
-    /// The prompt; without -p and -f it is stdin, or a conversation where that is a terminal
+    /// Prompt [default: stdin; a conversation if stdin is a terminal]
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
-    /// Read the prompt from a file, or - for stdin
+    /// Read the prompt from this file; - is stdin
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub(crate) file: Option<PathBuf>,
-    /// At most this many new tokens; -1: until the model ends the text or its trained context is full [default: 128; -1 in
+    /// Maximum number of new tokens; -1: until the model ends the text or its trained context is full [default: 128; -1 in
     /// a conversation]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_predict)]
     pub(crate) n_predict: Option<Predict>,
-    /// Take the prompt as a user's message and answer it, by the checkpoint's chat template
+    /// Treat the prompt as a user's message and answer it, with the checkpoint's chat template
     #[arg(long)]
     pub(crate) chat: bool,
-    /// Talk in turns, by the chat template: every line of stdin is a message, -p the first. Ctrl-C ends an answer
+    /// Hold a conversation, with the chat template: each line of stdin is a message, -p the first; Ctrl-C stops an answer
     #[arg(long, visible_alias = "cnv", conflicts_with = "file")]
     pub(crate) conversation: bool,
-    /// A system message before the user's
+    /// System message, before the user's first message
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// End the text where this begins; repeatable
+    /// Stop when the model writes this text, and leave it out; repeatable
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
-    /// Print one JSON document per piece of text, and one with the figures at the end
+    /// Print one JSON document per piece of text, and a last one with token counts and times
     #[arg(long)]
     pub(crate) json: bool,
-    /// Begin the prompt with the BOS token; auto: if the tokenizer does. A chat template decides by itself
+    /// Begin the prompt with the BOS token; auto: only if the tokenizer does so. In a chat the template decides
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
     pub(crate) bos: BosChoice,
     #[command(flatten)]
@@ -55,25 +55,25 @@ pub(crate) struct GenerateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
-    /// 0 always takes the most likely token
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, alias = "temp", value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = parse_temperature)]
     pub(crate) temperature: f64,
-    /// Only the K most likely tokens; 0: all
+    /// Sample from the K most likely tokens; 0: from all
     #[arg(long, value_name = "K", default_value_t = 40, allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) top_k: usize,
-    /// Only the most likely tokens that together reach this probability
+    /// Sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true, value_parser = parse_probability)]
     pub(crate) top_p: f64,
-    /// Only tokens at least this share as likely as the most likely one; 0: all
+    /// Sample from tokens at least P times as likely as the most likely one; 0: from all
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true, value_parser = parse_probability_or_zero)]
     pub(crate) min_p: f64,
-    /// Penalty on tokens seen lately; 1: none
+    /// Penalty on tokens among the last --repeat-last-n; 1: no penalty
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true, value_parser = parse_positive_number)]
     pub(crate) repeat_penalty: f64,
-    /// How many tokens count as lately
+    /// Number of last tokens that the penalty looks at
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = parse_count)]
     pub(crate) repeat_last_n: usize,
-    /// Seed of the draws; the same seed gives the same text
+    /// Seed of the sampling; the same seed gives the same text
     #[arg(short, long, default_value_t = 0)]
     pub(crate) seed: u64,
 }

@@ -48,14 +48,16 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) if asked => Err(error.into()),
         Err(_) => usage(format!(
-            "{NO_PROMPT} (without one, attn generate talks by the chat template of the model, which has none)"
+            "{NO_PROMPT} (a conversation without a prompt needs a chat template, and the model has none)"
         )),
     })?;
     let mut writer = Writer::new(&opened.model, options(&opened, 0, length(args, &opened)));
     let (mut sampler, mut messages) = (Sampler::new(sampling(args)), opening(args));
     let at_terminal = io::stdin().is_terminal();
     if at_terminal {
-        note("a line is a message, \\ at its end goes on in the next; Ctrl-C ends an answer, Ctrl-D the conversation");
+        note(
+            "Each line is a message; \\ at its end continues it. Ctrl-C stops an answer, Ctrl-D ends the conversation.",
+        );
     }
     let mut first = args.prompt.clone();
     while let Some(message) = first.take().map_or_else(|| next_message(at_terminal), |text| Ok(Some(text)))? {

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         return conversation::run(args);
     }
     if args.system.is_some() && !args.chat {
-        return usage("--system is a message of a chat: it goes with --chat or --conversation");
+        return usage("--system needs --chat or --conversation");
     }
     let prompt = match (&args.prompt, &args.file) {
         (Some(prompt), _) => prompt.clone(),

@@ -57,7 +57,7 @@ pub(super) fn room(args: &GenerateArgs, opened: &Opened, prompt: usize, default:
         && declared > max
     {
         return usage(format!(
-            "{prompt} tokens of prompt and {most} new ones are past the model's learned positions, which end at {max}"
+            "{prompt} tokens of prompt and {most} new ones are more than the {max} positions that the model has learned"
         ));
     }
     opened.check_memory(declared, |total| work(args, opened, prompt, total))?;
@@ -95,8 +95,8 @@ pub(super) fn hint(opened: &Opened, declared: usize) {
         positions::has_rope(&opened.model) && positions::scaling(&opened.model).0 == Mode::none().to_string();
     if let Some(trained) = opened.model.trained_context().filter(|&trained| unscaled && declared > trained) {
         note(&format!(
-            "warning: prompt and answer of up to {declared} tokens go past the {trained} that the model was trained for: \
-             attn compare shows which --rope-scaling helps"
+            "warning: prompt and answer can have {declared} tokens, but the model was trained for {trained}: attn compare \
+             shows which --rope-scaling helps"
         ));
     }
 }
@@ -104,7 +104,7 @@ pub(super) fn hint(opened: &Opened, declared: usize) {
 /// Refuses what a chat template decides by itself.
 pub(super) fn check_chat(args: &GenerateArgs) -> Result<()> {
     if args.bos != BosChoice::Auto {
-        return usage("--bos is for plain prompts: in a chat the checkpoint's template decides");
+        return usage("--bos works only for plain prompts: in a chat the checkpoint's template decides");
     }
     Ok(())
 }
@@ -143,7 +143,7 @@ fn speed(result: &Generated, bos: Option<u32>) -> String {
     let mut line = format!(
         "[prompt: {} tokens{}, {:.1} tokens/s",
         result.prompt_tokens,
-        bos.map_or(String::new(), |id| format!(" from BOS ({id}) on")),
+        bos.map_or(String::new(), |id| format!(" including BOS ({id})")),
         per_second(result.prompt_tokens, result.prompt_seconds)
     );
     if decoded > 0 {

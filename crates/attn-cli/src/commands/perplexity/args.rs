@@ -15,25 +15,27 @@ const LONGEST_DEFAULT: usize = 2048;
 Examples:
   attn perplexity --context 256
   attn perplexity MODEL --text book.txt --context 4096 --stride 2048
-  attn perplexity MODEL --text book.txt --context 16384 --rope-scaling dynamic --rope-factor 2 --json
+  attn perplexity MODEL --text book.txt --rope-scaling dynamic --rope-factor 2
   attn perplexity MODEL --text book.txt --protocol llama.cpp --context 512
 
-Windows are full and start every --stride tokens; a window's first token is not scored, no token is
-scored twice, and all weigh the same. --protocol names another rule, for figures to lay beside those of
-another program: windows are then those of that program, 512 tokens by default for llama.cpp, else the
-trained context. lm-eval takes a .jsonl file's documents one by one.")]
+All windows are full and one starts every --stride tokens. The first token of a window is not scored, no \
+token is scored twice, and all tokens have the same weight.
+
+--protocol selects the windows and the rule of another program, to compare figures with it. The default \
+window is then 512 tokens for llama.cpp, else the trained context; lm-eval scores the documents of a \
+.jsonl file one by one.")]
 pub(crate) struct PerplexityArgs {
     /// Tokens per window [default: the trained context, at most 2048]
     #[arg(short, long, alias = "ctx-size", value_name = "N", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) context: Option<usize>,
-    /// Print one JSON document
+    /// Print the result as one JSON document
     #[arg(long)]
     pub(crate) json: bool,
-    /// Score what another program scores: llama.cpp (llama-perplexity), stride (transformers' recipe), lm-eval (its rolling
-    /// log-likelihood); all: every token once
+    /// Score the tokens that another program scores: llama.cpp (llama-perplexity), stride (transformers' recipe), lm-eval
+    /// (rolling log-likelihood); all: every token once
     #[arg(long, value_name = "NAME", default_value = ProtocolChoice::OWN, value_parser = parse_protocol)]
     pub(crate) protocol: ProtocolChoice,
-    /// UTF-8 file, .jsonl file, or - for stdin [default: an embedded sample]
+    /// Text to score: UTF-8 file, .jsonl file, or - for stdin [default: a sample inside the program]
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     pub(crate) text: Option<PathBuf>,
     #[command(flatten)]

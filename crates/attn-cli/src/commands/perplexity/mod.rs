@@ -26,7 +26,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     let only_perplexity = args.metrics.metrics == [MetricName::Ppl];
     if let Some(protocol) = args.protocol.0 {
         if !only_perplexity {
-            return usage(format!("--metrics is for --protocol all: {protocol} has perplexity alone"));
+            return usage(format!("--metrics needs --protocol all: {protocol} measures only perplexity"));
         }
         return protocol::run(args, protocol);
     }

@@ -21,11 +21,11 @@ const DOCUMENT: u64 = 512;
 /// As [`super::run`], and options that the program has no counterpart for.
 pub(super) fn run(args: &PerplexityArgs, protocol: Protocol) -> Result<()> {
     if args.cut.stride.is_some() && protocol != Protocol::Stride {
-        return usage(format!("--stride has no meaning under --protocol {protocol}, whose windows lie side by side"));
+        return usage(format!("--stride can't be used with --protocol {protocol}: its windows don't overlap"));
     }
     if args.cut.max_tokens.is_some() && protocol == Protocol::LmEval {
         return usage(
-            "--max-tokens: lm-eval scores whole documents, and counts their words and bytes: shorten the text",
+            "--max-tokens can't be used with --protocol lm-eval, which scores whole documents: shorten the text",
         );
     }
     let opened = model::open(&args.model)?;

@@ -49,15 +49,12 @@ pub(super) fn summary(report: &Report) -> String {
     let mut out = String::new();
     if cell.perplexity.is_finite() {
         out.push_str(&format!("perplexity  {:.4} ± {:.4}", cell.perplexity, cell.stderr));
-        out.push_str("  (standard error, tokens taken as independent)\n");
+        out.push_str("  (standard error, if tokens were independent)\n");
     } else {
-        out.push_str(&format!(
-            "nats        {:.2} per token  (their exponential is more than a number can say)\n",
-            cell.nll
-        ));
+        out.push_str(&format!("nats        {:.2} per token  (the perplexity is too large for a number)\n", cell.nll));
     }
     if let Some(error) = cell.stderr_windows.filter(|error| error.is_finite()) {
-        out.push_str(&format!("            ± {error:.4}  (windows taken as independent)\n"));
+        out.push_str(&format!("            ± {error:.4}  (standard error, if windows were independent)\n"));
     }
     if let Some(last) = cell.last_quarter_perplexity.filter(|last| last.is_finite()) {
         out.push_str(&format!("last        {last:.4}  (last quarter of each window)\n"));
@@ -69,12 +66,12 @@ pub(super) fn summary(report: &Report) -> String {
         out.push_str(&format!("protocol    {protocol}: {}\n", protocol.scored()));
     }
     out.push_str(&format!(
-        "tokens      {} scored in {} windows of {}, one every {}\n",
+        "tokens      {} scored in {} windows of {}, one window every {} tokens\n",
         cell.tokens, cell.windows, cell.context, cell.stride
     ));
     out.push_str(&format!("BOS         {}\n", bos_line(report.bos, report.bos_choice)));
     let speed = (cell.windows * cell.context) as f64 / cell.seconds.max(1e-9);
-    out.push_str(&format!("seconds     {:.1}  ({speed:.0} tokens a second)\n", cell.seconds));
+    out.push_str(&format!("seconds     {:.1}  ({speed:.0} tokens/s)\n", cell.seconds));
     out
 }
 

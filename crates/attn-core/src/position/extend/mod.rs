@@ -86,7 +86,7 @@ impl ExtendConfig {
             "lm-infinite" => Self::LmInfinite(LmInfiniteConfig { first: 4, window: trained - 4 }),
             "streaming" => Self::Streaming(StreamingConfig { first: 4, window: trained - 4 }),
             "window" => Self::Window(WindowConfig { window: trained }),
-            other => bail!("no method to extend a context is called {other}; there are {}", Self::NAMES.join(", ")),
+            other => bail!("unknown method {other}; known: {}", Self::NAMES.join(", ")),
         })
     }
 
@@ -114,9 +114,9 @@ impl ExtendConfig {
             Some(Number::Tokens(to)) if value >= 1.0 && value.fract() == 0.0 && value < 2f64.powi(40) => {
                 *to = value as usize;
             }
-            Some(Number::Tokens(_)) => bail!("{method}: {name} counts tokens, {value} is no such number"),
+            Some(Number::Tokens(_)) => bail!("{method}: {name} must be a number of tokens, not {value}"),
             Some(Number::Ratio(to)) => *to = value,
-            None => bail!("{method} has no number {name:?}"),
+            None => bail!("{method} has no parameter {name:?}"),
         }
         Ok(())
     }
@@ -224,7 +224,7 @@ fn moved(positions: &Positions, to: impl Fn(usize) -> f64) -> Vec<f64> {
 /// An error if a number that counts tokens is 0.
 fn counts<const N: usize>(method: &str, numbers: [(&str, usize); N]) -> Result<()> {
     match numbers.iter().find(|(_, n)| *n == 0) {
-        Some((name, _)) => bail!("{method}: {name} must be one token or more"),
+        Some((name, _)) => bail!("{method}: {name} must be at least one token"),
         None => Ok(()),
     }
 }

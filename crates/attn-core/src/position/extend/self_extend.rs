@@ -45,7 +45,7 @@ impl SelfExtend {
         let SelfExtendConfig { group, window } = config;
         counts("self-extend", [("group", group), ("window", window)])?;
         if !window.is_multiple_of(group) {
-            bail!("self-extend: groups of {group} do not divide a window of {window}")
+            bail!("self-extend: a window of {window} is not a multiple of the group {group}")
         }
         let parts = [Part::new(near(window)), Part::new(far(window)).with_copy(1)];
         Ok(Self { rope: Rope::new(rope)?, config, parts })

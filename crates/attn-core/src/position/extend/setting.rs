@@ -31,27 +31,27 @@ pub static METHODS: &[MethodInfo] = &[
     MethodInfo {
         name: "self-extend",
         params: &["group", "window"],
-        summary: "Near keys as they are, far positions divided by a group (Jin et al. 2024).",
+        summary: "Near keys unchanged, far positions in groups (Jin et al. 2024).",
     },
     MethodInfo {
         name: "rerope",
         params: &["window"],
-        summary: "Near keys as they are, all far keys at one distance (Su 2023).",
+        summary: "Near keys unchanged, all far keys at one distance (Su 2023).",
     },
     MethodInfo {
         name: "leaky-rerope",
         params: &["window", "factor"],
-        summary: "Near keys as they are, far distances growing more slowly (Su 2023).",
+        summary: "Near keys unchanged, far distances grow more slowly (Su 2023).",
     },
     MethodInfo {
         name: "dual-chunk",
         params: &["chunk", "local"],
-        summary: "Positions within chunks, limited distances to earlier ones (An et al. 2024).",
+        summary: "Bounded distances to earlier chunks (An et al. 2024).",
     },
     MethodInfo {
         name: "string",
         params: &["shift", "local"],
-        summary: "Far distances shifted down by a constant (An et al. 2024).",
+        summary: "Far distances reduced by a constant (An et al. 2024).",
     },
     MethodInfo {
         name: "lm-infinite",
@@ -61,9 +61,9 @@ pub static METHODS: &[MethodInfo] = &[
     MethodInfo {
         name: "streaming",
         params: &["sinks", "window"],
-        summary: "A window and the first keys; everything between is dropped (Xiao et al. 2023).",
+        summary: "Only the first keys and a window (Xiao et al. 2023).",
     },
-    MethodInfo { name: "window", params: &["window"], summary: "A window alone; everything before it is dropped." },
+    MethodInfo { name: "window", params: &["window"], summary: "Only a window; all keys before it are dropped." },
 ];
 
 impl PartialEq for MethodInfo {
@@ -106,9 +106,9 @@ impl ExtendOverride {
     /// # Errors
     /// No method, or one without a number of this name; a value that is none.
     pub fn with_param(mut self, key: &str, value: &str) -> Result<Self> {
-        let Some(method) = self.method else { bail!("{key}={value}: there is no method that it could belong to") };
+        let Some(method) = self.method else { bail!("{key}={value}: name the method that this parameter belongs to") };
         let Some(name) = method.params.iter().find(|name| **name == key) else {
-            bail!("{} has no number {key:?}; it has {}", method.name, method.params.join(" and "))
+            bail!("{} has no parameter {key:?}; its parameters: {}", method.name, method.params.join(" and "))
         };
         let number = match value.parse::<f64>() {
             Ok(number) if number.is_finite() && number > 0.0 => number,
@@ -276,7 +276,7 @@ impl FromStr for Setting {
                     return Err(format!("{name}: {piece:?} should be NAME=NUMBER"));
                 };
                 if method(name).is_none() {
-                    return Err(format!("{name}: only methods have numbers here; give {key} as a parameter"));
+                    return Err(format!("{name}: only methods take numbers here; give {key} as a parameter"));
                 }
                 setting.extend = setting.extend.with_param(key, value).map_err(|e| e.to_string())?;
             }
@@ -302,7 +302,7 @@ mod tests {
             ("yarm", "unknown"),
             ("yarn+ntk", "only one"),
             ("rerope+window", "only one"),
-            ("rerope:group=3", "no number"),
+            ("rerope:group=3", "no parameter"),
             ("rerope:window", "NAME=NUMBER"),
             ("rerope:window=-3", "positive"),
             ("yarn:factor=3", "only methods"),

@@ -118,7 +118,7 @@ fn senseless_numbers_are_refused_by_name() {
         let message = config.build(rope()).expect_err(part).to_string();
         assert!(message.contains(part) && message.contains(config.name()), "{message}");
     };
-    refused(ExtendConfig::SelfExtend(SelfExtendConfig { group: 3, window: 8 }), "do not divide");
+    refused(ExtendConfig::SelfExtend(SelfExtendConfig { group: 3, window: 8 }), "not a multiple of the group");
     refused(ExtendConfig::ReRope(ReRopeConfig { window: 0 }), "window");
     refused(ExtendConfig::LeakyReRope(LeakyReRopeConfig { window: 4, factor: 0.5 }), "factor");
     refused(ExtendConfig::DualChunk(DualChunkConfig { chunk: 4, local: 4 }), "local");

@@ -23,12 +23,12 @@ pub fn models(about: &About, results: &ModelResults) -> Result<String> {
     let headline = lines.pop().unwrap_or_else(|| "Nothing was compared.".to_string());
     page.verdict(&headline, &lines);
     for context in contexts(&results.cells) {
-        page.heading(&format!("At most {context} tokens a window"));
+        page.heading(&format!("At most {context} tokens per window"));
         page.table(&figures(results, context));
     }
     left_out(&mut page, &about.settings.skipped);
-    page.begin_details("Differences between every two");
-    page.text("Bits per byte by which the first exceeds the second on the same bytes, with the 95 % interval of the paired difference.");
+    page.begin_details("Differences between all pairs");
+    page.text("How many more bits per byte the first needs than the second on the same bytes, with the 95% interval of this difference.");
     page.table(&differences(results));
     page.end_details();
     meanings(&mut page, about.settings.modes.iter().map(String::as_str));
@@ -58,11 +58,18 @@ fn figures(results: &ModelResults, context: usize) -> Table {
             Cell::count(cell.bytes),
         ]
     };
-    let heads =
-        ["factor", "bits per byte", "more than the best", "perplexity per token", "bytes a token", "windows", "bytes"];
+    let heads = [
+        "factor",
+        "bits per byte",
+        "more than the best",
+        "perplexity per token",
+        "bytes per token",
+        "windows",
+        "bytes",
+    ];
     Table {
         id: format!("models-{context}"),
-        caption: format!("Bits per byte at most {context} tokens a window, with 95% intervals"),
+        caption: format!("Bits per byte with at most {context} tokens per window, with 95% intervals"),
         heads: [Head::text("model"), Head::text("mode")].into_iter().chain(heads.map(Head::number)).collect(),
         rows: results.cells.iter().filter(|cell| cell.context == context).map(row).collect(),
     }
@@ -82,12 +89,7 @@ fn differences(results: &ModelResults) -> Table {
     Table {
         id: "model-differences".into(),
         caption: "Differences in bits per byte".into(),
-        heads: vec![
-            Head::text("the one"),
-            Head::text("the other"),
-            Head::number("context"),
-            Head::number("bits per byte"),
-        ],
+        heads: vec![Head::text("first"), Head::text("second"), Head::number("context"), Head::number("bits per byte")],
         rows: rows.collect(),
     }
 }

@@ -27,7 +27,7 @@ pub fn comparison(about: &About, results: &Results, search: Option<&Search>) -> 
         retrieval::found(&mut page, about, found, RetrievalMetric::Found, "found-by-context");
     }
     differences(&mut page, results);
-    page.heading("Where along the window a mode breaks");
+    page.heading("Loss along the window");
     page.chart(by_position(&results.cells, about.trained_context()));
     if results.by_text.len() > 1 {
         text_by_text(&mut page, about, results);
@@ -61,7 +61,7 @@ fn answer(page: &mut Page, about: &About, results: &Results, search: Option<&Sea
         None => page.verdict(&headline, &[lines, lengths].concat()),
     }
     applied(page, results);
-    let alone = " Perplexity does not tell whether a model still finds things far back: --tasks ppl,retrieval measures that too.";
+    let alone = " Perplexity does not show whether a model still finds things far back: --tasks ppl,retrieval measures that too.";
     page.soft(&format!(
         "Intervals hold for text like this one: they come from resampling its windows.{}",
         if results.retrieval.is_some() { "" } else { alone }
@@ -77,18 +77,18 @@ fn figures(page: &mut Page, about: &About, results: &Results) {
     page.table(&with_usable(whole_windows("perplexity", "Perplexity, with its 95% interval", &results.cells), &usable));
     if !usable.is_empty() {
         let by_retrieval = if usable.iter().any(|usable| usable.retrieval.is_some()) {
-            "By retrieval: at which as much is found, of the tasks that the model can do."
+            "By retrieval: the longest length at which as much is found, in the tasks that the model can do."
         } else {
-            "It says nothing of retrieval."
+            "It says nothing about retrieval."
         };
         page.soft(&format!(
-            "Usable to: the longest length measured at which the last quarter of the windows is predicted as well as by the \
-             model as it is at its trained length, as far as the intervals can tell. {by_retrieval}"
+            "Usable to: the longest length measured at which the last quarter of the windows is predicted not significantly \
+             worse than by the model as it is at its trained length. {by_retrieval}"
         ));
     }
     page.table(&perplexities(
         "last-quarter",
-        "Perplexity of the last quarter of each window: what far positions cost",
+        "Perplexity of the last quarter of each window, where positions are far",
         &results.cells,
         &|cell| (cell.last_quarter_perplexity, cell.last_quarter_interval),
         short,
@@ -109,23 +109,23 @@ fn whole_windows(id: &str, caption: &str, cells: &[perplexity::Cell]) -> Table {
 }
 
 fn differences(page: &mut Page, results: &Results) {
-    page.heading("Which differences are real");
+    page.heading("Which differences are significant");
     page.text(
         "How much higher each mode's perplexity is than that of the best mode at the same context, on the same tokens. A \
-         difference counts as real if its 95% interval leaves out zero.",
+         difference is significant if its 95% interval does not contain zero.",
     );
     if let Some(chart) = above_best(&results.cells) {
         page.chart(chart);
     }
     page.table(&against_best(&results.cells));
-    page.begin_details("Every two modes");
+    page.begin_details("All pairs of modes");
     page.table(&pairs(&results.differences));
     page.end_details();
 }
 
 fn text_by_text(page: &mut Page, about: &About, results: &Results) {
-    page.heading("Text by text");
-    page.text("Which mode is best may differ from text to text; the figures above weigh all tokens alike.");
+    page.heading("Each text");
+    page.text("The best mode may differ from text to text; the figures above give all tokens the same weight.");
     for (index, part) in results.by_text.iter().enumerate() {
         let name = about.texts.get(part.text).map_or("", |text| text.name.as_str());
         page.subheading(name);
@@ -136,7 +136,7 @@ fn text_by_text(page: &mut Page, about: &About, results: &Results) {
 }
 
 fn encodings(page: &mut Page, results: &Results) {
-    page.heading("How other encodings hold up");
+    page.heading("Other encodings beyond their trained length");
     page.text(ENCODINGS);
     page.chart(Chart {
         id: "encodings-by-context".into(),
@@ -150,7 +150,7 @@ fn encodings(page: &mut Page, results: &Results) {
 fn found(page: &mut Page, search: &Search) {
     let (chosen, confirmed) = (search.choosing_windows.len(), search.confirming_windows.len());
     let tried = format!(
-        "{} scalings were tried on {chosen} windows of {} tokens; the figures on this page are of {confirmed} others.",
+        "{} scalings were tried on {chosen} windows of {} tokens; the figures on this page are of {confirmed} other windows.",
         search.candidates.len(),
         search.context
     );
@@ -171,7 +171,7 @@ fn found(page: &mut Page, search: &Search) {
     page.begin_details("Everything that was tried");
     page.table(&Table {
         id: "candidates".into(),
-        caption: "Perplexity of every scaling tried, on the windows that chose".into(),
+        caption: "Perplexity of every scaling tried, on the windows used for the choice".into(),
         heads: vec![Head::text("scaling"), Head::number("factor"), Head::number("windows"), Head::number("perplexity")],
         rows: rows.collect(),
     });
@@ -272,8 +272,8 @@ fn perplexities(
 
 fn judged(low: Option<f64>, high: Option<f64>) -> &'static str {
     match low.zip(high) {
-        Some((low, high)) if low > 0.0 || high < 0.0 => "real",
-        Some(_) => "not told apart",
+        Some((low, high)) if low > 0.0 || high < 0.0 => "significant",
+        Some(_) => "not significant",
         None => "too few windows",
     }
 }
@@ -319,7 +319,7 @@ fn pairs(differences: &[Pair]) -> Table {
     let rows = differences.iter().map(|pair| {
         let (low, high) = ends(pair.interval);
         vec![
-            Cell::text(format!("{} over {}", pair.mode, pair.versus)),
+            Cell::text(format!("{} compared with {}", pair.mode, pair.versus)),
             Cell::count(pair.context),
             Cell::number(pair.nll, gap(pair.nll)).small(range(pair.interval)),
             Cell::text(judged(low, high)),
@@ -328,7 +328,7 @@ fn pairs(differences: &[Pair]) -> Table {
     });
     Table {
         id: "pairs".into(),
-        caption: "Perplexity of the first mode above that of the second".into(),
+        caption: "How much higher the perplexity of the first mode is than that of the second".into(),
         heads: vec![
             Head::text("modes"),
             Head::number("context"),
@@ -360,7 +360,7 @@ fn all(cells: &[perplexity::Cell]) -> Table {
         row.extend(cell.position_nll.iter().map(|nll| Cell::optional(*nll, digits)));
         row
     });
-    Table { id: "cells".into(), caption: "Every cell".into(), heads, rows: rows.collect() }
+    Table { id: "cells".into(), caption: "All cells".into(), heads, rows: rows.collect() }
 }
 
 #[cfg(test)]
@@ -457,7 +457,7 @@ pub(crate) mod tests {
         for said in ["use yarn", "same as none", "factor 2", "2000-02-29 12:34 UTC"] {
             assert!(body.contains(said), "{said}");
         }
-        assert!(body.contains("+123%") && body.contains(">real<"), "the difference of 0.8 nats");
+        assert!(body.contains("+123%") && body.contains(">significant<"), "the difference of 0.8 nats");
     }
 
     /// The whole of a comparison with retrieval beside it, in JSON and in the page.

@@ -34,9 +34,9 @@ pub(super) fn by_context(cells: &[perplexity::Cell], trained: Option<usize>) -> 
         id: "by-context".into(),
         title: "Perplexity by context".into(),
         note: "One line per mode; lower is better. Upright bars are 95% intervals of each figure by itself: modes are \
-               compared on the same tokens, so a difference can be real although the bars overlap."
+               compared on the same tokens, so a difference can be significant although the bars overlap."
             .into(),
-        view_name: "Measured over",
+        view_name: "Tokens scored",
         xlabel: "context (tokens)",
         ylabel: "perplexity",
         xunit: "tokens",
@@ -88,11 +88,11 @@ pub(super) fn above_best(cells: &[perplexity::Cell]) -> Option<Chart> {
         id: "above-best".into(),
         title: "Above the best mode".into(),
         note:
-            "Percent of perplexity above the best mode of the same context, with the 95% interval of that difference: \
-               a bar that reaches 0 is not told apart from the best. The axis is logarithmic from half a percent on."
+            "How many percent the perplexity is above that of the best mode at the same context, with the 95% interval: \
+               where a bar reaches 0, the difference is not significant. The axis is logarithmic above half a percent."
                 .into(),
         xlabel: "context (tokens)",
-        ylabel: "above the best",
+        ylabel: "above the best mode",
         xunit: "tokens",
         xlog: true,
         xticks: true,
@@ -126,12 +126,12 @@ pub(super) fn by_position(cells: &[perplexity::Cell], trained: Option<usize>) ->
         id: "by-position".into(),
         title: "Loss by position in the window".into(),
         note: "Mean negative log-likelihood of the tokens around each position; lower is better. More context should \
-               help, so a good mode falls or stays level to the end. One that rises past the dashed line is breaking there."
+               help, so a good mode falls or stays level to the end. A mode fails where its line rises after the dashed line."
             .into(),
         view_name: "Context",
         xlabel: "position in the window (tokens)",
         ylabel: "nats per token (log of perplexity)",
-        xunit: "tokens in",
+        xunit: "tokens from the start",
         views: views.collect(),
         ..Chart::default()
     }

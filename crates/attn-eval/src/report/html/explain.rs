@@ -18,7 +18,7 @@ pub fn explanation(explained: &Explained) -> Result<String> {
     page.text(&format!(
         "A {} model, {}. Explained for sequences of {} tokens{}.",
         explained.family,
-        trained.map_or("of unknown trained context".to_string(), |n| format!("trained to {n} tokens")),
+        trained.map_or("whose trained context is unknown".to_string(), |n| format!("trained to {n} tokens")),
         explained.length,
         times.map_or(String::new(), |times| format!(", {} times the trained context", factor(times)))
     ));
@@ -39,8 +39,7 @@ pub fn explanation(explained: &Explained) -> Result<String> {
             heat_map(&mut page, index, map);
         }
         if let Some(curve) = &group.effects.temperature {
-            let note =
-                "Queries are multiplied by this, by their position, so that attention over a long context stays sharp.";
+            let note = "Queries are multiplied by this number, which depends on their position, so that attention over a long context stays sharp.";
             page.chart(curves(
                 id("temperature", index),
                 "Query temperature",
@@ -50,15 +49,15 @@ pub fn explanation(explained: &Explained) -> Result<String> {
             ));
         }
         if let Some(curve) = &group.effects.similarity {
-            let note = "How alike the vectors of two positions are by their distance; 1 is equal.";
+            let note = "Similarity of the vectors of two positions by their distance; 1 is equal.";
             page.chart(curves(id("similarity", index), "Similarity", note, "distance", std::slice::from_ref(curve)));
         }
         match group.encoding.kind {
             "learned" => page.text(&format!(
-                "A table with one learned vector per position. It ends at {}: no longer sequence can be read.",
+                "A table with one learned vector per position. It has {} positions: longer sequences can't be read.",
                 group.encoding.max_position_embeddings.unwrap_or(0)
             )),
-            "nope" => page.text("Nothing but the causal mask tells these layers where a token stands."),
+            "nope" => page.text("These layers get positions only through the causal mask."),
             _ => {}
         }
     }
@@ -109,11 +108,11 @@ fn rope(page: &mut Page, index: usize, group: &ExplainedGroup, rope: &RopeEffect
     let slow = rope.pairs.iter().filter(|pair| pair.trained_turns.is_some_and(|turns| turns < 1.0)).count();
     let note = match trained {
         Some(n) if slow > 0 => format!(
-            "{slow} of {} pairs of lanes turn less than once within the {n} tokens trained, scaling aside: past them they \
-             show angles that training never did.",
+            "{slow} of {} pairs of lanes turn less than once in {n} tokens, the trained length (without scaling). In longer \
+             texts they reach angles that did not occur in training.",
             rope.pairs.len()
         ),
-        _ => "How many tokens each pair of lanes takes to turn once.".to_string(),
+        _ => "Number of tokens in which each pair of lanes turns once.".to_string(),
     };
     page.chart(Chart {
         id: id("wavelengths", index),
@@ -129,7 +128,7 @@ fn rope(page: &mut Page, index: usize, group: &ExplainedGroup, rope: &RopeEffect
     if !rope.scalings.is_empty() {
         scalings(page, index, group, rope, numbers);
     }
-    let note = "RoFormer's bound on how far a query and a key can still agree, by their distance (section 3.4.3).";
+    let note = "RoFormer's bound on the product of a query and a key, by their distance (section 3.4.3).";
     page.chart(Chart { yzero: true, ..curves(id("decay", index), "Decay", note, "distance", &rope.decay) });
     bound(page, index, rope);
 }
@@ -142,9 +141,9 @@ fn scalings(page: &mut Page, index: usize, group: &ExplainedGroup, rope: &RopeEf
     });
     page.chart(Chart {
         id: id("scalings", index),
-        title: "What each scaling divides the frequencies by".into(),
+        title: "Divisor of the frequencies under each scaling".into(),
         note: format!(
-            "At {} tokens. 1 leaves a pair as it is; fast pairs carry what is near, slow ones what is far.",
+            "At {} tokens. 1 leaves a pair unchanged; fast pairs tell near distances apart, slow ones far distances.",
             group.effects.length
         ),
         xlabel: "pair, fastest first",
@@ -172,22 +171,23 @@ fn scalings(page: &mut Page, index: usize, group: &ExplainedGroup, rope: &RopeEf
     });
     page.table(&Table {
         id: id("scalings-table", index),
-        caption: "Scalings; reach is the distance up to which a key like the query is preferred to a random one".into(),
+        caption: "Scalings; reach: distance up to which a key equal to the query gets a higher score than a random key"
+            .into(),
         heads: std::iter::once(Head::text("scaling")).chain(heads.map(Head::number)).collect(),
         rows: rows.collect(),
     });
 }
 
 fn bound(page: &mut Page, index: usize, rope: &RopeEffects) {
-    page.subheading("How far the base reaches (Men et al. 2024)");
+    page.subheading("Reach of the base (Men et al. 2024)");
     let bound = &rope.bound;
     page.text(&match bound.horizon {
         Some(horizon) => format!(
-            "With base {} and no scaling a key like the query is preferred to a random one up to {horizon} tokens apart.",
+            "With base {} and no scaling a key equal to the query gets a higher score than a random key up to a distance of {horizon} tokens.",
             digits(bound.theta)
         ),
         None => format!(
-            "With base {} and no scaling a key like the query is preferred to a random one at all {} distances tried.",
+            "With base {} and no scaling a key equal to the query gets a higher score than a random key at all {} distances tried.",
             digits(bound.theta),
             bound.searched
         ),
@@ -217,12 +217,12 @@ fn alibi(page: &mut Page, index: usize, group: &ExplainedGroup) {
         let x = map.distances.iter().rev().map(|d| d.unsigned_abs() as f64).collect();
         page.chart(Chart {
             id: id("weights", index),
-            title: "What is left of a key's weight".into(),
-            note: "By distance, scores being equal: steep heads look near, flat ones far. Nothing here depends on the \
-                   length, so there is nothing to scale."
+            title: "Remaining weight of a key".into(),
+            note: "By distance, for equal scores: heads with a steep slope look near, flat ones far. Nothing here depends \
+                   on the length, so there is nothing to scale."
                 .into(),
             xlabel: "distance",
-            ylabel: "share left",
+            ylabel: "remaining share",
             xunit: "tokens",
             xlog: true,
             xfloor: 0.5,
@@ -238,8 +238,8 @@ fn alibi(page: &mut Page, index: usize, group: &ExplainedGroup) {
     });
     page.table(&Table {
         id: id("heads", index),
-        caption: "Slopes, and the distance over which a weight halves".into(),
-        heads: ["head", "slope", "halves every (tokens)"].map(Head::number).to_vec(),
+        caption: "Slopes, and the distance in which a weight halves".into(),
+        heads: ["head", "slope", "tokens to halve"].map(Head::number).to_vec(),
         rows: rows.collect(),
     });
 }
@@ -268,7 +268,7 @@ fn t5(page: &mut Page, index: usize, group: &ExplainedGroup) {
             });
             heat_map(page, index, map);
         }
-        None => page.soft("The bias is learned; its table is part of the weights, which were not read."),
+        None => page.soft("The bias is learned: its table is part of the weights, which were not read."),
     }
     let end = |end: Option<i64>| match end {
         Some(end) => Cell::number(end as f64, end.to_string()),

@@ -8,7 +8,8 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
     let command: Vec<String> = about.command.iter().map(|word| quoted(word)).collect();
     page.code("command", "command", &command.join(" "));
     let (checkpoint, settings) = (&about.checkpoint, &about.settings);
-    let windows = settings.stride.map_or("one every context (side by side)".into(), |n| format!("one every {n}"));
+    let windows =
+        settings.stride.map_or("one after the other, without overlap".into(), |n| format!("one every {n} tokens"));
     let retrieval = settings.retrieval.as_ref();
     // Beside perplexity it is both.
     let seed_of = if retrieval.is_some() && about.texts.is_empty() { "seed of the trials" } else { "seed" };
@@ -20,19 +21,19 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
             ("sha256", checkpoint.sha256.clone()),
             ("family", format!("{}, {} weights", checkpoint.family, checkpoint.parameters)),
             ("own scaling", checkpoint.rope_type.clone()),
-            ("factor", settings.factor.map_or("the context over the trained context".into(), factor)),
-            ("BOS before each", settings.bos_line()),
+            ("factor", settings.factor.map_or("each context / trained context".into(), factor)),
+            ("BOS before each window or prompt", settings.bos_line()),
         ]);
     }
     page.facts(&[
         ("windows", windows),
         ("trials", retrieval.map_or(String::new(), |r| format!("{} per depth", r.trials))),
-        ("computed in", format!("{} on {}", settings.dtype, settings.device)),
+        ("computed with", format!("{} on {}", settings.dtype, settings.device)),
         ("keys stored as", settings.cache_type_k.clone().unwrap_or_default()),
         ("values stored as", settings.cache_type_v.clone().unwrap_or_default()),
         (seed_of, settings.seed.to_string()),
         ("programs", format!("attn {}, candle {}", about.versions.attn, about.versions.candle)),
-        ("begun", date(about.started)),
+        ("started", date(about.started)),
     ]);
     for machine in &about.machines {
         let cpu = machine.cpu.clone().unwrap_or_else(|| "unknown processor".into());

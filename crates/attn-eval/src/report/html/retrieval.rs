@@ -14,7 +14,7 @@ use crate::retrieval::{Retrieval, Share, Total};
 /// # Errors
 /// A number that JSON can't hold.
 pub fn retrieval(about: &About, retrieval: &Retrieval, metric: RetrievalMetric) -> Result<String> {
-    let mut page = Page::new(&format!("What {} finds far back", about.checkpoint.name));
+    let mut page = Page::new(&format!("Retrieval with {}", about.checkpoint.name));
     let trained = about.trained_context();
     page.soft(&format!(
         "{}. Things are hidden in {}, and the model is asked for them at the end; {} trials per depth and context, the same \
@@ -34,7 +34,7 @@ pub fn retrieval(about: &About, retrieval: &Retrieval, metric: RetrievalMetric) 
 
 fn hidden_in<'a>(about: &About, retrieval: &'a Retrieval) -> &'a str {
     let paper = about.settings.retrieval.as_ref().is_none_or(|settings| settings.haystack.is_none());
-    if paper { "a few sentences over and over" } else { retrieval.haystack.as_str() }
+    if paper { "a few repeated sentences" } else { retrieval.haystack.as_str() }
 }
 
 /// What was found, by context, and `metric` by depth; the chart has this id.
@@ -44,16 +44,16 @@ pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, metri
         retrieval.tasks.iter().map(|task| (task.name.as_str(), task.summary.clone())).collect();
     page.facts(&tasks);
     page.soft(
-        "A single number counts if it is the first in the answer, exactly; of several things each counts that is in the answer. \
-         Intervals are Wilson's, for the trials at all depths together.",
+        "A single number counts as found if it is exactly the first number in the answer; of several things each counts that \
+         the answer contains. Intervals are Wilson's, for the trials at all depths together.",
     );
     page.chart(by_context(retrieval, id));
     for (index, task) in retrieval.tasks.iter().enumerate() {
         page.table(&shares(retrieval, index, &task.name));
     }
-    page.begin_details("What the right answers cost");
+    page.begin_details("Loss of the right answers");
     page.text(
-        "Nats per token of the right answer, given the prompt: it still tells modes apart where none finds anything.",
+        "Negative log-likelihood per token of the right answer after the prompt, in nats: it also compares modes that find nothing.",
     );
     for (index, task) in retrieval.tasks.iter().enumerate() {
         page.table(&answers(retrieval, index, &task.name));
@@ -65,7 +65,7 @@ pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, metri
         .iter()
         .enumerate()
         .filter(|(_, task)| retrieval.cells.iter().any(|cell| cell.task == task.name && cell.depth.is_some()));
-    page.heading("Where in the context");
+    page.heading("By depth in the context");
     page.text("Depth 0% is the beginning of the context, 100% its end, just before the question.");
     for (task, result) in placed {
         for (mode, name) in retrieval.modes.iter().enumerate() {
@@ -77,7 +77,7 @@ pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, metri
 /// What could not be measured.
 pub(super) fn left_out(page: &mut Page, skipped: &[Skipped]) {
     if !skipped.is_empty() {
-        page.text("Not everything could be measured:");
+        page.text("Some contexts could not be measured:");
         skipped.iter().for_each(|skipped| page.soft(&skipped.to_string()));
     }
 }
@@ -104,7 +104,7 @@ fn by_context(retrieval: &Retrieval, id: &str) -> Chart {
         id: id.into(),
         title: "Found, by context".into(),
         note:
-            "Share of what was hidden, at all depths, that was found; higher is better. Upright bars are 95% intervals."
+            "Share of the hidden things that was found, at all depths; higher is better. Upright bars are 95% intervals."
                 .into(),
         view_name: "Task",
         xlabel: "context (tokens)",
@@ -227,6 +227,6 @@ mod tests {
         assert!(costs.contains("under none: nats per token of the right answer (answer_nll), by depth"));
         assert_eq!(costs.matches("data-value=\"0.5\" style=\"--v: 0.607\"").count(), 2 * 5 * 3);
         let page = retrieval(&about, &found, RetrievalMetric::Found).unwrap();
-        assert!(page.contains("a few sentences") && !page.contains("id=\"texts\""));
+        assert!(page.contains("a few repeated sentences") && !page.contains("id=\"texts\""));
     }
 }

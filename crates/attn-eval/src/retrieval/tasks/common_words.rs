@@ -10,8 +10,8 @@ const COMMON: usize = 10;
 pub(super) static TASK: Task = Task {
     name: "common-words",
     ruler: Some("cwe"),
-    summary: "A long numbered list of words has ten of them ten times as often as the others, and those ten are asked for \
-              (RULER's common words).",
+    summary: "In a long numbered list ten words occur ten times as often as the others; these ten are asked for (RULER's \
+              common words).",
     placed: false,
     wanted: COMMON,
     // Two or three tokens a word, and a number or a comma for each.

@@ -11,7 +11,7 @@ const KEYS: usize = 4;
 pub(super) static TASK: Task = Task {
     name: "multi-key",
     ruler: Some("niah-multikey"),
-    summary: "Four numbers belong to four keys, and one of them is asked for by its key (RULER's multi-key needle).",
+    summary: "Four numbers belong to four keys; one key is given and its number asked for (RULER's multi-key needle).",
     placed: true,
     wanted: 1,
     room: niah::room(1),

@@ -10,8 +10,7 @@ const VALUES: usize = 4;
 pub(super) static TASK: Task = Task {
     name: "multi-value",
     ruler: Some("niah-multivalue"),
-    summary: "Four numbers that belong to one key stand anywhere in the text, and all are asked for (RULER's multi-value \
-              needle).",
+    summary: "Four numbers belong to one key; all four are asked for (RULER's multi-value needle).",
     placed: false,
     wanted: VALUES,
     room: niah::room(VALUES),

@@ -7,7 +7,7 @@ use crate::rng::Rng;
 pub(super) static TASK: Task = Task {
     name: "single-key",
     ruler: Some("niah-single"),
-    summary: "A number of seven digits belongs to a key, and is asked for by it (RULER's single needle).",
+    summary: "A number of seven digits belongs to a key; the key is given and its number asked for (RULER's single needle).",
     placed: true,
     wanted: 1,
     room: niah::room(1),

@@ -13,8 +13,8 @@ const LETTERS: usize = 5;
 pub(super) static TASK: Task = Task {
     name: "variable-tracking",
     ruler: Some("vt"),
-    summary: "A value is assigned to a variable, that variable to another and so on; all five that have the value are asked \
-              for (RULER's variable tracking).",
+    summary: "A value is assigned to a variable, this variable to another and so on; all five variables with the value are \
+              asked for (RULER's variable tracking).",
     placed: false,
     wanted: VARIABLES,
     // Each letter by itself at worst, what stands between names, and a few words.

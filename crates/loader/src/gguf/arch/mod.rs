@@ -195,7 +195,7 @@ pub(crate) fn dims(meta: &Meta, arch: &Arch, header: &Header) -> Result<Dims> {
         return Err(meta.error("attention.head_count", format!("{heads} heads do not divide width {hidden}")));
     }
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(meta.error("attention.head_count_kv", format!("{heads} heads do not divide among {kv_heads}")));
+        return Err(meta.error("attention.head_count_kv", format!("{heads} heads are not divisible by {kv_heads}")));
     }
     let stated = key_length.unwrap_or(hidden / heads);
     if !arch.latent && meta.uniform_u64("attention.value_length")?.is_some_and(|v| v != stated) {

@@ -15,13 +15,8 @@ pub struct Dynamic {
 }
 
 impl Scheme for Dynamic {
-    const INFO: Info = Info {
-        compared: true,
-        ..Info::new(
-            "dynamic",
-            "Like ntk, with a base that grows with the length, and nothing changed up to the trained context.",
-        )
-    };
+    const INFO: Info =
+        Info { compared: true, ..Info::new("dynamic", "Like ntk, with a base that grows beyond the trained length.") };
 
     fn read(source: &mut Source) -> Result<Self> {
         // As in transformers, which leaves an original_max_position_embeddings beside it unread.
@@ -71,6 +66,6 @@ impl Scheme for Dynamic {
     }
 
     fn to_vllm(&self, _rotary: Rotary, _context: usize) -> std::result::Result<Dict, String> {
-        Err("vLLM's dynamic scaling has one base for all lengths, that of the largest".into())
+        Err("vLLM's dynamic scaling uses one base for all lengths, that of the longest".into())
     }
 }

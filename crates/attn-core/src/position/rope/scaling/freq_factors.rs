@@ -17,11 +17,11 @@ impl Scheme for FreqFactors {
         takes_factor: false,
         any_checkpoint: false,
         named: false,
-        ..Info::new("freq-factors", "Factors per frequency that the file brings along.")
+        ..Info::new("freq-factors", "One factor per frequency, stored in the file.")
     };
 
     fn read(source: &mut Source) -> Result<Self> {
-        source.refuse_factor("does not go with the checkpoint's frequency factors; name a scaling")?;
+        source.refuse_factor("can't be applied to the checkpoint's frequency factors; give a scaling too")?;
         Ok(Self { factors: source.list("factors")? })
     }
 

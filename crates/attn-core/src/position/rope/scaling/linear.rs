@@ -15,7 +15,7 @@ impl Scheme for Linear {
     const INFO: Info = Info {
         compared: true,
         aliases: &["pi"],
-        ..Info::new("linear", "Position interpolation: all positions squeezed by the factor, near ones too.")
+        ..Info::new("linear", "Position interpolation: all positions are divided by the factor.")
     };
 
     fn read(source: &mut Source) -> Result<Self> {

@@ -30,7 +30,7 @@ impl Scheme for LongRope {
         keys: &["short_factor", "long_factor", "attention_factor", "short_mscale", "long_mscale"],
         takes_factor: false,
         any_checkpoint: false,
-        ..Info::new("longrope", "Factors per frequency that were searched for this model.")
+        ..Info::new("longrope", "One factor per frequency, found by a search for this model.")
     };
 
     fn read(source: &mut Source) -> Result<Self> {
@@ -113,8 +113,8 @@ impl Scheme for LongRope {
     fn to_vllm(&self, rotary: Rotary, context: usize) -> std::result::Result<Dict, String> {
         if context > self.original_max_position_embeddings {
             return Err(format!(
-                "vLLM takes the long factors for every text once --max-model-len is past {}, and this encoding for longer \
-                 texts alone",
+                "with --max-model-len above {}, vLLM uses the long factors for every text, but this encoding only for longer \
+                 texts",
                 self.original_max_position_embeddings
             ));
         }

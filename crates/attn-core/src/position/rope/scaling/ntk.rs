@@ -19,10 +19,8 @@ impl Ntk {
 }
 
 impl Scheme for Ntk {
-    const INFO: Info = Info {
-        compared: true,
-        ..Info::new("ntk", "A larger base: far positions are squeezed by the factor, near ones hardly.")
-    };
+    const INFO: Info =
+        Info { compared: true, ..Info::new("ntk", "A larger base: the slowest pair is slowed down by the factor.") };
 
     fn read(source: &mut Source) -> Result<Self> {
         Ok(Self { factor: source.factor()? })

@@ -20,10 +20,7 @@ impl Scheme for NtkByParts {
     const INFO: Info = Info {
         keys: &["beta_fast", "beta_slow", "truncate"],
         compared: true,
-        ..Info::new(
-            "ntk-by-parts",
-            "Frequencies that turn often in training stay, slow ones are squeezed, a blend between.",
-        )
+        ..Info::new("ntk-by-parts", "Fast pairs unchanged, slow ones slowed down, a blend between.")
     };
 
     fn read(source: &mut Source) -> Result<Self> {

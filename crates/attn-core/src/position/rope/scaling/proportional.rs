@@ -22,7 +22,7 @@ impl Scheme for Proportional {
         // On another checkpoint its factor does what linear's does.
         any_checkpoint: false,
         whole_head: true,
-        ..Info::new("proportional", "Gemma's encoding, its frequencies divided by the factor.")
+        ..Info::new("proportional", "Gemma's encoding, with its frequencies divided by the factor.")
     };
 
     fn read(source: &mut Source) -> Result<Self> {

@@ -102,7 +102,7 @@ impl Ramp {
         let own = yarn_mscale(factor, 1.0);
         if (attention / own - 1.0).abs() > 1e-9 {
             differs.push(format!(
-                "llama.cpp computes an attention factor of its own, {own:.6}, where this scaling has {attention:.6}"
+                "llama.cpp computes its own attention factor, {own:.6}, but this scaling has {attention:.6}"
             ));
         }
         if !self.truncate {

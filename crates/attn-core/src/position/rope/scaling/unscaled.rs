@@ -15,7 +15,7 @@ impl Scheme for Unscaled {
         aliases: &["mrope"],
         takes_factor: false,
         compared: true,
-        ..Info::new("default", "The positions as the model was trained, without any scaling.")
+        ..Info::new("default", "The positions that the model was trained with, without scaling.")
     };
 
     fn read(source: &mut Source) -> Result<Self> {

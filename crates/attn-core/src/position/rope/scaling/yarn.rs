@@ -60,7 +60,7 @@ impl Scheme for Yarn {
         keys: &["beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"],
         ignored: &["attn_factor"],
         compared: true,
-        ..Info::new("yarn", "The frequencies of ntk-by-parts, and sharper attention to make up for the longer text.")
+        ..Info::new("yarn", "Like ntk-by-parts, with sharper attention for longer texts.")
     };
 
     fn read(source: &mut Source) -> Result<Self> {
