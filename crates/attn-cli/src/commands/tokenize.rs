@@ -16,29 +16,29 @@ use std::path::PathBuf;
 Examples:
   attn tokenize MODEL --text my.txt --max-tokens 100
   attn tokenize MODEL --text my.txt --json | jq .tokens
-  echo Hello | attn tokenize MODEL --text - --ids | attn logits MODEL --ids - --out logits.safetensors
+  echo Hello | attn tokenize --text - --ids | attn logits --ids - --out l.safetensors
 
-Each line has an id and its token as the vocabulary spells it, in quotes. The ids are those that
-attn perplexity and attn compare read.")]
+Each line has an id and its token as the vocabulary spells it, in quotes. The ids are those that attn \
+perplexity and attn compare read.")]
 pub(crate) struct TokenizeArgs {
-    /// Hub id, folder, .gguf file or embedded model [default: tiny-austen]
+    /// Hub id, folder, .gguf file, or a model inside this program [default: tiny-austen]
     pub(crate) model: Option<String>,
-    /// UTF-8 text, .jsonl file, or - for stdin [default: the embedded sample]
+    /// Text to tokenise: UTF-8 file, .jsonl file, or - for stdin [default: a sample inside the program]
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
-    /// The key of a .jsonl file that holds the text
+    /// Key that holds the text in each line of a .jsonl file
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub(crate) text_field: String,
     /// Print only the first M tokens
     #[arg(long, value_name = "M", allow_negative_numbers = true, value_parser = parse_positive)]
     pub(crate) max_tokens: Option<usize>,
-    /// Begin with the BOS token; auto: if the tokenizer begins a text with it
+    /// Begin with the BOS token; auto: only if the tokenizer does so
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = BosChoice::Auto)]
     pub(crate) bos: BosChoice,
-    /// Print the ids alone, as the row [[1, 2, 3]] that attn logits reads
+    /// Print only the ids, as the row [[1, 2, 3]] that attn logits reads
     #[arg(long, conflicts_with = "json")]
     pub(crate) ids: bool,
-    /// Print one JSON document
+    /// Print the result as one JSON document
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
