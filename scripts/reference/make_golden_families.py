@@ -15,7 +15,7 @@ import os
 import sys
 
 import torch
-from make_golden import BASE, randomise, rope
+from make_golden import BASE, randomise, rope, saved
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -96,11 +96,7 @@ def causal(out, name, model_type, t, over, batch=2):
     s = seed_of(name)
     randomise(model, s)
     model.tie_weights()
-    d = f"{out}/models/{name}"
-    model.save_pretrained(d)
-    for extra in ("generation_config.json",):
-        if os.path.exists(f"{d}/{extra}"):
-            os.remove(f"{d}/{extra}")
+    d = saved(out, name, model)
     fresh = lambda: AutoModelForCausalLM.from_pretrained(d, attn_implementation="eager", dtype=torch.float32).eval()
     ids = torch.randint(3, 96, (batch, t), generator=torch.Generator().manual_seed(s + 2))
     with torch.no_grad():
@@ -126,8 +122,7 @@ def encoder(out, name, model_type, over, t=24):
     model = AutoModel.from_config(config, attn_implementation="eager").float().eval()
     s = seed_of(name)
     randomise(model, s)
-    d = f"{out}/models/{name}"
-    model.save_pretrained(d)
+    d = saved(out, name, model)
     ids = torch.randint(3, 96, (2, t), generator=torch.Generator().manual_seed(s + 2))
     with torch.no_grad():
         h = model(ids).last_hidden_state
@@ -141,10 +136,7 @@ def seq2seq(out, name, model_type, over, t=24, n=18):
     s = seed_of(name)
     randomise(model, s)
     model.tie_weights()
-    d = f"{out}/models/{name}"
-    model.save_pretrained(d)
-    if os.path.exists(f"{d}/generation_config.json"):
-        os.remove(f"{d}/generation_config.json")
+    d = saved(out, name, model)
     g = torch.Generator().manual_seed(s + 2)
     ids, dec = torch.randint(3, 96, (2, t), generator=g), torch.randint(3, 96, (2, n), generator=g)
     with torch.no_grad():

@@ -129,6 +129,14 @@ pub(crate) fn tokenize_plain(path: &Path, tokenizer: &Tokenizer, most: usize) ->
     Ok(encode(Some(path), None, tokenizer, most, &mut |_| ())?.ids)
 }
 
+/// The tokens of a text from its BOS on, if it has one; one that is written out is not doubled.
+pub(crate) fn begun(mut ids: Vec<u32>, bos: Option<u32>) -> Vec<u32> {
+    if let Some(bos) = bos.filter(|&bos| ids.first() != Some(&bos)) {
+        ids.insert(0, bos);
+    }
+    ids
+}
+
 fn is_lines(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"))
 }

@@ -224,11 +224,11 @@ fn measure_all(args: &CompareArgs) -> Result<()> {
     let trials = trials(args, &opened, &plan, tasks, info.map(|info| (info, first.as_str())))?;
     let grid = trials.as_ref().map(|(trials, info)| grid(&opened, trials, info.as_ref(), &mut about)).transpose()?;
     let lab = Lab::new(comparison, grid.flatten());
-    let quick = quick(args, &opened, &plan);
+    let quick = || quick(args, &opened, &plan);
     if args.dry_run {
-        return estimate::show(&opened, &lab, &plan, quick.as_ref(), args.output.report.json);
+        return estimate::show(&opened, &lab, &plan, &quick, args.output.report.json);
     }
-    estimate::announce(&opened, &lab, &plan, quick.as_ref())?;
+    estimate::announce(&opened, &lab, &plan, &quick)?;
     let Some(scores) = measure(args, &opened.model, &lab, &about)? else { return Ok(()) };
     let mut results = sum_up(lab.specs(), &scores, &about)?;
     if let Some(found) = &mut results.recommendation {

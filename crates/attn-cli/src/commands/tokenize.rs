@@ -56,12 +56,9 @@ pub(crate) fn run(args: &TokenizeArgs) -> Result<()> {
     let tokenizer = model::tokenizer(&checkpoint, &name)?;
     let bos = model::bos_of(&checkpoint, args.bos, &name)?;
     let most = args.max_tokens.unwrap_or(usize::MAX);
-    let text::Tokens { source, mut ids, .. } =
+    let text::Tokens { source, ids, .. } =
         text::tokenize(args.text.as_deref(), &args.text_field, tokenizer, most, &mut |_| ())?;
-    // One that is written out is not doubled.
-    if let Some(bos) = bos.filter(|&bos| ids.first() != Some(&bos)) {
-        ids.insert(0, bos);
-    }
+    let mut ids = text::begun(ids, bos);
     ids.truncate(most);
     if args.json {
         return print_json(&json!({

@@ -46,38 +46,35 @@ struct Estimate {
 }
 
 impl Estimate {
-    fn new(opened: &Opened, lab: &Lab, quick: Option<&Quick>) -> Result<Self> {
+    /// `quick` says what `--quick` would leave, and is asked only of a comparison that takes long.
+    fn new(opened: &Opened, lab: &Lab, quick: &dyn Fn() -> Option<Quick>) -> Result<Self> {
         let indices: Vec<usize> = to_measure(lab.specs()).collect();
-        let (comparison, (of_texts, of_grid)) = (lab.comparison(), lab.split(&indices));
+        let comparison = lab.comparison();
         let contexts = comparison.contexts();
         let longest = contexts.iter().copied().max().unwrap_or(0);
         let windows: BTreeMap<usize, usize> =
             contexts.iter().map(|&context| (context, comparison.windows(context))).collect();
-        let (tokens, total) = comparison.work(&of_texts);
-        let (prompts, more, work_of_grid) = lab.grid().map_or((0, 0, 0.0), |grid| grid.work(&of_grid));
+        let per_second = speed(opened)?;
+        let taken = |indices: &[usize]| {
+            let (of_texts, of_grid) = lab.split(indices);
+            let (tokens, work) = comparison.work(&of_texts);
+            let (prompts, more, work_of_grid) = lab.grid().map_or((0, 0, 0.0), |grid| grid.work(&of_grid));
+            let seconds = ((work + work_of_grid) / per_second).min(1e9);
+            (prompts, tokens + more, Duration::from_secs_f64(seconds))
+        };
+        let (prompts, tokens, time) = taken(&indices);
         let memory = opened.needed_memory(&work(&opened.model, longest)) + comparison.kept_bytes();
         let of_prompts = if prompts > 0 { opened.needed_memory(&trials::work(longest)) } else { 0 };
-        let per_second = speed(opened)?;
-        let time = |work: f64| Duration::from_secs_f64((work / per_second).min(1e9));
-        let whole = time(total + work_of_grid);
-        let left = |quick: &Quick| {
+        let left = |quick: Quick| {
             let kept = |&index: &usize| {
                 let spec = &lab.specs()[index];
                 quick.modes.iter().any(|mode| mode == spec.mode()) && quick.contexts.contains(&spec.context())
             };
-            let (of_texts, of_grid) = lab.split(&indices.iter().copied().filter(kept).collect::<Vec<_>>());
-            time(comparison.work(&of_texts).1 + lab.grid().map_or(0.0, |grid| grid.work(&of_grid).2))
+            taken(&indices.iter().copied().filter(kept).collect::<Vec<_>>()).2
         };
-        let sooner = if whole > LONG { sooner(opened, quick.map(left), whole)? } else { vec![] };
-        Ok(Self {
-            measurements: indices.len(),
-            windows,
-            tokens: tokens + more,
-            prompts,
-            memory: memory.max(of_prompts),
-            time: whole,
-            sooner,
-        })
+        let sooner = if time > LONG { sooner(opened, quick().map(left), time)? } else { vec![] };
+        let memory = memory.max(of_prompts);
+        Ok(Self { measurements: indices.len(), windows, tokens, prompts, memory, time, sooner })
     }
 
     fn lines(&self, plan: &Plan) -> String {
@@ -147,7 +144,13 @@ pub(crate) fn spoken(time: Duration) -> String {
 ///
 /// # Errors
 /// The trial fails, or stdout can't be written.
-pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, quick: Option<&Quick>, as_json: bool) -> Result<()> {
+pub(crate) fn show(
+    opened: &Opened,
+    lab: &Lab,
+    plan: &Plan,
+    quick: &dyn Fn() -> Option<Quick>,
+    as_json: bool,
+) -> Result<()> {
     let estimate = Estimate::new(opened, lab, quick)?;
     if as_json {
         let modes: Vec<String> = plan.modes.iter().map(ToString::to_string).collect();
@@ -164,7 +167,7 @@ pub(crate) fn show(opened: &Opened, lab: &Lab, plan: &Plan, quick: Option<&Quick
 ///
 /// # Errors
 /// The trial fails.
-pub(crate) fn announce(opened: &Opened, lab: &Lab, plan: &Plan, quick: Option<&Quick>) -> Result<()> {
+pub(crate) fn announce(opened: &Opened, lab: &Lab, plan: &Plan, quick: &dyn Fn() -> Option<Quick>) -> Result<()> {
     if !stderr().is_terminal() {
         return Ok(());
     }

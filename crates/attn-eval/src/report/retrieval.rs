@@ -16,7 +16,7 @@ fn ranked(retrieval: &Retrieval, context: usize, of: impl Fn(&str) -> Option<Sha
 }
 
 /// `96% (80% to 99%)`.
-fn with_interval(share: Share) -> String {
+pub(super) fn with_interval(share: Share) -> String {
     let interval = share.interval();
     format!("{} ({} to {})", percent(share.value()), percent(interval.low), percent(interval.high))
 }

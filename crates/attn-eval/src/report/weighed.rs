@@ -1,6 +1,6 @@
 //! What retrieval adds to the verdict on perplexities.
 
-use super::retrieval::cannot;
+use super::retrieval::{cannot, with_interval};
 use super::short;
 use super::words::{called, finder, listed, percent};
 use crate::compare::{Answer, Found, Recommendation, Results, Usable, Weighed};
@@ -77,13 +77,11 @@ fn shares(weighed: &Weighed) -> String {
 /// Why it is not said how far a mode finds things, if the trials are too few for that.
 fn too_few(retrieval: &Retrieval) -> Option<String> {
     let share = retrieval.reference().filter(|share| !share.is_more_than_nothing())?;
-    let (trials, interval) = (share.trials(), share.interval());
     Some(format!(
-        "{trials} trials are too few to say how far a mode finds what is hidden: at the length it was trained for the model \
-         finds {} ({} to {}).",
-        percent(share.value()),
-        percent(interval.low),
-        percent(interval.high)
+        "{} trials are too few to say how far a mode finds what is hidden: at the length it was trained for the model \
+         finds {}.",
+        share.trials(),
+        with_interval(share)
     ))
 }
 

@@ -66,18 +66,11 @@ fn documents(
     bos: Option<u32>,
 ) -> Result<Vec<(Vec<u32>, Size)>> {
     let (path, field) = (args.text.as_deref(), &args.cut.text_field);
-    let begun = |mut tokens: Vec<u32>| {
-        // One that is written out is not doubled.
-        if let Some(bos) = bos.filter(|&bos| tokens.first() != Some(&bos)) {
-            tokens.insert(0, bos);
-        }
-        tokens
-    };
     if protocol == Protocol::LmEval {
         let (tokenizer, mut all, mut bytes) = (opened.tokenizer()?, vec![], 0);
         let mut kept = memory::Kept::of(path.unwrap_or(Path::new("-")));
         let lines = text::each_document(path, field, &mut |document| {
-            let tokens = begun(tokenizer.encode(document, false)?);
+            let tokens = text::begun(tokenizer.encode(document, false)?, bos);
             bytes += DOCUMENT + 4 * tokens.len() as u64;
             all.push((tokens, Size::of(document)));
             kept.reach(bytes)
@@ -89,7 +82,7 @@ fn documents(
     let mut counter = SizeCounter::default();
     let most = args.cut.max_tokens.unwrap_or(usize::MAX);
     let ids = tokens(opened, path, field, most, &mut |part| counter.push(part))?.ids;
-    let mut ids = begun(ids);
+    let mut ids = text::begun(ids, bos);
     ids.truncate(most);
     Ok(vec![(ids, counter.size())])
 }
