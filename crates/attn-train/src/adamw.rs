@@ -10,9 +10,9 @@ pub struct AdamW {
     pub beta1: f64,
     /// Decay of the mean squared gradient.
     pub beta2: f64,
-    /// Added to the root of the latter.
+    /// Added to the root of the mean squared gradient, so that the divisor is never 0.
     pub eps: f64,
-    /// Decay of the weights, in units of the learning rate; matrices alone decay.
+    /// Decay of the weights per step, as a multiple of the learning rate. [`Trainer`](crate::Trainer) lets only matrices decay.
     pub weight_decay: f64,
 }
 
@@ -32,14 +32,15 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Nothing yet, for a tensor of `n` numbers.
+    /// Zeros, for a tensor of `n` numbers.
     pub fn new(n: usize) -> Self {
         Self { mean: vec![0.0; n], square: vec![0.0; n] }
     }
 }
 
 impl AdamW {
-    /// Moves `weights` against `gradient * scale` at learning rate `rate`; `step` counts from 1.
+    /// Moves `weights` against `gradient * scale` at learning rate `rate`; `step` counts from 1. `decays` says whether these
+    /// weights decay. Weights, gradient and moments have the same length.
     pub fn update(
         &self,
         weights: &mut [f32],

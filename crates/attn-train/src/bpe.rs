@@ -1,4 +1,4 @@
-//! A byte-level BPE tokenizer trained on the text itself: no byte is unknown, and nothing has to be fetched.
+//! A byte-level BPE tokenizer that is trained on the text itself: it can encode every byte, and nothing has to be downloaded.
 
 use crate::error::{Error, Result};
 use std::collections::HashSet;
@@ -12,17 +12,17 @@ use tokenizers::{
     Trainer,
 };
 
-/// Ends a text; id 0.
+/// The token that ends a text; its id is 0.
 pub const END: &str = "<|endoftext|>";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Trains a tokenizer of `vocab` tokens on `texts`, or on pieces of them that begin and end words. What is learned from is
-/// kept as its different words, for which there have to be `memory` bytes.
+/// Trains a tokenizer of `vocab` tokens on `texts`. A text may be given in pieces, if it is cut between words. The trainer keeps
+/// every different word in memory; these words may take `memory` bytes at most.
 ///
 /// # Errors
-/// A vocabulary that doesn't hold the 256 bytes and the end of text, that the texts are too short to fill, or words that take
-/// more memory.
+/// A vocabulary of fewer than 257 tokens (256 bytes and the end of text), texts that are too short to fill it, or words that
+/// take more than `memory`.
 pub fn train<S: AsRef<str> + Send>(
     texts: impl Iterator<Item = S> + Send,
     vocab: usize,
@@ -57,22 +57,24 @@ pub fn train<S: AsRef<str> + Send>(
     tokenizer.add_special_tokens(special).map_err(failed)?;
     let found = tokenizer.get_model().get_vocab_size();
     if found != vocab {
-        let reason = format!("the text gives only {found} of the {vocab} tokens asked for: use fewer or more text");
+        let reason = format!(
+            "the text gives only {found} of the {vocab} tokens asked for: ask for fewer tokens, or give more text"
+        );
         return Err(Error::TextTooShort { reason });
     }
     let json = tokenizer.to_string(false).map_err(failed)?;
     json.parse::<Tokenizer>().map_err(failed)
 }
 
-/// The different words so far, and what they take.
+/// The different words so far, and the memory that they take.
 struct Words {
     memory: u64,
-    /// Their hashes, and bytes.
+    /// The hashes of the words, and the bytes that all words take together.
     seen: Mutex<(HashSet<u64>, u64)>,
 }
 
 impl Words {
-    /// Bytes that a word takes, and each byte of it, while merges are counted.
+    /// Bytes of memory per word, and per byte of a word, while the trainer counts merges.
     const WORD: u64 = 150;
     const BYTE: u64 = 64;
 
@@ -83,8 +85,8 @@ impl Words {
             if *bytes > self.memory {
                 let count = hashes.len();
                 return Err(format!(
-                    "{count} different words take more memory than is free: train it on a part of the text, and give it with \
-                     --tokenizer"
+                    "{count} different words take more memory than is free: train a tokenizer on a part of the text, then use \
+                     it for the whole text"
                 )
                 .into());
             }
@@ -141,7 +143,8 @@ mod tests {
         );
     }
 
-    /// As `tokenizers` trains one of the same settings by itself, which would not say when memory ends.
+    /// The result is the tokenizer that the library's own `train` makes with the same settings. This crate feeds the library
+    /// itself because `train` has no limit on memory.
     #[test]
     fn it_is_the_tokenizer_of_the_library() {
         let text: &str = &sample();
@@ -166,7 +169,7 @@ mod tests {
         let words: Vec<String> = (0..1000).map(|i| format!("word{} ", i * 7919).repeat(10)).collect();
         let error = train(words.iter(), 300, 100_000).unwrap_err().to_string();
         assert!(error.contains("different words take more memory"), "{error}");
-        // The same words over and over take nothing.
+        // Repeated words take no further memory.
         train(std::iter::repeat_n("one two three ", 20_000), 260, 100_000).unwrap();
     }
 

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! OUT/checkpoint-0000500/   config.json, model.safetensors (f32), tokenizer.json: loads like any checkpoint
-//!                           optimizer.safetensors, trainer.json: what resuming needs besides
+//!                           optimizer.safetensors, trainer.json: what else resuming needs
 //! OUT/                      config.json, model.safetensors, tokenizer.json: the result, once the run is done
 //! OUT/train.jsonl           one line per step
 //! ```
 //!
-//! A checkpoint is written under another name and renamed when it is whole, so whatever `checkpoint-N` is found can be
-//! trusted, however the run ended; what a disk did to it since is found by a checksum of every tensor. The result's files
-//! too get their names when all of them are written.
+//! A checkpoint is written under a temporary name and renamed once it is complete. So a folder `checkpoint-N` is complete,
+//! however the run ended; damage that a disk did to it later is found by a checksum of every tensor. The files of the result
+//! get their names only after all of them have been written, too.
 
 use crate::adamw::Moments;
 use crate::error::{Error, Result};
@@ -55,19 +55,19 @@ fn digest(tensor: &Tensor) -> Result<String> {
     Ok(parts.finish())
 }
 
-/// Holds a run's folder for this process, as long as it lives.
+/// A lock on a run's folder, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     _folder: Option<fs::File>,
 }
 
-/// Takes hold of the folder of a run.
+/// Creates the folder of a run, if it does not exist, and locks it for this process.
 ///
 /// # Errors
-/// It can't be created, or another process writes to it.
+/// The folder can't be created, or another process has locked it.
 pub fn lock(out: &Path) -> Result<Lock> {
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
-    // Where folders can't be opened or locked, there is no lock.
+    // Some systems can't open or lock folders; there, runs go on without a lock.
     let Ok(folder) = fs::File::open(out) else { return Ok(Lock { _folder: None }) };
     match folder.try_lock() {
         Err(fs::TryLockError::WouldBlock) => Err(Error::Busy { path: out.to_path_buf() }),
@@ -76,11 +76,11 @@ pub fn lock(out: &Path) -> Result<Lock> {
     }
 }
 
-/// Writes files so that either all or none of them have their names, but for a moment in which they get them one after the
-/// other, in this order.
+/// Writes files under temporary names, and renames them one after the other, in this order, once all of them are written. If
+/// one can't be written, none gets its name.
 ///
 /// # Errors
-/// One of the files can't be written.
+/// A file can't be written or renamed.
 pub fn write_all(folder: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
     let partial = |name: &str| folder.join(format!(".{name}.partial"));
     let written = files.iter().try_for_each(|(name, bytes)| write(&partial(name), bytes));
@@ -105,7 +105,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn serialized(tensors: &HashMap<String, Tensor>) -> Result<Vec<u8>> {
-    // transformers reads only files that say which framework's layout they have.
+    // transformers reads only files whose metadata name a framework.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
@@ -126,7 +126,7 @@ impl Trainer {
         fs::create_dir_all(out).map_err(Error::io("create", out))?;
         let mut config = self.settings.config.clone();
         config["dtype"] = serde_json::json!(if dtype == DType::BF16 { "bfloat16" } else { "float32" });
-        // The config last: a folder with one is complete.
+        // The config comes last, so that a folder that has one is complete.
         let files = [
             (WEIGHTS, serialized(&self.weights(dtype)?)?),
             ("tokenizer.json", tokenizer.as_bytes().to_vec()),
@@ -135,10 +135,11 @@ impl Trainer {
         write_all(out, &files)
     }
 
-    /// Writes `OUT/checkpoint-N` and removes those that are no longer kept.
+    /// Writes the folder `checkpoint-N` into `out`, N being the steps done, removes older checkpoints beyond the two that are
+    /// kept, and returns the new folder.
     ///
     /// # Errors
-    /// The folder can't be written.
+    /// The folder can't be written, or an older one can't be removed.
     pub fn save(&self, out: &Path, tokenizer: &str) -> Result<PathBuf> {
         let name = format!("{PREFIX}{:07}", self.done);
         let (target, partial) = (out.join(&name), out.join(format!(".{name}.partial")));
@@ -174,10 +175,10 @@ impl Trainer {
         Ok(target)
     }
 
-    /// Goes on from the newest checkpoint in `out`; false if there is none.
+    /// Loads the newest checkpoint in `out`, from which the run goes on; false if there is none.
     ///
     /// # Errors
-    /// A checkpoint of other settings, by the name of the first that differs; one that can't be read.
+    /// The checkpoint has other settings (the error names the first that differs), is damaged, or can't be read.
     pub fn resume(&mut self, out: &Path) -> Result<bool> {
         let Some((_, folder)) = list(out)?.pop() else { return Ok(false) };
         let read = |name: &str| -> Result<Vec<u8>> {
@@ -189,7 +190,8 @@ impl Trainer {
             return Err(Error::OtherSettings { folder, setting });
         }
         let load = |file: &str| -> Result<HashMap<String, Tensor>> {
-            let other = |error| Error::checkpoint(&folder.join(file), format!("not what was saved: {error}"));
+            let other =
+                |error| Error::checkpoint(&folder.join(file), format!("it can't be read as safetensors: {error}"));
             candle_core::safetensors::load_buffer(&read(file)?, &Device::Cpu).map_err(other)
         };
         let (weights, moments) = (load(WEIGHTS)?, load(MOMENTS)?);
@@ -209,7 +211,9 @@ impl Trainer {
                 let data = find(MOMENTS, &moments, &key)?.to_vec1::<f32>()?;
                 match data.len() == p.var.elem_count() {
                     true => Ok(data),
-                    false => Err(Error::checkpoint(&folder, "the optimizer's state has other shapes")),
+                    false => {
+                        Err(Error::checkpoint(&folder, "the optimizer's state does not have the shapes of the weights"))
+                    }
                 }
             };
             p.moments = Moments { mean: vector(format!("mean.{name}"))?, square: vector(format!("square.{name}"))? };
@@ -220,7 +224,7 @@ impl Trainer {
 }
 
 fn read_state(path: &Path, bytes: &[u8]) -> Result<State> {
-    let other = |error| Error::checkpoint(path, format!("not a trainer's state: {error}"));
+    let other = |error| Error::checkpoint(path, format!("it is not the state of a trainer: {error}"));
     let sealed: Sealed = serde_json::from_slice(bytes).map_err(other)?;
     if loader::sha256(&sealed.state) != sealed.sha256 {
         return Err(Error::Damaged { path: path.to_path_buf(), tensor: None });
@@ -228,7 +232,7 @@ fn read_state(path: &Path, bytes: &[u8]) -> Result<State> {
     serde_json::from_str(&sealed.state).map_err(other)
 }
 
-/// The first setting that differs.
+/// The name of the first setting that differs.
 fn first_difference(a: &Settings, b: &Settings) -> Result<Option<String>> {
     let (a, b) = (serde_json::to_value(a)?, serde_json::to_value(b)?);
     let keys = a.as_object().into_iter().flat_map(|map| map.keys());
@@ -274,7 +278,7 @@ impl Log {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
-        // A line that a kill cut short is dropped too.
+        // A last line that is incomplete because the process was killed is dropped too.
         let steps: Vec<Step> =
             old.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(|s: &Step| s.step <= done).collect();
         let mut text = String::new();

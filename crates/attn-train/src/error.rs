@@ -1,6 +1,6 @@
 //! The one error type of this crate: what is wrong with which setting, step, tensor or file.
 //!
-//! A message spells out its cause, which `source` has too.
+//! A message contains that of its cause, which `source` returns too.
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What to do about a checkpoint that is damaged.
-const AWAY: &str = "its checksum is another; remove the folder to go on from the checkpoint before it";
+const AWAY: &str = "its checksum does not match; remove this checkpoint's folder to resume from the one before it";
 
-/// Why a model could not be made, trained, saved or gone on with.
+/// Why a model could not be made, trained, saved or resumed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that can't be had, by itself or beside the others.
+    /// A setting that is impossible, by itself or together with the others.
     #[error("{reason}")]
     Setting {
         /// Which, and why.
@@ -24,7 +24,7 @@ pub enum Error {
     /// A text has too few tokens for what is asked of it.
     #[error("{reason}")]
     TextTooShort {
-        /// How many it has, and how many it takes.
+        /// How many it has, and how many are needed.
         reason: String,
     },
 
@@ -35,19 +35,19 @@ pub enum Error {
         reason: String,
     },
 
-    /// The first weights are not those that the config describes.
-    #[error("the first weights don't fit the config: {source}")]
+    /// The initial weights are not those that the config describes.
+    #[error("the initial weights don't fit the config: {source}")]
     FirstWeights {
         /// Which weight, and how it differs.
         source: candle_core::Error,
     },
 
-    /// A loss or a gradient is no number.
+    /// A loss or a gradient is not finite.
     #[error("step {step}: {reason}")]
     Diverged {
         /// The step, from 1.
         step: usize,
-        /// Which, and what to do.
+        /// Which of them, and what to do about it.
         reason: String,
     },
 
@@ -78,7 +78,7 @@ pub enum Error {
 
     /// A checkpoint of another run.
     #[error(
-        "{} was made with another {setting}: resuming would mix two runs; use another --out or the same settings",
+        "{} was made with another {setting}: resuming would mix two runs; use another folder or the same settings",
         .folder.display()
     )]
     OtherSettings {

@@ -1,4 +1,4 @@
-//! The loss of a run as a picture.
+//! The loss of a run as an SVG chart.
 
 use crate::trainer::Step;
 use std::fmt::Write;
@@ -94,7 +94,7 @@ mod tests {
         let points: Vec<usize> =
             svg.split("points=\"").skip(1).map(|p| p.split('"').next().unwrap().split(' ').count()).collect();
         assert_eq!(points, [100, 99, 2]);
-        // The axis reaches what is held out, which is above every step.
+        // The axis includes the held-out loss, which is above that of every step.
         assert!(svg.contains(">9.00</text>"), "{svg}");
         assert!(!svg.contains("NaN"));
         assert!(!loss(&[]).contains("NaN") && !loss(&[step(1)]).contains("NaN"));

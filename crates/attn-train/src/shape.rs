@@ -1,4 +1,4 @@
-//! A new model: its config in Hugging Face's spelling, and its first weights.
+//! A new model: its config in Hugging Face's spelling, and its initial weights.
 //!
 //! All encodings share Llama's block, so that what differs between two trained models is the encoding alone. With rotary
 //! positions the checkpoint is a plain `llama`, which transformers and llama.cpp load; the others are `attn_decoder`.
@@ -22,12 +22,12 @@ impl Position {
     /// Rotated queries and keys.
     pub const ROPE: Self = Self("rope");
 
-    /// All of them.
+    /// All encodings.
     pub fn all() -> impl Iterator<Item = Self> {
         ENCODINGS.into_iter().map(Self)
     }
 
-    /// The name.
+    /// The name, as configs spell it.
     pub fn name(self) -> &'static str {
         self.0
     }
@@ -56,21 +56,21 @@ impl FromStr for Position {
 /// The dimensions of a new model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// Position encoding.
+    /// The position encoding.
     pub position: Position,
-    /// Vocabulary.
+    /// Tokens in the vocabulary.
     pub vocab: usize,
-    /// Context it is trained at.
+    /// The context that it is trained at, in tokens.
     pub context: usize,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Width of the feed-forward network.
     pub intermediate: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub kv_heads: usize,
 }
 
@@ -80,9 +80,9 @@ impl Shape {
         let reason = if heads == 0 || kv_heads == 0 || self.layers == 0 {
             "heads, kv heads and layers have to be at least 1".to_string()
         } else if !hidden.is_multiple_of(heads) {
-            format!("hidden size {hidden} does not divide among {heads} heads")
+            format!("hidden size {hidden} is not a multiple of {heads} heads")
         } else if !heads.is_multiple_of(kv_heads) {
-            format!("{heads} heads do not divide among {kv_heads} kv heads")
+            format!("{heads} heads are not a multiple of {kv_heads} kv heads")
         } else if !(hidden / heads).is_multiple_of(2) {
             format!("heads of odd width {} can't be rotated", hidden / heads)
         } else {
@@ -91,10 +91,10 @@ impl Shape {
         Err(Error::Setting { reason })
     }
 
-    /// The `config.json`.
+    /// The model's `config.json`.
     ///
     /// # Errors
-    /// Heads that don't divide.
+    /// The hidden size is not a multiple of the heads, or the heads of the kv heads; a head has an odd width.
     pub fn config(&self) -> Result<Value> {
         self.check()?;
         let rope = self.position == Position::ROPE;
@@ -127,7 +127,7 @@ impl Shape {
                 config["relative_attention_num_buckets"] = json!(32);
                 config["relative_attention_max_distance"] = json!(128);
             }
-            // What is learned has to be met in training, so it ends well before the context does.
+            // Training has to reach every distance that is learned, so the largest is half the context.
             "shaw" => config["shaw_max_distance"] = json!((self.context / 2).max(1)),
             "cope" => config["cope_positions"] = json!(64),
             "fire" => config["fire_units"] = json!(32),
@@ -137,15 +137,15 @@ impl Shape {
         Ok(config)
     }
 
-    /// Names and shapes of the tensors, with what they start as.
+    /// Names and shapes of the tensors, with their initial values.
     fn tensors(&self) -> Result<Vec<(String, Vec<usize>, Init)>> {
         const STD: f64 = 0.02;
         let normal = |stdev| Init::Randn { mean: 0.0, stdev };
-        // GPT-2: what joins the residual stream starts smaller the more there is of it.
+        // As in GPT-2, the projections that add to the residual stream start smaller in deeper models.
         let joins = normal(STD / (2.0 * self.layers as f64).sqrt());
         let (h, d, std) = (self.hidden, self.hidden / self.heads, normal(STD));
         let position = self.position.name();
-        // The sinusoidal model scales its embeddings by sqrt(hidden).
+        // The sinusoidal model multiplies its embeddings by sqrt(hidden), so they start smaller.
         let embedding = if position == "sinusoidal" { normal((h as f64).powf(-0.5)) } else { std };
         let mut all = vec![
             ("model.embed_tokens.weight".to_string(), vec![self.vocab, h], embedding),
@@ -171,7 +171,7 @@ impl Shape {
                 all.push((format!("model.layers.{i}.{norm}.weight"), vec![h], Init::Const(1.0)));
             }
         }
-        // Last, so that the other weights are the same under every encoding.
+        // These come last, so that the random numbers of the weights above do not depend on them.
         for (i, layer) in attn_models::families::spec(&self.config()?)?.stack.layers.iter().enumerate() {
             let AttentionSpec::MultiHead(attention) = &layer.attention else { continue };
             if attention.sinks.is_some() {
@@ -186,11 +186,11 @@ impl Shape {
         Ok(all)
     }
 
-    /// The first weights, drawn from `seed`: normal with GPT-2's deviations, norms at one, and what an encoding learns as it
-    /// says.
+    /// The initial weights in f32, drawn from `seed`: normal with GPT-2's standard deviations, norms at one, and what an encoding
+    /// learns as its [`LearnedTensor`]s say.
     ///
     /// # Errors
-    /// Heads that don't divide.
+    /// As [`config`](Self::config).
     pub fn weights(&self, seed: u64) -> Result<BTreeMap<String, Tensor>> {
         self.check()?;
         let mut rng = Rng::new(seed);
@@ -203,7 +203,7 @@ impl Shape {
     }
 }
 
-/// A first number of a tensor of `shape`.
+/// One initial number of a tensor of `shape`.
 fn draw(rng: &mut Rng, init: Init, shape: &[usize]) -> Result<f32> {
     Ok(match init {
         Init::Const(value) => value,
@@ -219,8 +219,8 @@ fn draw(rng: &mut Rng, init: Init, shape: &[usize]) -> Result<f32> {
     } as f32)
 }
 
-/// The config of a Llama checkpoint without its rotation, everything else as it is: what DroPE (Gelberg et al. 2025,
-/// arXiv:2512.12167) trains on for a while.
+/// The config of a Llama checkpoint without its rotation, everything else as it is. DroPE (Gelberg et al. 2025,
+/// arXiv:2512.12167) trains such a model for some more steps.
 ///
 /// # Errors
 /// A checkpoint of another family: their blocks are not Llama's.
@@ -228,7 +228,9 @@ pub fn without_positions(config: &Value) -> Result<Value> {
     let mut config = config.clone();
     let model_type = config["model_type"].as_str().unwrap_or_default();
     if !["llama", "attn_decoder"].contains(&model_type) {
-        let reason = format!("positions can be dropped from checkpoints of the type llama, this one is {model_type}");
+        let reason = format!(
+            "positions can be dropped only from checkpoints of the type llama, but this one is of {model_type}"
+        );
         return Err(Error::Setting { reason });
     }
     if let Some(keys) = config.as_object_mut() {
@@ -269,7 +271,7 @@ mod tests {
             let nll = model.nll(&ids, 32).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
             assert!((nll - 300f32.ln()).abs() < 1.0, "{position}: {nll}");
             assert_eq!(position.to_string().parse(), Ok(position));
-            // Whatever the encoding learns, the rest starts alike.
+            // Whatever the encoding learns, the other weights start with the same numbers.
             let rope = small(Position::ROPE).weights(1).unwrap();
             let q = "model.layers.1.self_attn.q_proj.weight";
             let same = |w: &BTreeMap<String, Tensor>| w[q].to_vec2::<f32>().unwrap();
@@ -279,13 +281,14 @@ mod tests {
         }
     }
 
-    /// Whatever an encoding keeps beside the keys, and however it counts positions: token by token is one prefill.
+    /// Reading a text in parts gives the logits of one prefill, whatever an encoding keeps beside the keys and however it counts
+    /// positions.
     #[test]
     fn every_encoding_decodes_as_it_prefills() {
         for position in Position::all() {
             let shape = small(position);
             let mut weights: HashMap<String, Tensor> = shape.weights(1).unwrap().into_iter().collect();
-            // Numbers that start at zero would do nothing.
+            // Numbers that start at zero would have no effect.
             for (name, tensor) in weights.iter_mut().filter(|(name, _)| name.contains("self_attn")) {
                 let noise = Tensor::randn(0f32, 0.3, tensor.shape(), &Device::Cpu).unwrap();
                 *tensor = (&*tensor + noise).unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Everything that decides what a run computes; saved with every checkpoint, and a run resumes only under the same.
+/// Everything that decides what a run computes. It is saved with every checkpoint, and a run resumes only with the same settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Seed of the batches (and of a new model's weights).
@@ -32,9 +32,9 @@ pub struct Settings {
     pub learning_rate: f64,
     /// Steps of warm-up.
     pub warmup: usize,
-    /// Gradients longer than this are shortened to it.
+    /// Largest norm of a gradient: longer ones are scaled down to it.
     pub clip: f64,
-    /// Optimizer.
+    /// The optimizer's constants.
     pub adamw: AdamW,
     /// `f32`, or `bf16`: products and activations in bf16, weights and optimizer in f32.
     pub dtype: String,
@@ -42,24 +42,26 @@ pub struct Settings {
     pub data: String,
     /// The config that is trained, position settings included.
     pub config: Value,
-    /// Keys of the config that nothing reads are passed over instead of refused.
+    /// Whether config keys that nothing reads are ignored instead of refused.
     #[serde(default)]
     pub allow_unknown_config_keys: bool,
 }
 
 impl Settings {
-    /// Refuses settings that leave nothing to train, on a text of so many tokens.
+    /// Refuses settings that leave nothing to train on, given a text of this many tokens.
     fn check(&self, tokens: usize) -> Result<()> {
         let context = self.context;
         if context < 2 {
-            return Err(Error::Setting { reason: "a row needs at least two tokens".into() });
+            return Err(Error::Setting { reason: "the context has to be at least two tokens".into() });
         }
         if tokens <= context {
-            let reason = format!("the text has {tokens} tokens, a row of {context} needs more");
+            let reason = format!("the text has {tokens} tokens, but a context of {context} needs more than that many");
             return Err(Error::TextTooShort { reason });
         }
         if self.steps == 0 || self.batch == 0 || self.accumulate == 0 {
-            return Err(Error::Setting { reason: "nothing to train on".into() });
+            return Err(Error::Setting {
+                reason: "steps, rows of a batch and micro-batches per step have to be at least 1".into(),
+            });
         }
         Ok(())
     }
@@ -86,7 +88,7 @@ impl Settings {
 /// What one step did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// From 1.
+    /// The number of the step, from 1.
     pub step: usize,
     /// Mean negative log-likelihood of the step's tokens, in nats, before the update.
     pub loss: f64,
@@ -101,13 +103,13 @@ pub struct Step {
     pub held_out: Option<f64>,
 }
 
-/// A weight and what the optimizer knows of it.
+/// A weight and the optimizer's moments for it.
 pub(crate) struct Parameter {
     pub(crate) var: Var,
     pub(crate) moments: Moments,
 }
 
-/// A run.
+/// A training run.
 pub struct Trainer {
     pub(crate) settings: Settings,
     pub(crate) parameters: BTreeMap<String, Parameter>,
@@ -117,15 +119,16 @@ pub struct Trainer {
     pools: Vec<ThreadPool>,
 }
 
-/// Tokens that go through the model together: enough that matrix products are as fast as they get, and no more memory
-/// than that takes.
+/// Tokens that go through the model together: enough for matrix products to reach their full speed, and no more, since
+/// activations take memory.
 const SHARD_TOKENS: usize = 1024;
 
 impl Trainer {
-    /// A run from its first step, on `tokens`, with first weights under their Hugging Face names.
+    /// A run before its first step, on the ids `tokens`, with the initial weights under their Hugging Face names.
+    /// `settings.data` is filled in.
     ///
     /// # Errors
-    /// Fewer tokens than a row has, weights that don't fit the config.
+    /// A text that is not longer than a row, another impossible setting, or weights that don't fit the config.
     pub fn new(mut settings: Settings, weights: BTreeMap<String, Tensor>, tokens: Vec<u32>) -> Result<Self> {
         settings.check(tokens.len())?;
         settings.data = digest(&tokens);
@@ -154,7 +157,7 @@ impl Trainer {
         self.done
     }
 
-    /// Weights, all layers together.
+    /// The number of weights, all layers together.
     pub fn parameters(&self) -> usize {
         self.parameters.values().map(|p| p.var.elem_count()).sum()
     }
@@ -212,16 +215,16 @@ impl Trainer {
         Ok(Step { step: number, loss, learning_rate: rate, grad_norm, tokens_per_second, held_out: None })
     }
 
-    /// The mean negative log-likelihood, in nats, of `tokens` in windows of the run's context side by side; what is left over
-    /// at the end is not read. It changes nothing of the run.
+    /// The mean negative log-likelihood, in nats, of `tokens` in windows of the run's context side by side; tokens after the last
+    /// full window are not read. The run itself is not changed.
     ///
     /// # Errors
-    /// Fewer tokens than a window has; a loss that is no number.
+    /// Fewer tokens than a window has; a loss that is not finite.
     pub fn held_out_loss(&self, tokens: &[u32]) -> Result<f64> {
         let (model, context) = (self.model()?, self.settings.context);
         let windows = tokens.len() / context;
         if windows == 0 {
-            let reason = format!("the held-out text has {} tokens, a window has {context}", tokens.len());
+            let reason = format!("the held-out text has {} tokens, fewer than a window of {context}", tokens.len());
             return Err(Error::TextTooShort { reason });
         }
         let mut sum = 0.0;
@@ -242,9 +245,9 @@ impl Trainer {
 
     /// The mean loss of the step's rows, and its gradient by every parameter in their order.
     ///
-    /// The rows go through the model in shards, each on its own threads from end to end: most of a small model's
-    /// operations are too short to be shared out one by one. What a shard holds does not depend on the number of
-    /// threads, and shards are added in their order, so neither does the result.
+    /// The rows go through the model in shards, each on threads of its own from beginning to end, because most operations of
+    /// a small model are too short to divide among threads. Neither the rows of a shard nor the order in which shards are
+    /// added depends on the number of threads, so the result does not either.
     fn gradients(&self) -> Result<(f64, Vec<Vec<f32>>)> {
         let (shards, model) = (self.shards()?, self.model()?);
         let (next, sum) = (AtomicUsize::new(0), Mutex::new(Sum::default()));
@@ -253,7 +256,7 @@ impl Trainer {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(ids) = shards.get(number) else { return Ok(()) };
                 let shard = self.shard(&model, ids)?;
-                // On this thread alone: threads of a pool take other work while they wait, which may want the lock too.
+                // The sum uses this thread alone: a thread that waits for its pool takes other work, which may need the lock too.
                 sum.lock().unwrap_or_else(PoisonError::into_inner).add(number, shard);
             }
         };
@@ -304,7 +307,7 @@ impl Trainer {
     }
 }
 
-/// A sum over shards, in their order whatever the order in which they come.
+/// A sum over shards, added in the order of their numbers, whatever the order in which they are finished.
 #[derive(Default)]
 struct Sum {
     loss: f64,
@@ -332,7 +335,7 @@ impl Sum {
     }
 }
 
-/// As many pools as there are shards to run at a time, with the threads of this one shared out among them.
+/// One pool for each shard that runs at a time; the threads of the current pool are divided among them.
 fn pools(shards: usize) -> Result<Vec<ThreadPool>> {
     let threads = rayon::current_num_threads();
     let pools = threads.min(shards);

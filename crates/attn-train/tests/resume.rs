@@ -52,7 +52,7 @@ fn losses(steps: &[Step]) -> Vec<(f64, f64)> {
     steps.iter().map(|s| (s.loss, s.grad_norm)).collect()
 }
 
-/// Shards and the order in which they are added are the same for every number of threads, and so are all bits.
+/// Shards, and the order in which they are added, are the same for every number of threads, so every bit of the result is too.
 #[test]
 fn threads_change_nothing() {
     let on = |threads: usize| {
@@ -108,7 +108,7 @@ fn resuming_gives_bit_equal_losses_and_weights() {
     first.save(out.path(), &tokenizer).unwrap();
     run(&mut first, 5);
     first.save(out.path(), &tokenizer).unwrap();
-    run(&mut first, 6); // lost
+    run(&mut first, 6); // This step is not saved.
 
     let (mut second, _) = trainer("t5".parse().unwrap(), "f32");
     assert!(second.resume(out.path()).unwrap());
