@@ -99,7 +99,7 @@ fn saved_figures_are_those_of_a_measurement() {
         ("nats", |cell| (cell["nll"], cell["perplexity"]) = ((-1e9).into(), 0.0.into())),
         ("scores none", |cell| cell["context"] = 0.into()),
         ("tokens", |cell| cell["tokens"] = u64::MAX.into()),
-        ("no name", |cell| cell["mode"] = "\u{1b}]0;owned\u{7}".into()),
+        ("name of a mode", |cell| cell["mode"] = "\u{1b}]0;owned\u{7}".into()),
     ];
     for (part, edit) in edits {
         let mut spoilt = document.clone();

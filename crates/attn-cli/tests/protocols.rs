@@ -85,7 +85,7 @@ fn what_a_protocol_has_no_counterpart_for_is_refused() {
         (&["--protocol", "llama.cpp", "--metrics", "ppl,kl"], "--metrics"),
         (&["--protocol", "llama"], "llama.cpp, stride, lm-eval, all"),
         (&["--trunc-len", "64"], "--metrics longppl"),
-        (&["--metrics", "longppl", "--context", "128", "--trunc-len", "128"], "--trunc-len"),
+        (&["--metrics", "longppl", "--context", "128", "--trunc-len", "128"], "trunc_len"),
         (&["--metrics", "bleu"], "ppl, longppl, kl"),
     ] {
         let output = run(&[&["perplexity"], options].concat());

@@ -1,4 +1,4 @@
-// Draws the charts of a report and makes its tables sort. The page reads without it: every figure is in a table.
+// Draws the charts of a report and lets its tables be sorted. The page is complete without it: every figure is in a table.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -19,7 +19,7 @@
     return node;
   };
 
-  // Four digits and no needless zeros.
+  // About four digits; whole numbers without decimals.
   function shown(v) {
     if (v === null || v === undefined) return "–";
     const a = Math.abs(v);
@@ -53,7 +53,7 @@
     return found;
   }
 
-  // Of an axis that is linear near zero and logarithmic beyond: half a percent, one, two, five and so on, on both sides.
+  // Ticks of an axis that is linear near zero and logarithmic beyond: half a percent, one, two, five and so on, on both sides.
   function spreadTicks(low, high, linear, most) {
     for (const steps of [[1, 2, 5], [1]]) {
       const found = [0];
@@ -133,7 +133,7 @@
       const margin = (high - low) * 0.06 || Math.abs(high) * 0.02 || 0.02;
       const yRange = [spec.yzero ? Math.min(0, low) : low - margin, high + margin];
       const xSpan = this.xs[this.xs.length - 1] - this.xs[0];
-      // Room for lines that stand beside their first and last x values.
+      // Room for lines that are shifted from their first and last x values.
       const beside = spec.xticks ? Math.min(3 * visible.length / Math.max(this.box.clientWidth - 80, 100), 0.3 / Math.max(this.xs.length - 1, 1)) : 0;
       const pad = xSpan * (0.03 + beside) || 0.1;
       const xRange = [this.xs[0] - pad, this.xs[this.xs.length - 1] + pad];
@@ -146,7 +146,7 @@
       const unit = v => (spec.ylinear ? `${v > 0 ? "+" : ""}${+v.toPrecision(3)}${spec.yunit}` : plain(v));
       const yShown = v => unit(spec.ylinear ? spec.ylinear * Math.sinh(v) : spec.ylog ? 10 ** v : v);
       const yTicks = () => spec.ylinear ? spreadTicks(...yRange, spec.ylinear, height / 24) : ticks(...yRange, spec.ylog, 7);
-      // Values that are ticks themselves are told in full: 12288, not 12290.
+      // Values that are ticks themselves are written in full: 12288, not 12290.
       const told = v => (spec.xticks ? shown(+v.toPrecision(9)) : plain(v));
       const x = v => (spec.xfloor && back(v) < 0.99 ? (v <= this.xs[0] + 1e-9 ? "0" : "") : told(back(v)));
       const xTicks = () => spec.xticks ? this.xs.concat() : ticks(this.xs[0], this.xs[this.xs.length - 1], spec.xlog, width / 75);
@@ -171,7 +171,7 @@
       this.width = width;
     }
 
-    // Pixels by which a line stands beside its x values, so that points and intervals of several don't lie on one another.
+    // Pixels by which a line is shifted from its x values, so that points and intervals of several lines don't overlap.
     shift(u, line) {
       const beside = this.lines.filter(other => other.show);
       const places = this.xs.map(x => u.valToPos(x, "x", true));
@@ -190,7 +190,7 @@
       return { stroke, fill: null, clip: null, band: null, gaps: [], flags: 1 };
     }
 
-    // Intervals, where there are some, and the points of lines that stand beside their x values.
+    // Intervals, where there are some, and the points of lines that are shifted.
     whiskers(u) {
       const { ctx } = u;
       ctx.save();
@@ -219,7 +219,7 @@
       ctx.restore();
     }
 
-    // Upright lines with a note, such as the trained context.
+    // Vertical lines with a label, such as the trained context.
     marks(u, view, fx) {
       const { ctx } = u;
       const { left, top, width, height } = u.bbox;
@@ -299,7 +299,7 @@
         };
         const ordered = rows.concat().sort((a, b) => {
           const [x, y] = [value(a), value(b)];
-          // What has no value comes last either way.
+          // Rows without a value come last in both directions.
           if (x === null || y === null) return (x === null) - (y === null);
           const order = typeof x === "string" ? x.localeCompare(y) : x - y;
           return down ? -order : order;

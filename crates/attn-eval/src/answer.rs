@@ -1,8 +1,9 @@
-//! Answers to single requests, as harnesses ask them: how likely a continuation is after a context, and how a prompt goes on.
+//! Answers to single requests, as evaluation harnesses make them: how likely a continuation is after a context, and how a prompt
+//! continues.
 //!
-//! What a request has in common with the one before is not read again, as far as the model's positions do not depend on the
-//! length of the sequence: the endings of one question are asked for one after the other. An answer is the same, to rounding,
-//! whatever was asked before.
+//! A harness asks for all endings of a question one after the other. So the tokens that a request has in common with the one
+//! before are not read again, unless the model's positions depend on the length of the sequence. Up to rounding, an answer does
+//! not depend on the requests before it.
 
 use crate::error::{Error, Result, ensure, error};
 use crate::generate::{GenerateOptions, Writer, reused, row};
@@ -27,10 +28,10 @@ pub struct Likelihood {
     pub left_out: usize,
 }
 
-/// A continuation.
+/// The continuation of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Continuation {
-    /// Its text, up to where it was stopped.
+    /// Its text, without what stopped it.
     pub text: String,
     /// Tokens that were chosen.
     pub tokens: usize,
@@ -45,7 +46,7 @@ pub struct Continuation {
 pub struct Answerer<'a> {
     model: &'a Model,
     max_length: usize,
-    /// What length-dependent scalings resolve for; `None`: the sequence's own length.
+    /// The length that length-dependent scalings resolve for; `None`: the sequence's own length.
     length: Option<usize>,
     /// A running sequence, and the tokens that it was fed.
     session: Option<(Session, Vec<u32>)>,
@@ -53,16 +54,16 @@ pub struct Answerer<'a> {
 }
 
 impl<'a> Answerer<'a> {
-    /// Answers from at most `max_length` tokens. `length`: what length-dependent scalings resolve for, in place of each
-    /// sequence's length.
+    /// Answers from at most `max_length` tokens. `length` is the length that length-dependent scalings resolve for, in place of
+    /// each sequence's length.
     ///
     /// # Errors
-    /// The model predicts no next token, or has no positions for so many.
+    /// The model does not predict the next token, or `max_length` is below 2 or past the model's positions.
     pub fn new(model: &'a Model, max_length: usize, length: Option<usize>) -> Result<Self> {
         ensure!(
             model.architecture() == Architecture::Decoder,
             UnsuitableModel,
-            "only models that predict the next token answer requests"
+            "only models that predict the next token can answer requests"
         );
         ensure!(
             max_length >= 2,
@@ -73,7 +74,7 @@ impl<'a> Answerer<'a> {
         Ok(Self { model, max_length, length, session: None, writer: None })
     }
 
-    /// Tokens of a sequence at most.
+    /// The largest number of tokens of a sequence.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
@@ -84,10 +85,10 @@ impl<'a> Answerer<'a> {
     /// Either is empty, or the continuation alone does not fit; or the model fails.
     pub fn likelihood(&mut self, context: &[u32], continuation: &[u32]) -> Result<Likelihood> {
         let (tokens, most) = (continuation.len(), self.max_length);
-        ensure!(!context.is_empty(), Request, "there is nothing before the continuation");
+        ensure!(!context.is_empty(), Request, "the context is empty: there is nothing before the continuation");
         ensure!(tokens > 0, Request, "the continuation has no tokens");
-        ensure!(tokens <= most, Request, "the continuation has {tokens} tokens, and the model reads {most}");
-        // The last token is predicted, and not read.
+        ensure!(tokens <= most, Request, "the continuation has {tokens} tokens, but the model reads {most} at most");
+        // The last token is only predicted and not read.
         let left_out = (context.len() + tokens).saturating_sub(most + 1);
         let context = &context[left_out..];
         let read = [context, &continuation[..tokens - 1]].concat();
@@ -113,11 +114,11 @@ impl<'a> Answerer<'a> {
         Ok(Likelihood { logprob, is_greedy, tokens, left_out })
     }
 
-    /// How likely a text is as lm-evaluation-harness takes it ([`Protocol::LmEval`]): every token of it, the first after
-    /// `prefix`.
+    /// How likely a text is as lm-evaluation-harness measures it ([`Protocol::LmEval`]): every token of it, the first after
+    /// `prefix`. `is_greedy` is always false.
     ///
     /// # Errors
-    /// The model fails.
+    /// There is no `prefix`, or the model fails.
     pub fn rolling(&mut self, tokens: &[u32], prefix: Option<u32>) -> Result<Likelihood> {
         let passes = Protocol::LmEval.passes(tokens.len(), self.max_length, self.max_length, prefix)?;
         let scores = score_passes(self.model, tokens, &passes, self.length, &mut |_| ())?;
@@ -125,11 +126,11 @@ impl<'a> Answerer<'a> {
         Ok(Likelihood { logprob, is_greedy: false, tokens: tokens.len(), left_out: 0 })
     }
 
-    /// How `prompt` goes on, by at most `most` tokens: until one of the tokens `ends`, or until one of the texts `stop` is
-    /// there, which is no part of it. What does not fit is left out at the beginning of the prompt.
+    /// Continues `prompt` greedily or as `sampling` says, by at most `most` tokens. One of the tokens `ends` or of the texts `stop`
+    /// ends it, and is not part of it. What does not fit is left out at the beginning of the prompt.
     ///
     /// # Errors
-    /// The prompt is empty, there is no room for it and so many tokens, or the model fails.
+    /// The prompt is empty, `most` tokens leave no room for it, or the model fails.
     pub fn continuation(
         &mut self,
         tokenizer: &Tokenizer,
@@ -139,7 +140,12 @@ impl<'a> Answerer<'a> {
         sampling: SampleOptions,
     ) -> Result<Continuation> {
         ensure!(!prompt.is_empty(), Request, "the prompt is empty: there is nothing to continue");
-        ensure!(most < self.max_length, Request, "{most} new tokens leave no room for a prompt in {}", self.max_length);
+        ensure!(
+            most < self.max_length,
+            Request,
+            "{most} new tokens leave no room for a prompt in a length of {}",
+            self.max_length
+        );
         let left_out = (prompt.len() + most).saturating_sub(self.max_length);
         let prompt = &prompt[left_out..];
         let length = RopeLength::Declared(self.length.unwrap_or(prompt.len() + most));
@@ -151,7 +157,7 @@ impl<'a> Answerer<'a> {
             }
             _ => Writer::new(self.model, options),
         };
-        // A text that ends it may be a special token, which is no part of the text shown.
+        // A stop text may be a special token, which the text that is returned does not contain.
         let (mut spoken, mut shown) = (tokenizer.stream(false), tokenizer.stream(true));
         let (mut all, mut text) = (String::new(), String::new());
         let stop: Vec<&str> = stop.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
@@ -172,7 +178,7 @@ impl<'a> Answerer<'a> {
         Ok(Continuation { text, tokens: result.new_tokens, stopped: result.stopped, left_out })
     }
 
-    /// A session that has read the beginning of `tokens`, at most `most` of them, and how many.
+    /// A session that has read the first of `tokens`, at most `most` of them, and how many it has read.
     fn begin(&mut self, tokens: &[u32], most: usize) -> Result<(Session, usize)> {
         if let Some(found) = reused(self.session.take(), tokens, most) {
             return Ok(found);
@@ -187,7 +193,7 @@ impl<'a> Answerer<'a> {
 /// context is `prefix`.
 ///
 /// # Errors
-/// Whatever `encode` fails with, as it is; there is no token to begin with.
+/// An error of `encode`, unchanged; or the context is empty and there is no `prefix`.
 pub fn split<E: From<Error>>(
     context: &str,
     continuation: &str,
@@ -195,16 +201,16 @@ pub fn split<E: From<Error>>(
     encode: impl Fn(&str, bool) -> Result<Vec<u32>, E>,
 ) -> Result<(Vec<u32>, Vec<u32>), E> {
     if context.is_empty() {
-        let none = || error!(UnsuitableModel, "an empty context stands for a BOS or EOS token: there is none");
+        let none = || error!(UnsuitableModel, "an empty context is replaced by a BOS or EOS token, but there is none");
         let prefix = prefix.ok_or_else(none)?;
         let mut tokens = encode(continuation, false)?;
-        // One that is written out is not doubled.
+        // A prefix that the continuation begins with is not doubled.
         if tokens.first() == Some(&prefix) {
             tokens.remove(0);
         }
         return Ok((vec![prefix], tokens));
     }
-    // As Python strips a text.
+    // What Python's `str.rstrip` removes.
     let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
     let whole = encode(&format!("{context}{continuation}"), true)?;
     let before = encode(context.trim_end_matches(space), true)?;

@@ -40,7 +40,7 @@ fn likelihoods_are_those_of_the_logits_whatever_was_asked_before() {
     let best: Vec<f32> = best.squeeze(0).unwrap().get(context.len() - 1).unwrap().to_vec1().unwrap();
     let best = (0..best.len()).max_by(|&a, &b| best[a].total_cmp(&best[b])).unwrap() as u32;
     for continuation in [encode(" a good fortune"), encode(" want"), vec![best], encode(" a good wife, and a house")] {
-        // A shorter context afterwards, and one that is another from the middle on.
+        // After that a shorter context, and one that differs from the middle on.
         for context in [&context[..], &context[..7], &[&context[..4], &continuation[..]].concat()] {
             let found = answerer.likelihood(context, &continuation).unwrap();
             let (logprob, is_greedy) = by_logits(&model, context, &continuation);
@@ -66,7 +66,7 @@ fn likelihoods_are_those_of_the_logits_whatever_was_asked_before() {
     refused(short.likelihood(&context, &context), "the model reads 8");
 }
 
-/// Frequencies that depend on the length are those of each sequence, and nothing of another is kept.
+/// Frequencies that depend on the length are those of each sequence, and nothing is kept from another one.
 #[test]
 fn a_dynamic_scaling_answers_as_it_would_alone() {
     let (plain, tokenizer) = open(&Options::default());
@@ -100,11 +100,11 @@ fn continuations_end_where_they_are_told_to() {
     let cut = ask(&prompt, 24, &[], &["never said", &word]).unwrap();
     assert_eq!(cut.text, whole.text[..whole.text.find(&word).unwrap()]);
     assert!(cut.stopped && cut.tokens < 24);
-    // Any token at all ends this one.
+    // Every token ends this one.
     let every: Vec<u32> = (0..tokenizer.vocab_size() as u32).collect();
     let ended = ask(&prompt, 24, &every, &[]).unwrap();
     assert!(ended.stopped && ended.tokens == 1 && ended.text.is_empty(), "{ended:?}");
-    // The same again, after others.
+    // The same request gives the same answer after others.
     assert_eq!(ask(&prompt, 24, &[], &[]).unwrap(), whole);
     let long: Vec<u32> = prompt.iter().cycle().take(100).copied().collect();
     assert_eq!(ask(&long, 24, &[], &[]).unwrap().left_out, 100 + 24 - 64);

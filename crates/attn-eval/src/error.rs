@@ -1,7 +1,7 @@
-//! The one error type of this crate, by what a caller can do about it.
+//! The one error type of this crate, whose kinds differ in what a caller can do about them.
 //!
-//! Every message is one line that says what is wrong with which setting, text, cell or file, and what to do where there is
-//! something to do. A message spells out its causes, which `source` has too; [`one_line`] prints both without repeats.
+//! Every message is one line that says what is wrong with which setting, text, cell or file, and, where possible, what to do
+//! about it. A message contains that of its cause, which `source` returns too; [`one_line`] prints both without repeating any.
 
 use crate::Skipped;
 use loader::LoadError;
@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that can't be had, by itself or beside the others.
+    /// A setting that is impossible, by itself or together with the others.
     #[error("{reason}")]
     Setting {
         /// Which, and why.
@@ -25,7 +25,7 @@ pub enum Error {
     /// A text has too few tokens, bytes or windows for what is asked of it.
     #[error("{reason}")]
     TextTooShort {
-        /// How many it has, and how many it takes.
+        /// How many it has, and how many are needed.
         reason: String,
     },
 
@@ -52,21 +52,21 @@ pub enum Error {
         end: usize,
     },
 
-    /// The model gives a likelihood that is no number, or none.
+    /// The model gives a likelihood that is not finite, or no likelihoods at all.
     #[error("{reason}")]
     NotFinite {
-        /// Of which token, as far as that is known.
+        /// Which likelihood, as far as that is known.
         reason: String,
     },
 
-    /// Of several contexts and tasks none can be measured.
+    /// None of the contexts and tasks can be measured.
     #[error("nothing can be measured: {}", .skipped.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NothingLeft {
         /// All of them, and why.
         skipped: Vec<Skipped>,
     },
 
-    /// A context can't be measured, and the results have no place to say so.
+    /// A context can't be measured, and the results have no field for contexts that were skipped.
     #[error("{skipped}")]
     LeftOut {
         /// The context, and why.
@@ -80,14 +80,14 @@ pub enum Error {
         cell: String,
     },
 
-    /// Measurements or models that can't be compared, because they are not of the same text.
+    /// Measurements or models that can't be compared, because they are not of the same windows or bytes.
     #[error("{reason}")]
     Incomparable {
         /// Which, and how they differ.
         reason: String,
     },
 
-    /// Figures that no measurement can come to.
+    /// Figures that no measurement can give.
     #[error("{reason}")]
     Impossible {
         /// Which, and why not.
@@ -112,7 +112,7 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// A file that is no run file, or none of the kind that is wanted.
+    /// A file that is not a run file, or a run file of another kind or version than the one that is wanted.
     #[error("{} is {found}", .path.display())]
     NotARun {
         /// The file.
@@ -121,7 +121,7 @@ pub enum Error {
         found: String,
     },
 
-    /// A line of a run file that is not what was written.
+    /// A line of a run file that can't be what was written.
     #[error("{}, line {line}: {source}", .path.display())]
     DamagedRun {
         /// The run file.
@@ -157,7 +157,7 @@ pub enum Error {
     },
 
     /// A run file of the same settings and other cells.
-    #[error("{} is a run of other cells", .path.display())]
+    #[error("{} is a run with the same settings but other cells", .path.display())]
     OtherCells {
         /// The run file.
         path: PathBuf,
@@ -172,8 +172,8 @@ pub enum Error {
 
     /// Two runs measured a cell differently.
     #[error(
-        "{mode} at {context} came out differently in {} than in {} or another run, as on another kind of machine: leave one of \
-         them out", .path.display(), .first.display()
+        "{mode} at {context} was measured differently in {} than in {} or another run, which happens between different kinds of \
+         machines: leave one of the runs out", .path.display(), .first.display()
     )]
     Disagreement {
         /// The cell's mode.
@@ -186,12 +186,12 @@ pub enum Error {
         first: PathBuf,
     },
 
-    /// Another error, and where it came up: a text, a mode, a cell.
+    /// Another error, and where it occurred: a text, a mode, a cell.
     #[error("{place}: {source}")]
     At {
-        /// Where.
+        /// Where it occurred.
         place: String,
-        /// What.
+        /// The error itself.
         source: Box<Error>,
     },
 
@@ -209,7 +209,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What went wrong, without the places in which it did ([`Error::At`]) and the line of the file ([`Error::DamagedRun`]).
+    /// The error without the places around it ([`Error::At`]) and the line of the file ([`Error::DamagedRun`]).
     pub fn innermost(&self) -> &Self {
         match self {
             Self::At { source, .. } | Self::DamagedRun { source, .. } => source.innermost(),
@@ -223,7 +223,7 @@ impl Error {
     }
 }
 
-/// Says where an error came up.
+/// Says where an error occurred.
 pub(crate) trait Within<T> {
     /// The result, its error with a place around it.
     fn within(self, place: impl FnOnce() -> String) -> Result<T>;
@@ -235,7 +235,7 @@ impl<T, E: Into<Error>> Within<T> for std::result::Result<T, E> {
     }
 }
 
-/// An [`Error`] of a kind that has a reason, which is formatted.
+/// An [`Error`] of a kind that has a `reason`, which is given as for `format!`.
 macro_rules! error {
     ($kind:ident, $($reason:tt)+) => {
         $crate::Error::$kind { reason: format!($($reason)+) }
@@ -261,8 +261,8 @@ macro_rules! ensure {
 
 pub(crate) use {bail, ensure, error};
 
-/// An error and its causes in one line, a cause that its parent already spells out left away, and without the backtrace that
-/// Candle's errors have where `RUST_BACKTRACE` is set.
+/// An error and its causes in one line. A cause with which the line already ends is not repeated, and the backtrace that Candle's
+/// errors have if `RUST_BACKTRACE` is set is left out.
 pub fn one_line(error: &(dyn StdError + 'static)) -> String {
     let mut line = String::new();
     for cause in std::iter::successors(Some(error), |&error| error.source()) {
@@ -277,7 +277,7 @@ pub fn one_line(error: &(dyn StdError + 'static)) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Candle's errors end in a backtrace when RUST_BACKTRACE is set: frames numbered from 0, one per line.
+/// Candle's errors end in a backtrace if `RUST_BACKTRACE` is set: frames numbered from 0, one per line.
 fn without_backtrace(text: &str) -> &str {
     let frames = text.match_indices('\n').find(|(at, _)| text[at + 1..].trim_start().starts_with("0: "));
     &text[..frames.map_or(text.len(), |(at, _)| at)]
@@ -297,12 +297,12 @@ mod tests {
         let failed: Result<()> = Err(missing()).map_err(Error::io("open", Path::new("a.run")));
         let error = failed.within(|| "novel, mode yarn".into()).within(|| "cells".into()).unwrap_err();
         assert_eq!(error.to_string(), "cells: novel, mode yarn: can't open a.run: no such file");
-        // Whoever looks for the kind need not know the places.
+        // The kind is found without knowing the places.
         assert!(matches!(error.innermost(), Error::Io { action: "open", path, .. } if path == Path::new("a.run")));
         let causes = std::iter::successors(Some(&error as &(dyn StdError + 'static)), |&error| error.source());
         let cause = causes.last().and_then(|cause| cause.downcast_ref::<io::Error>()).unwrap();
         assert_eq!(cause.kind(), io::ErrorKind::NotFound);
-        // However many causes spell out one another, each is said once.
+        // However many causes contain one another, each is printed once.
         assert_eq!(one_line(&error), error.to_string());
     }
 

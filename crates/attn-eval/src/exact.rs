@@ -1,7 +1,8 @@
-//! Numbers in run files: as text, so that reading gives back the very bits that were written.
+//! Numbers in run files are written as strings, so that reading gives back exactly the bits that were written.
 //!
-//! `serde_json` writes the shortest text that stands for an `f64` but reads it with a rounding error of up to one unit
-//! in the last place, unless a feature is on that costs every other reader time. Rust's own parser is exact.
+//! `serde_json` writes the shortest text that stands for an `f64`, but reads it with a rounding error of up to one unit
+//! in the last place unless its feature `float_roundtrip` is on, which makes all reading of numbers slower. Rust's own parser is
+//! exact.
 
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -15,7 +16,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
-        _ => Err(D::Error::custom(format!("{text:?} is no number"))),
+        _ => Err(D::Error::custom(format!("{text:?} is not a finite number"))),
     }
 }
 

@@ -12,11 +12,11 @@ use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use serde::Serialize;
 
-/// What `format` says.
+/// The value of the key `format`.
 const FORMAT: &str = "attn-explain/1";
-/// How far past the trained context an explanation looks unless told a length.
+/// The default length as a multiple of the trained context.
 const DEFAULT_TIMES: usize = 4;
-/// The length if nothing says what the model was trained for.
+/// The default length if the trained context is not known.
 const DEFAULT_LENGTH: usize = 2048;
 
 /// The encodings of a model and what follows from them.
@@ -28,7 +28,7 @@ pub struct Explained {
     pub model: String,
     /// Its family.
     pub family: String,
-    /// Whether the layers are known. Otherwise all that is said follows from keys that most families share.
+    /// Whether this project knows the layers of the family. Otherwise everything here follows from keys that most families share.
     pub layers_known: bool,
     /// The context it was trained for, if that is known.
     pub trained_context: Option<usize>,
@@ -39,7 +39,7 @@ pub struct Explained {
 }
 
 impl Explained {
-    /// What to keep in mind about all of it, if anything.
+    /// A limitation of the whole explanation, if there is one.
     pub fn caveat(&self) -> Option<&'static str> {
         match (self.layers_known, self.position.is_empty()) {
             (true, _) => None,
@@ -63,7 +63,7 @@ pub struct ExplainedGroup {
     pub layers: Vec<usize>,
     /// `attention` or `embeddings`.
     pub on: &'static str,
-    /// Keys that a query sees at most.
+    /// The largest number of keys that a query sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<usize>,
     /// Tokens per chunk that these layers attend within.
@@ -75,12 +75,12 @@ pub struct ExplainedGroup {
     pub effects: Effects,
 }
 
-/// Explains the encodings of `spec` for sequences of `length` tokens; by default those that a configured scaling was
+/// Explains the encodings of `spec` for sequences of `length` tokens; by default the length that a configured scaling was
 /// made for, else four times the trained context. `trained` replaces the context that the config declares. Without
-/// `weights` what is learned is left out.
+/// `weights`, effects that depend on learned numbers are left out.
 ///
 /// # Errors
-/// An encoding that can't be built, a learned table that can't be read.
+/// An encoding can't be built, or a learned table can't be read.
 pub fn explain(
     name: &str,
     spec: &ModelSpec,

@@ -1,4 +1,4 @@
-//! Text generation: the loop between a session and a sampler.
+//! Text generation: a session gives logits, a sampler chooses tokens.
 
 use crate::clock::Clock;
 use crate::error::{Error, Result, ensure, error};
@@ -16,16 +16,16 @@ pub struct GenerateOptions {
     pub stop: Vec<u32>,
     /// The policy for length-dependent scalings.
     pub length: RopeLength,
-    /// What the decoder of an encoder-decoder model starts from.
+    /// The token that the decoder of an encoder-decoder model starts from.
     pub decoder_start: Option<u32>,
 }
 
-/// What a generation took.
+/// What a generation read and wrote, and how long it took.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Generated {
     /// Tokens of the prompt that were read; those that a [`Writer`] had read before are not counted.
     pub prompt_tokens: usize,
-    /// Seconds until the first new token was known.
+    /// Seconds until the first new token was chosen.
     pub prompt_seconds: f64,
     /// New tokens, the one that ended the text included.
     pub new_tokens: usize,
@@ -35,10 +35,10 @@ pub struct Generated {
     pub stopped: bool,
 }
 
-/// Continues `prompt`, handing each new token to `emit` as it is chosen, which may end the text there.
+/// Continues `prompt`, and hands each new token to `emit` as soon as it is chosen; `emit` may end the text there.
 ///
 /// # Errors
-/// The prompt is empty, the model is an encoder or out of positions; whatever `emit` fails with, as it is.
+/// The prompt is empty, or the model is an encoder or has too few positions; or an error of `emit`, unchanged.
 pub fn generate<E: From<Error>>(
     model: &Model,
     prompt: &[u32],
@@ -62,20 +62,20 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// A writer who has read nothing yet.
+    /// A writer that has read nothing yet.
     pub fn new(model: &'a Model, options: GenerateOptions) -> Self {
         Self { model, options, session: None, read: vec![] }
     }
 
-    /// Writes at most this many new tokens from now on, as in [`GenerateOptions::max_new`].
+    /// Sets the largest number of new tokens for all later calls, as [`GenerateOptions::max_new`] does.
     pub fn limit(&mut self, max_new: usize) {
         self.options.max_new = max_new;
     }
 
-    /// Continues `prompt`, which is the whole text and not only what is new in it, as [`generate`] does.
+    /// Continues `prompt` as [`generate`] does. The prompt is the whole text, not only its new part.
     ///
     /// # Errors
-    /// As [`generate`]. The next call reads its prompt anew.
+    /// As [`generate`]. After an error, the next call reads its whole prompt again.
     pub fn write<E: From<Error>>(
         &mut self,
         prompt: &[u32],
@@ -84,7 +84,7 @@ impl<'a> Writer<'a> {
     ) -> Result<Generated, E> {
         self.check(prompt)?;
         let clock = Clock::start();
-        // Out of `self` for as long as it may be in a state between two tokens.
+        // The session is taken out of `self`, so that after an error no half-read one is left there.
         let (mut session, mut history, new) = self.begin(prompt)?;
         let mut result =
             Generated { prompt_tokens: new, prompt_seconds: 0.0, new_tokens: 0, decode_seconds: 0.0, stopped: false };
@@ -123,14 +123,14 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// The logits of the token after `tokens`, of which the session reads what it has not read.
+    /// The logits of the token after `tokens`; the session reads those of them that it has not read.
     fn fed(&self, session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
         let new = row(&tokens[session.len()..], self.model)?;
         Ok(session.feed(&new)?.squeeze(0)?.to_vec1()?)
     }
 
-    /// A session that has read all of `prompt` that it can have read already, the tokens to continue, and how many of the
-    /// prompt's are new. At least one token is left to feed.
+    /// A session that has read as much of `prompt` as could be kept from the call before, the tokens to continue, and the number
+    /// of the prompt's tokens that are new. At least one token is left to be read.
     fn begin(&mut self, prompt: &[u32]) -> Result<(Session, Vec<u32>, usize)> {
         let (model, length) = (self.model, self.options.length);
         let read = std::mem::take(&mut self.read);
@@ -150,9 +150,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A session that was fed other tokens, taken back to what those have in common with the beginning of `tokens`, at most
-/// `most` of them, and how many that are. `None` without a session, or if a layer with a window may have dropped what would
-/// have to be seen again.
+/// A session that was fed other tokens, truncated to those that it has in common with the beginning of `tokens`, `most` of them
+/// at most, and their number. `None` without a session, or if a layer with a sliding window may have dropped keys that would be
+/// needed again.
 pub(crate) fn reused(before: Option<(Session, Vec<u32>)>, tokens: &[u32], most: usize) -> Option<(Session, usize)> {
     let (mut session, read) = before?;
     let alike = tokens.iter().zip(&read).take_while(|(a, b)| a == b).count().min(most);

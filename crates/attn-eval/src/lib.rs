@@ -1,13 +1,12 @@
-//! Perplexity, comparison across position scalings, text generation and their reports.
+//! Perplexity, retrieval, comparison across position scalings, text generation, and reports of all these.
 //!
-//! A model's position scaling can be swapped without touching its weights, so comparing scalings is one model load and
-//! one set of windows scored once per scaling. What this crate adds is the bookkeeping that makes such a comparison
-//! worth trusting: every token is scored at most once and weighs the same ([`windows`]), errors of estimation are
-//! stated ([`perplexity`]), two scalings are compared on the very same tokens ([`compare`]), and two models on the very same
-//! bytes ([`across`]).
+//! A model's position scaling can be changed without touching its weights, so a comparison of scalings loads a model once and
+//! scores the same windows once per scaling. What this crate adds is what makes such a comparison reliable: every token is scored
+//! at most once and has the same weight ([`windows`]), standard errors and intervals are given ([`perplexity`], [`stats`]), two
+//! scalings are compared on the same tokens ([`compare`]), and two models on the same bytes ([`across`]).
 //!
-//! It depends on models only through `attn-models`, knows nothing about checkpoints' files or hubs, and prints nothing.
-//! The one file it reads and writes is the run file of a long comparison ([`run`]).
+//! This crate depends on models only through `attn-models`, does not know the files of checkpoints or hubs, and prints nothing.
+//! The only files that it reads and writes are the run files of long comparisons ([`run`]).
 
 pub mod across;
 pub mod answer;

@@ -1,16 +1,17 @@
-//! Metrics that see the far text.
+//! Metrics that depend on far text.
 //!
-//! Most tokens of a text can be told from the few hundred before them, so perplexity hardly shows what a model makes of the
-//! rest. Two metrics look where it matters. Both hold a setting against the *reference*: the model as it is, within the
-//! context it was trained for.
+//! Most tokens of a text can be predicted from the few hundred before them, so perplexity hardly shows whether a model uses text
+//! that is further back. Two metrics show that better. Both compare a setting with the *reference*: the model as it is, within
+//! the context it was trained for.
 //!
 //! - **LongPPL** (Fang et al. 2024, What is Wrong with Perplexity for Long-context Language Modeling?): the perplexity of
-//!   the key tokens alone, those that the reference tells well from the whole window (at less than `-beta` nats) and much
-//!   worse, by more than `alpha` nats, from the last `trunc_len` tokens of it. Defined as in the Python package `longppl`:
-//!   `sliding_window` tokens share one short context, and a key token stands for its characters, so that a token that shares
-//!   a character with one counts too. In a window past the trained context, the reference reads the trained context's tokens
-//!   of it at most; there the package would take the model past what it was trained for as the judge.
-//! - **KL divergence** from the reference: by how many nats per token a setting's prediction, from the whole window, departs
+//!   the key tokens alone. These are the tokens that the reference predicts well from the whole window (at less than `-beta`
+//!   nats) and much worse, by more than `alpha` nats, from only the last `trunc_len` tokens. The definition is that of the Python
+//!   package `longppl`: `sliding_window` tokens share one short context, and a key token stands for its characters, so that a
+//!   token that shares a character with a key token is one too. There is one exception: in a window past the trained context, the
+//!   reference reads at most as many tokens as the trained context has, while the package reads the whole window with a model that
+//!   was not trained for it.
+//! - **KL divergence** from the reference: by how many nats per token a setting's prediction, from the whole window, differs
 //!   from the reference's prediction of the same token. It is exactly 0 for the model as it is, within the trained context.
 
 use crate::clock::Clock;
@@ -29,19 +30,19 @@ use std::str::FromStr;
 /// How key tokens are told from others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct KeyTokens {
-    /// Tokens of the short context at least.
+    /// The smallest number of tokens of the short context.
     pub trunc_len: usize,
-    /// Tokens that share a short context, which grows by as many.
+    /// The number of tokens that share a short context, which grows by one for each of them.
     pub sliding_window: usize,
-    /// Nats by which the short context has to be worse.
+    /// The number of nats by which the prediction from the short context has to be worse.
     pub alpha: f64,
-    /// Log-likelihood from the whole context that has to be exceeded.
+    /// The log-likelihood that the prediction from the whole context has to exceed.
     pub beta: f64,
 }
 
 impl KeyTokens {
-    /// The package's: 4096 and 1024 tokens, 2 nats and -2; for models trained to less than 8192 tokens half of that and an
-    /// eighth.
+    /// The defaults of the package: a `trunc_len` of 4096 and a `sliding_window` of 1024 tokens, 2 nats and -2. For a model that was
+    /// trained for less than 8192 tokens, half and an eighth of its trained context.
     pub fn for_trained(trained: Option<usize>) -> Self {
         let trunc_len = trained.map_or(4096, |trained| (trained / 2).clamp(1, 4096));
         Self { trunc_len, sliding_window: (trunc_len / 4).max(1), alpha: 2.0, beta: -2.0 }
@@ -60,7 +61,7 @@ pub enum MetricName {
 }
 
 impl MetricName {
-    /// All of them.
+    /// All metrics.
     pub const ALL: [Self; 3] = [Self::Ppl, Self::LongPpl, Self::Kl];
 
     /// The name on the command line.
@@ -91,30 +92,30 @@ impl FromStr for MetricName {
 /// Metrics beside perplexity, as a report names them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MetricSettings {
-    /// How the tokens of LongPPL are found; absent if it is not taken.
+    /// How the tokens of LongPPL are found; absent if it is not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longppl: Option<KeyTokens>,
-    /// Whether the divergence is taken.
+    /// Whether the divergence is measured.
     pub kl: bool,
 }
 
-/// Which metrics are taken, and by what they are judged.
+/// Which metrics are measured, and the reference for them.
 #[derive(Debug, Clone, Copy)]
 pub struct Metrics<'a> {
     /// The model as it is.
     pub model: &'a Model,
     /// Its tokenizer, which says which tokens share a character.
     pub tokenizer: &'a Tokenizer,
-    /// The context it was trained for, beyond which it is not asked; `None`: unknown, so that there is no such bound.
+    /// The context it was trained for, beyond which it is not used; `None` if it is unknown, which leaves out this limit.
     pub trained: Option<usize>,
-    /// Which.
+    /// Which metrics.
     pub settings: MetricSettings,
 }
 
 /// What the reference makes of one window.
 #[derive(Debug, Clone, Default)]
 pub struct Reference {
-    /// Where in the window's ids its key tokens stand, of those that are scored in it.
+    /// The places of the key tokens among the window's ids, for those tokens that are scored in it.
     pub keys: Vec<usize>,
     /// Hidden states `(n, hidden_size)` from which its `n` scored tokens are predicted.
     hidden: Option<Tensor>,
@@ -130,14 +131,14 @@ impl Metrics<'_> {
             ensure!(
                 trunc_len < context,
                 Setting,
-                "LongPPL holds a context of {context} against one of {trunc_len} tokens: take a shorter one (--trunc-len), \
-                 or longer windows"
+                "LongPPL compares a context of {context} with a short one of {trunc_len} tokens, which has to be shorter: take a \
+                 smaller trunc_len or longer windows"
             );
         }
         Ok(())
     }
 
-    /// Tokens that the reference reads of a window of `context`.
+    /// The number of tokens that the reference reads for a window of `context`.
     pub fn work(&self, context: usize) -> usize {
         let full: usize = passes_within(context, self.longest(context)).iter().map(|(input, _)| input.len()).sum();
         let short = self.settings.longppl.map_or(0, |keys| {
@@ -147,18 +148,18 @@ impl Metrics<'_> {
         full + short
     }
 
-    /// Bytes that `windows` references to windows of `context` keep, and the logits that they are held against.
+    /// Bytes of memory for the references of `windows` windows of `context`, and for the logits that are compared with them.
     pub fn kept_bytes(&self, windows: usize, context: usize) -> u64 {
         let (hidden, logits) = (self.model.spec().hidden_size, self.model.logits_at_once() * self.model.vocab_size());
         let numbers = windows.saturating_mul(context).saturating_mul(hidden).saturating_add(logits);
         if self.settings.kl { numbers.saturating_mul(4) as u64 } else { 0 }
     }
 
-    /// What the reference makes of a window: of its ids, the first of which is a token put before it if `lead`, those at
-    /// `scored` count. `progress` is told the number of tokens read after each forward pass.
+    /// What the reference makes of a window with these ids. `lead` says that the first one is a token put before the text;
+    /// `scored` are the places of the ids that count. `progress` is told the number of tokens read after each forward pass.
     ///
     /// # Errors
-    /// A forward pass fails, or its likelihoods are no numbers.
+    /// A forward pass fails, or its likelihoods are not finite.
     pub fn reference(
         &self,
         ids: &[u32],
@@ -218,7 +219,7 @@ impl Metrics<'_> {
         let starts: Vec<usize> = (0..t - first).step_by(options.sliding_window).collect();
         let end = |start: usize| (start + first + options.sliding_window).min(t);
         let mut short = Vec::with_capacity(full.len());
-        // The last is as long as the others, or alone.
+        // Only the last short context may have another length than the others; it is then a batch of its own.
         for alike in starts.chunk_by(|&a, &b| end(a) - a == end(b) - b) {
             for batch in alike.chunks(rows(end(0))) {
                 let n = end(batch[0]) - batch[0] - first;
@@ -232,7 +233,7 @@ impl Metrics<'_> {
             }
         }
         let finite = full.iter().chain(&short).all(|nll| nll.is_finite());
-        ensure!(finite, NotFinite, "the model as it is gives a log-likelihood that is no number");
+        ensure!(finite, NotFinite, "the model as it is gives a log-likelihood that is not finite");
         let is_key =
             |(full, short): (&f32, &f32)| f64::from(short - full) > options.alpha && f64::from(*full) < -options.beta;
         let found: Vec<usize> = (first..t).filter(|&i| is_key((&full[i - first], &short[i - first]))).collect();
@@ -243,7 +244,7 @@ impl Metrics<'_> {
     /// after each forward pass.
     ///
     /// # Errors
-    /// As [`crate::perplexity::score`]; windows that a metric has nothing to say of.
+    /// As [`crate::perplexity::score`] and [`check`](Self::check).
     pub fn measure(
         &self,
         model: &Model,
@@ -289,7 +290,7 @@ impl Metrics<'_> {
                     let scored = windows.positions(window);
                     let hidden = hidden.get(i)?.narrow(0, scored.start - 1, scored.len())?;
                     let found = model.divergence(known, &hidden)?.to_vec1::<f32>()?;
-                    // Below 0 by rounding alone.
+                    // A divergence can be below 0 only by rounding.
                     kl.push(sums(found.into_iter().map(|nats| if nats < 0.0 { 0.0 } else { nats })));
                 }
             }
@@ -297,7 +298,7 @@ impl Metrics<'_> {
         };
         let mut scores = score_windows(&mut nll, tokens, windows, some, progress)?;
         let finite = longppl.iter().chain(&kl).all(|window: &WindowNll| window.sum.is_finite());
-        ensure!(finite, NotFinite, "a log-likelihood is no number");
+        ensure!(finite, NotFinite, "a log-likelihood is not finite");
         scores.longppl = self.settings.longppl.map(|_| longppl);
         scores.kl = self.settings.kl.then_some(kl);
         Ok(scores)
@@ -321,9 +322,9 @@ impl Metrics<'_> {
     }
 }
 
-/// The passes over a window of `t` tokens of which at most `longest` are read at once: what is read, and how many hidden
-/// states of its end are new. From the second on a pass has three quarters of `longest` before what is new. No state is
-/// needed after the last token.
+/// The passes over a window of `t` tokens of which at most `longest` are read at once: the tokens that a pass reads, and how many
+/// of its last hidden states are new. From the second one on, three quarters of the tokens of a full pass come before the new
+/// ones. No state is needed after the last token.
 fn passes_within(t: usize, longest: usize) -> Vec<(Range<usize>, usize)> {
     let (end, step) = (t - 1, (longest / 4).max(1));
     let mut passes = vec![];
@@ -336,7 +337,7 @@ fn passes_within(t: usize, longest: usize) -> Vec<(Range<usize>, usize)> {
     passes
 }
 
-/// A part of a window, which begins with the token put before the text if the window does.
+/// A part of a window. If the window begins with a token put before the text, so does the part.
 fn part(ids: &[u32], lead: bool, range: Range<usize>) -> Vec<u32> {
     let mut part = ids[range].to_vec();
     if lead {
@@ -345,7 +346,7 @@ fn part(ids: &[u32], lead: bool, range: Range<usize>) -> Vec<u32> {
     part
 }
 
-/// Numbers of one window, summed up.
+/// The sums over the numbers of one window.
 fn sums(numbers: impl Iterator<Item = f32>) -> WindowNll {
     numbers.map(f64::from).fold(WindowNll::default(), |sum, x| WindowNll {
         sum: sum.sum + x,
@@ -355,14 +356,13 @@ fn sums(numbers: impl Iterator<Item = f32>) -> WindowNll {
     })
 }
 
-/// A character has at most four bytes, so that what is incomplete after more tokens never completes.
+/// A character has at most four bytes, so one that is incomplete after this many tokens stays incomplete.
 const MAX_HELD: usize = 4;
 
-/// The characters that each token has a part in, by index: of a character whose bytes are in several tokens, each of them has
-/// one.
+/// The characters of which each token has bytes, by index. A character whose bytes are in several tokens belongs to all of them.
 fn spans(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<Range<usize>>> {
     let mut spans: Vec<Range<usize>> = Vec::with_capacity(ids.len());
-    // Where the tokens begin that are decoded together, in tokens and in characters; whether the last one was cut.
+    // Where the tokens begin that are decoded together, in tokens and in characters; whether the last character was cut.
     let (mut group, mut before, mut cut) = (0, 0, false);
     for i in 0..ids.len() {
         let text = tokenizer.decode(&ids[group..=i], false)?;
@@ -378,8 +378,8 @@ fn spans(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<Range<usize>>> {
     Ok(spans)
 }
 
-/// The tokens within the characters of the key tokens, which are found in the text rather than among the tokens: the package
-/// allows for another tokenizer than the one that they were found with.
+/// The tokens that lie within the characters of the key tokens. The package goes through the text because it allows another
+/// tokenizer than the one that the key tokens were found with.
 fn as_text(spans: &[Range<usize>], keys: &[usize]) -> Vec<usize> {
     let mut parts: Vec<Range<usize>> = vec![];
     for span in keys.iter().map(|&key| &spans[key]) {

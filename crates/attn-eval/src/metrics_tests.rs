@@ -27,7 +27,7 @@ fn every_state_but_the_last_comes_from_one_pass_with_context_enough() {
     }
 }
 
-/// Offsets as transformers' fast tokenizers give them: a token that has a part of a character has all of it.
+/// Offsets as transformers' fast tokenizers give them: a token with some bytes of a character has the whole character.
 #[test]
 fn tokens_that_share_a_character_overlap() {
     let tokenizer = tokenizer();
@@ -36,7 +36,7 @@ fn tokens_that_share_a_character_overlap() {
     let found = spans(&tokenizer, &ids).unwrap();
     let offsets = tokenizer.inner().encode_char_offsets(text, false).unwrap();
     let wanted: Vec<Range<usize>> = offsets.get_offsets().iter().map(|&(start, end)| start..end).collect();
-    // Where the tokenizer trims, it is the space before a word, which no other token has a part in.
+    // The tokenizer may trim the space before a word, which belongs to no other token.
     for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
         let trimmed = wanted.start == found.start || wanted.start == found.start + 1;
         assert!(trimmed && wanted.end == found.end, "token {i} of {ids:?}: {found:?} not {wanted:?}");
@@ -45,7 +45,7 @@ fn tokens_that_share_a_character_overlap() {
     assert_eq!(found.last().unwrap().end, text.chars().count());
 }
 
-/// Worked through `merge_intervals` and `cal_overlap` of the package.
+/// The expected tokens follow from `merge_intervals` and `cal_overlap` of the package.
 #[test]
 fn a_key_token_stands_for_its_characters() {
     let plain: Vec<Range<usize>> = (0..6).map(|i| 2 * i..2 * i + 2).collect();

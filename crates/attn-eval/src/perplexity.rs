@@ -1,9 +1,10 @@
-//! Perplexity of a text under a model, with what it takes to judge it.
+//! Perplexity of a text under a model, with its standard errors and interval.
 //!
-//! The perplexity is the exponential of the mean negative log-likelihood (`nll`) over the scored tokens, each weighing
-//! the same; sums are kept in f64. Two standard errors come with it, both carried from the mean to the perplexity by the
-//! delta method (`perplexity * error of the mean`): `stderr` takes the tokens as independent, which is what llama.cpp
-//! prints; `stderr_windows` takes only whole windows as independent, and is usually the larger and the honest one.
+//! The perplexity is the exponential of the mean negative log-likelihood (`nll`) over the scored tokens, all with the same
+//! weight; sums are kept in f64. Two standard errors come with it, both carried from the mean to the perplexity by the
+//! delta method (`perplexity * error of the mean`). `stderr` treats tokens as independent, as llama.cpp does.
+//! `stderr_windows` treats only whole windows as independent; it is usually larger, and more realistic, since neighbouring tokens
+//! are not independent.
 
 use crate::clock::Clock;
 use crate::error::{Error, Result, Within, ensure};
@@ -13,19 +14,19 @@ use attn_models::Model;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// Into how many parts a window is cut for `nll` by position.
+/// The number of parts into which a window is cut for `nll` by position.
 pub const BUCKETS: usize = 8;
 
-/// Into how many parts a window is cut for the finer curve of `nll` by position.
+/// The number of parts into which a window is cut for the finer curve of `nll` by position.
 pub const CURVE: usize = 32;
 
-/// Short windows are scored together, about this many tokens to a forward pass.
+/// Short windows are scored together, with about this many tokens per forward pass.
 const BATCH_TOKENS: usize = 2048;
 
-/// What one setting scored on one cut of one text.
+/// The figures of one mode at one context.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
-    /// The position scaling.
+    /// The name of the mode.
     pub mode: String,
     /// Tokens per window.
     pub context: usize,
@@ -33,19 +34,19 @@ pub struct Cell {
     pub stride: usize,
     /// The scaling's factor.
     pub factor: f64,
-    /// Exponential of `nll`; infinite where that is more than a number can say, and null in JSON.
+    /// Exponential of `nll`; infinite where it is too large for an `f64`, and null in JSON.
     #[serde(with = "crate::exact::or_too_large")]
     pub perplexity: f64,
-    /// Standard error of the perplexity, tokens taken as independent; infinite where the perplexity is.
+    /// Standard error of the perplexity, with tokens treated as independent; infinite where the perplexity is.
     #[serde(with = "crate::exact::or_too_large")]
     pub stderr: f64,
-    /// Standard error of the perplexity, windows taken as independent; absent with fewer than two.
+    /// Standard error of the perplexity, with windows treated as independent; absent with fewer than two windows.
     pub stderr_windows: Option<f64>,
     /// Tokens scored.
     pub tokens: usize,
     /// Windows scored.
     pub windows: usize,
-    /// Wall-clock time of the scoring; 0 where there is no clock (wasm32-unknown-unknown).
+    /// Wall-clock time of the scoring, in seconds; 0 where there is no clock (wasm32-unknown-unknown).
     pub seconds: f64,
     /// Mean negative log-likelihood in nats per token.
     pub nll: f64,
@@ -58,44 +59,44 @@ pub struct Cell {
     pub last_quarter_interval: Option<Interval>,
     /// Mean negative log-likelihood by position in the window, in eighths; absent where no token is scored.
     pub position_nll: Vec<Option<f64>>,
-    /// The same in [`CURVE`] parts: where along the window a mode breaks.
+    /// The same in [`CURVE`] parts, to show where in the window a mode begins to fail.
     pub curve: Vec<Option<f64>>,
-    /// The mode whose figures these are, if the two are the same computation (every scaling at factor 1).
+    /// The mode whose figures these are, if the two are the same computation (as most scalings at factor 1 are).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
     /// Paired difference to the best mode at this context, in a comparison.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versus_best: Option<Difference>,
-    /// Perplexity of the key tokens, where it is taken.
+    /// Perplexity of the key tokens (LongPPL), if it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longppl: Option<Metric>,
-    /// Divergence from the model as it is within its trained context, in nats per token, where it is taken.
+    /// Divergence from the model as it is within its trained context, in nats per token, if it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl: Option<Metric>,
     /// What each window contributed, in the order of the text.
     #[serde(skip)]
     pub window_nll: Vec<WindowNll>,
-    /// What the key tokens of each contributed.
+    /// What the key tokens of each window contributed.
     #[serde(skip)]
     pub longppl_nll: Option<Vec<WindowNll>>,
-    /// By how much the tokens of each diverge.
+    /// By how much the tokens of each window diverge.
     #[serde(skip)]
     pub kl_nll: Option<Vec<WindowNll>>,
 }
 
-/// What a metric beside perplexity came to.
+/// The figure of a metric beside perplexity.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
-    /// The figure; `None` where no token counts, or it is more than a number can say.
+    /// The figure; `None` if no token counts, or if it is too large for an `f64`.
     pub value: Option<f64>,
-    /// Bootstrap 95 % interval, windows resampled; absent with fewer than [`crate::stats::MIN_WINDOWS`] that have tokens.
+    /// Bootstrap 95 % interval, windows resampled; absent with fewer than [`crate::stats::MIN_WINDOWS`] windows that have tokens.
     pub interval: Option<Interval>,
-    /// Tokens it is of.
+    /// The number of tokens that count.
     pub tokens: usize,
 }
 
 impl Metric {
-    /// That of windows: their mean, through `shown`.
+    /// The mean over the tokens of windows, converted by `shown`.
     fn new(windows: &[WindowNll], seed: u64, shown: fn(f64) -> f64) -> Self {
         let tokens = windows.iter().map(|window| window.tokens).sum();
         let value = (tokens > 0).then(|| shown(stats::mean(windows))).filter(|value| value.is_finite());
@@ -115,10 +116,10 @@ impl Metric {
     }
 }
 
-/// How a cell is named and its intervals drawn.
+/// The name and settings of a cell, and the seed for its intervals.
 #[derive(Debug, Clone, Default)]
 pub struct Label {
-    /// The name of the scaling.
+    /// The name of the mode.
     pub mode: String,
     /// Its factor.
     pub factor: f64,
@@ -130,7 +131,7 @@ pub struct Label {
     pub seed: u64,
 }
 
-/// How a score is taken.
+/// How a text is scored.
 #[derive(Debug, Clone, Default)]
 pub struct ScoreOptions {
     /// How the text is cut.
@@ -150,7 +151,7 @@ pub fn score(model: &Model, tokens: &[u32], options: &ScoreOptions, progress: &m
     score_with(&mut nll, tokens, options, progress)
 }
 
-/// What a model makes of windows of `context`; length-dependent scalings resolve for `length`, or for the window's.
+/// Scores windows of `context` under a model; length-dependent scalings resolve for `length`, or else for `context`.
 pub(crate) fn scorer(
     model: &Model,
     context: usize,
@@ -163,7 +164,7 @@ pub(crate) fn scorer(
     }
 }
 
-/// Windows of `context` tokens that are scored side by side.
+/// The number of windows of `context` tokens that go through a model together.
 pub fn rows(context: usize) -> usize {
     (BATCH_TOKENS / context.max(1)).max(1)
 }
@@ -179,11 +180,11 @@ pub fn check_room(model: &Model, context: usize) -> Result<()> {
     }
 }
 
-/// Turns a batch of equally long rows of ids into the negative log-likelihoods of tokens `1..` of each row. It fails as models
-/// do: what is no model of Candle's wraps its own errors ([`candle_core::Error::wrap`]).
+/// Turns a batch of equally long rows of ids into the negative log-likelihoods, in nats, of tokens `1..` of each row. Its error is
+/// that of Candle's models; a scorer without one wraps its own errors ([`candle_core::Error::wrap`]).
 pub type Scorer<'a> = dyn FnMut(&[Vec<u32>]) -> candle_core::Result<Vec<Vec<f32>>> + 'a;
 
-/// [`score`] under anything that can tell likelihoods.
+/// [`score`] with any function that gives likelihoods in the place of a model.
 ///
 /// # Errors
 /// As [`score`].
@@ -221,7 +222,7 @@ pub(crate) fn score_windows(
     Ok(scores)
 }
 
-/// Makes rows as long as the longest of them: what comes after a token changes nothing of how it is predicted.
+/// Makes rows as long as the longest of them. What comes after a token does not change its likelihood.
 fn fill_up(rows: &mut [Vec<u32>]) {
     let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
     rows.iter_mut().for_each(|row| row.resize(longest, row.last().copied().unwrap_or(0)));
@@ -234,17 +235,17 @@ pub struct Scores {
     pub windows: Vec<WindowNll>,
     /// Sum of negative log-likelihoods and number of tokens by position, in [`CURVE`] parts.
     pub curve: Vec<Bucket>,
-    /// What the key tokens of each window contributed, where LongPPL is taken.
+    /// What the key tokens of each window contributed, if LongPPL is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longppl: Option<Vec<WindowNll>>,
-    /// What the tokens of each window diverge from the reference, where that is taken.
+    /// By how much the tokens of each window diverge from the reference, if that is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl: Option<Vec<WindowNll>>,
-    /// Wall-clock time of the scoring; 0 where there is no clock (wasm32-unknown-unknown).
+    /// Wall-clock time of the scoring, in seconds; 0 where there is no clock (wasm32-unknown-unknown).
     pub seconds: f64,
 }
 
-/// A part of a window.
+/// The sum over one part of a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bucket {
     /// Sum of negative log-likelihoods.
@@ -262,7 +263,7 @@ impl Bucket {
 }
 
 impl Scores {
-    /// Several texts as if they were one: every token weighs the same.
+    /// The measurements of several texts, as if they were one text: every token has the same weight.
     pub fn pooled<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
         parts.into_iter().fold(Self::default(), |mut all, part| {
             all.windows.extend_from_slice(&part.windows);
@@ -281,7 +282,8 @@ impl Scores {
         })
     }
 
-    /// Adds a window's `row` of likelihoods (entry `p - 1` belongs to position `p`) at its scored `positions`.
+    /// Adds the window of `context` tokens whose negative log-likelihoods are `row` (entry `p - 1` belongs to position `p`). The
+    /// scored ones are at `positions`; the first of these is token `first` of the text.
     pub(crate) fn add(
         &mut self,
         row: &[f32],
@@ -314,7 +316,7 @@ impl Scores {
         Ok(())
     }
 
-    /// Lets the mean of the last window count for `tokens` tokens, however many it is of.
+    /// Lets the mean of the last window count as that of `tokens` tokens.
     pub(crate) fn weigh_last(&mut self, tokens: usize) {
         if let Some(window) = self.windows.last_mut().filter(|window| window.tokens != tokens) {
             let share = tokens as f64 / window.tokens as f64;
@@ -323,7 +325,7 @@ impl Scores {
         }
     }
 
-    /// Refuses what scoring windows of `context` tokens of a text of `used` can't have come to.
+    /// Refuses scores that windows of `context` tokens of a text of `used` tokens can't give.
     pub(crate) fn check(&self, context: usize, used: usize) -> Result<()> {
         let most = f64::from(f32::MAX);
         let within = |sum: f64, tokens: usize, most: f64| sum.abs() <= tokens as f64 * most;
@@ -334,14 +336,14 @@ impl Scores {
             ensure!(
                 counts && sums && within(squares, tokens, most * most),
                 Impossible,
-                "window {index} is none of {context} tokens"
+                "window {index} can't be one of {context} tokens"
             );
         }
         let scored = checked_sum(self.windows.iter().map(|window| window.tokens));
         ensure!(
             scored.is_some_and(|n| 0 < n && n <= used),
             Impossible,
-            "its windows don't score a part of the {used} tokens"
+            "its windows score none, or more than all, of the {used} tokens"
         );
         for metric in [&self.longppl, &self.kl].into_iter().flatten() {
             let alike = metric.len() == self.windows.len();
@@ -349,13 +351,13 @@ impl Scores {
             ensure!(
                 alike && metric.iter().zip(&self.windows).all(within),
                 Impossible,
-                "its metrics are not those of its windows"
+                "its metrics do not fit its windows"
             );
         }
         let by_position = checked_sum(self.curve.iter().map(|bucket| bucket.tokens));
         let sums = self.curve.iter().all(|bucket| within(bucket.sum, bucket.tokens, most));
         let whole = self.curve.len() == CURVE && by_position == scored && sums;
-        ensure!(whole, Impossible, "its parts by position are not those of its windows");
+        ensure!(whole, Impossible, "its parts by position do not fit its windows");
         Ok(())
     }
 
@@ -363,7 +365,7 @@ impl Scores {
     pub fn cell(self, label: &Label) -> Cell {
         let nll = stats::mean(&self.windows);
         let perplexity = nll.exp();
-        // Of an infinite perplexity no error is known, not even where all tokens cost the same.
+        // The error of an infinite perplexity is unknown, also if all tokens cost the same.
         let error = |of_nll: f64| if perplexity.is_finite() { perplexity * of_nll } else { f64::INFINITY };
         let last: Vec<WindowNll> = self.windows.iter().map(WindowNll::last_quarter).collect();
         let last_tokens: usize = last.iter().map(|w| w.tokens).sum();
@@ -395,7 +397,7 @@ impl Scores {
     }
 }
 
-/// `None`: more than a number can say.
+/// The sum; `None` if it overflows.
 pub(crate) fn checked_sum(mut counts: impl Iterator<Item = usize>) -> Option<usize> {
     counts.try_fold(0usize, usize::checked_add)
 }

@@ -1,18 +1,18 @@
-//! Perplexity as other programs take it, so that figures can be laid beside theirs.
+//! Perplexity as other programs measure it, so that figures can be compared with theirs.
 //!
 //! Programs differ in which tokens they score and what stands before each, and so in their figures for one model and one
 //! text. A protocol here is the list of passes that a program makes over a text:
 //!
 //! - [`LlamaCpp`](Protocol::LlamaCpp), llama.cpp's `llama-perplexity`: windows side by side, of which the second half is
-//!   scored (of `n` tokens those from `n / 2 + 1` on). Where a text begins with a BOS token, every window's first token is
-//!   replaced by it.
+//!   scored (of `n` tokens those from `n / 2 + 1` on). If a text begins with a BOS token, this token replaces the first one of
+//!   every window.
 //! - [`Stride`](Protocol::Stride), the recipe of transformers' page "Perplexity of fixed-length models": a window starts
-//!   every `stride` tokens and ends, at the latest, with the text; the tokens that no window before scored are. The mean of
-//!   every window but the first counts for one token less than it is of, and so does this one: the recipe subtracts the
-//!   token that is lost to the shift of labels, also where none is.
+//!   every `stride` tokens and ends, at the latest, with the text; it scores the tokens that no earlier window did. The mean of
+//!   every window but the first counts as that of one token less than it is of, because the recipe always subtracts the token
+//!   that is lost to the shift of labels, also if none is lost.
 //! - [`LmEval`](Protocol::LmEval), lm-evaluation-harness's `loglikelihood_rolling`: every token of a document is scored,
 //!   in windows side by side with one token of context before each; the first token of a document comes after a prefix
-//!   token (BOS, else EOS), and the last window is filled up with context. Documents are taken one by one.
+//!   token (BOS, else EOS), and the last window is filled up with context. Every document is scored by itself.
 
 use crate::clock::Clock;
 use crate::error::{Result, Within, ensure, error};
@@ -23,7 +23,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// Whose perplexity is taken.
+/// The program whose way of measuring perplexity is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// llama.cpp's `llama-perplexity`.
@@ -35,7 +35,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// All of them.
+    /// All protocols.
     pub const ALL: [Self; 3] = [Self::LlamaCpp, Self::Stride, Self::LmEval];
 
     /// The name on the command line.
@@ -56,7 +56,7 @@ impl Protocol {
         }
     }
 
-    /// Tokens that the program takes per window unless told otherwise, for a model of this trained context.
+    /// The program's default number of tokens per window, for a model with this trained context.
     pub fn default_context(self, trained: Option<usize>) -> usize {
         match self {
             Self::LlamaCpp => 512,
@@ -64,7 +64,7 @@ impl Protocol {
         }
     }
 
-    /// Tokens from one window's start to the next unless told otherwise.
+    /// The program's default number of tokens from one window's start to the next.
     pub fn default_stride(self, context: usize) -> usize {
         match self {
             Self::Stride => context.min(512),
@@ -72,17 +72,18 @@ impl Protocol {
         }
     }
 
-    /// The passes over a document of `len` tokens. `first`: the BOS token that replaces every window's first token
-    /// (llama.cpp), or the prefix (lm-eval, which can't do without); the strided recipe has neither.
+    /// The passes over a document of `len` tokens. `first` is the BOS token that replaces every window's first token
+    /// (llama.cpp), or the prefix (lm-eval, which needs one); the strided recipe has neither.
     ///
     /// # Errors
-    /// A window too small to score anything in, a stride that skips text, or a text of less than one window.
+    /// A window too small to score anything in, a stride that skips text, a text too short for the protocol, or no prefix for
+    /// lm-eval.
     pub fn passes(self, len: usize, context: usize, stride: usize, first: Option<u32>) -> Result<Vec<Pass>> {
         ensure!(context >= 2, Setting, "a context of {context} leaves no token to score: it has to be at least 2");
         ensure!(
             (1..=context).contains(&stride),
             Setting,
-            "a stride of {stride} skips text, or never gets on, with {context}"
+            "a stride of {stride} skips text, or never gets on, with a context of {context}"
         );
         match self {
             Self::LlamaCpp => llama_cpp(len, context, first),
@@ -110,31 +111,31 @@ impl FromStr for Protocol {
 /// One pass of the model over a part of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pass {
-    /// A token before those of the text.
+    /// A token before those of the text, if there is one.
     pub lead: Option<u32>,
     /// The tokens of the text, those that are scored included.
     pub text: Range<usize>,
-    /// How many are scored, at the end.
+    /// The number of tokens at its end that are scored.
     pub scored: usize,
-    /// For how many tokens their mean counts.
+    /// The number of tokens for which their mean counts.
     pub counts: usize,
-    /// Tokens that the program feeds, which length-dependent scalings resolve for.
+    /// The number of tokens that the program feeds, which length-dependent scalings resolve for.
     pub length: usize,
 }
 
 impl Pass {
-    /// The ids, of which the last is only predicted.
+    /// The ids; the last one is only predicted.
     fn ids(&self, tokens: &[u32]) -> Vec<u32> {
         self.lead.into_iter().chain(tokens[self.text.clone()].iter().copied()).collect()
     }
 
-    /// Tokens of the pass, the last included.
-    #[allow(clippy::len_without_is_empty)] // none is empty
+    /// The number of tokens of the pass, the last included.
+    #[allow(clippy::len_without_is_empty)] // No pass is empty.
     pub fn len(&self) -> usize {
         self.text.len() + usize::from(self.lead.is_some())
     }
 
-    /// Whether the two can go through the model side by side.
+    /// Whether the two can go through the model together.
     fn like(&self, other: &Self) -> bool {
         (self.len(), self.scored, self.length) == (other.len(), other.scored, other.length)
     }
@@ -143,7 +144,7 @@ impl Pass {
 fn llama_cpp(len: usize, context: usize, bos: Option<u32>) -> Result<Vec<Pass>> {
     let scored = context - 1 - context / 2;
     ensure!(scored > 0, Setting, "a context of {context} has no second half to score: it has to be at least 3");
-    // The tool itself asks for two windows of text; `--chunks` then takes as few as one.
+    // The program itself needs two windows of text, but scores as few as one of them with `--chunks`.
     ensure!(len >= context, TextTooShort, "the text has {len} tokens to use, too few for one window of {context}");
     let windows = (0..len / context).map(|i| {
         let start = i * context + usize::from(bos.is_some());
@@ -173,8 +174,9 @@ fn strided(len: usize, context: usize, stride: usize) -> Result<Vec<Pass>> {
 }
 
 fn lm_eval(len: usize, context: usize, prefix: Option<u32>) -> Result<Vec<Pass>> {
-    let none =
-        || error!(UnsuitableModel, "the first token of a document is predicted from a BOS or EOS token: there is none");
+    let none = || {
+        error!(UnsuitableModel, "the first token of a document is predicted from a BOS or EOS token, but there is none")
+    };
     let prefix = prefix.ok_or_else(none)?;
     let first = len.min(context);
     let mut passes = vec![];
@@ -185,19 +187,19 @@ fn lm_eval(len: usize, context: usize, prefix: Option<u32>) -> Result<Vec<Pass>>
     while scored_to < len {
         let scored = context.min(len - scored_to);
         scored_to += scored;
-        // `context` tokens are fed, and the last one predicted is not among them.
+        // `context` tokens are fed; the last token is predicted and not fed.
         let text = scored_to - context - 1..scored_to;
         passes.push(Pass { lead: None, text, scored, counts: scored, length: context });
     }
     Ok(passes)
 }
 
-/// Turns a batch of equally long rows of ids into the negative log-likelihoods of the last `n` of each, for sequences that
-/// are resolved as of a length. It fails as models do.
+/// Turns a batch of equally long rows of ids, a number `n` and a length into the negative log-likelihoods, in nats, of the last
+/// `n` tokens of each row; length-dependent scalings resolve for the length. Its error is that of Candle's models.
 pub type TailScorer<'a> = dyn FnMut(&[Vec<u32>], usize, usize) -> candle_core::Result<Vec<Vec<f32>>> + 'a;
 
-/// What a model makes of the last `n` tokens of rows. Length-dependent scalings resolve for `length`, or for that of the
-/// program whose protocol it is.
+/// Scores the last tokens of rows under a model. Length-dependent scalings resolve for `length`, or else for the length that the
+/// protocol's program feeds.
 pub(crate) fn tail_scorer(
     model: &Model,
     length: Option<usize>,
@@ -205,7 +207,7 @@ pub(crate) fn tail_scorer(
     move |batch, n, own| {
         let t = batch.first().map_or(0, Vec::len);
         let ids = Tensor::from_vec(batch.concat(), (batch.len(), t), model.device())?;
-        // The last token is predicted, and nothing from it.
+        // The last token is only predicted and not read.
         let hidden = model.hidden(&ids.narrow(1, 0, t - 1)?, length.unwrap_or(own), None)?;
         let (hidden, targets) = (hidden.narrow(1, t - 1 - n, n)?, ids.narrow(1, t - n, n)?);
         model.nll_after(&hidden, &targets)?.to_vec2()
@@ -226,7 +228,7 @@ pub fn score_passes(
     score_passes_with(&mut tail_scorer(model, length), tokens, passes, progress)
 }
 
-/// [`score_passes`] under anything that can tell likelihoods.
+/// [`score_passes`] with any function that gives likelihoods in the place of a model.
 ///
 /// # Errors
 /// As [`score_passes`].
@@ -257,7 +259,7 @@ pub fn score_passes_with(
     Ok(scores)
 }
 
-/// What a text is beside its tokens, for figures that don't depend on the tokenizer.
+/// The size of a text in bytes and words, for figures that don't depend on the tokenizer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
     /// Bytes in UTF-8.
@@ -267,7 +269,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// That of a text.
+    /// The size of a text.
     pub fn of(text: &str) -> Self {
         let mut counter = SizeCounter::default();
         counter.push(text);
@@ -281,22 +283,22 @@ impl Size {
     }
 }
 
-/// Takes the [`Size`] of a text that comes in parts.
+/// Finds the [`Size`] of a text that comes in parts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SizeCounter {
     bytes: usize,
     /// Runs of white space so far.
     runs: usize,
-    /// Whether the last one goes on.
+    /// Whether the text so far ends with white space.
     inside: bool,
 }
 
 impl SizeCounter {
-    /// Takes the next part.
+    /// Adds the next part.
     pub fn push(&mut self, text: &str) {
         self.bytes += text.len();
         for c in text.chars() {
-            // What Python takes for white space, beside what Unicode calls so.
+            // Python's white space: that of Unicode, and four control characters.
             let space = c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
             self.runs += usize::from(space && !self.inside);
             self.inside = space;

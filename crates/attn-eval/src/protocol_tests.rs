@@ -11,14 +11,14 @@ fn passes(protocol: Protocol, len: usize, context: usize, stride: usize, first: 
     protocol.passes(len, context, stride, first).unwrap()
 }
 
-/// What is fed of each pass and how many of its tokens are scored, on a text whose token `i` has the id `i`.
+/// The ids of each pass and how many of them are scored, on a text whose token `i` has the id `i`.
 fn shown(passes: &[Pass], len: u32) -> Vec<(Vec<u32>, usize)> {
     let tokens: Vec<u32> = (0..len).collect();
     passes.iter().map(|pass| (pass.ids(&tokens), pass.scored)).collect()
 }
 
-/// llama.cpp, tools/perplexity: `first = n_ctx / 2`, `n_ctx - 1 - first` logits from there on, each against the token after
-/// it; with a BOS token it stands in the place of a window's first.
+/// llama.cpp, tools/perplexity: with `first = n_ctx / 2`, the `n_ctx - 1 - first` logits from there on are each compared with the
+/// token after them; a BOS token replaces the first token of a window.
 #[test]
 fn llama_cpp_scores_the_second_half_and_replaces_the_first_token_by_bos() {
     let plain = passes(Protocol::LlamaCpp, 13, 6, 6, None);
@@ -30,8 +30,8 @@ fn llama_cpp_scores_the_second_half_and_replaces_the_first_token_by_bos() {
     assert_eq!(shown(&odd, 7), [((0..7).collect(), 3)]);
 }
 
-/// The recipe by hand: windows 0..4, 2..6, 4..8, 6..9, of which 4, 2, 2 and 1 tokens are new. The first loses its first
-/// token to the shift; the others score all of theirs, and count for one less.
+/// The recipe by hand: windows 0..4, 2..6, 4..8, 6..9, of which 4, 2, 2 and 1 tokens are new. The first window loses its first
+/// token to the shift; the others score all their new tokens, and count for one less.
 #[test]
 fn the_strided_recipe_is_off_by_one_as_it_is() {
     let found = passes(Protocol::Stride, 9, 4, 2, None);
@@ -41,17 +41,17 @@ fn the_strided_recipe_is_off_by_one_as_it_is() {
     let scores = score_passes_with(&mut by_id, &tokens, &found, &mut |_| ()).unwrap();
     // Means 2, 4.5 and 6.5, of which the first weighs three times as much.
     assert!((mean(&scores.windows) - (3.0 * 2.0 + 4.5 + 6.5) / 5.0).abs() < 1e-12);
-    // Side by side it is plain: every window loses its first token, and a last window of one token has none.
+    // Side by side, every window loses its first token, and a last window of one token scores none.
     let disjoint = passes(Protocol::Stride, 9, 4, 4, None);
     assert_eq!(shown(&disjoint, 9), [(vec![0, 1, 2, 3], 3), (vec![4, 5, 6, 7], 3)]);
-    // The last window is shorter than the others where the stride has it so.
+    // The last window may be shorter than the others, depending on the stride.
     let short = passes(Protocol::Stride, 10, 4, 3, None);
     assert_eq!(short.last().map(|pass| (pass.text.clone(), pass.scored, pass.length)), Some((6..10, 3, 4)));
     let shorter = passes(Protocol::Stride, 9, 4, 3, None);
     assert_eq!(shorter.last().map(|pass| (pass.text.clone(), pass.scored, pass.length)), Some((6..9, 2, 3)));
 }
 
-/// `get_rolling_token_windows` with one token of context, and `make_disjoint_window`.
+/// The windows of `get_rolling_token_windows` with one token of context, after `make_disjoint_window`.
 #[test]
 fn lm_eval_scores_every_token_once_and_fills_the_last_window_with_context() {
     let found = passes(Protocol::LmEval, 10, 4, 4, Some(99));
@@ -99,7 +99,7 @@ fn what_cannot_be_scored_is_refused() {
     assert!("llama".parse::<Protocol>().unwrap_err().contains("lm-eval"));
 }
 
-/// Python: `len(re.split(r"\s+", text))`.
+/// The count is that of Python's `len(re.split(r"\s+", text))`.
 #[test]
 fn words_are_counted_as_python_splits_them() {
     for (text, words) in

@@ -1,11 +1,11 @@
-//! A small seeded generator, so that a seed means the same draw on every platform and in every version.
+//! A small seeded generator of random numbers, so that a seed gives the same numbers on every platform and in every version.
 
-/// SplitMix64 (Steele, Lea and Flood 2014): one 64-bit word of state, good enough for sampling and resampling.
+/// SplitMix64 (Steele, Lea and Flood 2014), which has one 64-bit word of state and is good enough for sampling and resampling.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// A generator that always draws the same for the same seed.
+    /// A generator that gives the same numbers for the same seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -19,12 +19,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Uniform in `[0, 1)`.
+    /// A uniform random number in `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Uniform in `0..n`; `n` must not be 0.
+    /// A uniform random number in `0..n`; `n` must not be 0.
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
     }

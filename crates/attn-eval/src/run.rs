@@ -1,13 +1,13 @@
-//! Run files: every finished cell of a comparison on disk as soon as it is there, so that an interrupted run goes on
-//! where it stopped, and runs on several machines come together.
+//! Run files: every measured cell of a comparison is written to disk at once, so that an interrupted run goes on
+//! where it stopped, and runs on several machines can be merged.
 //!
 //! A run file is JSON Lines. The first line says what is measured: [`About`], and the list of cells. Every further line
-//! is one measured cell. Lines are only ever appended, each in one write that is flushed to the disk, so whatever ends
-//! the process can tear the last line at most; such a line is dropped and its cell measured again. Every line has a
-//! checksum of itself, so that a bit that flipped on a disk or on the way to another machine is found and named.
+//! is one measured cell. Lines are only appended, each in one write that is flushed to the disk, so if the process ends
+//! early only the last line can be incomplete; such a line is dropped and its cell measured again. Every line has a
+//! checksum of itself, so that a bit that was changed on a disk or on the way to another machine is found, and its line named.
 //!
-//! Figures of different settings must never meet in one file. The header carries a fingerprint of everything that
-//! decides them ([`About::identity`]); opening a file under another one is refused, naming what differs.
+//! Figures of different settings must not be in one file. The header has a fingerprint of everything that
+//! decides them ([`About::identity`]); opening a file with other settings is refused, and the error names what differs.
 
 use crate::error::{Error, Result, Within, ensure, error};
 use crate::report::About;
@@ -21,16 +21,16 @@ use std::path::{Path, PathBuf};
 
 /// A cell that a run file can hold the measurement of.
 pub trait Measurable: Clone + PartialEq + Serialize + DeserializeOwned {
-    /// What is measured; checked when a file is opened.
+    /// The command that measures; checked when a file is opened.
     const KIND: &str;
 
-    /// What comes out.
+    /// The measurement of a cell.
     type Scores: Clone + std::fmt::Debug + Serialize + DeserializeOwned;
 
     /// Tokens per window.
     fn context(&self) -> usize;
 
-    /// The name of the scaling.
+    /// The name of the mode.
     fn mode(&self) -> &str;
 
     /// Index of its text, if it has one.
@@ -39,16 +39,16 @@ pub trait Measurable: Clone + PartialEq + Serialize + DeserializeOwned {
     /// Whether it is measured itself, rather than being the same computation as another.
     fn is_measured(&self) -> bool;
 
-    /// Whether two measurements of it are one and the same, times aside.
+    /// Whether two measurements of it are equal, except for their times.
     fn agree(a: &Self::Scores, b: &Self::Scores) -> bool;
 
-    /// The measurement in a word or two.
+    /// The measurement in a few words.
     fn figure(scores: &Self::Scores) -> String;
 
     /// Refuses a measurement that can't be of this cell.
     ///
     /// # Errors
-    /// Says what of the measurement is impossible.
+    /// What is impossible about the measurement.
     fn check(&self, scores: &Self::Scores, about: &About) -> Result<()>;
 }
 
@@ -60,9 +60,9 @@ pub fn to_measure<C: Measurable>(cells: &[C]) -> impl Iterator<Item = usize> + '
 /// The first line of a run file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header<C> {
-    /// Version of the format; first, so that a run file is known by its first bytes.
+    /// Version of the format. It comes first, so that a run file is recognised by its first bytes.
     attn_run: u32,
-    /// SHA-256 of what decides the figures.
+    /// SHA-256, in hexadecimal, of what decides the figures.
     pub fingerprint: String,
     /// What is measured.
     kind: String,
@@ -74,19 +74,19 @@ pub struct Header<C> {
 
 const FORMAT: u32 = 2;
 const MAGIC: &str = "{\"attn_run\":2,";
-/// What the first line of any version begins with.
+/// The beginning of the first line in any version.
 const ANY: &str = "{\"attn_run\":";
 
-/// Digits of a line's checksum.
+/// Hexadecimal digits of a line's checksum.
 const CHECK: usize = 16;
 
-/// A line with its checksum: the first digits of the SHA-256 of the line without it, put in at byte `at`.
+/// A line with its checksum, which is the first digits of the SHA-256 of the line without it and is inserted at byte `at`.
 fn seal(line: &str, at: usize) -> String {
     let (start, rest) = line.split_at(at);
     format!("{start}\"check\":\"{}\",{rest}", &loader::sha256(line)[..CHECK])
 }
 
-/// The line without its checksum; `None` if it has none, or is not what its checksum says.
+/// The line without its checksum; `None` if it has none or does not match it.
 fn unseal(line: &[u8], at: usize) -> Option<String> {
     let line = std::str::from_utf8(line).ok()?.trim_end_matches('\n');
     let (start, rest) = line.split_at_checked(at)?;
@@ -95,12 +95,12 @@ fn unseal(line: &[u8], at: usize) -> Option<String> {
     (loader::sha256(&plain)[..CHECK] == *check).then_some(plain)
 }
 
-/// A line of a run file that is not what was written, counted from 1.
+/// Wraps an error with the line of a run file, counted from 1, that can't be what was written.
 fn damaged<E: Into<Error>>(path: &Path, line: usize) -> impl FnOnce(E) -> Error {
     move |error| Error::DamagedRun { path: path.to_path_buf(), line, source: Box::new(error.into()) }
 }
 
-/// A file that is not the run file that is wanted.
+/// The error for a file that is not a run file of the kind that is wanted.
 fn not_a_run(path: &Path, found: impl Into<String>) -> Error {
     Error::NotARun { path: path.to_path_buf(), found: found.into() }
 }
@@ -112,7 +112,7 @@ impl<C: Measurable> Header<C> {
         Self { attn_run: FORMAT, fingerprint, kind: C::KIND.to_string(), cells, about }
     }
 
-    /// Refuses a run of other settings by the name of the first that differs.
+    /// Refuses a run with other settings; the error names the first that differs.
     fn check_same(&self, other: &Self, path: &Path) -> Result<()> {
         let (theirs, ours) = (self.about.identity(), other.about.identity());
         let refused = |setting: &str, theirs: String, ours: String| {
@@ -135,7 +135,7 @@ impl<C: Measurable> Header<C> {
     }
 }
 
-/// How many tokens are used of each text, if `other` has the same texts and differs in nothing but that.
+/// The number of tokens used of each text, if `other` has the same texts, so that only these numbers can differ.
 fn lengths(about: &About, other: &About) -> Option<String> {
     let names = |about: &About| about.texts.iter().map(|t| (t.name.clone(), t.sha256.clone())).collect::<Vec<_>>();
     let used: Vec<String> = about.texts.iter().map(|text| text.used.to_string()).collect();
@@ -158,14 +158,14 @@ struct Line<S> {
     scores: S,
 }
 
-/// What a run file holds.
+/// The contents of a run file.
 #[derive(Debug, Clone)]
 pub struct Run<C: Measurable> {
     /// What is measured.
     pub header: Header<C>,
     /// The measurements so far, by cell.
     pub scores: Vec<Option<C::Scores>>,
-    /// Bytes up to the end of the last whole line.
+    /// The number of bytes up to the end of the last complete line.
     whole: u64,
 }
 
@@ -173,7 +173,7 @@ impl<C: Measurable> Run<C> {
     /// Reads a run file, finished or not.
     ///
     /// # Errors
-    /// The file can't be read, is none, or is damaged; only what was cut off at its end is passed over.
+    /// The file can't be read, is not a run file of this kind, or is damaged. An incomplete last line is not an error.
     pub fn read(path: &Path) -> Result<Self> {
         let mut bytes = vec![];
         let mut file = open_regular(path)?.take(MOST);
@@ -182,7 +182,7 @@ impl<C: Measurable> Run<C> {
         Self::parse(&bytes, path)?.ok_or_else(torn)
     }
 
-    /// `None`: a file that was torn before its first line was complete.
+    /// Parses a run file; `None` if it ends before its first line is complete.
     fn parse(bytes: &[u8], path: &Path) -> Result<Option<Self>> {
         let start = &bytes[..bytes.len().min(MAGIC.len())];
         if !MAGIC.as_bytes().starts_with(start) {
@@ -206,7 +206,7 @@ impl<C: Measurable> Run<C> {
         let mut run = Self { scores: vec![None; header.cells.len()], header, whole: first.len() as u64 };
         for (index, line) in lines.enumerate() {
             if !whole(&line) {
-                // Only the last can lack its end.
+                // Only the last line can be incomplete.
                 break;
             }
             let plain = unseal(line, 1).ok_or(Error::Checksum).map_err(damaged(path, index + 2))?;
@@ -225,20 +225,20 @@ impl<C: Measurable> Run<C> {
         self.check(cell, &scores)?;
         let known = self.scores[cell].as_ref();
         let agrees = known.is_none_or(|known| C::agree(known, &scores));
-        ensure!(agrees, Impossible, "cell {cell} has come out differently before");
+        ensure!(agrees, Impossible, "cell {cell} was measured differently before");
         self.scores[cell] = Some(scores);
         Ok(())
     }
 
     fn check(&self, cell: usize, scores: &C::Scores) -> Result<()> {
         let checked = self.header.cells[cell].check(scores, &self.header.about);
-        checked.within(|| format!("no run measures that of cell {cell}"))
+        checked.within(|| format!("no run can measure this of cell {cell}"))
     }
 
-    /// Joins runs of the same settings. What is measured more than once has to agree.
+    /// Merges runs of the same settings. Measurements of the same cell have to be equal.
     ///
     /// # Errors
-    /// Other settings, by name; a cell that two runs measured differently.
+    /// A run has other settings (the error names the first that differs), or two runs measured a cell differently.
     pub fn merge(runs: Vec<(PathBuf, Self)>) -> Result<Self> {
         let mut runs = runs.into_iter();
         let (first, mut all) = runs.next().ok_or_else(|| error!(Setting, "there is no run to merge"))?;
@@ -278,11 +278,11 @@ pub struct RunFile<C: Measurable> {
 }
 
 impl<C: Measurable> RunFile<C> {
-    /// Opens or creates the run file of a comparison and takes hold of it.
+    /// Opens or creates the run file of a comparison and locks it.
     ///
     /// # Errors
-    /// The file is another run's, by the name of the setting that differs; another process writes to it; it is not a run
-    /// file, damaged, or can't be written.
+    /// The file is of a run with other settings (the error names the first that differs), another process writes to it, it is not
+    /// a run file, it is damaged, or it can't be read or written.
     pub fn open(path: &Path, header: Header<C>) -> Result<Self> {
         if path.exists() {
             open_regular(path)?;
@@ -292,7 +292,7 @@ impl<C: Measurable> RunFile<C> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
-            // Some network file systems have no locks.
+            // Some network file systems have no locks; there the file is written without one.
             Err(TryLockError::Error(_)) => {}
         }
         let mut bytes = vec![];
@@ -312,7 +312,7 @@ impl<C: Measurable> RunFile<C> {
         Ok(open)
     }
 
-    /// Drops a torn last line.
+    /// Drops an incomplete last line.
     fn cut(&mut self) -> Result<()> {
         let cut = self.file.set_len(self.run.whole).and_then(|()| self.file.seek(SeekFrom::End(0)));
         cut.map(drop).map_err(Error::io("write", &self.path))
@@ -341,7 +341,7 @@ impl<C: Measurable> RunFile<C> {
     }
 }
 
-/// The lines of a run file with the checksums that they should have, whatever they have.
+/// The lines of a run file with correct checksums, whatever checksums they have.
 #[cfg(any(test, fuzzing))]
 pub fn resealed(bytes: &[u8]) -> Vec<u8> {
     let lines = bytes.split_inclusive(|&byte| byte == b'\n').enumerate().map(|(index, line)| {
@@ -356,7 +356,7 @@ pub fn resealed(bytes: &[u8]) -> Vec<u8> {
     lines.collect::<Vec<_>>().concat()
 }
 
-/// What a run file measures, as its first line says: `compare` or `retrieval`.
+/// The command whose run file this is, as its first line says ([`Measurable::KIND`]), such as `compare` or `retrieval`.
 ///
 /// # Errors
 /// The file can't be read or is no run file.
@@ -367,14 +367,14 @@ pub fn kind(path: &Path) -> Result<String> {
     kind_of(&first).map_err(|error| not_a_run(path, format!("not a run file: {error}")))
 }
 
-/// Bytes that are read of a run file at most.
+/// The largest number of bytes that are read of a run file.
 const MOST: u64 = 1 << 30;
 
-/// Opens a run file, and nothing that waits or has no end.
+/// Opens a run file. It has to be a regular file, since reading of pipes and devices may wait or never end.
 fn open_regular(path: &Path) -> Result<File> {
     let metadata = std::fs::metadata(path).map_err(Error::io("open", path))?;
     if !metadata.is_file() {
-        return Err(not_a_run(path, "no regular file"));
+        return Err(not_a_run(path, "not a regular file"));
     }
     File::open(path).map_err(Error::io("open", path))
 }
@@ -396,7 +396,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// The cells of this part: every `n`-th of those to be measured, so that parts take about the same time.
+    /// The indices of the cells of this part: every `n`-th of those to be measured, so that parts take about the same time.
     pub fn cells<C: Measurable>(self, specs: &[C]) -> Vec<usize> {
         to_measure(specs).skip(self.index - 1).step_by(self.of).collect()
     }

@@ -124,7 +124,7 @@ fn another_setting_is_refused_by_name() {
     refused(&|a| a.texts[0].used += 5, "--max-tokens");
     refused(&|a| a.versions.attn = "9".into(), "version");
     refused(&|a| a.settings.rope.theta = Some(5e5), "--rope-theta: null, not 500000.0");
-    // Where and how it is started makes no difference.
+    // Where and how the run is started makes no difference.
     let mut other = about();
     (other.started, other.command, other.checkpoint.name) = (9, vec![], "elsewhere".into());
     other.machines[0].threads = 7;
@@ -159,7 +159,7 @@ fn two_writers_damage_and_other_files_are_refused() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mode,context\n", "and it is left alone");
 }
 
-/// Every bit of a run file, one after the other: none flips without being found, by its line.
+/// Whichever bit of a run file is flipped, the error names its line.
 #[test]
 fn a_bit_that_flipped_is_found_and_named() {
     let (_keep, path) = file();
@@ -169,12 +169,12 @@ fn a_bit_that_flipped_is_found_and_named() {
     drop(run);
     let bytes = std::fs::read(&path).unwrap();
     let last = bytes.len() - 1;
-    // Every bit of every byte takes long in a test; a prime step visits all kinds.
+    // All bits would take too long; a prime step visits all bits of a byte.
     for bit in (0..bytes.len() * 8).step_by(37) {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         if bit / 8 == last {
-            // The end of the last line: it is as if it had been cut off.
+            // Without its end, the last line counts as incomplete.
             continue;
         }
         match Run::<CellSpec>::parse(&flipped, &path) {
@@ -198,10 +198,10 @@ fn a_bit_that_flipped_is_found_and_named() {
 fn a_run_file_is_a_regular_file() {
     for path in ["/dev/zero", "/"] {
         for error in [Run::<CellSpec>::read(Path::new(path)).unwrap_err(), kind(Path::new(path)).unwrap_err()] {
-            assert!(error.to_string().contains("no regular file"), "{error}");
+            assert!(error.to_string().contains("not a regular file"), "{error}");
         }
         let error = RunFile::open(Path::new(path), Header::new(about(), cells())).unwrap_err().to_string();
-        assert!(error.contains("no regular file"), "{error}");
+        assert!(error.contains("not a regular file"), "{error}");
     }
 }
 
@@ -232,7 +232,7 @@ fn shards_cover_every_cell_once_and_merge_whatever_overlaps_and_agrees() {
     }
 }
 
-/// What no run writes. A fingerprint does not show it, since whoever forges a cell can compute the fingerprint too.
+/// Figures that no run writes, in lines with correct checksums: these are no protection, since a forger can compute them too.
 #[test]
 fn figures_that_no_run_measures_are_refused_by_line() {
     let (_keep, path) = file();
@@ -242,7 +242,7 @@ fn figures_that_no_run_measures_are_refused_by_line() {
         for (cell, scores) in lines {
             let spec = run.run.header.cells[*cell].clone();
             let (text, context, mode) = ("t".to_string(), spec.context, spec.mode);
-            // What is not written as it should be is written all the same.
+            // A line that `append` refuses is written without its check.
             if run.append(*cell, scores.clone()).is_err() {
                 let line = Line { cell: *cell, text, context, mode, scores: scores.clone() };
                 run.write_line(&serde_json::to_string(&line).unwrap(), 1).unwrap();
@@ -268,7 +268,7 @@ fn figures_that_no_run_measures_are_refused_by_line() {
     refused(&|s| s.curve.truncate(8), "by position");
     refused(&|s| s.curve[8].tokens += 1, "by position");
     refused(&|s| s.curve[8].sum = f64::MAX, "by position");
-    // Twice, and not the same.
+    // The same cell twice, with different measurements.
     let error = written(about(), cells(), &[(0, scores(1.0)), (0, scores(2.0))]).unwrap_err();
     assert!(error.contains("line 3") && error.contains("differently"), "{error}");
 
@@ -313,7 +313,7 @@ fn trials_that_were_not_asked_for_are_refused() {
     }
 }
 
-/// A run of both kinds of cells: each line is read as what its cell is, and a measurement of the other kind is refused.
+/// In a run with both kinds of cells, each line is read as its cell's kind, and a measurement of the other kind is refused.
 #[test]
 fn a_run_holds_perplexity_and_retrieval() {
     let (_keep, path) = file();

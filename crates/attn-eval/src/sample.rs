@@ -1,7 +1,7 @@
-//! From logits to the next token.
+//! Chooses the next token from logits.
 //!
-//! The order is llama.cpp's: repeat penalty, top-k, top-p, min-p, temperature. A temperature of 0 is greedy, and then only the
-//! penalty matters.
+//! The steps are in llama.cpp's order: repeat penalty, top-k, top-p, min-p, temperature. At a temperature of 0 the most likely
+//! token is taken, and only the penalty has an effect.
 
 use crate::error::{Result, ensure};
 use crate::rng::Rng;
@@ -9,19 +9,19 @@ use crate::rng::Rng;
 /// How the next token is chosen.
 #[derive(Debug, Clone)]
 pub struct SampleOptions {
-    /// Flattens (above 1) or sharpens (below 1) the distribution; 0 takes the most likely token.
+    /// Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the most likely token.
     pub temperature: f64,
-    /// Only the `k` most likely tokens; `None`: all.
+    /// Keeps only the `k` most likely tokens; `None`: all.
     pub top_k: Option<usize>,
-    /// Only the most likely tokens that together reach this probability; 1: all.
+    /// Keeps only the most likely tokens that together reach this probability; 1: all.
     pub top_p: f64,
-    /// Only tokens at least this share as likely as the most likely one; 0: all.
+    /// Keeps only tokens whose probability is at least this share of that of the most likely one; 0: all.
     pub min_p: f64,
-    /// Divides the logit of tokens seen lately (multiplies it, if negative); 1: off.
+    /// Divides the logits of recent tokens if they are positive, and multiplies them if not; 1: off.
     pub repeat_penalty: f64,
-    /// How many tokens count as lately.
+    /// The number of last tokens that count as recent.
     pub repeat_last_n: usize,
-    /// The seed of the draws.
+    /// The seed of the random choices.
     pub seed: u64,
 }
 
@@ -31,7 +31,7 @@ impl Default for SampleOptions {
     }
 }
 
-/// Chooses tokens one after the other.
+/// Chooses one token after the other.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: SampleOptions,
@@ -75,7 +75,7 @@ impl Sampler {
         }
     }
 
-    /// The tokens that top-k and top-p leave, most likely first, with their unnormalised weights.
+    /// The tokens that top-k, top-p and min-p keep, most likely first, with their weights, which do not add up to 1.
     fn most_likely(&self, logits: &[f32]) -> Vec<(u32, f64)> {
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let logit = |token: u32| f64::from(logits[token as usize]);
@@ -114,7 +114,7 @@ impl Sampler {
     }
 }
 
-/// The index of the largest logit, the first of equals.
+/// The index of the largest logit, the first of several equal ones.
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (i, &x) in logits.iter().enumerate() {

@@ -1,14 +1,15 @@
-//! A better scaling than the stock ones, for one model, one length and one's own text.
+//! Searches for a scaling that is better than the stock modes, that is the plan's modes as they are, for one model, one length
+//! and the user's own text.
 //!
 //! The candidates are points of YaRN's space: base, factor, the two boundaries of its ramp and the attention factor.
 //! NTK-aware scaling, static or dynamic, is the part of it with a factor of 1. From the best stock mode in that space a
-//! pattern search (Hooke and Jeeves 1961) goes one coordinate at a time, in an order drawn from the seed, keeps what is
-//! better, and halves its steps when nothing is. A candidate that is worse on the first half of its windows is dropped
-//! there (successive halving with one rung), which saves nearly half the work.
+//! pattern search (Hooke and Jeeves 1961) changes one coordinate at a time, in an order drawn from the seed, keeps a change that
+//! is better, and halves its steps when none is. A candidate that is worse on the first half of its windows is not measured on the
+//! second (successive halving with one rung), which saves nearly half the work.
 //!
-//! The lowest of many noisy figures flatters itself. So the windows are split: candidates are chosen on the even ones,
-//! and the winner is judged on the odd ones, which no choice has seen, against the stock mode that was best on the even
-//! ones. Windows lie side by side, so that no token is in both halves.
+//! The lowest of many noisy figures is too low on average. So the windows are split: candidates are chosen on the even ones,
+//! and the winner is judged on the odd ones, which are not used for any choice, against the stock mode that was best on the
+//! even ones. Windows lie side by side, so that no token is in both halves.
 
 use crate::compare::{Mode, Pair, Plan, Text, change, check_params, pair, variants, window_options};
 use crate::error::{Result, Within, bail, ensure, error};
@@ -25,7 +26,7 @@ use attn_models::Model;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Steps are halved this often.
+/// The number of times that steps are halved.
 const HALVINGS: usize = 3;
 
 /// What a search found.
@@ -33,25 +34,25 @@ const HALVINGS: usize = 3;
 pub struct Search {
     /// Tokens per window.
     pub context: usize,
-    /// What was to be low: `ppl`, `longppl` or `kl`.
+    /// The metric that was to be low: `ppl`, `longppl` or `kl`.
     pub objective: &'static str,
     /// Seed of the order and of the bootstrap.
     pub seed: u64,
-    /// What candidates were chosen on.
+    /// The windows on which candidates were chosen.
     pub choosing_windows: Vec<Span>,
-    /// What the winner was judged on.
+    /// The windows on which the winner was judged.
     pub confirming_windows: Vec<Span>,
-    /// Everything that was tried, in that order.
+    /// All scalings that were tried, in the order of the search.
     pub candidates: Vec<Tried>,
-    /// The best of them.
+    /// The best of them on the choosing windows.
     pub winner: Winner,
     /// The best stock mode, on the confirming windows.
     pub stock: Cell,
-    /// The winner against it, there.
+    /// The winner against the best stock mode, on the confirming windows.
     pub difference: Pair,
 }
 
-/// Tokens of a text.
+/// A range of tokens of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Span {
     /// Index of the text.
@@ -71,25 +72,25 @@ pub struct Tried {
     pub factor: Option<f64>,
     /// The base, if it was replaced.
     pub theta: Option<f64>,
-    /// Further keys.
+    /// Further keys of the scaling.
     pub params: BTreeMap<String, String>,
-    /// Windows it was tried on.
+    /// The number of windows on which it was tried.
     pub windows: usize,
-    /// What was to be low, in nats per token that counts for it, on those.
+    /// The objective on these windows, in nats per token that it counts.
     pub nll: f64,
 }
 
-/// What a search is to make low.
+/// The metric that a search makes low.
 #[derive(Debug, Clone, Copy)]
 pub struct Objective<'a> {
     /// The metric.
     pub metric: MetricName,
-    /// Those that are taken beside perplexity, the metric among them unless it is perplexity itself.
+    /// The metrics that are measured beside perplexity; `metric` is one of them unless it is perplexity itself.
     pub metrics: Option<Metrics<'a>>,
 }
 
 impl Objective<'_> {
-    /// What the windows contribute to it.
+    /// What each window contributes to it.
     fn of(&self, scores: Scores) -> Vec<WindowNll> {
         match self.metric {
             MetricName::Ppl => scores.windows,
@@ -98,19 +99,19 @@ impl Objective<'_> {
         }
     }
 
-    /// Refuses texts without key tokens to choose or to confirm by.
+    /// Refuses LongPPL on texts that have no key tokens in some part of the windows.
     fn check(&self, references: &[Reference]) -> Result<()> {
         let keys = |keep: fn(usize) -> bool| {
             let windows = references.iter().enumerate().filter(|(index, _)| keep(*index));
             windows.map(|(_, reference)| reference.keys.len()).sum::<usize>()
         };
-        // The first rung, the second and the windows that confirm.
+        // The first rung, the second rung and the confirming windows.
         let found = [keys(|i| i % 4 == 0), keys(|i| i % 4 == 2), keys(|i| i % 2 == 1)];
         ensure!(
             self.metric != MetricName::LongPpl || !found.contains(&0),
             TextTooShort,
             "a part of the windows has no key token to search by: take a longer text, longer windows or a smaller \
-             --trunc-len"
+             trunc_len"
         );
         Ok(())
     }
@@ -125,9 +126,9 @@ pub struct Winner {
     pub factor: Option<f64>,
     /// The base, if it was replaced.
     pub theta: Option<f64>,
-    /// Further keys.
+    /// Further keys of the scaling.
     pub params: BTreeMap<String, String>,
-    /// The options that select it.
+    /// The command line's options that select it.
     pub flags: Vec<String>,
     /// Its figures on the confirming windows.
     pub cell: Cell,
@@ -143,7 +144,7 @@ struct Point {
     attention: f64,
 }
 
-/// The coordinates and the ratio of their first step.
+/// For each coordinate, the ratio of its first step.
 const STEPS: [f64; 5] = [1.5, 1.25, 2.0, 2.0, 1.04];
 
 impl Point {
@@ -151,7 +152,7 @@ impl Point {
     fn of(rope: &RopeConfig, len: usize) -> Option<Self> {
         let found = rope.frequencies(len);
         let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
-        // The base that would give the second frequency without scaling; is it that of all of them?
+        // The base that gives the second frequency without scaling. If it gives all the others too, the point is a plain base.
         let base = found.inv_freq.get(1).map_or(rope.theta, |f| f.powf(-(rope.rotary_dim as f64) / 2.0));
         let theta = if near(base, rope.theta) { rope.theta } else { base };
         let plain = plain_frequencies(theta, rope.rotary_dim, found.inv_freq.len());
@@ -160,7 +161,7 @@ impl Point {
         }
         let hf = rope.to_hf().ok()?;
         let number = |key: &str| hf.get(key).and_then(serde_json::Value::as_f64);
-        // The ramps of the space end at whole dimensions.
+        // In this space ramps end at whole dimensions.
         (hf["rope_type"] == "yarn" && !hf.contains_key("truncate")).then_some(Self {
             theta: rope.theta,
             factor: number("factor")?,
@@ -180,7 +181,7 @@ impl Point {
         }
     }
 
-    /// This point with a coordinate multiplied, in numbers short enough to be typed; `None` where YaRN has no such
+    /// This point with one coordinate multiplied, and rounded so that it can be typed; `None` if YaRN has no such
     /// point, or it is this one.
     fn moved(self, index: usize, by: f64) -> Option<Self> {
         let mut point = self;
@@ -193,7 +194,7 @@ impl Point {
         (point != self && ramp && acts && point.theta > 1.0).then_some(point)
     }
 
-    /// The override that is this point; a plain base where that is all there is to it.
+    /// The override for this point; a point without a factor and an attention factor is only a base.
     fn to_override(self, original: Option<usize>) -> RopeOverride {
         let base = RopeOverride { theta: Some(self.theta), original_context: original, ..RopeOverride::default() };
         if self.factor == 1.0 && self.attention == 1.0 {
@@ -214,10 +215,10 @@ fn short(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// How a search measures: a scaling on windows of these indices, in that order.
+/// Measures a scaling on the windows with these indices, in their order.
 type Measure<'a> = dyn FnMut(&PositionOverride, &[usize]) -> Result<Vec<WindowNll>> + 'a;
 
-/// The part of a search that chooses.
+/// The part of a search that chooses a candidate.
 struct Chooser<'a, 'b> {
     measure: &'a mut Measure<'b>,
     /// The choosing windows, those of the first rung first.
@@ -237,7 +238,8 @@ impl Chooser<'_, '_> {
         Ok(found)
     }
 
-    /// Measures a candidate, and only the first rung if it is worse than the best there.
+    /// Measures a candidate, only on the first rung if it is worse there than the best one so far. Returns its scores if it is
+    /// better.
     fn challenge(&mut self, point: Point, best: &[WindowNll]) -> Result<Option<Vec<WindowNll>>> {
         let rope = point.to_override(self.original).into();
         self.points.push(point);
@@ -262,7 +264,7 @@ impl Chooser<'_, '_> {
         });
     }
 
-    /// From `start` to where no step helps, or the budget ends.
+    /// Goes from `start` until no step helps or the budget is spent.
     fn descend(&mut self, start: Point, measured: Vec<WindowNll>, seed: u64) -> Result<(Point, Vec<WindowNll>)> {
         let (mut best, mut nll) = (start, measured);
         let mut steps = STEPS;
@@ -297,14 +299,14 @@ impl Chooser<'_, '_> {
     }
 }
 
-/// Where a search stands: windows measured, and how many there will be at most.
+/// Is told the number of windows measured so far, and the largest number that there will be.
 pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
 
 /// Searches for the scaling that makes the objective lowest at the plan's one context, beginning from its modes.
 ///
 /// # Errors
-/// Not exactly one context, overlapping windows, too few windows to split, a mode the model can't take, parameters that
-/// would be searched for; no key tokens, where LongPPL is the objective.
+/// Not exactly one context, overlapping windows, too few windows to split, a mode that can't be applied to the model, a base or
+/// parameters, since these are searched for; or no key tokens with LongPPL as the objective.
 pub fn search(
     model: &Model,
     texts: &[Text],
@@ -313,12 +315,12 @@ pub fn search(
     objective: Objective<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Search> {
-    let [context] = plan.contexts[..] else { bail!(Setting, "a search is for one context: name it with --contexts") };
-    ensure!(plan.stride.is_none(), Setting, "a search takes windows side by side: without a stride");
+    let [context] = plan.contexts[..] else { bail!(Setting, "a search is for one context: name exactly one") };
+    ensure!(plan.stride.is_none(), Setting, "a search needs windows side by side: leave out the stride");
     ensure!(
         plan.rope.params.is_empty() && plan.rope.theta.is_none(),
         Setting,
-        "a search finds theta and parameters itself"
+        "a search finds theta and parameters itself: leave them out"
     );
     check_params(plan)?;
     let mut cut = cut(texts, plan, context)?;
@@ -366,7 +368,7 @@ pub fn search(
     })
 }
 
-/// What choosing came to.
+/// The result of choosing.
 struct Chosen {
     winner: PositionOverride,
     /// Index of the best stock mode.
@@ -394,13 +396,13 @@ fn choose(
         among.min_by(|&a, &b| mean(&measured[a]).total_cmp(&mean(&measured[b])))
     };
     let best = lowest(&mut (0..stock.len()));
-    let best = best.ok_or_else(|| error!(Setting, "a search begins from stock modes: name some"))?;
+    let best = best.ok_or_else(|| error!(Setting, "a search begins from stock modes: name at least one"))?;
     let start = lowest(&mut (0..stock.len()).filter(|&index| stock[index].point.is_some()));
     let Some((start, point)) = start.and_then(|start| Some((start, stock[start].point?))) else {
-        bail!(Setting, "a search begins from a larger base or from YaRN's blend: name none or yarn in --modes")
+        bail!(Setting, "a search begins from a larger base or from YaRN's blend: add none or yarn to the modes")
     };
     let (point, nll) = chooser.descend(point, measured[start].clone(), seed)?;
-    // A mode outside the space may be better than anything in it, and the start itself is best left as it is.
+    // A mode outside the space may be better than any point in it; and if the start is best, it keeps its own form.
     let moved = Some(point) != stock[start].point;
     let winner = if moved && mean(&nll) < mean(&measured[best]) {
         point.to_override(original).into()
@@ -410,7 +412,7 @@ fn choose(
     Ok(Chosen { winner, stock: best, tried: chooser.tried })
 }
 
-/// A stock mode, and where it lies in the space if it does.
+/// A stock mode, and its point in the space if it has one.
 struct Stock {
     mode: Mode,
     rope: PositionOverride,
@@ -440,13 +442,13 @@ fn rope_of(model: &Model) -> Result<RopeConfig> {
     rope.ok_or_else(none)
 }
 
-/// Texts cut into windows, counted through.
+/// Texts cut into windows, which are numbered through all texts.
 struct Cut<'a> {
     texts: &'a [Text],
     cuts: Vec<Windows>,
     windows: Vec<(usize, Window)>,
     metrics: Option<Metrics<'a>>,
-    /// What the reference made of the windows, where further metrics are taken.
+    /// What the reference made of the windows, if further metrics are measured.
     references: Vec<Reference>,
 }
 
@@ -471,7 +473,7 @@ fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
 }
 
 impl<'a> Cut<'a> {
-    /// Takes these metrics of every window.
+    /// Measures these metrics too, and computes the references for every window.
     fn refer(&mut self, metrics: Metrics<'a>) -> Result<()> {
         for (text, window) in &self.windows {
             let (tokens, some) = (&self.texts[*text].tokens, std::slice::from_ref(window));
@@ -514,7 +516,7 @@ impl<'a> Cut<'a> {
     }
 }
 
-/// What `--rope-scaling` takes for an override; empty if it replaces no scaling and no positions.
+/// The value of `--rope-scaling` for an override; empty if it changes neither the scaling nor the method.
 fn name_of(change: &PositionOverride) -> String {
     let extend = Setting { extend: change.extend, ..Setting::default() }.to_string();
     let words = change.rope.scaling.iter().chain(Some(&extend).filter(|words| !words.is_empty()));

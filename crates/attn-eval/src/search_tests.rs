@@ -24,8 +24,8 @@ fn number(rope: &PositionOverride, key: &str, default: f64) -> f64 {
     rope.rope.params.iter().find(|(k, _)| k == key).map_or(default, |(_, value)| value.parse().unwrap())
 }
 
-/// A bowl in the logarithms of theta, factor and attention factor, with its lowest point at 30000, 3 and 1.1; windows
-/// differ in what they add, and a seed adds noise to each.
+/// A function with one minimum, quadratic in the logarithms of theta, factor and attention factor, with its lowest point at
+/// 30000, 3 and 1.1. Windows differ by a constant that each adds.
 fn bowl(rope: &PositionOverride, windows: &[usize]) -> Vec<WindowNll> {
     let off = |value: f64, lowest: f64| (value / lowest).ln().powi(2);
     let nll = if rope.rope.scaling.as_deref() == Some("linear") {
@@ -108,7 +108,7 @@ fn encodings_are_points_of_the_space_or_lie_outside() {
     let plain = |theta: f64| Point { theta, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 };
     assert_eq!(of("none"), Some(plain(10_000.0)));
     let theta = |factor: f64| 10_000.0 * factor.powf(16.0 / 14.0);
-    // At four times the trained context dynamic scaling by 4 has a factor of 4 * 4 - 3.
+    // At four times the trained context, dynamic scaling by 4 has a factor of 4 * 4 - 3.
     for (mode, want) in [("ntk", theta(4.0)), ("dynamic", theta(13.0))] {
         let point = of(mode).unwrap();
         assert!((point.theta / want - 1.0).abs() < 1e-9 && Point { theta: 1.0, ..point } == plain(1.0), "{point:?}");

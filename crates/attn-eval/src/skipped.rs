@@ -1,25 +1,27 @@
-//! What could not be measured: a length that does not fit is left out and named, and the others are measured.
+//! Contexts that could not be measured: a context that does not fit is skipped and named, and the others are measured.
 
 use crate::perplexity::check_room;
 use attn_models::Model;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Says why a context can't be had, such as for want of memory. A reason is all that becomes of it: such a context is skipped.
+/// Checks that a context is possible, for example that there is enough memory. The error is the reason for which reports say that
+/// the context was skipped.
 pub type Fits<'a> = dyn Fn(usize) -> Result<(), String> + 'a;
 
-/// Why a context can't be had: the model has no room for it, or `fits` says so.
+/// Checks that a context is possible: the model has positions for it, and `fits` does not refuse it.
 pub(crate) fn has_room(model: &Model, context: usize, fits: &Fits<'_>) -> Result<(), String> {
     check_room(model, context).map_err(|error| error.to_string())?;
     fits(context)
 }
 
-/// What could not be measured, and why.
+/// A context that could not be measured, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Tokens of a window, or of prompt and answer.
     pub context: usize,
-    /// The task, perplexity among them; absent if it holds for all tasks of retrieval.
+    /// The task that could not be measured, which may be `perplexity`; in a comparison of several models, the model. Absent if
+    /// all tasks of retrieval could not be measured.
     pub task: Option<String>,
     /// Why.
     pub reason: String,

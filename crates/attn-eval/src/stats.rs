@@ -1,8 +1,8 @@
-//! How sure an average over tokens is, and whether two modes really differ.
+//! Standard errors and intervals of averages over tokens, and paired differences between modes.
 //!
-//! Neighbouring tokens are not independent draws, so each figure here says what it takes as independent: single
-//! tokens for the standard error that other tools print, whole windows for the one beside it and for the paired
-//! differences that a verdict rests on.
+//! Neighbouring tokens are not independent, so each figure here says what it treats as independent: single
+//! tokens for the standard error that other tools print; whole windows for a second standard error and for the paired
+//! differences on which verdicts are based.
 
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -16,17 +16,17 @@ pub struct WindowNll {
     /// Sum of their squares.
     #[serde(with = "crate::exact")]
     pub squares: f64,
-    /// How many there are.
+    /// The number of scored tokens.
     pub tokens: usize,
-    /// Sum over those in the last quarter of the window.
+    /// The sum over the scored tokens in the last quarter of the window.
     #[serde(with = "crate::exact")]
     pub last_sum: f64,
-    /// How many those are.
+    /// The number of scored tokens in the last quarter.
     pub last_tokens: usize,
 }
 
 impl WindowNll {
-    /// The last quarter alone, for the statistics that look at sums and counts; its squares are not known.
+    /// The last quarter alone, for statistics that need only sums and counts; the sum of its squares is not known.
     pub fn last_quarter(&self) -> Self {
         Self { sum: self.last_sum, squares: f64::NAN, tokens: self.last_tokens, ..Self::default() }
     }
@@ -44,7 +44,7 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// From the mean negative log-likelihood to the perplexity.
+    /// Converts an interval of the mean negative log-likelihood into one of the perplexity.
     #[must_use]
     pub fn exp(self) -> Self {
         Self { low: self.low.exp(), high: self.high.exp() }
@@ -60,7 +60,7 @@ fn tokens(windows: &[WindowNll]) -> usize {
     windows.iter().map(|w| w.tokens).sum()
 }
 
-/// Standard error of the [`mean`] with tokens taken as independent; 0 for fewer than two.
+/// Standard error of the [`mean`] with tokens treated as independent; 0 for fewer than two tokens.
 pub fn token_error(windows: &[WindowNll]) -> f64 {
     let (n, mean) = (tokens(windows) as f64, mean(windows));
     if n < 2.0 {
@@ -70,8 +70,8 @@ pub fn token_error(windows: &[WindowNll]) -> f64 {
     ((squares - n * mean * mean).max(0.0) / (n - 1.0) / n).sqrt()
 }
 
-/// Standard error of the [`mean`] with windows taken as independent and tokens within one as dependent in whatever way
-/// (the ratio estimator's linearised variance); `None` for fewer than two windows.
+/// Standard error of the [`mean`] with windows treated as independent and tokens within a window as dependent in any way
+/// (the linearised variance of the ratio estimator); `None` for fewer than two windows.
 pub fn window_error(windows: &[WindowNll]) -> Option<f64> {
     let (n, mean, count) = (tokens(windows) as f64, mean(windows), windows.len() as f64);
     let spread: f64 = windows.iter().map(|w| (w.sum - mean * w.tokens as f64).powi(2)).sum();
@@ -92,13 +92,13 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Whether the interval excludes "no difference"; `None` without an interval.
+    /// Whether the difference is significant, that is whether its interval does not contain zero; `None` without an interval.
     pub fn is_real(&self) -> Option<bool> {
         Some(self.low? > 0.0 || self.high? < 0.0)
     }
 }
 
-/// With fewer windows than this, resampling them says nothing worth printing.
+/// The smallest number of windows for which resampling gives a useful interval.
 pub const MIN_WINDOWS: usize = 4;
 const RESAMPLES: usize = 4000;
 
@@ -126,7 +126,7 @@ fn add(x: (f64, f64), y: &(f64, f64)) -> (f64, f64) {
     (x.0 + y.0, x.1 + y.1)
 }
 
-/// The 95 % percentile interval of the ratio of two sums over draws with replacement, widened as [`small_sample`] says.
+/// The 95 % percentile interval of the ratio of two sums, from draws with replacement, widened by [`small_sample`].
 fn bootstrap(pairs: &[(f64, f64)], seed: u64) -> Option<Interval> {
     if pairs.len() < MIN_WINDOWS {
         return None;
@@ -141,14 +141,14 @@ fn bootstrap(pairs: &[(f64, f64)], seed: u64) -> Option<Interval> {
     Some(Interval { low: at(0.025), high: at(0.975) })
 }
 
-/// How much wider the percentile interval of `n` draws has to be to hold in 95 of 100 cases. Resampling underestimates the
-/// spread of a mean by `sqrt((n - 1) / n)`, and knows the spread itself from `n` draws only, for which Student's t stands in
-/// the place of the normal distribution (Hesterberg 2015, What Teachers Should Know About the Bootstrap). With four windows
-/// that is 1.86, with thirty 1.06.
+/// The factor by which the percentile interval of `n` windows has to be widened to contain the true value in 95 of 100 cases.
+/// Resampling underestimates the spread of a mean by `sqrt((n - 1) / n)`. It also estimates the spread from only `n` windows,
+/// so Student's t replaces the normal distribution (Hesterberg 2015, What Teachers Should Know About the Bootstrap). The factor
+/// is 1.86 for four windows and 1.06 for thirty.
 fn small_sample(n: usize) -> f64 {
     const Z: f64 = 1.959_964;
     let freedom = (n - 1) as f64;
-    // The 97.5 % quantile of Student's t, by its expansion around the normal one: exact to 1 % from 3 degrees on.
+    // The 97.5 % quantile of Student's t, by its expansion around the normal one: exact to 1 % from 3 degrees of freedom on.
     let t = Z
         + (Z.powi(3) + Z) / (4.0 * freedom)
         + (5.0 * Z.powi(5) + 16.0 * Z.powi(3) + 3.0 * Z) / (96.0 * freedom.powi(2))

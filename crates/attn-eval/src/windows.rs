@@ -1,13 +1,13 @@
-//! Which tokens of a text are scored, and with which tokens before them.
+//! Decides which tokens of a text are scored, and with which tokens before them.
 //!
-//! Perplexities are comparable only if it is known which tokens they average over, and the usual recipes differ in just
-//! that: some score a token twice, some weigh a short last window like a full one, some are off by one at every stride.
-//! The rules here:
+//! Perplexities are comparable only if it is known which tokens they average over. Common recipes differ in this: some score a
+//! token twice, some give a short last window the weight of a full one, some are off by one at every stride.
+//! The rules here are:
 //!
-//! - A window is `context` tokens; one starts every `stride` tokens (by default every `context`: disjoint windows).
+//! - A window has `context` tokens; one starts every `stride` tokens (by default windows are disjoint).
 //! - The first token of a window has nothing before it and isn't scored. With a BOS token, every window is the BOS and
 //!   `context - 1` tokens of the text, and all of those can be scored.
-//! - A token is scored in the first window in which it can be, and never again; all scored tokens weigh the same.
+//! - A token is scored in the first window in which it can be, and never again; all scored tokens have the same weight.
 //! - Windows are always full. Disjoint windows leave out the tokens after the last full window. Overlapping windows
 //!   end with one more full window that is moved back to end with the text, and in which, as everywhere, only the
 //!   tokens not scored before count.
@@ -99,23 +99,23 @@ impl Windows {
         &self.windows
     }
 
-    /// Windows of at most `context` tokens that were cut elsewhere, one after the other.
+    /// Windows of at most `context` tokens that were cut by other rules, in the order of the text.
     pub(crate) fn of(context: usize, bos: Option<u32>, windows: Vec<Window>) -> Self {
         Self { context, stride: context, bos, windows }
     }
 
-    /// Tokens the model has to read for them all.
+    /// The number of tokens that the model reads for all windows.
     pub fn work(&self) -> usize {
         self.windows.iter().map(|window| window.text.len() + usize::from(self.bos.is_some())).sum()
     }
 
-    /// The ids a model is fed for `window`: `context` of them, but for windows that were cut elsewhere.
+    /// The ids that a model is fed for `window`. They are `context` ids unless the windows were cut by other rules.
     pub fn ids(&self, window: &Window, tokens: &[u32]) -> Vec<u32> {
         self.bos.into_iter().chain(tokens[window.text.clone()].iter().copied()).collect()
     }
 
-    /// Where in [`ids`](Self::ids) the scored tokens stand. The log-likelihood of position `p` is entry `p - 1` of what
-    /// [`Model::nll`](attn_models::Model::nll) returns.
+    /// The places of the scored tokens in [`ids`](Self::ids). The negative log-likelihood of the token at place `p` is entry
+    /// `p - 1` of what [`Model::nll`](attn_models::Model::nll) returns.
     pub fn positions(&self, window: &Window) -> Range<usize> {
         let shift = |token: usize| token - window.text.start + usize::from(self.bos.is_some());
         shift(window.scored.start)..shift(window.scored.end)

@@ -49,7 +49,7 @@ fn published_configs_are_read_as_transformers_reads_them() {
                 let said: Vec<_> = ropes.iter().map(|r| (r.rope_type, r.inv_freq.len(), r.attention_factor)).collect();
                 wrong.push(format!("{name} at {length}: {said:?}"));
             }
-            // Under a scaling ours is the context before it.
+            // Under a scaling, this project's trained context is the one before the scaling.
             let plain = wanted.iter().all(|wanted| wanted["rope_type"] == "default");
             if plain && facts["trained_context"] != serde_json::json!(spec.trained_context) {
                 wrong.push(format!("{name}: trained to {:?}, not {}", spec.trained_context, facts["trained_context"]));

@@ -1,13 +1,14 @@
-//! The trap of judging a scaling by perplexity alone (Men et al. 2024, Base of RoPE Bounds Context Length): a larger base
-//! keeps the perplexity as it was where retrieval is gone.
+//! Perplexity alone can mislead about a scaling (Men et al. 2024, Base of RoPE Bounds Context Length): under a larger base the
+//! perplexity stays as it was although retrieval fails.
 //!
-//! The model has weights set by hand. Its first layer copies each token's two predecessors to it. In its second layer a token
-//! attends to where its predecessor and itself stood before, and predicts what followed there: an induction head. The score
-//! of a key has a part by distance too, in a pair of dimensions that turns by half a radian over the 256 tokens that the
-//! model is for. Near keys hardly notice; but once that pair has turned further, a far key loses against any near one. So the
-//! text that repeats itself within 24 tokens is predicted as well at any length and under any scaling, and what stands far
-//! back is found only as long as the scaling slows that pair down by as much as the text is longer. YaRN does: the pair's
-//! wavelength is past the trained length. A larger base (ntk) slows it down by less.
+//! The model's weights are set by hand. Its first layer copies each token's two predecessors to it. In its second layer a token
+//! attends to the places where the pair of its predecessor and itself stood before, and predicts what followed there: an induction
+//! head. The score of a key has a second part that depends on distance, in a pair of dimensions that turns by half a radian over
+//! the 256 tokens of the trained context. It hardly changes the scores of near keys; but once that pair has turned further, a far
+//! key gets a lower score than any near one. So a text that repeats itself within 24 tokens is predicted equally well at any
+//! length and under any scaling, while what stands far back is found only if the scaling slows that pair down by the factor by
+//! which the text is longer. YaRN does, since the pair's wavelength is past the trained length. A larger base (ntk) slows it down
+//! by less.
 #![allow(missing_docs)]
 
 use attn_eval::Error;
@@ -34,16 +35,16 @@ const PAIRS: usize = HEAD / 2;
 const THETA: f64 = 7e10;
 const TRAINED: usize = 256;
 const LONGEST: usize = 2048;
-/// Pairs that tell neighbours apart; the one of which the distance score is; the first of those that hardly turn.
+/// The number of pairs that distinguish neighbours; the pair of the distance score; the first of the pairs that hardly turn.
 const LOCAL: usize = 16;
 const SLOW: usize = 16;
 const STILL: usize = 32;
-/// How sharply heads look, and how sure the model is of what it reads.
+/// The strengths of the scores of the first layer, of matching pairs of tokens and of the distance; and that of the logits.
 const NEIGHBOUR: f64 = 20.0;
 const MATCH: f64 = 50.0;
 const DISTANCE: f64 = 60.0;
 const SURE: f64 = 8.0;
-/// Words of which the text is.
+/// Number of different words of the text.
 const WORDS: usize = 40;
 
 /// A word of the text.
@@ -77,7 +78,7 @@ fn tokenizer(words: &[String]) -> Tokenizer {
     Tokenizer::from_json(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap()
 }
 
-/// A vector of length 1 for every token, of the draws tried the one whose vectors are least alike.
+/// A vector of length 1 for every token: of 200 random draws the one whose vectors are least similar.
 fn codes(tokens: usize) -> Vec<Vec<f64>> {
     let draw = |seed: u64| -> Vec<Vec<f64>> {
         let mut rng = Rng::new(seed);
@@ -92,7 +93,7 @@ fn codes(tokens: usize) -> Vec<Vec<f64>> {
     (0..200).map(draw).min_by(|a, b| alike(a).total_cmp(&alike(b))).unwrap()
 }
 
-/// A matrix that is zero but for what is set, in the layout of checkpoints: outputs down.
+/// A matrix of zeros in which numbers can be set, in the layout of checkpoints: a row per output.
 struct Matrix {
     rows: usize,
     columns: usize,
@@ -113,7 +114,8 @@ impl Matrix {
     }
 }
 
-/// Where the residual stream has a token's own code, those of the two before it, and what comes next; and a constant.
+/// The places in the residual stream of a token's own code, of the codes of the two tokens before it, of the code of the next token,
+/// and of a constant.
 const OWN: usize = 0;
 const BEFORE: [usize; 2] = [32, 64];
 const NEXT: usize = 96;
@@ -122,7 +124,7 @@ const ONE: usize = 128;
 fn model(words: &[String]) -> Model {
     let codes = codes(words.len());
     let frequency = |pair: usize| THETA.powf(-(pair as f64) / PAIRS as f64);
-    // The norms of what the layers read are known: a code and the constant, then two codes more, then the one of what is next.
+    // The norms of the layers' inputs are known: a code and the constant, then two codes more, then the code of the next token.
     let scale = |norm: f64| norm / (HIDDEN as f64).sqrt();
     let (first, second, last) = (scale(2f64.sqrt()), scale(2.0), scale(5f64.sqrt()));
     let strength = (HEAD as f64).sqrt();
@@ -150,7 +152,7 @@ fn model(words: &[String]) -> Model {
             for (index, before) in BEFORE.into_iter().enumerate() {
                 let at = index * HEAD;
                 for pair in 0..LOCAL {
-                    // The largest score is that of the key so many tokens back.
+                    // The key `index + 1` tokens back gets the largest score.
                     let turned = (index + 1) as f64 * frequency(pair);
                     q.set(at + pair, ONE, NEIGHBOUR * strength * turned.cos() * first);
                     q.set(at + pair + PAIRS, ONE, -NEIGHBOUR * strength * turned.sin() * first);
@@ -163,7 +165,7 @@ fn model(words: &[String]) -> Model {
             }
         } else {
             for j in 0..CODE {
-                // This token and the one before it, where the two before the key are the same.
+                // A key matches if the two tokens before it are this token and the one before.
                 q.set(STILL + j, OWN + j, MATCH * strength * second);
                 k.set(STILL + j, BEFORE[0] + j, second);
                 q.set(STILL + PAIRS + j, BEFORE[0] + j, MATCH * strength * second);
@@ -192,7 +194,7 @@ fn model(words: &[String]) -> Model {
     Model::load(&config, Arc::new(weights), &Options::default()).unwrap()
 }
 
-/// Phrases of 12 words, each said twice.
+/// A text of phrases of 12 words, each of which occurs twice in a row.
 fn text(tokenizer: &Tokenizer, tokens: usize) -> Text {
     let mut rng = Rng::new(5);
     let mut phrase = || (0..12).map(|_| of_text(rng.below(WORDS))).collect::<Vec<_>>();
@@ -253,7 +255,7 @@ fn about(plan: &Plan, trials: usize, depths: Vec<f64>) -> About {
     }
 }
 
-/// Everything that a comparison with bisection measures.
+/// The results of a comparison with bisection.
 fn measured(model: &Model, tokenizer: &Tokenizer) -> (About, Results) {
     let contexts = vec![TRAINED, LONGEST];
     let modes = ["none", "ntk", "yarn"].map(|mode| mode.parse().unwrap()).to_vec();
@@ -302,11 +304,11 @@ fn a_larger_base_that_keeps_perplexity_and_loses_retrieval_is_said_to_do_so() {
         })
         .to_vec();
 
-    // Perplexity sees nothing: under the larger base it is that of the trained length.
+    // Perplexity shows nothing: under the larger base it is that of the trained length.
     let usable = |mode: &str| results.recommendation.as_ref().unwrap().usable.iter().find(|u| u.mode == mode).unwrap();
     assert_eq!(usable("ntk").perplexity, Some(LONGEST), "{figures:?}");
     assert!(perplexity("ntk", LONGEST) < 1.05 * perplexity("none", TRAINED), "{figures:?}");
-    // Retrieval does.
+    // Retrieval shows it.
     assert!(share("none", TRAINED) > 0.8 && share("yarn", LONGEST) > 0.8, "{figures:?}");
     assert!(share("ntk", LONGEST) < 0.6 && share("none", LONGEST) < 0.6, "{figures:?}");
     let carried: Vec<String> = ["none", "ntk", "yarn"].map(|mode| format!("{:?}", usable(mode))).to_vec();
@@ -330,7 +332,7 @@ fn a_larger_base_that_keeps_perplexity_and_loses_retrieval_is_said_to_do_so() {
     let trap = format!("ntk (predicts well to 2048 tokens, finds to {})", reach("ntk"));
     assert!(line.is_some_and(|line| line.contains(&trap)), "{:?}", said.lines);
 
-    // Everywhere that is shown.
+    // The table, the page and the CSV show it too.
     let shown = table(&results.cells, &found.usable, TableStyle { width: 100, color: false });
     let row = shown.lines().find(|line| line.starts_with("ntk")).unwrap();
     assert!(row.contains("2048+") && row.ends_with(&reach("ntk").to_string()), "{shown}");
@@ -341,7 +343,7 @@ fn a_larger_base_that_keeps_perplexity_and_loses_retrieval_is_said_to_do_so() {
     );
     assert!(csv(&results).contains("ntk,2048,"), "{}", csv(&results));
 
-    // By perplexity alone nothing of that is seen.
+    // By perplexity alone nothing of this is seen.
     let alone = Results { retrieval: None, recommendation: None, ..results.clone() };
     let said = verdict(&alone, true, Some(TRAINED));
     assert!(!said.headline.contains("use yarn"), "{}", said.headline);

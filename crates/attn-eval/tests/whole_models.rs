@@ -1,4 +1,4 @@
-//! What takes whole models of the repository: every golden config explained, and text written by the embedded model.
+//! Tests with whole models of the repository: every golden config is explained, and the embedded model writes text.
 #![allow(missing_docs)]
 
 use attn_eval::explain::explain;
@@ -25,7 +25,7 @@ fn every_golden_config_can_be_explained() {
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), all);
 }
 
-/// The tokens that a writer adds to `prompt`, and how many of the prompt's it read.
+/// The tokens that a writer adds to `prompt`, and how many tokens of the prompt it read.
 fn continued(writer: &mut Writer, prompt: &[u32]) -> Result<(Vec<u32>, usize)> {
     let mut new = vec![];
     let result = writer.write(prompt, &mut Sampler::new(SampleOptions::default()), &mut |token| {
@@ -46,7 +46,7 @@ fn a_writer_reads_what_is_new_and_writes_what_one_who_reads_it_all_would() -> Re
     let prompt: Vec<u32> = (0..20).map(|i| 40 + i * 7 % 50).collect();
     let (first, read) = continued(&mut writer, &prompt)?;
     assert_eq!((first.len(), read), (6, 20));
-    // Goes on from the answer, from the middle of the prompt, from the very prompt, and from another beginning. The last
+    // The texts continue the answer, leave the prompt in the middle, repeat the prompt before, and begin differently. The last
     // token of an answer was never read.
     let all = [&prompt[..], &first, &[60, 61]].concat();
     let other = [&prompt[..8], &[77, 78, 79]].concat();
@@ -58,7 +58,7 @@ fn a_writer_reads_what_is_new_and_writes_what_one_who_reads_it_all_would() -> Re
     Ok(())
 }
 
-/// What a caller's function fails with comes back as it is, and what the model refuses comes back through the caller's type.
+/// An error of the caller's function comes back unchanged, and an error of this crate is converted to the caller's type.
 #[test]
 fn a_failure_of_the_callers_function_keeps_its_type() {
     #[derive(Debug)]

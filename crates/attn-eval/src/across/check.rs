@@ -1,4 +1,4 @@
-//! What a saved comparison of several models may say: only what a measurement can come to.
+//! Checks a saved comparison of several models: refuses figures that no measurement can give.
 
 use super::{BITS, ModelCell, ModelResults, ModelVersus, best};
 use crate::compare::{ROUNDING, check_setting, close, is_perplexity};
@@ -7,16 +7,16 @@ use crate::report::About;
 use crate::stats::Interval;
 
 impl ModelResults {
-    /// Refuses what no comparison of `about`'s models can have come to.
+    /// Refuses figures that no comparison of `about`'s models can give.
     ///
     /// # Errors
-    /// What can't be, with the cell.
+    /// The figure that is impossible, and its cell.
     pub(crate) fn check(&self, about: &About) -> Result<()> {
-        ensure!(about.models.len() > 1, Impossible, "it is of fewer than two models");
+        ensure!(about.models.len() > 1, Impossible, "it compares fewer than two models");
         ensure!(!self.cells.is_empty(), Impossible, "it has no cells");
         let sum = |sizes: Vec<usize>| sizes.into_iter().try_fold(0usize, usize::checked_add);
         let bytes = sum(about.texts.iter().map(|text| text.used_bytes.unwrap_or(0)).collect());
-        let bytes = bytes.ok_or_else(|| error!(Impossible, "its texts are longer than any can be"))?;
+        let bytes = bytes.ok_or_else(|| error!(Impossible, "its texts are longer than any text can be"))?;
         for (index, cell) in self.cells.iter().enumerate() {
             let named = || format!("{:.40?} under {:.40?} at {}", cell.model, cell.mode, cell.context);
             let of = |other: &&ModelCell| {
@@ -27,11 +27,11 @@ impl ModelResults {
             let model = model.ok_or_else(|| error!(Impossible, "{}: there is no such model", named()))?;
             let used = sum(model.used.clone());
             check_cell(cell, bytes, used.unwrap_or(0)).within(named)?;
-            let first = best(&self.cells, cell.context).ok_or_else(|| error!(Impossible, "there is no best"))?;
+            let first = best(&self.cells, cell.context).ok_or_else(|| error!(Impossible, "no cell is the best"))?;
             ensure!(
                 (first.bytes, first.windows) == (cell.bytes, cell.windows),
                 Impossible,
-                "{} is of other bytes",
+                "{} scores other bytes than the best cell of its context",
                 named()
             );
             if let Some(versus) = &cell.versus_best {
@@ -49,7 +49,7 @@ impl ModelResults {
     fn bits(&self, context: usize, model: &str, mode: &str) -> Result<f64> {
         let of = |cell: &&ModelCell| (cell.context, cell.model.as_str(), cell.mode.as_str()) == (context, model, mode);
         let found = self.cells.iter().find(of).map(|cell| cell.bits_per_byte);
-        found.ok_or_else(|| error!(Impossible, "{model:.40?} under {mode:.40?} is not there"))
+        found.ok_or_else(|| error!(Impossible, "there is no cell of {model:.40?} under {mode:.40?}"))
     }
 
     fn check_versus(&self, context: usize, bits: f64, versus: &ModelVersus) -> Result<()> {
@@ -62,13 +62,13 @@ impl ModelResults {
 
 fn check_cell(cell: &ModelCell, bytes: usize, tokens: usize) -> Result<()> {
     let printable = |name: &str| !name.is_empty() && name.len() <= 4096 && !name.chars().any(char::is_control);
-    ensure!(printable(&cell.model) && printable(&cell.mode), Impossible, "it has no name");
+    ensure!(printable(&cell.model) && printable(&cell.mode), Impossible, "its model or mode has no printable name");
     check_setting(cell.context, cell.factor, cell.seconds)?;
     let most = cell.windows.checked_mul(cell.context).map_or(0, |most| most.min(tokens));
     ensure!(
         (1..=most).contains(&cell.tokens) && (1..=bytes).contains(&cell.bytes),
         Impossible,
-        "{} windows score no {} tokens of {} bytes",
+        "{} windows can't score {} tokens of {} bytes",
         cell.windows,
         cell.tokens,
         cell.bytes
@@ -76,20 +76,26 @@ fn check_cell(cell: &ModelCell, bytes: usize, tokens: usize) -> Result<()> {
     ensure!(
         cell.bits_per_byte.is_finite() && cell.bits_per_byte >= -ROUNDING,
         Impossible,
-        "no byte takes {} bits",
+        "a byte can't take {} bits",
         cell.bits_per_byte
     );
     let nll = cell.bits_per_byte / BITS * cell.bytes as f64 / cell.tokens as f64;
     let follows = is_perplexity(cell.perplexity, nll);
-    ensure!(follows, Impossible, "{} bits per byte are no perplexity of {}", cell.bits_per_byte, cell.perplexity);
+    ensure!(
+        follows,
+        Impossible,
+        "{} bits per byte do not give a perplexity of {}",
+        cell.bits_per_byte,
+        cell.perplexity
+    );
     check_interval(cell.interval)?;
     let perplexity = cell.perplexity_interval.is_none_or(|i| i.low >= 0.0 && i.low <= i.high);
-    ensure!(perplexity, Impossible, "{:?} is no interval of a perplexity", cell.perplexity_interval);
+    ensure!(perplexity, Impossible, "{:?} is not an interval of a perplexity", cell.perplexity_interval);
     Ok(())
 }
 
 fn check_interval(interval: Option<Interval>) -> Result<()> {
     let fine = interval.is_none_or(|i| i.low.is_finite() && i.high.is_finite() && i.low <= i.high);
-    ensure!(fine, Impossible, "{interval:?} is no interval");
+    ensure!(fine, Impossible, "{interval:?} is not an interval");
     Ok(())
 }

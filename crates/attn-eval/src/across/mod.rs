@@ -1,12 +1,12 @@
 //! Several models on the same bytes.
 //!
-//! Perplexities per token of two tokenizers say nothing of each other: who cuts a text into fewer tokens has more to say with
-//! each. What can be compared are the bits that a model needs for a stretch of text, and those per byte. [`Passages`] cuts windows
-//! that are the same bytes for every model, so that all predict the same text with the same text before it, and every difference
-//! between two models is paired, window by window.
+//! Perplexities per token can't be compared between two tokenizers: a model whose tokenizer cuts a text into fewer tokens has to
+//! predict more text with each. What can be compared is the number of bits that a model needs per byte of text. [`Passages`] cuts
+//! windows that are the same bytes for every model, so that all predict the same text with the same text before it, and every
+//! difference between two models is paired, window by window.
 //!
-//! A cell here is a model under one mode at one context. What is kept of it are its log-likelihoods and the bytes they are of, window
-//! by window ([`PassageScores`]), in the same run files as those of a comparison of one model.
+//! A cell here is a model under one mode at one context. [`PassageScores`] keeps its log-likelihoods and the number of bytes that
+//! they are of, window by window, in the same run files as a comparison of one model.
 
 mod check;
 mod passages;
@@ -31,11 +31,11 @@ use serde::{Deserialize, Serialize};
 pub struct ModelSpec {
     /// Index of the model.
     pub model: usize,
-    /// Its name and the mode, for whoever reads a run file.
+    /// Its name and the mode, for people who read the run file.
     pub row: String,
     /// Index of the text.
     pub text: usize,
-    /// Tokens per window at most.
+    /// Largest number of tokens per window.
     pub context: usize,
     /// The name of the scaling.
     pub mode: String,
@@ -47,19 +47,19 @@ pub struct ModelSpec {
     pub same_as: Option<String>,
 }
 
-/// What came out of a cell.
+/// The measurement of a cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PassageScores {
     /// The log-likelihood of each window.
     pub windows: Vec<WindowNll>,
     /// The bytes that each of them scores.
     pub bytes: Vec<usize>,
-    /// Wall-clock time of the scoring.
+    /// Wall-clock time of the scoring, in seconds.
     pub seconds: f64,
 }
 
 impl PassageScores {
-    /// The log-likelihoods by bytes in the place of tokens; their squares are not known.
+    /// The log-likelihoods with bytes counted in place of tokens; their squares are not known.
     pub(crate) fn by_bytes(&self) -> Vec<WindowNll> {
         let of = |(window, &bytes): (&WindowNll, &usize)| WindowNll {
             sum: window.sum,
@@ -82,7 +82,7 @@ impl Measurable for ModelSpec {
         self.context
     }
 
-    // The row of the table, which is the model with the mode.
+    // In run files and reports a row is a model with a mode.
     #[allow(clippy::misnamed_getters)]
     fn mode(&self) -> &str {
         &self.row
@@ -105,22 +105,22 @@ impl Measurable for ModelSpec {
     }
 
     fn check(&self, scores: &PassageScores, about: &About) -> Result<()> {
-        let text = about.texts.get(self.text).ok_or_else(|| error!(Impossible, "it is of no text"))?;
-        let model = about.models.get(self.model).ok_or_else(|| error!(Impossible, "it is of no model"))?;
+        let text = about.texts.get(self.text).ok_or_else(|| error!(Impossible, "the run has no such text"))?;
+        let model = about.models.get(self.model).ok_or_else(|| error!(Impossible, "the run has no such model"))?;
         let used = model.used.get(self.text).copied();
         let used = used.ok_or_else(|| error!(Impossible, "its model has not read the text"))?;
         let (windows, bytes) = (&scores.windows, &scores.bytes);
         ensure!(
             !windows.is_empty() && windows.len() == bytes.len(),
             Impossible,
-            "its windows are not those of its bytes"
+            "it has no windows, or not one number of bytes for each"
         );
         let mut tokens = 0usize;
         for (index, (window, &bytes)) in windows.iter().zip(bytes).enumerate() {
-            // As much as so many likelihoods in f32 can come to.
+            // The largest sum of this many likelihoods in f32.
             let most = window.tokens as f64 * f64::from(f32::MAX);
             let fine = (1..=self.context).contains(&window.tokens) && window.sum.abs() <= most && bytes > 0;
-            ensure!(fine, Impossible, "window {index} is none of {} tokens", self.context);
+            ensure!(fine, Impossible, "window {index} can't be one of at most {} tokens", self.context);
             tokens = tokens.saturating_add(window.tokens);
         }
         let scored = bytes.iter().try_fold(0usize, |sum, &bytes| sum.checked_add(bytes));
@@ -144,10 +144,10 @@ impl ModelSpec {
     }
 }
 
-/// The modes of a plan that a model takes, and why it does not take the others.
+/// The modes of a plan that can be applied to a model, and for each other mode a line that says why it can't.
 ///
 /// # Errors
-/// It takes none of them, or the factor is not known.
+/// None of them can be applied, or the factor is not known.
 pub fn modes_of(model: &Model, plan: &Plan) -> Result<(Vec<Mode>, Vec<String>)> {
     check_params(plan)?;
     let longest = plan.contexts.iter().copied().max().unwrap_or(0);
@@ -157,7 +157,7 @@ pub fn modes_of(model: &Model, plan: &Plan) -> Result<(Vec<Mode>, Vec<String>)> 
         let change = change(plan, mode, factor)?;
         match model.with_positions(&change) {
             Ok(_) => takes.push(mode),
-            // Of an error that brings its backtrace, what it says.
+            // The first line, since an error may be followed by its backtrace.
             Err(error) => {
                 others.push(format!("mode {mode}: {}", error.to_string().lines().next().unwrap_or_default()));
             }
@@ -166,18 +166,18 @@ pub fn modes_of(model: &Model, plan: &Plan) -> Result<(Vec<Mode>, Vec<String>)> 
     if takes.is_empty() {
         bail!(
             UnsuitableModel,
-            "none of the modes asked for applies to it ({}): add checkpoint to --modes",
+            "none of the modes asked for applies to it ({}): add checkpoint to the modes",
             others.join("; ")
         )
     }
     Ok((takes, others))
 }
 
-/// The cells of the model of this index and name on so many texts, and the contexts that it can't read. `fits` says why a
-/// context can't be had, such as for want of memory.
+/// The cells of one model, given by its index and name, on `texts` texts, and the contexts that it can't read. `fits` says why a
+/// context is impossible, for example because there is not enough memory.
 ///
 /// # Errors
-/// A mode of the plan that the model does not take.
+/// A mode of the plan can't be applied to the model.
 pub fn cells(
     model: &Model,
     (index, name): (usize, &str),
@@ -204,7 +204,7 @@ pub fn cells(
     Ok((specs, skipped))
 }
 
-/// Millions of floating-point operations that it takes to read so many tokens in windows of `context`.
+/// Millions of floating-point operations for reading `tokens` tokens in windows of `context`.
 pub fn work(model: &Model, tokens: usize, context: usize) -> f64 {
     tokens as f64 * cost(model, context)
 }
@@ -212,7 +212,7 @@ pub fn work(model: &Model, tokens: usize, context: usize) -> f64 {
 /// Measures a cell of `model`, which sees the text as `ids`. `progress` is told the number of tokens read after each forward pass.
 ///
 /// # Errors
-/// A mode that the model does not take, or a likelihood that isn't finite.
+/// A mode that can't be applied to the model, a text that was not cut for it, or a likelihood that isn't finite.
 pub fn measure(
     model: &Model,
     plan: &Plan,

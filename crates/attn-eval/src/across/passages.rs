@@ -1,33 +1,33 @@
 //! The same bytes for models of different tokenizers.
 //!
-//! Two models can be compared by what they predict only if both predict the same, with the same before it. Windows of so
-//! many tokens are not that: a window of one tokenizer is longer text than that of another. So windows are cut here by bytes, at
-//! places where a token ends for *every* model:
+//! Two models can be compared by what they predict only if both predict the same text with the same text before it. Windows of
+//! equal numbers of tokens do not give that, since the same number of tokens is more text with one tokenizer than with another.
+//! So windows are cut here by bytes, at places where a token ends for *every* model:
 //!
 //! - A window begins at such a place and is as long as it can be with at most `context` tokens for each of the models, the
 //!   BOS token of those that have one included. The model whose tokens are the shortest reads about `context` of them, the
 //!   others fewer; all read the same bytes.
-//! - The bytes up to the second such place are not scored, since a model without BOS has nothing before its first token. Where
-//!   every model has a BOS, they are.
-//! - Windows lie side by side. With a stride, one begins as many bytes after the one before as are at most `stride` tokens for
-//!   each model, and scores what none before did; a last one is moved back to end with the text.
+//! - The bytes of a window up to its second such place are not scored, since a model without BOS has nothing before its first
+//!   token. If every model has a BOS, they are scored.
+//! - Windows lie side by side. With a stride, a window begins after the one before it by as many bytes as are at most `stride`
+//!   tokens for each model, and scores what no earlier window did; a last window is moved back to end with the text.
 //! - A window that is not full, as the last may be, is left out.
 //!
-//! With one tokenizer every place is such a place, and all this comes to the windows of [`Windows::new`].
+//! With one tokenizer every end of a token is such a place, and the windows are those of [`Windows::new`].
 
 use crate::error::{Result, ensure};
 use crate::windows::{Window, Windows};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-/// The beginning of a text, as a model's tokenizer has it.
+/// The beginning of a text, as a model's tokenizer encodes it.
 #[derive(Debug, Clone)]
 pub struct Encoded {
     /// Its ids.
     pub ids: Vec<u32>,
-    /// Bytes of the text up to the end of each; `None` where it ends within a character.
+    /// For each token, the bytes of the text up to its end; `None` if it ends within a character.
     pub ends: Vec<Option<usize>>,
-    /// The token before every window.
+    /// The token before every window, if there is one.
     pub bos: Option<u32>,
 }
 
@@ -44,8 +44,8 @@ impl Passages {
     /// Cuts a text, which every model sees its own way, into windows of at most `context` tokens.
     ///
     /// # Errors
-    /// The text is shorter than a window, the context too small to score anything, or a stride that skips text or is too short
-    /// to get on.
+    /// The text is shorter than a window, the context is too small to score anything, the stride is 0 or skips text, or the models
+    /// have too few places in common.
     pub fn cut(texts: &[Encoded], context: usize, stride: Option<usize>) -> Result<Self> {
         ensure!(context >= 2, Setting, "a context of {context} leaves no token to score: it has to be at least 2");
         let bodies: Vec<usize> = texts.iter().map(|text| context - usize::from(text.bos.is_some())).collect();
@@ -108,7 +108,7 @@ struct Places {
 
 impl Places {
     fn of(texts: &[Encoded]) -> Self {
-        // Of tokens that end at one place, some without text, the last counts.
+        // Several tokens may end at one place, if some have no text; the last of them counts.
         let ends = |text: &Encoded| text.ends.iter().zip(1..).filter_map(|(end, n)| Some(((*end)?, n))).collect();
         let maps: Vec<HashMap<usize, usize>> = texts.iter().map(ends).collect();
         let first: BTreeMap<usize, usize> = maps.first().into_iter().flatten().map(|(&end, &n)| (end, n)).collect();
@@ -126,12 +126,12 @@ impl Places {
         self.bytes.len() - 1
     }
 
-    /// Whether the models have at most so many tokens each between two places.
+    /// Whether every model has at most `most` tokens, a number for each, between two places.
     fn within(&self, range: Range<usize>, most: &[usize]) -> bool {
         self.tokens.iter().zip(most).all(|(tokens, most)| tokens[range.end] - tokens[range.start] <= *most)
     }
 
-    /// The farthest place from `start` with at most so many tokens for each model between them.
+    /// The farthest place from `start` with at most `most` tokens, a number for each model, between them.
     fn reach(&self, start: usize, most: &[usize]) -> usize {
         let (mut near, mut far) = (start, self.last() + 1);
         while far - near > 1 {
@@ -151,7 +151,7 @@ impl Places {
             ensure!(
                 end > start,
                 Incomparable,
-                "from byte {at} on, no {context} tokens of all models are the same bytes"
+                "from byte {at} on, the models' tokens end at no common place within {context} tokens"
             );
             let full = end < last || self.tokens.iter().zip(bodies).any(|(t, n)| t[end] - t[start] == *n);
             if !full {
@@ -163,7 +163,7 @@ impl Places {
             ensure!(
                 next > start,
                 Incomparable,
-                "from byte {at} on, no {stride} tokens of all models are the same bytes: take a longer --stride"
+                "from byte {at} on, the models' tokens end at no common place within {stride} tokens: take a longer stride"
             );
             start = next;
         }

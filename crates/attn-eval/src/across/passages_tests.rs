@@ -1,10 +1,10 @@
-// Lists of one range of bytes are meant as such.
+// A list of one range is meant here, not a list of the numbers in the range.
 #![allow(clippy::single_range_in_vec_init)]
 
 use super::*;
 use crate::windows::WindowOptions;
 
-/// A text of which every token has the given number of bytes; of 0 bytes: within a character that the next one ends.
+/// A text whose tokens have the given numbers of bytes; a token of 0 bytes ends within a character, which the next one completes.
 fn encoded(lengths: &[usize], bos: Option<u32>) -> Encoded {
     let mut at = 0;
     let ends = lengths.iter().map(|&length| {
@@ -107,6 +107,6 @@ fn what_cannot_be_cut_is_refused_with_its_numbers() {
     assert!(refused(&[a.clone(), a.clone()], 4, Some(0)).contains("stride of 0"));
     let short = encoded(&[3, 1, 1, 3, 4], None);
     let stuck = refused(&[a.clone(), short], 4, Some(1));
-    assert!(stuck.contains("longer --stride"), "{stuck}");
+    assert!(stuck.contains("longer stride"), "{stuck}");
     assert!(refused(&[a.clone(), a], 7, None).contains("12 bytes"));
 }

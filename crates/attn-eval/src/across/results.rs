@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 pub struct ModelCell {
     /// The model's name.
     pub model: String,
-    /// The position scaling.
+    /// The mode.
     pub mode: String,
-    /// Tokens per window at most, for any of the models.
+    /// Largest number of tokens per window, for each of the models.
     pub context: usize,
     /// The scaling's factor.
     pub factor: f64,
@@ -29,17 +29,17 @@ pub struct ModelCell {
     /// Tokens scored, as the model's tokenizer counts them.
     pub tokens: usize,
     /// Exponential of the mean negative log-likelihood per token: not to be compared between models of different tokenizers.
-    /// Infinite where that is more than a number can say, and null in JSON.
+    /// Infinite where it is too large for an `f64`, and null in JSON.
     #[serde(with = "crate::exact::or_too_large")]
     pub perplexity: f64,
     /// Its bootstrap 95 % interval.
     pub perplexity_interval: Option<Interval>,
-    /// Wall-clock time of the scoring.
+    /// Wall-clock time of the scoring, in seconds.
     pub seconds: f64,
     /// The mode of the same model whose figures these are, if the two are the same computation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
-    /// Paired difference to the cell of the fewest bits at this context.
+    /// Paired difference to the cell with the fewest bits at this context; absent for that cell itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versus_best: Option<ModelVersus>,
 }
@@ -51,7 +51,7 @@ pub struct ModelVersus {
     pub model: String,
     /// Its mode.
     pub mode: String,
-    /// Bits per byte.
+    /// By how many bits per byte the cell exceeds it.
     pub bits_per_byte: f64,
     /// Its bootstrap 95 % interval, windows resampled; absent with too few of them.
     pub interval: Option<Interval>,
@@ -60,13 +60,13 @@ pub struct ModelVersus {
 /// Two rows at one context: by how many bits per byte the first exceeds the second on the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelDifference {
-    /// Tokens per window at most.
+    /// Largest number of tokens per window.
     pub context: usize,
-    /// The one model.
+    /// The first model.
     pub model: String,
     /// Its mode.
     pub mode: String,
-    /// The other.
+    /// The second model and mode, and the difference.
     pub versus: ModelVersus,
 }
 
@@ -80,16 +80,16 @@ pub struct ModelResults {
 }
 
 impl ModelVersus {
-    /// Whether the interval excludes "no difference"; `None` without an interval.
+    /// Whether the difference is significant, that is whether its interval does not contain zero; `None` without an interval.
     pub fn is_real(&self) -> Option<bool> {
         self.interval.map(|i| i.low > 0.0 || i.high < 0.0)
     }
 }
 
-/// Sums up measurements, one per cell in the order of the specs; those that are measured as another may be absent.
+/// Sums up measurements, one per cell in the order of the specs; the measurement of a cell with `same_as` may be absent.
 ///
 /// # Errors
-/// A measurement is missing, or two at one context are not of the same bytes and can't be compared.
+/// A measurement is missing, or two measurements at one context are of different bytes and can't be compared.
 pub fn summarise(specs: &[ModelSpec], scores: &[Option<PassageScores>], about: &About) -> Result<ModelResults> {
     let measured = |spec: &ModelSpec| {
         let is_source = |other: &ModelSpec| if spec.same_as.is_some() { spec.is_twin_of(other) } else { spec == other };
@@ -104,7 +104,7 @@ pub fn summarise(specs: &[ModelSpec], scores: &[Option<PassageScores>], about: &
             let texts = specs.iter().filter(|other| other.context == context && other.row == spec.row);
             let parts: Vec<&PassageScores> = texts.map(measured).collect::<Result<_>>()?;
             let all = pooled(&parts);
-            let model = about.models.get(spec.model).ok_or_else(|| error!(Impossible, "a cell is of no model"))?;
+            let model = about.models.get(spec.model).ok_or_else(|| error!(Impossible, "the run has no such model"))?;
             let name = model.checkpoint.name.clone();
             at.push((cell(spec, name, &all, seed), all));
         }
@@ -122,7 +122,7 @@ pub fn summarise(specs: &[ModelSpec], scores: &[Option<PassageScores>], about: &
     Ok(results)
 }
 
-/// Several texts as if they were one: every byte weighs the same.
+/// The measurements of several texts, as if they were one text: every byte has the same weight.
 fn pooled(parts: &[&PassageScores]) -> PassageScores {
     PassageScores {
         windows: parts.iter().flat_map(|part| part.windows.iter().copied()).collect(),
@@ -175,7 +175,7 @@ fn compare(results: &mut ModelResults, at: Vec<(ModelCell, PassageScores)>, seed
     }
 }
 
-/// The cell of the fewest bits at `context`; of equals the first.
+/// The cell with the fewest bits at `context`, the first of several equal ones; `None` without cells there.
 pub fn best(cells: &[ModelCell], context: usize) -> Option<&ModelCell> {
     let at = cells.iter().filter(|cell| cell.context == context);
     at.min_by(|a, b| a.bits_per_byte.total_cmp(&b.bits_per_byte))

@@ -28,7 +28,7 @@ fn encoded(tokenizer: &Tokenizer, text: &str, bos: Option<u32>) -> Encoded {
     Encoded { ids, ends, bos }
 }
 
-/// With one tokenizer, windows are those that the models have alone: bits per byte are nats per token by a constant.
+/// With one tokenizer, windows are those that the models have alone, and bits per byte are nats per token times a constant.
 #[test]
 fn models_of_one_tokenizer_come_to_what_each_comes_to_alone() {
     let (text, plan) = (text(), plan(&[64], &["checkpoint"]));
@@ -53,14 +53,14 @@ fn models_of_one_tokenizer_come_to_what_each_comes_to_alone() {
 fn ends_by_decoding(tokenizer: &Tokenizer, ids: &[u32], text: &str) -> Vec<usize> {
     let end = |n: usize| {
         let said = tokenizer.decode(&ids[..n], false).unwrap();
-        // The tokenizer puts a space before a text.
+        // The tokenizer puts a space before the text.
         let said = said.strip_prefix(' ').unwrap_or(&said);
         if text.starts_with(said) { said.len() } else { usize::MAX }
     };
     (1..=ids.len()).map(end).collect()
 }
 
-/// The same figures for two tokenizers, worked out anew: places by decoding prefixes, windows one place at a time, and
+/// The same figures for two tokenizers, computed in another way: places by decoding prefixes, windows one place at a time, and
 /// likelihoods from the logits of every window by itself.
 #[test]
 fn models_of_two_tokenizers_come_to_the_bits_worked_out_anew() {
@@ -128,7 +128,7 @@ fn modes_that_a_model_does_not_take_are_left_out_by_name() {
     let asked = plan(&[512], &["checkpoint", "none", "yarn"]);
     assert_eq!(modes_of(&rope, &asked).unwrap().0, asked.modes);
     let (takes, others) = modes_of(&alibi, &asked).unwrap();
-    // Without rotation there is no scaling to be without.
+    // `none` applies to a model without rotation too.
     assert_eq!((takes.len(), others.len()), (2, 1));
     assert!(others[0].contains("yarn") && others[0].contains("rotary"), "{others:?}");
     let error = modes_of(&alibi, &plan(&[512], &["yarn"])).unwrap_err().to_string();

@@ -1,12 +1,12 @@
-//! What a comparison comes to: one setting for every length past the trained one, what it costs at the trained length, and
-//! whether the text was enough to say so.
+//! What a comparison recommends: one setting for every length past the trained one, what it costs at the trained length, and
+//! whether there was enough text to decide.
 //!
-//! A setting is judged by its worst length, the trained one included: what it loses there against the best mode of that
-//! length, since a model that is served for long texts is served for short ones too. It is recommended only if it
-//! really beats the model as it is, that is if the 95 % interval of the difference on the same windows leaves out zero.
-//! Where retrieval was measured too, both have a say ([`weigh`](super::weigh)). Modes that never see what lies further
-//! back than a window are not recommended beside others that do: perplexity hardly shows what they lose. They are a
-//! baseline instead.
+//! A setting is judged by the length at which it loses most against the best mode of that length. The trained length counts too,
+//! since a model that is served for long texts is served for short ones as well. A setting is recommended only if it is
+//! significantly better than the model as it is, that is if the 95 % interval of the difference on the same windows does not
+//! contain zero. Where retrieval was measured, it is weighed too ([`weigh`](super::weigh)). Modes that never see what lies further
+//! back than a window are not recommended if there are others, because perplexity hardly shows what they lose. They serve
+//! as a baseline instead.
 
 use super::usable::usable;
 use super::{Mode, Pair, Results, Usable, Weighed, contexts, find, modes};
@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// A setting is better than the model as it is.
+    /// A setting is significantly better than the model as it is.
     Use,
-    /// The model as it is is the best of what was compared.
+    /// Nothing that was compared is better than the model as it is.
     Keep,
-    /// The best setting can't be told from the model as it is.
+    /// The best setting is not significantly different from the model as it is.
     Undecided,
     /// What is better by perplexity is worse by retrieval.
     Disagree,
@@ -41,7 +41,7 @@ pub struct Versus {
     pub mode: String,
     /// Tokens per window.
     pub context: usize,
-    /// The other mode's perplexity; infinite where that is more than a number can say, and null in JSON.
+    /// The other mode's perplexity; infinite where it is too large for an `f64`, and null in JSON.
     #[serde(with = "crate::exact::or_too_large")]
     pub perplexity: f64,
     /// By how much the recommended mode's mean negative log-likelihood exceeds the other's, in nats per token.
@@ -50,7 +50,7 @@ pub struct Versus {
     pub interval: Option<Interval>,
 }
 
-/// A setting that a model's config can say.
+/// A setting that a model's config can express.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ForConfigs {
     /// The mode.
@@ -64,25 +64,25 @@ pub struct ForConfigs {
     pub cost_at_trained: Option<Versus>,
 }
 
-/// What one program is told, to use a setting.
+/// The options with which a program uses a setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Applied {
     /// The setting.
     pub mode: String,
     /// The program.
     pub program: String,
-    /// Its options, or after a `#` why there are none.
+    /// Its options; or, after a `#`, why there are none.
     pub options: String,
 }
 
-/// What a comparison comes to.
+/// What a comparison recommends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recommendation {
     /// The kind of answer.
     pub answer: Answer,
     /// The setting: the one to use, else the best of those compared.
     pub mode: String,
-    /// Its factor, if it takes one and that is the same at all lengths.
+    /// Its factor, if it takes one that is the same at all lengths.
     pub factor: Option<f64>,
     /// The longest length compared.
     pub context: usize,
@@ -91,23 +91,24 @@ pub struct Recommendation {
     pub perplexity: f64,
     /// Windows of that length.
     pub windows: usize,
-    /// How many would probably be enough to decide, where they were too few.
+    /// How many would probably be enough to decide, if these were too few.
     pub windows_needed: Option<usize>,
-    /// Modes that can't be told from it at any length, of the trained one and those past it.
+    /// Modes that the setting does not significantly beat at the trained length or any length past it.
     pub tied_with: Vec<String>,
-    /// The setting against the model as it is, without scaling, and what drops far text, at the longest length.
+    /// The setting against the model as it is, the model without scaling and the best mode that drops far text, at the longest
+    /// length.
     pub baselines: Vec<Versus>,
     /// What the setting costs at the trained length, against the model as it is.
     pub cost_at_trained: Option<Versus>,
-    /// The settings that a model's config can say and that are really better than the model as it is at the longest length,
-    /// best first, where a setting is recommended.
+    /// If a setting is recommended: the settings that a model's config can express and that are significantly better than the
+    /// model as it is at the longest length, best first.
     pub for_configs: Vec<ForConfigs>,
-    /// How far each mode carries.
+    /// The usable length of each mode.
     pub usable: Vec<Usable>,
     /// What retrieval says, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<Weighed>,
-    /// The options of this and other programs, where the model was at hand.
+    /// The options of this and other programs; empty where the model was not at hand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<Applied>,
 }
@@ -129,8 +130,8 @@ impl Recommendation {
     }
 }
 
-/// What the cells of a comparison come to; `None` if there are none. `one_factor` says that a mode has the same factor at all
-/// lengths, and so is one setting.
+/// What the cells of a comparison recommend; `None` if there are none. `one_factor` says that a mode has the same factor at all
+/// lengths, and so is one setting. `trained` is the trained context, if it is known.
 pub fn recommend(results: &Results, one_factor: bool, trained: Option<usize>) -> Option<Recommendation> {
     Table { results, cells: &results.cells, pairs: &results.differences, one_factor, trained }.recommend()
 }
@@ -160,7 +161,7 @@ impl<'a> Table<'a> {
         let tied: Vec<&str> = by_regret[1..].iter().copied().filter(|m| !self.beaten(m, leader, &past)).collect();
         let (mut answer, mut mode) = (self.answer(leader, &tied, longest, within), leader);
         if answer == Answer::Use {
-            // Of settings that are equally good, one that every program can be told.
+            // Of settings that are equally good, one that a config can express, so that every program can use it.
             mode = std::iter::once(leader).chain(tied.iter().copied()).find(|m| in_configs(m)).unwrap_or(leader);
         } else if within && self.baseline().is_some_and(|own| own == leader || tied.contains(&own)) {
             mode = self.baseline().unwrap_or(leader);
@@ -174,7 +175,7 @@ impl<'a> Table<'a> {
         let mut retrieval = self.weighed(mode);
         if let Some(chosen) = self.chosen_with_retrieval(&by_regret, answer, &past) {
             (answer, others, settings) = (chosen.answer, chosen.tied, chosen.settings);
-            // Of settings that are equally good, one that every program can be told.
+            // As above, of settings that are equally good one that a config can express.
             let all = || std::iter::once(chosen.mode).chain(others.iter().copied());
             mode = all().find(|mode| in_configs(mode)).unwrap_or(chosen.mode);
             others.push(chosen.mode);
@@ -207,7 +208,7 @@ impl<'a> Table<'a> {
         find(self.cells, context, mode)
     }
 
-    /// The modes measured at every one of the lengths; without those that drop far text, unless nothing else is there to be
+    /// The modes that were measured at each of the lengths; without those that drop far text, unless nothing else can be
     /// recommended.
     fn candidates(&self, past: &[usize]) -> Vec<&'a str> {
         let everywhere = |mode: &&str| past.iter().all(|&context| self.cell(mode, context).is_some());
@@ -256,7 +257,7 @@ impl<'a> Table<'a> {
         Some(Versus { mode: b.to_string(), context, perplexity, nll, interval })
     }
 
-    /// Whether `leader` really beats `mode` at one of the lengths.
+    /// Whether `leader` is significantly better than `mode` at one of the lengths.
     pub(super) fn beaten(&self, mode: &str, leader: &str, past: &[usize]) -> bool {
         let really = |context: usize| self.versus(mode, leader, context)?.interval.map(|i| i.low > 0.0);
         past.iter().any(|&context| really(context) == Some(true))
@@ -305,7 +306,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Windows that would probably decide: an interval narrows with the root of their number.
+    /// The number of windows that would probably decide, given that an interval narrows with the square root of their number.
     fn needed(&self, answer: Answer, leader: &str, longest: usize) -> Option<usize> {
         match answer {
             Answer::TooLittleText => Some(MIN_WINDOWS),
@@ -313,7 +314,7 @@ impl<'a> Table<'a> {
                 let versus = self.versus(self.baseline()?, leader, longest)?;
                 let (windows, interval) = (self.cell(leader, longest)?.windows, versus.interval?);
                 let times = ((versus.nll - interval.low) / versus.nll).powi(2);
-                // A larger number of windows would not help the user.
+                // A number as large as this would not help the user, so none is given.
                 let needed = windows as f64 * times;
                 (needed.is_finite() && needed < 1e5).then(|| (needed.ceil() as usize).max(windows + 1))
             }
@@ -349,13 +350,13 @@ pub(crate) fn takes_factor(mode: &str) -> bool {
     parsed(mode).is_some_and(Mode::takes_factor)
 }
 
-/// Whether a config can say it.
+/// Whether a config can express the mode.
 fn in_configs(mode: &str) -> bool {
     parsed(mode).is_some_and(|mode| mode.extend().is_none())
 }
 
-/// The best mode that drops far text, and whether the best of the others really beats it at the longest length; `None` if
-/// there is none, or nothing else.
+/// The best mode that drops far text at the longest length, with the difference of the best other mode from it, and the name of
+/// that other mode. `None` unless there are both, and they are different computations.
 pub(crate) fn far_text(results: &Results) -> Option<(Versus, String)> {
     let longest = contexts(&results.cells).into_iter().max()?;
     let (cells, pairs) = (&results.cells, &results.differences);
@@ -422,7 +423,7 @@ mod tests {
         let rows = [("none", 512, 3.02), ("yarn", 512, 3.0), ("ntk", 512, 3.3)];
         let said = advice(&unsure(results(&rows), 512, 0.04));
         assert_eq!((said.answer, said.windows), (Answer::Undecided, 8));
-        // The interval has to become half as wide: four times the windows.
+        // The interval has to become half as wide, which takes four times the windows.
         assert_eq!(said.windows_needed, Some(33), "one more than 32 for the rounding of the cells");
         let said = advice(&unsure(results(&rows), 512, 0.01));
         assert_eq!((said.answer, said.mode.as_str()), (Answer::Use, "yarn"));
@@ -459,7 +460,7 @@ mod tests {
         assert_eq!(names, ["none", "streaming"]);
         let (versus, keeping) = far_text(&found).unwrap();
         assert!(keeping == "rerope" && versus.mode == "streaming" && versus.interval.unwrap().low > 0.0);
-        // Of two that can't be told apart, the one that a config can say.
+        // Of two modes that do not differ significantly, the one that a config can express.
         let said = advice(&unsure(found, 512, 0.25));
         assert_eq!((said.mode.as_str(), said.tied_with.as_slice()), ("yarn", &["rerope".to_string()][..]));
         let windows = advice(&results(&[("none", 512, 4.0), ("window", 512, 3.0)]));

@@ -1,5 +1,5 @@
-//! What a saved comparison may say: only what a measurement can come to. Reports are drawn from it, and their readers
-//! takes the figures for measured ones.
+//! Checks a saved comparison: refuses figures that no measurement can give. Reports are drawn from it, and their readers take
+//! the figures for measured ones.
 
 use super::results::{MetricDifference, Pair, Results, contexts};
 use crate::error::{Result, Within, ensure, error};
@@ -8,24 +8,27 @@ use crate::report::About;
 use crate::stats::Interval;
 use std::collections::HashSet;
 
-/// Longer names are none of a scaling.
+/// No mode has a name of more bytes than this.
 const LONGEST_NAME: usize = 200;
-/// Likelihoods are computed in f32, so that one of a certain token may come out this far above 1.
+/// Likelihoods are computed in f32, so that the logarithm of a likelihood of 1 may come out this far above 0.
 pub(crate) const ROUNDING: f64 = 0.01;
 /// By how much figures that follow from each other may differ: JSON is read with an error in the last digits.
 const TOLERANCE: f64 = 1e-6;
 
 impl Results {
-    /// Refuses what no comparison of `about`'s texts can have come to.
+    /// Refuses figures that no comparison on `about`'s texts can give.
     ///
     /// # Errors
-    /// What can't be, with the cell.
+    /// The figure that is impossible, and its cell.
     pub(crate) fn check(&self, about: &About) -> Result<()> {
         ensure!(!self.cells.is_empty(), Impossible, "it has no cells");
         let used: usize = about.texts.iter().map(|text| text.used).sum();
         check_part(&self.cells, &self.differences, Some(used)).within(|| "cells".into())?;
         for part in &self.by_text {
-            let text = about.texts.get(part.text).ok_or_else(|| error!(Impossible, "a part is of no text"))?;
+            let text = about
+                .texts
+                .get(part.text)
+                .ok_or_else(|| error!(Impossible, "a part is of a text that is not listed"))?;
             check_part(&part.cells, &part.differences, Some(text.used)).within(|| format!("by_text {}", part.text))?;
         }
         check_part(&self.between, &[], Some(used)).within(|| "between".into())?;
@@ -68,29 +71,34 @@ fn check_cell(cell: &Cell, used: Option<usize>) -> Result<()> {
     ensure!(
         cell.tokens > 0 && cell.windows > 0 && scored,
         Impossible,
-        "{} windows score no {} tokens",
+        "{} windows can't score {} tokens",
         cell.windows,
         cell.tokens
     );
-    ensure!(used.is_none_or(|used| cell.tokens <= used), Impossible, "it scores {} tokens of fewer", cell.tokens);
+    ensure!(
+        used.is_none_or(|used| cell.tokens <= used),
+        Impossible,
+        "it scores {} tokens, more than the text has",
+        cell.tokens
+    );
     check_nll(cell.nll)?;
     ensure!(
         is_perplexity(cell.perplexity, cell.nll),
         Impossible,
-        "{} nats are no perplexity of {}",
+        "{} nats do not give a perplexity of {}",
         cell.nll,
         cell.perplexity
     );
     for error in [Some(cell.stderr), cell.stderr_windows].into_iter().flatten() {
-        ensure!(error >= 0.0, Impossible, "{error} is no standard error");
+        ensure!(error >= 0.0, Impossible, "{error} is not a standard error");
     }
     let last = cell.last_quarter_perplexity.is_none_or(|perplexity| perplexity > 0.0);
-    ensure!(last, Impossible, "its last quarter has no perplexity of {:?}", cell.last_quarter_perplexity);
+    ensure!(last, Impossible, "its last quarter can't have a perplexity of {:?}", cell.last_quarter_perplexity);
     for interval in [cell.interval, cell.last_quarter_interval].into_iter().flatten() {
         ensure!(
             interval.low >= 0.0 && interval.low <= interval.high,
             Impossible,
-            "{interval:?} is no interval of a perplexity"
+            "{interval:?} is not an interval of a perplexity"
         );
     }
     check_metric(cell.longppl, cell, 1.0 - ROUNDING).within(|| "LongPPL".into())?;
@@ -100,15 +108,15 @@ fn check_cell(cell: &Cell, used: Option<usize>) -> Result<()> {
     cell.position_nll.iter().chain(&cell.curve).flatten().try_for_each(|&nll| check_nll(nll))
 }
 
-/// What holds for the setting of any cell.
+/// Checks what every cell has: its context, factor and time.
 pub(crate) fn check_setting(context: usize, factor: f64, seconds: f64) -> Result<()> {
     ensure!(context >= 2, Impossible, "a window of {context} tokens scores none");
-    ensure!(factor.is_finite() && factor > 0.0, Impossible, "no scaling has a factor of {factor}");
+    ensure!(factor.is_finite() && factor > 0.0, Impossible, "a scaling can't have a factor of {factor}");
     ensure!(seconds.is_finite() && seconds >= 0.0, Impossible, "it can't have taken {seconds} s");
     Ok(())
 }
 
-/// Whether so many nats per token come to this perplexity.
+/// Whether `nll` nats per token give this perplexity.
 pub(crate) fn is_perplexity(perplexity: f64, nll: f64) -> bool {
     match nll.exp() {
         follows if follows.is_finite() => close(perplexity / follows, 1.0),
@@ -116,40 +124,40 @@ pub(crate) fn is_perplexity(perplexity: f64, nll: f64) -> bool {
     }
 }
 
-/// A metric beside perplexity, of at least `least`.
+/// Checks a metric beside perplexity, which can't be below `least`.
 fn check_metric(metric: Option<Metric>, cell: &Cell, least: f64) -> Result<()> {
     let Some(Metric { value, interval, tokens }) = metric else { return Ok(()) };
     ensure!(
         tokens <= cell.tokens && (tokens > 0 || value.is_none()),
         Impossible,
-        "it is not of {tokens} of {}",
+        "it can't be of {tokens} of {} tokens",
         cell.tokens
     );
     ensure!(value.is_none_or(|value| value >= least), Impossible, "it can't be {value:?}");
     if let Some(Interval { low, high }) = interval {
-        ensure!(value.is_some() && low <= high, Impossible, "{low} to {high} is no interval");
+        ensure!(value.is_some() && low <= high, Impossible, "{low} to {high} is not an interval");
     }
     Ok(())
 }
 
 fn check_name(name: &str) -> Result<()> {
     let printable = !name.is_empty() && name.len() <= LONGEST_NAME && !name.chars().any(char::is_control);
-    ensure!(printable, Impossible, "{name:.40?} is no name of a scaling");
+    ensure!(printable, Impossible, "{name:.40?} can't be the name of a mode");
     Ok(())
 }
 
 fn check_nll(nll: f64) -> Result<()> {
-    ensure!(nll.is_finite() && nll >= -ROUNDING, Impossible, "no likelihood costs {nll} nats");
-    ensure!(nll <= f64::from(f32::MAX), Impossible, "no likelihood costs {nll} nats");
+    ensure!(nll.is_finite() && nll >= -ROUNDING, Impossible, "a token can't cost {nll} nats");
+    ensure!(nll <= f64::from(f32::MAX), Impossible, "a token can't cost {nll} nats");
     Ok(())
 }
 
-/// Whether two figures are one, but for what is lost in JSON.
+/// Whether two figures are equal, except for what is lost in JSON.
 pub(crate) fn close(a: f64, b: f64) -> bool {
     a.is_finite() && b.is_finite() && (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(1.0)
 }
 
-/// What the cells of one context say of each other.
+/// Checks what the cells of one context say of each other.
 fn check_against(at: &[&Cell]) -> Result<()> {
     for cell in at {
         let named = || format!("{:.40?} at {}", cell.mode, cell.context);
@@ -159,7 +167,7 @@ fn check_against(at: &[&Cell]) -> Result<()> {
             ensure!(
                 same,
                 Impossible,
-                "{} is the same as {:.40?}, which is not there with its figures",
+                "{} is the same as {:.40?}, but there is no such cell with the same figures",
                 named(),
                 cell.same_as
             );
@@ -170,7 +178,12 @@ fn check_against(at: &[&Cell]) -> Result<()> {
             || error!(Impossible, "{}: it is compared with {:.40?}, which is not there", named(), versus.mode);
         let best = best.ok_or_else(missing)?;
         let interval = versus.low.zip(versus.high).map(|(low, high)| Interval { low, high });
-        ensure!(versus.low.is_some() == versus.high.is_some(), Impossible, "{}: half an interval", named());
+        ensure!(
+            versus.low.is_some() == versus.high.is_some(),
+            Impossible,
+            "{}: one end of its interval is missing",
+            named()
+        );
         check_difference(versus.nll, interval, cell.nll - best.nll).within(named)?;
     }
     Ok(())
@@ -187,17 +200,17 @@ fn check_pair(pair: &Pair, cells: &[Cell]) -> Result<()> {
         check_difference(nll, interval, nll)?;
     }
     match pair.last_quarter_nll {
-        // What the last quarters cost is in their perplexities alone, which need not be numbers.
+        // A cell keeps only the perplexity of its last quarter, which may be too large for an `f64`.
         Some(last) => check_difference(last, pair.last_quarter_interval, last),
         None => Ok(()),
     }
 }
 
-/// A difference in nats that follows from two cells, and its interval.
+/// Checks that a difference in nats is the one that follows from two cells, and its interval.
 fn check_difference(nll: f64, interval: Option<Interval>, follows: f64) -> Result<()> {
     ensure!(nll.is_finite() && close(nll, follows), Impossible, "the cells differ by {follows} nats, not by {nll}");
     if let Some(Interval { low, high }) = interval {
-        ensure!(low.is_finite() && high.is_finite() && low <= high, Impossible, "{low} to {high} is no interval");
+        ensure!(low.is_finite() && high.is_finite() && low <= high, Impossible, "{low} to {high} is not an interval");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Position encodings side by side: models that differ in nothing else, each as it is, on the same windows of one text.
+//! Position encodings side by side: models that differ only in their encoding, each as it is, on the same windows of one text.
 
 use super::results::{cell, compare_with_best};
 use super::{CellSpec, Text};
@@ -8,7 +8,7 @@ use crate::windows::WindowOptions;
 use attn_models::Model;
 
 /// Scores every model at every context that its positions reach, context by context; a cell's mode is the model's name.
-/// `bos` begins every window; `progress` is told the share that is done.
+/// `bos` begins every window; `seed` is that of the bootstrap; `progress` is told the share that is done, from 0 to 1.
 ///
 /// # Errors
 /// The text is too short for a context, or a model fails.

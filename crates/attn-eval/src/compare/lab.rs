@@ -1,5 +1,5 @@
-//! A comparison with retrieval beside it: cells of both kinds in one list, so that one run file holds them, shards share them
-//! out, and what they come to is said in one verdict.
+//! A comparison with retrieval beside it. Cells of both kinds are in one list, so that one run file holds them, shards divide
+//! them, and one verdict sums them up.
 
 use super::usable::next;
 use super::{CellSpec, Comparison, Progress, Results, summarise};
@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 pub enum LabSpec {
     /// The perplexity of a text.
     Text(CellSpec),
-    /// What is found of things hidden far back.
+    /// Retrieval: how much is found of what is hidden in a text.
     Retrieval(RetrievalSpec),
 }
 
-/// What came out of a cell.
+/// The measurement of a cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LabScores {
@@ -91,7 +91,7 @@ impl Measurable for LabSpec {
         match (self, scores) {
             (Self::Text(spec), LabScores::Text(scores)) => spec.check(scores, about),
             (Self::Retrieval(spec), LabScores::Retrieval(scores)) => spec.check(scores, about),
-            _ => bail!(Impossible, "a measurement of another kind"),
+            _ => bail!(Impossible, "it is a measurement of another kind"),
         }
     }
 }
@@ -128,17 +128,17 @@ impl<'a> Lab<'a> {
         self.grid.as_ref()
     }
 
-    /// The indices as those of the comparison and those of the grid.
+    /// Splits indices of [`specs`](Self::specs) into indices of the comparison's cells and of the grid's.
     pub fn split(&self, indices: &[usize]) -> (Vec<usize>, Vec<usize>) {
         let texts = self.comparison.specs().len();
         let (of_texts, of_grid): (Vec<usize>, Vec<usize>) = indices.iter().partition(|&&index| index < texts);
         (of_texts, of_grid.into_iter().map(|index| index - texts).collect())
     }
 
-    /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
+    /// Measures the cells with these indices in turn and hands each measurement to `done` as soon as it is known.
     ///
     /// # Errors
-    /// The model fails; whatever `done` fails with, as it is.
+    /// The model fails; or an error of `done`, unchanged.
     pub fn run<E: From<Error>>(
         &self,
         indices: &[usize],
@@ -162,10 +162,11 @@ impl<'a> Lab<'a> {
         )
     }
 
-    /// The cells to be measured next to find out how far each mode carries, given what was measured; none once that is known.
+    /// The cells to be measured next in order to find the usable length of each mode, given what was measured; none once it is
+    /// known.
     ///
     /// # Errors
-    /// A cell that is no such one has not been measured.
+    /// A cell that has to be measured before these has not been measured.
     pub fn next(&self, scores: &[Option<LabScores>], about: &About) -> Result<Vec<usize>> {
         let lengths = self.comparison.between();
         if lengths.is_empty() {
@@ -183,7 +184,7 @@ impl<'a> Lab<'a> {
         };
         let mut indices: Vec<usize> = vec![];
         for (index, spec) in self.specs.iter().enumerate().filter(|(_, spec)| asked(spec)) {
-            // One that is the same computation as another is measured as that.
+            // Of two cells that are the same computation, the first is measured.
             let twin = |other: &LabSpec| match (spec, other) {
                 (LabSpec::Text(spec), LabSpec::Text(other)) => spec.is_twin_of(other),
                 (LabSpec::Retrieval(spec), LabSpec::Retrieval(other)) => spec.is_twin_of(other),
@@ -198,7 +199,7 @@ impl<'a> Lab<'a> {
     }
 }
 
-/// What measurements come to, one per cell in the order of the specs, the recommendation included.
+/// Sums up measurements, one per cell in the order of the specs, with the recommendation that follows from them.
 ///
 /// # Errors
 /// As [`summarise`].

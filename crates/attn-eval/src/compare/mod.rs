@@ -6,11 +6,11 @@
 //! passage hard makes it hard for every mode, and the interval around a difference is far narrower than those around
 //! the two perplexities.
 //!
-//! A comparison has three steps that can be taken apart: [`Comparison::new`] lists the cells and leaves out
+//! A comparison has three steps that can be done separately: [`Comparison::new`] lists the cells and leaves out
 //! what does not fit, [`Comparison::score`] measures one of them, [`summarise`] turns the measurements into figures. Between the
 //! last two lies only [`Scores`], which a run file keeps, so cells may be measured in any order, by several machines,
-//! or before an interruption. A [`Lab`] is a comparison with a grid of retrieval trials beside it, and [`sum_up`] what both
-//! come to.
+//! or before an interruption. A [`Lab`] is a comparison with a grid of retrieval trials beside it, and [`sum_up`] sums up
+//! both.
 
 mod advice;
 mod check;
@@ -65,18 +65,17 @@ pub struct Text {
 /// What to compare.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Tokens per window, one row of cells each.
+    /// Tokens per window; each context has a row of cells.
     pub contexts: Vec<usize>,
-    /// Further lengths, at which cells are measured only where they are asked for one by one: to find out how far a mode
-    /// carries.
+    /// Further lengths, at which a cell is measured only if it is asked for, in order to find the usable length of its mode.
     pub between: Vec<usize>,
-    /// The scalings.
+    /// The modes.
     pub modes: Vec<Mode>,
-    /// Their factor.
+    /// The factor of their scalings.
     pub factor: Factor,
     /// Tokens from one window's start to the next; `None`: windows side by side.
     pub stride: Option<usize>,
-    /// A token before every window.
+    /// A token before every window, if there is to be one.
     pub bos: Option<u32>,
     /// Theta, original context and parameters that hold for every mode; its scaling and factor are ignored.
     pub rope: RopeOverride,
@@ -111,9 +110,9 @@ pub struct Progress {
     pub mode: Mode,
     /// The context being scored.
     pub context: usize,
-    /// Work done so far over all cells, in some unit of time.
+    /// Work done so far over all cells, in millions of floating-point operations.
     pub done: usize,
-    /// Work in all.
+    /// The work of all cells.
     pub total: usize,
     /// The work of one token of the cell being scored.
     pub per_token: f64,
@@ -128,7 +127,7 @@ pub struct CellSpec {
     pub context: usize,
     /// Tokens from one window's start to the next.
     pub stride: usize,
-    /// The name of the scaling.
+    /// The name of the mode.
     pub mode: String,
     /// Its factor.
     #[serde(with = "crate::exact")]
@@ -136,7 +135,7 @@ pub struct CellSpec {
     /// The mode whose measurement serves this one too, the two being the same computation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
-    /// Whether it is measured only where it is asked for.
+    /// Whether it is measured only if it is asked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub between: bool,
 }
@@ -178,7 +177,7 @@ impl Measurable for CellSpec {
     }
 
     fn check(&self, scores: &Scores, about: &About) -> Result<()> {
-        let text = about.texts.get(self.text).ok_or_else(|| error!(Impossible, "it is of no text"))?;
+        let text = about.texts.get(self.text).ok_or_else(|| error!(Impossible, "the run has no such text"))?;
         scores.check(self.context, text.used)
     }
 }
@@ -203,7 +202,7 @@ struct Kept {
     references: Rc<Vec<Reference>>,
 }
 
-/// What it takes to measure a cell.
+/// What is needed to measure a cell.
 #[derive(Debug)]
 struct Job {
     mode: Mode,
@@ -217,16 +216,16 @@ struct Job {
 impl<'a> Comparison<'a> {
     /// Lists the cells, text by text and context by context, in the order of the plan.
     ///
-    /// Most scalings by 1 are no scaling at all, and neither are dynamic ones within the trained context; such cells name
-    /// the one that is measured for them. `fits` says why a context can't be had, such as for want of memory; such a context
-    /// is skipped, and so is one that the model has no room for or that a text is too short for.
+    /// Most scalings by a factor of 1 change nothing, and neither do dynamic ones within the trained context; such cells name
+    /// the one that is measured for them. `fits` says why a context is impossible, for example because there is not enough
+    /// memory. Such a context is skipped, and so is one that the model has no positions for or that a text is too short for.
     ///
     /// # Errors
-    /// Nothing to compare, or nothing that can be; a mode that the model can't take, a parameter that none of the modes has, or
-    /// `auto` on a model of unknown trained context.
+    /// There is nothing to compare, or all contexts are skipped; a mode can't be applied to the model, none of the modes has a
+    /// parameter of the plan, or the factor is not known ([`factor_at`]).
     pub fn new(model: &Model, texts: &'a [Text], plan: &'a Plan, fits: &Fits<'_>) -> Result<Self> {
         let something = !plan.modes.is_empty() && !plan.contexts.is_empty() && !texts.is_empty();
-        ensure!(something, Setting, "there is nothing to compare");
+        ensure!(something, Setting, "there is nothing to compare: name a mode, a context and a text");
         check_params(plan)?;
         let references = RefCell::new(None);
         let mut comparison =
@@ -247,8 +246,8 @@ impl<'a> Comparison<'a> {
         Ok(comparison)
     }
 
-    /// The contexts that can be measured, with the windows of every text; the others are noted, but for lengths between, which
-    /// nothing asks for where longer ones are not measured.
+    /// The contexts that can be measured, with the windows of every text. The others are noted as skipped, except for lengths
+    /// between the contexts, since nothing asks for those if longer ones are not measured.
     fn those_that_fit(
         &mut self,
         model: &Model,
@@ -282,7 +281,7 @@ impl<'a> Comparison<'a> {
     /// Takes further metrics in every cell.
     ///
     /// # Errors
-    /// A context that a metric has nothing to say of.
+    /// A context for which a metric is not defined ([`Metrics::check`]).
     pub fn with_metrics(self, metrics: Option<Metrics<'a>>) -> Result<Self> {
         for (metrics, context) in metrics.iter().flat_map(|m| self.contexts().into_iter().map(move |c| (m, c))) {
             metrics.check(context)?;
@@ -306,7 +305,7 @@ impl<'a> Comparison<'a> {
         &self.skipped
     }
 
-    /// The lengths at which cells are measured only where they are asked for one by one.
+    /// The lengths at which a cell is measured only if it is asked for.
     pub fn between(&self) -> &[usize] {
         &self.plan.between
     }
@@ -338,7 +337,7 @@ impl<'a> Comparison<'a> {
         self.jobs[indices[i]].tokens / context * metrics.work(context)
     }
 
-    /// Bytes that are kept of what the reference makes of the windows of one text and context, at most.
+    /// The largest number of bytes that are kept of what the reference makes of the windows of one text and context.
     pub fn kept_bytes(&self) -> u64 {
         let kept = |metrics: &Metrics| {
             let cells = self.specs.iter().zip(&self.jobs);
@@ -380,7 +379,7 @@ impl<'a> Comparison<'a> {
         if let Some(kept) = self.references.borrow().as_ref().filter(|kept| kept.of == of) {
             return Ok(kept.references.clone());
         }
-        // Those of another context first make room.
+        // Those of another context are dropped first, to free their memory.
         self.references.replace(None);
         let Text { name, tokens } = &self.texts[spec.text];
         let measured = metrics.references(tokens, windows, windows.windows(), progress);
@@ -389,10 +388,10 @@ impl<'a> Comparison<'a> {
         Ok(references)
     }
 
-    /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
+    /// Measures the cells with these indices in turn and hands each measurement to `done` as soon as it is known.
     ///
     /// # Errors
-    /// Anything [`score`](Self::score) refuses; whatever `done` fails with, as it is.
+    /// Anything [`score`](Self::score) refuses; or an error of `done`, unchanged.
     pub fn run<E: From<Error>>(
         &self,
         indices: &[usize],
@@ -426,7 +425,7 @@ impl<'a> Comparison<'a> {
 /// As [`Comparison::new`] and [`Comparison::score`]; a context that can't be measured.
 pub fn compare(model: &Model, texts: &[Text], plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Results> {
     let comparison = Comparison::new(model, texts, plan, &|_| Ok(()))?;
-    // The results have no place to say so.
+    // The results have no field for contexts that were skipped.
     if let Some(skipped) = comparison.skipped.first().cloned() {
         return Err(Error::LeftOut { skipped });
     }
@@ -439,8 +438,8 @@ pub fn compare(model: &Model, texts: &[Text], plan: &Plan, progress: &mut dyn Fn
     summarise(&comparison.specs, &scores, plan.seed)
 }
 
-/// Millions of floating-point operations per token of a window of `context`: every weight once, and every key and value
-/// before it. Rough, and only used to tell how much time is left.
+/// An estimate of the millions of floating-point operations per token of a window of `context`: every weight once, and every
+/// key and value before the token. It is used only to say how much time is left.
 pub(crate) fn cost(model: &Model, context: usize) -> f64 {
     let width = |attention: &AttentionSpec| match attention {
         AttentionSpec::MultiHead(a) => a.heads * a.head_dim,

@@ -1,5 +1,5 @@
-//! What a comparison compares: scalings of the frequencies, methods that place near and far keys differently, and log-n
-//! scaling, alone or together; and the factor that scalings are given.
+//! The modes of a comparison: scalings of the frequencies, methods that place near and far keys differently, and log-n scaling,
+//! alone or together; and the factor that scalings are given.
 
 use attn_core::position::extend::{ExtendOverride, METHODS, Setting, method};
 use attn_core::position::rope::scaling::{self, SchemeInfo};
@@ -15,7 +15,8 @@ pub enum Mode {
     Setting(Setting),
 }
 
-/// Methods that are compared unless others are named: what far text is worth is seen beside a window that drops it.
+/// Methods that are compared unless others are named. The last one drops far text, so that a comparison with it shows what far
+/// text is worth.
 const DEFAULT_METHODS: [&str; 3] = ["self-extend", "rerope", "streaming"];
 
 fn of_scheme(scheme: &'static SchemeInfo) -> Mode {
@@ -33,7 +34,7 @@ impl Mode {
         std::iter::once(Self::Checkpoint).chain(scaling::named().map(of_scheme))
     }
 
-    /// Each method that places near and far keys differently, and log-n scaling.
+    /// The methods that place near and far keys differently, and log-n scaling.
     pub fn positions() -> impl Iterator<Item = Self> {
         let log_n = ExtendOverride { log_n: true, ..ExtendOverride::default() };
         let log_n = Self::Setting(Setting { extend: log_n, ..Setting::default() });
@@ -54,7 +55,7 @@ impl Mode {
     /// The modes that a list of names stands for: `all`, `frequencies` and `positions` for several at once.
     ///
     /// # Errors
-    /// No mode has this name; the error lists those there are.
+    /// No mode has this name; the error lists the names that exist.
     pub fn named(text: &str) -> Result<Vec<Self>, String> {
         // Without scalings that need more than a factor.
         let usual = || scaling::named().filter(|scheme| scheme.compared).map(of_scheme);
@@ -71,7 +72,7 @@ impl Mode {
         of_scheme(scaling::RopeScaling::default().scheme())
     }
 
-    /// What it does, in a sentence for each of its parts.
+    /// What it does, in one sentence each for its scaling, its method and log-n scaling.
     pub fn summary(self) -> String {
         let Self::Setting(setting) = self else {
             return "The scaling that the model's own config asks for.".to_string();
@@ -101,7 +102,7 @@ impl Mode {
         }
     }
 
-    /// Whether its frequencies depend on a factor.
+    /// Whether its scaling takes a factor.
     pub fn takes_factor(self) -> bool {
         matches!(self, Self::Setting(Setting { scheme: Some(scheme), .. }) if scheme.takes_factor)
     }
@@ -152,9 +153,9 @@ impl FromStr for Mode {
 /// The factor of a comparison's scalings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Factor {
-    /// The longest context over the trained context, at least 1, for every context: what a model can be served with.
+    /// For every context the longest context divided by the trained one, at least 1: a setting that a model can be served with.
     Longest,
-    /// The context over the trained context, at least 1.
+    /// For each context the context divided by the trained one, at least 1.
     Auto,
     /// The same for every context.
     Fixed(f64),

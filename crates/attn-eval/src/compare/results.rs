@@ -19,17 +19,17 @@ pub struct Results {
     pub differences: Vec<Pair>,
     /// The same for each text, if there are several.
     pub by_text: Vec<TextResults>,
-    /// Over all texts together at lengths that were measured only to find out how far a mode carries.
+    /// Cells over all texts together at lengths that were measured only to find the usable length of a mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub between: Vec<Cell>,
-    /// What was found of things hidden far back, where that was measured.
+    /// What retrieval found, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<Retrieval>,
-    /// Other models that differ in their position encoding alone, each as it is; a cell's mode is the encoding. Measured
-    /// beside the embedded model, and of another tokenizer than it.
+    /// Other models that differ in their position encoding alone, each as it is; a cell's mode is the encoding. They are measured
+    /// beside the embedded model, and have another tokenizer than it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub encodings: Vec<Cell>,
-    /// What it comes to.
+    /// The recommendation that follows from the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recommendation: Option<Recommendation>,
 }
@@ -51,22 +51,22 @@ pub struct TextResults {
 pub struct Pair {
     /// Tokens per window.
     pub context: usize,
-    /// The one mode.
+    /// The first mode.
     pub mode: String,
-    /// The other.
+    /// The second mode.
     pub versus: String,
     /// Nats per token.
     pub nll: f64,
     /// Its bootstrap 95 % interval, windows resampled; absent with too few of them.
     pub interval: Option<Interval>,
-    /// The same over the tokens in the last quarter of their window; absent where none is scored.
+    /// The same over the tokens in the last quarter of their window; absent if none of them is scored.
     pub last_quarter_nll: Option<f64>,
     /// Its bootstrap 95 % interval.
     pub last_quarter_interval: Option<Interval>,
-    /// The same over the key tokens, where LongPPL is taken and there are any.
+    /// The same over the key tokens, if LongPPL is measured and there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longppl: Option<MetricDifference>,
-    /// The same of the divergence, where it is taken.
+    /// The same of the divergence, if it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl: Option<MetricDifference>,
 }
@@ -74,17 +74,17 @@ pub struct Pair {
 /// By how much a metric of one mode exceeds that of another.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MetricDifference {
-    /// Nats per token that counts.
+    /// Nats per token that the metric counts.
     pub nll: f64,
     /// Its bootstrap 95 % interval, windows resampled; absent with too few that have such tokens.
     pub interval: Option<Interval>,
 }
 
-/// Sums up measurements, one per cell in the order of the specs; those that are measured as another, and those between that
-/// nothing asked for, may be absent.
+/// Sums up measurements, one per cell in the order of the specs. A cell with `same_as` may have none, and so may one at a length
+/// between that nothing asked for.
 ///
 /// # Errors
-/// A measurement is missing, or two at one context are not of the same windows and can't be compared.
+/// A measurement is missing, or two measurements at one context are of different windows and can't be compared.
 pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Result<Results> {
     let measured = |spec: &CellSpec| {
         let source =
@@ -120,7 +120,7 @@ pub fn summarise(specs: &[CellSpec], scores: &[Option<Scores>], seed: u64) -> Re
     Ok(Results { cells, differences, by_text, between, ..Results::default() })
 }
 
-/// Differences are of the same tokens: refuses cells of one context that scored other windows.
+/// Refuses cells of one context that scored different windows, since a difference has to be of the same tokens.
 fn check_windows(cells: &[Cell]) -> Result<()> {
     for context in contexts(cells) {
         let mut at = cells.iter().filter(|cell| cell.context == context);
@@ -169,12 +169,12 @@ impl Results {
         Self { cells, differences, ..Self::default() }
     }
 
-    /// Fills in what they come to, unless it is there.
+    /// Fills in the recommendation, unless there is one.
     pub fn recommend(&mut self, about: &About) {
         self.recommendation = self.recommended(about.one_factor(), about.trained_context());
     }
 
-    /// What they come to: what is there, else what [`recommend`] says.
+    /// The recommendation that is there, else the one that [`recommend`] makes.
     pub(crate) fn recommended(&self, one_factor: bool, trained: Option<usize>) -> Option<Recommendation> {
         self.recommendation.clone().or_else(|| recommend(self, one_factor, trained))
     }
@@ -220,7 +220,7 @@ pub(super) fn compare_with_best(cells: &mut [Cell], seed: u64) {
     }
 }
 
-/// The cell of the lowest perplexity at `context`; of equals the first.
+/// The cell with the lowest perplexity at `context`, the first of several equal ones; `None` without cells there.
 pub fn best(cells: &[Cell], context: usize) -> Option<&Cell> {
     let at = cells.iter().filter(|cell| cell.context == context);
     at.min_by(|a, b| a.nll.total_cmp(&b.nll))
@@ -236,7 +236,7 @@ pub fn contexts(cells: &[Cell]) -> Vec<usize> {
     each_once(cells.iter().map(|cell| cell.context))
 }
 
-/// Each item once, where it stands first.
+/// Each item once, in the order of first occurrence.
 pub(crate) fn each_once<T: Copy + Eq + Hash>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = HashSet::new();
     items.filter(|item| seen.insert(*item)).collect()
@@ -286,8 +286,8 @@ pub(crate) mod tests {
         assert_eq!(modes(&cells), ["none", "yarn"]);
     }
 
-    /// Two texts of 8 and 4 tokens in windows of 4. A token of id `i` costs `i / 100` nats more than the mode's own
-    /// cost, and the first token of a window is not scored:
+    /// Two texts of 8 and 4 tokens in windows of 4. The token with id `i` costs `i / 100` nats and the cost of the mode, and the
+    /// first token of a window is not scored:
     ///
     /// - text 0: windows `0 100 200 300` and `0 400 500 600`, scored 6 + 15 hundreds: mean 3.5
     /// - text 1: window `0 900 900 900`: mean 9

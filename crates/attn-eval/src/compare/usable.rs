@@ -1,14 +1,14 @@
-//! How far each mode carries: the longest length at which it is still as good as the model as it is at its trained length, by
-//! perplexity and by retrieval. Between the lengths compared it is found by bisection, where that was asked for.
+//! The usable length of each mode: the longest length at which it is still as good as the model as it is at its trained length,
+//! by perplexity and by retrieval. Between the lengths compared it is found by bisection, if that was asked for.
 
 use super::{OWN, Results, contexts, modes};
 use crate::perplexity::Cell;
 use serde::{Deserialize, Serialize};
 
-/// Into how many parts the lengths from the trained to the longest one are cut for bisection.
+/// The number of parts into which the lengths from the trained to the longest one are cut for bisection.
 const PARTS: usize = 16;
 
-/// How far a mode carries.
+/// The usable length of a mode.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Usable {
     /// The mode.
@@ -18,12 +18,12 @@ pub struct Usable {
     pub perplexity: Option<usize>,
     /// The longest length measured.
     pub measured: usize,
-    /// The same by retrieval, where that was measured and the model can do a task.
+    /// The same by retrieval, if it was measured and the model can do a task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<ByRetrieval>,
 }
 
-/// How far a mode carries by retrieval.
+/// The usable length of a mode by retrieval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ByRetrieval {
     /// The longest length at which as much is found as by the model as it is at its trained length, as far as the intervals
@@ -34,23 +34,23 @@ pub struct ByRetrieval {
 }
 
 impl Usable {
-    /// Whether it carries further by perplexity than by retrieval: what perplexity does not show.
+    /// Whether it is usable to a longer length by perplexity than by retrieval: a loss that perplexity does not show.
     pub(crate) fn loses_unseen(&self) -> bool {
         let found = self.retrieval.as_ref();
         found.is_some_and(|found| self.perplexity.is_some_and(|n| n.min(found.measured) > found.length.unwrap_or(0)))
     }
 }
 
-/// A mode at some lengths, in order, with whether it is good enough there.
+/// Lengths at which a mode was measured, in ascending order, and whether it is good enough there.
 type Known = Vec<(usize, bool)>;
 
-/// The last of the lengths up to which all are good.
+/// The longest length such that the mode is good at it and at all shorter ones.
 fn reach(known: &Known) -> Option<usize> {
     known.iter().take_while(|(_, good)| *good).last().map(|(length, _)| *length)
 }
 
-/// How far every mode carries; empty where nothing says so: with a factor for each length a row is no setting, and without
-/// the model as it is at its trained length there is nothing to hold a mode against.
+/// The usable length of every mode. It is empty if it is not known: with a factor for each length a row is not one setting, and
+/// without the model as it is at its trained length there is nothing to compare a mode with.
 pub(super) fn usable(results: &Results, one_factor: bool, trained: Option<usize>) -> Vec<Usable> {
     let of = |mode: &str| {
         let known = by_perplexity(results, mode, trained)?;
@@ -67,7 +67,7 @@ pub(super) fn usable(results: &Results, one_factor: bool, trained: Option<usize>
     all.filter_map(of).collect()
 }
 
-/// What is known of a mode by perplexity.
+/// The lengths at which a mode is good by perplexity, as far as they were measured.
 pub(super) fn by_perplexity(results: &Results, mode: &str, trained: Option<usize>) -> Option<Known> {
     let own = OWN.into_iter().find(|own| modes(&results.cells).contains(own))?;
     let cell = results.cells.iter().find(|cell| cell.mode == own && Some(cell.context) == trained)?;
@@ -81,7 +81,7 @@ pub(super) fn by_perplexity(results: &Results, mode: &str, trained: Option<usize
     Some(cells.into_iter().map(|cell| (cell.context, good(cell))).collect())
 }
 
-/// The lengths at which bisection may measure: they cut what lies between the trained and the longest length into sixteen
+/// The lengths at which bisection may measure: they cut the range between the trained and the longest length into sixteen
 /// parts.
 pub fn lengths_between(trained: usize, contexts: &[usize]) -> Vec<usize> {
     let longest = contexts.iter().copied().max().unwrap_or(trained).max(trained);
@@ -91,8 +91,8 @@ pub fn lengths_between(trained: usize, contexts: &[usize]) -> Vec<usize> {
     lengths
 }
 
-/// Which length says most about how far a mode carries: the middle one of those between the last length up to which it is
-/// good and the first at which it is not.
+/// The length to measure next for the usable length of a mode: the middle one of those between the last length up to which it
+/// is good and the first at which it is not.
 fn middle(known: &Known, lengths: &[usize]) -> Option<usize> {
     let bad = known.iter().find(|(_, good)| !good)?.0;
     let good = reach(known)?;
@@ -100,7 +100,7 @@ fn middle(known: &Known, lengths: &[usize]) -> Option<usize> {
     between.get(between.len() / 2).copied()
 }
 
-/// The next length at which to measure each mode, by perplexity and by retrieval; empty once it is known how far all carry.
+/// The next length at which to measure each mode, by perplexity and by retrieval; empty once all usable lengths are known.
 pub(super) fn next(results: &Results, lengths: &[usize], trained: Option<usize>) -> Next {
     let all = modes(&results.cells);
     let of = |known: &dyn Fn(&str) -> Option<Known>| {
@@ -120,7 +120,7 @@ pub(super) struct Next {
     pub(super) retrieval: Vec<(String, usize)>,
 }
 
-/// Whether a mode is as good at the longest length of the comparison as the model as it is at its trained one.
+/// Whether a mode is as good at the longest length of the comparison as the model as it is is at its trained one.
 pub(super) fn carries_to_the_end(results: &Results, mode: &str, trained: Option<usize>) -> bool {
     let longest = contexts(&results.cells).into_iter().max();
     by_perplexity(results, mode, trained).is_some_and(|known| known.iter().any(|&(n, good)| Some(n) == longest && good))
@@ -130,7 +130,7 @@ pub(super) fn carries_to_the_end(results: &Results, mode: &str, trained: Option<
 mod tests {
     use super::*;
 
-    /// A mode that is good up to `to`, found by bisection from what was compared.
+    /// The usable length of a mode that is good up to `to`, found by bisection between `contexts`, and the number of steps.
     fn found(to: usize, contexts: &[usize], lengths: &[usize]) -> (Option<usize>, usize) {
         let mut known: Known = contexts.iter().map(|&length| (length, length <= to)).collect();
         let mut steps = 0;

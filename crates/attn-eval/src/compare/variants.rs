@@ -1,4 +1,4 @@
-//! The model under every mode of a plan: with which factor, and what a mode asks of it.
+//! The model under every mode of a plan: with which factor, and with which change of its positions.
 
 use super::{Factor, Mode, Plan};
 use crate::error::{Result, Within, bail};
@@ -21,11 +21,11 @@ pub(crate) struct Variant {
 pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec<Variant>> {
     check_room(model, context)?;
     let factor = factor_at(model, plan, context)?;
-    // Where the checkpoint can't be had without its scaling, no mode is the same as that.
+    // If the scaling can't be removed from the checkpoint, no mode is the same as the model without it.
     let unscaled = scaled(model, plan, Mode::none(), factor).ok();
     let length = plan.length.unwrap_or(context);
     let mut variants: Vec<Variant> = vec![];
-    // The first of those that are no scaling is measured for all of them.
+    // The first of the modes that change nothing is measured for all of them.
     let mut first = None;
     for &mode in &plan.modes {
         let model = scaled(model, plan, mode, factor).within(|| format!("mode {mode}"))?;
@@ -38,11 +38,11 @@ pub(crate) fn variants(model: &Model, plan: &Plan, context: usize) -> Result<Vec
     Ok(variants)
 }
 
-/// The plan's factor for `context`; every mode's cell is labelled with it, used or not. On a model of unknown trained context
-/// it is 1 as long as no mode needs it.
+/// The plan's factor for `context`. Every mode's cell is labelled with it, whether the mode takes a factor or not. On a model of
+/// unknown trained context it is 1 as long as no mode needs it.
 ///
 /// # Errors
-/// A mode needs it, and nothing says what context the model was trained for.
+/// A mode needs it, and neither the plan nor the checkpoint says what context the model was trained for.
 pub fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
     let length = match plan.factor {
         Factor::Fixed(factor) => return Ok(factor),
@@ -56,7 +56,7 @@ pub fn factor_at(model: &Model, plan: &Plan, context: usize) -> Result<f64> {
     }
 }
 
-/// The model under `mode`; a model without rotary layers can only be had as it is.
+/// The model under `mode`; a model without rotary layers can only be used as it is.
 pub(crate) fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Result<Model> {
     let change = change(plan, mode, factor)?;
     if mode == Mode::Checkpoint && change.is_none() {
@@ -65,10 +65,10 @@ pub(crate) fn scaled(model: &Model, plan: &Plan, mode: Mode, factor: f64) -> Res
     Ok(model.with_positions(&change)?)
 }
 
-/// What a mode of the plan asks of the model. Methods are made for the plan's longest context.
+/// The change that a mode of the plan makes to the model's positions. Methods get defaults for the plan's longest context.
 ///
 /// # Errors
-/// A parameter that the mode's method doesn't take.
+/// A parameter of the mode's method has an impossible value.
 pub fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> {
     let rope = &plan.rope;
     let mut extend = ExtendOverride { longest: plan.contexts.iter().copied().max(), ..mode.extend() };
@@ -85,7 +85,7 @@ pub fn change(plan: &Plan, mode: Mode, factor: f64) -> Result<PositionOverride> 
     Ok(PositionOverride { rope, extend })
 }
 
-/// A parameter that no mode of the plan reads would otherwise be ignored without a warning.
+/// Refuses a parameter that no mode of the plan reads, which would otherwise be ignored.
 pub(crate) fn check_params(plan: &Plan) -> Result<()> {
     match plan.rope.params.iter().find(|(key, _)| !plan.modes.iter().any(|mode| mode.takes(key))) {
         Some((key, _)) => bail!(Setting, "none of the modes compared has a parameter {key:?}"),

@@ -1,13 +1,13 @@
 //! Perplexity and retrieval in one verdict.
 //!
-//! Neither can be counted in the other's terms, so nothing is added up. A setting is recommended if it is really better than
-//! the model as it is by one of the two and not worse by the other; where it finds really more it may also cost some
-//! perplexity, as long as it predicts the end of the longest windows as well as the model does at its trained length. Of such
-//! settings those drop out that find really less than another of them, and perplexity decides between the rest. Where the
-//! setting that is better by perplexity is worse by retrieval and there is no third one, the two disagree, and that is said.
+//! One can't be converted into the other, so the two are not added up. A setting is recommended if it is significantly better
+//! than the model as it is by one of the two and not worse by the other. If it finds significantly more, it may cost some
+//! perplexity, as long as it predicts the end of the longest windows as well as the model does at its trained length. Of these
+//! settings, those that find significantly less than another of them are dropped, and perplexity decides between the rest. If the
+//! setting that is better by perplexity is worse by retrieval and no other setting qualifies, the answer is that the two disagree.
 //!
-//! What is found is of all tasks together that the model can do at its trained length, at the longest length at which they
-//! were asked. A difference is real if its 95 % interval leaves out zero.
+//! Retrieval is judged by all tasks together that the model can do at its trained length, at the longest length at which they
+//! were measured. A difference is significant if its 95 % interval does not contain zero.
 
 use super::advice::{Answer, Table};
 use super::usable::carries_to_the_end;
@@ -18,16 +18,16 @@ use serde::{Deserialize, Serialize};
 /// What retrieval says beside perplexity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Weighed {
-    /// The length at which modes are held against each other.
+    /// The length at which modes are compared.
     pub context: usize,
     /// The tasks that count: those that the model can do at its trained length.
     pub tasks: Vec<String>,
-    /// What each mode finds there of all these together, the most first; modes that are the same computation as another are left
-    /// out.
+    /// What each mode finds there of all these tasks together, the best mode first; modes that are the same computation as another
+    /// are left out.
     pub found: Vec<Found>,
-    /// Modes that find really more than the recommended one.
+    /// Modes that find significantly more than the recommended one.
     pub better: Vec<String>,
-    /// The mode that is ahead by perplexity alone, if retrieval made it another.
+    /// The mode that perplexity alone would recommend, if retrieval changed the recommendation.
     pub instead_of: Option<String>,
 }
 
@@ -40,28 +40,28 @@ pub struct Found {
     pub share: f64,
     /// Its 95 % interval.
     pub interval: Interval,
-    /// Trials.
+    /// Number of trials.
     pub trials: usize,
 }
 
-/// What both come to.
+/// The choice by perplexity and retrieval together.
 pub(super) struct Chosen<'a> {
     pub(super) answer: Answer,
     pub(super) mode: &'a str,
-    /// Modes that can't be told from it by either.
+    /// Modes that it does not significantly beat by either.
     pub(super) tied: Vec<&'a str>,
     /// Modes that may be recommended.
     pub(super) settings: Vec<&'a str>,
 }
 
-/// The length at which retrieval judges: the longest at which the model as it is was asked all tasks that it can do.
+/// The length at which retrieval is judged: the longest at which the model as it is was measured on all tasks that it can do.
 fn judged_at(retrieval: &Retrieval) -> Option<usize> {
     let own = retrieval.own()?;
     retrieval.able().next()?;
     retrieval.contexts.iter().copied().filter(|&context| retrieval.pooled(own, context).is_some()).max()
 }
 
-/// Whether one share is really above another.
+/// Whether one share is significantly above another.
 fn above(a: Share, b: Share) -> bool {
     a.above(b).low > 0.0
 }
@@ -98,8 +98,8 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// What perplexity's candidates, the best first, and its answer for these lengths come to if retrieval has a say; `None`
-    /// if it leaves the answer as it is.
+    /// The choice among perplexity's candidates, the best first, given its answer for these lengths, if retrieval is weighed too;
+    /// `None` if retrieval does not change the answer.
     pub(super) fn chosen_with_retrieval(
         &self,
         candidates: &[&'a str],
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_ahead_by_perplexity_and_finds_less_is_not_recommended() {
-        // ntk reads best and finds less than the model as it is; yarn reads better than that and finds more.
+        // ntk has the best perplexity but finds less than the model as it is; yarn is better than the model by both.
         let said = advice(&[
             ("none", [3.0, 4.0], [20, 8]),
             ("ntk", [3.0, 3.1], [20, 0]),
@@ -214,7 +214,7 @@ mod tests {
         assert!(weighed.better.is_empty() && weighed.found[0].interval.low > 0.8);
         let configs: Vec<&str> = said.for_configs.iter().map(|config| config.mode.as_str()).collect();
         assert_eq!(configs, ["yarn", "linear"]);
-        // Without a third one the two disagree.
+        // Without a third setting, perplexity and retrieval disagree.
         let said = advice(&[("none", [3.0, 4.0], [20, 20]), ("ntk", [3.0, 3.1], [20, 0])]);
         assert_eq!((said.answer, said.mode.as_str()), (Answer::Disagree, "ntk"));
         assert_eq!(said.retrieval.unwrap().better, ["none"]);
@@ -223,12 +223,12 @@ mod tests {
 
     #[test]
     fn finding_more_counts_where_perplexity_bears_it() {
-        // As good by perplexity, and dearer but not worse than where the model was trained.
+        // First with the same perplexity, then with a higher one that is not above that at the trained length.
         for nats in [3.0, 3.05] {
             let said = advice(&[("none", [3.1, 3.0], [20, 2]), ("yarn", [3.1, nats], [20, 20])]);
             assert_eq!((said.answer, said.mode.as_str()), (Answer::Use, "yarn"), "{nats}");
         }
-        // Dearer than that: it is said what finds more, and the answer is perplexity's.
+        // With a higher perplexity than that, perplexity decides, and the mode that finds more is named.
         let said = advice(&[("none", [3.0, 3.0], [20, 2]), ("yarn", [3.0, 3.9], [20, 20])]);
         assert_eq!((said.answer, said.mode.as_str()), (Answer::Keep, "none"));
         assert_eq!(said.retrieval.unwrap().better, ["yarn"]);

@@ -25,8 +25,8 @@ pub fn discrimination(inv_freq: &[f64], m: f64) -> f64 {
 /// The first distance below `limit` at which [`discrimination`] is negative, `None` if there is none: the context that
 /// these frequencies can tell apart.
 pub fn discrimination_horizon(inv_freq: &[f64], limit: usize) -> Option<usize> {
-    // One complex multiplication per pair and distance instead of a cosine; the error after 10^6 steps is near 1e-10.
-    // Restarting from an exact angle every block keeps it there.
+    // One complex multiplication per pair and distance is faster than a cosine, but its rounding errors add up. So every block
+    // starts from an exact angle again.
     const BLOCK: usize = 1 << 12;
     let steps: Vec<(f64, f64)> = inv_freq.iter().map(|f| f.sin_cos()).collect();
     let mut turned = vec![(0.0, 0.0); inv_freq.len()];
@@ -47,11 +47,11 @@ pub fn discrimination_horizon(inv_freq: &[f64], limit: usize) -> Option<usize> {
 /// The smallest `rope_theta` whose [`discrimination`] stays at or above 0 for all distances below `len`, at rotary
 /// width `d`: the bound of Men et al. 2024, whose table is for d = 128.
 ///
-/// Whether a base holds is far from monotone in it (for 8192 tokens 84000 does, 84500 does not, 91000 does), so bases
-/// are tried upwards in steps of 0.1%. Takes a second or so for 32k tokens and grows with `len`.
+/// A larger base does not always satisfy this where a smaller one does (for 8192 tokens 84000 does, 84500 does not, 91000
+/// does), so bases are tried upwards in steps of 0.1 %. The time grows with `len`: it is about a second for 32k tokens.
 pub fn smallest_base(len: usize, d: usize) -> f64 {
     let holds = |log: f64| discrimination_horizon(&plain_frequencies(log.exp(), d, d / 2), len).is_none();
-    // Some base that holds, to start looking from a quarter of it.
+    // Bisection finds some base that holds; the search starts from a quarter of it.
     let (mut low, mut high) = (0.0, 1e12f64.ln());
     while high - low > 0.01 {
         let middle = (low + high) / 2.0;

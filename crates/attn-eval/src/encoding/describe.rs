@@ -1,4 +1,4 @@
-//! What an encoding comes to in numbers, for people and for JSON.
+//! The facts of an encoding in numbers, for people and for JSON.
 
 use attn_core::position::{
     AlibiConfig, Layout, PositionConfig, RopeConfig, SinusoidalLayout, T5Config, Temperature, TrainedConfig,
@@ -12,7 +12,7 @@ pub struct Description {
     /// `nope`, `sinusoidal`, `learned`, `rope`, `rotary_table`, `alibi`, `sandwich`, `t5`, `xpos`, or the name of an encoding
     /// that is learned in every layer ([`TrainedConfig::name`]).
     pub kind: &'static str,
-    /// RoPE's scaling.
+    /// The type of RoPE's scaling, as configs spell it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_type: Option<&'static str>,
     /// Base of the frequencies.
@@ -45,13 +45,13 @@ pub struct Description {
     /// The sequence length that the frequencies below hold for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<usize>,
-    /// Multiplies cos and sin.
+    /// The number by which cosines and sines are multiplied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attention_factor: Option<f64>,
-    /// Radians per position of each pair.
+    /// The frequency of each pair, in radians per position.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inv_freq: Vec<f64>,
-    /// Positions per full turn of each pair; null for one that does not turn.
+    /// The wavelength of each pair, in positions per full turn; null for a pair that does not turn.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub wavelengths: Vec<Option<f64>>,
     /// ALiBi's slope of each head.
@@ -63,10 +63,10 @@ pub struct Description {
     /// T5's distance of the last bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_distance: Option<usize>,
-    /// T5: keys after the query have buckets of their own.
+    /// T5: whether keys after the query have buckets of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bidirectional: Option<bool>,
-    /// How near and far keys are placed, if they differ.
+    /// The method that places near and far keys differently, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
     /// Whether queries grow with the logarithm of their position.
@@ -80,7 +80,7 @@ pub struct Description {
     pub attn_scale: Option<f64>,
 }
 
-/// The facts of an encoding for a sequence of `len` tokens; only length-dependent scalings look at it.
+/// The facts of an encoding for a sequence of `len` tokens; only length-dependent scalings depend on `len`.
 pub fn describe(encoding: &PositionConfig, len: usize) -> Description {
     match encoding {
         PositionConfig::Nope(config) => {
@@ -170,7 +170,7 @@ fn alibi(config: &AlibiConfig) -> Description {
     Description { kind: "alibi", slopes, ..Default::default() }
 }
 
-/// What is learned is in the weights; the rest is told here.
+/// The learned numbers are in the weights; this describes what the config says.
 fn trained(config: &TrainedConfig, len: usize) -> Description {
     let kind = config.name();
     match config {

@@ -1,22 +1,22 @@
-//! How far apart a rotary encoding makes two tokens seem.
+//! The distances at which an encoding lets a query see its keys.
 //!
-//! A head reads a distance off an angle. Here the angle is read off the encoding itself: a unit vector is placed as a query
-//! and as keys through the encoding's own hooks, under a rotation so slow that no distance comes round to where it began.
-//! So the answer holds for every method that places near and far keys differently, whatever its parts and copies are.
+//! With a rotary encoding, a head sees a distance as an angle. Here the angle is measured on the encoding itself: a unit vector
+//! is placed as a query and as keys through the encoding's own hooks, under a rotation so slow that no distance reaches a full
+//! turn. So the answer holds for every method that places near and far keys differently, whatever its parts and copies are.
 
 use attn_core::position::rope::scaling::Linear;
 use attn_core::position::{Context, ExtendConfig, ExtendedConfig, Part, RopeConfig};
 use attn_core::{Mask, Positions};
 use candle_core::{Device, Result, Tensor};
 
-/// Radians per token of the rotation that distances are read off: 2^20 tokens turn it once around a sixth.
+/// Radians per token of the rotation on which distances are measured: 2^20 tokens are a sixth of a full turn.
 const RADIANS: f64 = 1e-6;
 
-/// The distance at which the query at position `query` sees each key from position 0 to its own, in tokens of a text that
-/// is rotated plainly; `None` for a key that it does not see. Without a `method` that is the distance itself.
+/// The distance at which the query at position `query` sees each key from position 0 to its own, in tokens under plain RoPE;
+/// `None` for a key that it does not see. Without a `method` that is the distance itself.
 ///
 /// # Errors
-/// Numbers of the method that make no sense.
+/// Numbers of the method that are impossible.
 pub fn seen_distances(method: Option<ExtendConfig>, query: usize) -> Result<Vec<Option<f64>>> {
     let rope = RopeConfig { scaling: Linear { factor: 1.0 / RADIANS }.into(), ..RopeConfig::new(2, 1e4) };
     let encoding = ExtendedConfig { rope, method, log_n: None }.build()?;

@@ -1,9 +1,9 @@
 //! What an encoding does to a sequence of a given length, as curves and tables ready to be drawn.
 //!
-//! [`Description`](super::Description) says what an encoding is; this module says what follows from it: which
-//! frequencies have seen a full turn in training, what each scaling would divide them by, how far the base reaches, how a
+//! [`Description`](super::Description) says what an encoding is; this module says what follows from it: which pairs turn
+//! fully within the trained context, by what each scaling would divide their frequencies, how far the base reaches, how a
 //! bias falls with distance.
-//! All of it follows from the configuration (and, for T5, one table): no model is run.
+//! All of this follows from the configuration (and, for T5, one table): no model is run.
 
 use super::analysis::{decay, discrimination, discrimination_horizon, smallest_base};
 use attn_core::position::rope::scaling;
@@ -17,7 +17,7 @@ use std::f64::consts::LN_2;
 
 /// Distances at which curves are sampled, logarithmically spaced.
 const SAMPLES: usize = 96;
-/// Tokens times pairs up to which the smallest base is computed; past it the search takes too long.
+/// The product of tokens and pairs up to which the smallest base is computed; past it the search takes too long.
 const LARGEST_SEARCH: usize = 1 << 21;
 /// The farthest distance at which similar and random keys are compared.
 const LONGEST_HORIZON: usize = 1 << 20;
@@ -46,7 +46,7 @@ pub struct Effects {
     /// The context the model was trained for, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trained: Option<usize>,
-    /// Of a rotary encoding.
+    /// The effects of a rotary encoding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope: Option<RopeEffects>,
     /// ALiBi's heads.
@@ -61,12 +61,12 @@ pub struct Effects {
     /// Llama 4's factor on the queries, by position.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<Curve>,
-    /// How alike the vectors of two positions are by their distance, 1 for equal ones: sinusoidal encodings.
+    /// Of a sinusoidal encoding: the similarity of the vectors of two positions by their distance; 1 is equal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub similarity: Option<Curve>,
 }
 
-/// What a rotary encoding and its possible scalings come to.
+/// The effects of a rotary encoding and of the scalings that it could have.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RopeEffects {
     /// Every rotated pair, fastest first, under the configured scaling.
@@ -103,17 +103,17 @@ pub struct ScalingEffect {
     pub rope_type: &'static str,
     /// Its factor, if it has a single one.
     pub factor: Option<f64>,
-    /// Multiplies cos and sin.
+    /// The number by which cosines and sines are multiplied.
     pub attention_factor: f64,
-    /// By what each pair's frequency is divided; 1 is unchanged, `None` a pair that does not turn.
+    /// The number by which each pair's frequency is divided: 1 if it is unchanged, `None` for a pair that does not turn.
     pub divided_by: Vec<Option<f64>>,
     /// Pairs that keep their frequency.
     pub kept: usize,
-    /// Pairs between the two.
+    /// Pairs divided by more than 1 and less than the largest divisor.
     pub between: usize,
     /// Pairs divided by the largest divisor.
     pub divided: usize,
-    /// Where [`discrimination_horizon`] puts the reach of these frequencies; `None` if past `bound.searched`.
+    /// The [`discrimination_horizon`] of these frequencies; `None` if it is past `bound.searched`.
     pub horizon: Option<usize>,
 }
 
@@ -131,11 +131,11 @@ pub struct Curve {
 /// How far the frequencies let a head tell a similar key from a random one (Men et al. 2024).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BaseBound {
-    /// The base, scaling aside.
+    /// The base, without scaling.
     pub theta: f64,
-    /// The first distance at which a random key is preferred, scaling aside; `None` if there is none below `searched`.
+    /// The first distance at which a random key is preferred, without scaling; `None` if there is none below `searched`.
     pub horizon: Option<usize>,
-    /// The distances below this were tried.
+    /// All distances below this one were tried.
     pub searched: usize,
     /// The smallest base that reaches the trained context.
     pub for_trained: Option<SmallestBase>,
@@ -159,20 +159,20 @@ pub struct SmallestBase {
 pub struct AlibiHead {
     /// Its number.
     pub head: usize,
-    /// What a token of distance costs.
+    /// By how much a score falls per token of distance.
     pub slope: f64,
     /// The distance over which a key's weight halves, scores being equal.
     pub half_distance: f64,
 }
 
-/// Distances that share a number.
+/// Distances that share a learned number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bucket {
     /// Its number: the row of the table.
     pub bucket: usize,
-    /// The smallest key position minus query position in it; `None` if it has no end.
+    /// The smallest distance in it, key position minus query position; `None` if there is no smallest.
     pub first: Option<i64>,
-    /// The largest; `None` if it has no end.
+    /// The largest distance in it; `None` if there is no largest.
     pub last: Option<i64>,
 }
 
@@ -185,8 +185,8 @@ pub struct BiasMap {
     pub values: Vec<Vec<f64>>,
 }
 
-/// What `encoding` does to sequences of `length` tokens, in a model trained for `trained`. `vb` stands at the encoding's
-/// own table as for [`build`]; without it what is learned is left out.
+/// What `encoding` does to sequences of `length` tokens, in a model trained for `trained`. `vb` points to the encoding's
+/// own table as for [`build`]; without it, effects that depend on learned numbers are left out.
 ///
 /// # Errors
 /// A configuration that [`build`] refuses.
@@ -209,7 +209,7 @@ pub fn effects(
         PositionConfig::T5(config) => {
             out.bucket_ranges = buckets(config);
             if vb.is_some() {
-                // From here on nothing changes.
+                // The bias does not change past `max_distance`.
                 let reach = length.min(config.max_distance * 2);
                 out.bias = Some(BiasMap::new(&*build(encoding, vb)?, reach, config.bidirectional)?);
             }
@@ -282,7 +282,7 @@ fn scalings(
     let factor = length as f64 / trained as f64;
     if factor > 1.0 {
         let any = scaling::named().filter(|scheme| scheme.takes_factor && scheme.any_checkpoint);
-        // What isn't defined on top of this configuration (most, where pairs stand still) isn't shown.
+        // Scalings that are not defined on top of this configuration are not shown; where pairs stand still that is most of them.
         named.extend(any.filter_map(|scheme| Some((scheme.name, config.for_mode(scheme.name, factor).ok()?))));
     }
     let unscaled = plain.frequencies(length).inv_freq;
@@ -306,8 +306,8 @@ pub fn pairs(current: &[f64], unscaled: &[f64], trained: usize) -> Vec<Pair> {
 }
 
 impl ScalingEffect {
-    /// What the scaling of `config`, called `name`, makes of the frequencies `unscaled` in sequences of `length` tokens; its
-    /// horizon is looked for below `searched`.
+    /// What the scaling of `config`, called `name`, does to the frequencies `unscaled` in sequences of `length` tokens. Its
+    /// horizon is searched below `searched`.
     pub fn new(name: &str, config: &RopeConfig, unscaled: &[f64], length: usize, searched: usize) -> Self {
         let frequencies = config.frequencies(length);
         let divided_by: Vec<Option<f64>> = unscaled

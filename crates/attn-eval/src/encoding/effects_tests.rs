@@ -25,7 +25,7 @@ fn llama_3_1_keeps_blends_and_divides_what_is_published() {
         ..Default::default()
     };
     let config = rope(128, 500_000.0, 131_072).with_override(&change).unwrap();
-    // 4096 tokens: everything but the configured scaling would be the identity.
+    // At 4096 tokens, every scaling but the configured one would change nothing.
     let effects = explain(&config, 8192, 4096);
     let llama = of(&effects, "configured");
     assert_eq!((llama.kept, llama.between, llama.divided), (29, 6, 29));
@@ -131,7 +131,7 @@ fn sandwich_is_most_for_the_nearest_key() {
     let config = PositionConfig::Sandwich(SandwichConfig::new(4));
     let bias = effects(&config, None, None, 300).unwrap().bias.unwrap();
     assert_eq!((bias.distances[0], *bias.distances.last().unwrap()), (-299, 0));
-    // 64 pairs agree at distance 0; the heads' compression ratios are 2, 4, 6 and 8.
+    // At distance 0 the product is that of 64 equal pairs; the heads' compression ratios are 2, 4, 6 and 8.
     let here: Vec<f64> = bias.values.iter().map(|row| *row.last().unwrap()).collect();
     assert!(here.iter().zip([32.0, 16.0, 64.0 / 6.0, 8.0]).all(|(a, b)| (a - b).abs() < 1e-6), "{here:?}");
     assert!(bias.values.iter().flatten().all(|value| *value <= 32.0));

@@ -1,4 +1,4 @@
-//! Several models on the same bytes, presented: tables for a terminal, sentences, CSV and JSON.
+//! Reports of several models on the same bytes: tables for a terminal, sentences, CSV and JSON.
 
 use super::document::{parsed, part};
 use super::{About, ModelInfo, TableStyle, TextInfo, factor, short};
@@ -8,7 +8,7 @@ use crate::stats::{Interval, MIN_WINDOWS};
 use serde::Serialize;
 use serde_json::Value;
 
-/// What `format` says.
+/// The value of the key `format`.
 const FORMAT: &str = "attn-compare-models/1";
 
 /// What is compared, in a sentence or two.
@@ -36,15 +36,15 @@ impl<'a> ModelsDocument<'a> {
     }
 }
 
-/// Whether a JSON document is of several models.
+/// Whether a JSON document is a comparison of several models.
 pub fn is_of_models(json: &str) -> bool {
     serde_json::from_str(json).is_ok_and(|document: Value| document["format"] == FORMAT)
 }
 
-/// What [`ModelsDocument`] was made from, read back.
+/// Reads back what a [`ModelsDocument`] was made from.
 ///
 /// # Errors
-/// It is not JSON, not of several models, or holds figures that no measurement can come to.
+/// It is not JSON, not a comparison of several models, or holds figures that no measurement can give.
 pub fn read_models_document(json: &str) -> Result<(About, ModelResults)> {
     let document = parsed(json)?;
     ensure!(document["format"] == FORMAT, Document, "it is not a comparison of several models");
@@ -54,7 +54,7 @@ pub fn read_models_document(json: &str) -> Result<(About, ModelResults)> {
     Ok((about, results))
 }
 
-/// Bits per byte with as many digits as are worth reading.
+/// Bits per byte with four decimals.
 pub(super) fn bits(bits: f64) -> String {
     format!("{bits:.4}")
 }
@@ -71,7 +71,7 @@ pub(super) fn letter(index: usize) -> String {
     }
 }
 
-/// The models' letters, with what each is.
+/// A line per model: its letter, name, trained context, bytes per token and BOS token.
 pub fn model_lines(about: &About, results: &ModelResults) -> Vec<String> {
     let line = |(index, model): (usize, &ModelInfo)| {
         let trained = model.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
@@ -87,7 +87,7 @@ pub(super) fn bytes_per_token(cell: &ModelCell) -> f64 {
     cell.bytes as f64 / cell.tokens as f64
 }
 
-/// A text and how much of it is used, in a line.
+/// A line with the name of a text and how much of it is used.
 pub fn text_line(text: &TextInfo) -> String {
     format!("{}, first {} bytes", text.name, text.used_bytes.unwrap_or(0))
 }
@@ -95,7 +95,7 @@ pub fn text_line(text: &TextInfo) -> String {
 const BEST: &str = "\x1b[1;32m";
 const RESET: &str = "\x1b[0m";
 
-/// A table per context, models and modes down, each line ending in a newline, with a line that explains the marks.
+/// A table per context with a row per model and mode, then a line that explains the marks. Each line ends in a newline.
 pub fn models_table(about: &About, results: &ModelResults, style: TableStyle) -> String {
     let mut out = String::new();
     for context in contexts(&results.cells) {
@@ -156,14 +156,14 @@ fn row(about: &About, cell: &ModelCell, first: &ModelCell, scaled: bool) -> Vec<
     row
 }
 
-/// Lines of columns, the first two to the left; the row of this index in colour.
+/// Rows as aligned columns, the first two flush left; the row with index `colored` is printed in colour.
 fn block(out: &mut String, rows: &[Vec<String>], colored: Option<usize>) {
     let widths: Vec<usize> =
         (0..rows[0].len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
     for (index, row) in rows.iter().enumerate() {
         let padded = row.iter().zip(&widths).enumerate().map(|(column, (text, &width))| match column {
             0 | 1 => format!("{text:<width$}"),
-            // The mark stands under nothing.
+            // Figures are flush right; their last character is the mark.
             _ => format!("{text:>width$}"),
         });
         let line = padded.collect::<Vec<_>>().join("  ");
@@ -181,7 +181,7 @@ fn called(model: &str, mode: &str) -> String {
     }
 }
 
-/// A sentence per context: which model needs the fewest bits, by how much, and how sure that is.
+/// A sentence per context: which model needs the fewest bits, how many more the others need, and whether that is significant.
 pub fn models_verdict(results: &ModelResults) -> Vec<String> {
     let sentence = |context: usize| {
         let first = best(&results.cells, context)?;
@@ -191,7 +191,7 @@ pub fn models_verdict(results: &ModelResults) -> Vec<String> {
             "At up to {context} tokens, {name} needs the fewest bits per byte: {}{interval}",
             bits(first.bits_per_byte)
         );
-        // A mode that is the same computation says nothing of its own.
+        // A mode that is the same computation as another adds nothing to the sentence.
         let others: Vec<&ModelCell> =
             results.cells.iter().filter(|cell| cell.context == context && cell.same_as.is_none()).collect();
         let mut others: Vec<&&ModelCell> = others.iter().filter(|cell| cell.versus_best.is_some()).collect();
@@ -259,7 +259,7 @@ pub fn models_csv(results: &ModelResults) -> String {
     out
 }
 
-/// A field that may hold commas and quotes, as RFC 4180 has it.
+/// A field that may hold commas and quotes, written as in RFC 4180.
 fn quoted(field: &str) -> String {
     match field.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", field.replace('"', "\"\"")),

@@ -3,8 +3,8 @@ use crate::across::{ModelSpec, PassageScores, summarise};
 use crate::report::html::tests_about;
 use crate::stats::WindowNll;
 
-/// A comparison of two models, the first with a name that has to be escaped: at 256 tokens the second is better by 0.1 nats a
-/// byte, at 512 the two can't be told apart, and there the second has a mode that is the same computation as another.
+/// A comparison of two models whose names have to be escaped. At 256 tokens the second is better by 0.1 nats per byte; at 512
+/// the two do not differ significantly, and the second has a mode that is the same computation as another.
 pub(crate) fn about() -> About {
     let mut about = tests_about();
     about.texts.truncate(1);

@@ -1,4 +1,4 @@
-//! Small pictures out of Unicode blocks, for terminals of any width.
+//! Small pictures that consist of Unicode block characters, for terminals of any width.
 
 const EIGHTHS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const LEFT_EIGHTHS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
@@ -44,12 +44,12 @@ pub fn area(values: &[f64], height: usize) -> Vec<String> {
     (0..height).map(line).collect()
 }
 
-/// `columns` of the values, evenly spaced, the first and the last among them; all of them if there are no more.
+/// `columns` of the values, evenly spaced, the first and the last among them; all values if there are not more than that.
 pub fn resample(values: &[f64], columns: usize) -> Vec<f64> {
     spread(values.len(), columns).into_iter().map(|i| values[i]).collect()
 }
 
-/// At most `n` of the indices `0..len`, evenly spaced, the first and the last among them.
+/// At most `n` of the indices `0..len`, evenly spaced, the first and the last among them. If `n` is below 2, it counts as 2.
 pub fn spread(len: usize, n: usize) -> Vec<usize> {
     if len <= n.max(1) {
         return (0..len).collect();

@@ -1,5 +1,5 @@
-//! CSV for spreadsheets: one line per cell, numbers in full precision, empty where there is no value. Cells of retrieval, where
-//! that was measured, are further lines, and have further columns.
+//! CSV for spreadsheets: one line per cell, numbers in full precision, empty fields where there is no value. If retrieval was
+//! measured, its cells are further lines with further columns.
 
 use crate::compare::Results;
 use crate::perplexity::{BUCKETS, Cell};

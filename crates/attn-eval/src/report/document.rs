@@ -1,6 +1,6 @@
-//! A comparison as JSON: the figures, and everything it takes to judge and repeat them.
+//! A comparison as JSON: the figures, and everything that is needed to judge and repeat them.
 //!
-//! The schema is `docs/compare.schema.json`. What is there stays there under its name; keys may be added.
+//! The schema is `docs/compare.schema.json`. Keys may be added to it; existing ones are not removed or renamed.
 
 use super::{retrieval_headline, retrieval_verdict, verdict};
 use crate::Skipped;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// What `format` says.
+/// The value of the key `format`.
 const FORMAT: &str = "attn-compare/1";
 
 /// A comparison as one JSON document.
@@ -42,7 +42,7 @@ impl<'a> Document<'a> {
         Self { format: FORMAT, model, text: names.join(", "), verdict, about, results, search: None }
     }
 
-    /// The same with the search that the cells come from.
+    /// The same with the search from which the results come, if there was one.
     #[must_use]
     pub fn with_search(self, search: Option<&'a Search>) -> Self {
         Self { search, ..self }
@@ -69,11 +69,11 @@ impl<'a> RetrievalDocument<'a> {
     }
 }
 
-/// What [`Document`] was made from, read back.
+/// Reads back what a [`Document`] was made from.
 ///
 /// # Errors
-/// It is not JSON, not a comparison, one of a layout that this version doesn't read, of texts that it doesn't list, or
-/// holds figures that no measurement can come to.
+/// It is not JSON, not a comparison in the layout that this version reads, refers to texts that it doesn't list, or holds figures
+/// that no measurement can give.
 pub fn read_document(json: &str) -> Result<(About, Results)> {
     let document = parsed(json)?;
     let format = document.get("format").and_then(Value::as_str).unwrap_or("none");
@@ -81,7 +81,7 @@ pub fn read_document(json: &str) -> Result<(About, Results)> {
     let (about, mut results): (About, Results) = (part(&document)?, part(&document)?);
     about.check_texts(results.by_text.iter().map(|part| part.text))?;
     results.check(&about)?;
-    // What follows from the figures is worked out from them; only the options of programs have no other source.
+    // The recommendation is computed from the figures again; only the options of programs can't be.
     let applied = results.recommendation.take().map(|found| found.applied);
     results.recommend(&about);
     if let Some(found) = &mut results.recommendation {
@@ -90,44 +90,44 @@ pub fn read_document(json: &str) -> Result<(About, Results)> {
     Ok((about, results))
 }
 
-/// A document as JSON.
+/// Parses a document as JSON.
 pub(super) fn parsed(json: &str) -> Result<Value> {
     serde_json::from_str(json).map_err(|error| error!(Document, "it is not JSON: {error}"))
 }
 
-/// What a document says of one thing.
+/// Reads a part of a document.
 pub(super) fn part<'a, T: Deserialize<'a>>(document: &'a Value) -> Result<T> {
     T::deserialize(document).map_err(|error| error!(Document, "{error}"))
 }
 
-/// What was compared, on what, by what.
+/// What was compared, on which texts, and with which programs and machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct About {
     /// The command line, program first.
     pub command: Vec<String>,
     /// When it began, in seconds since 1970.
     pub started: u64,
-    /// Versions of the programs.
+    /// Versions of the programs that measured.
     pub versions: Versions,
-    /// The model; of several the first.
+    /// The model; of several models the first.
     pub checkpoint: CheckpointInfo,
-    /// All of them, where there are several.
+    /// All models, if there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelInfo>,
     /// The texts.
     pub texts: Vec<TextInfo>,
     /// The settings.
     pub settings: Settings,
-    /// Where it ran; several for merged runs.
+    /// The machines that measured; there can be several after runs were merged.
     pub machines: Vec<Machine>,
 }
 
-/// Versions of the programs.
+/// Versions of the programs that measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
-    /// This one.
+    /// The version of attn.
     pub attn: String,
-    /// The tensor library.
+    /// The version of Candle.
     pub candle: String,
 }
 
@@ -138,17 +138,17 @@ pub struct CheckpointInfo {
     pub name: String,
     /// The hub's commit, for a model from the hub.
     pub revision: Option<String>,
-    /// SHA-256 of its file; of several, of the lines `sha256  name` in the order of `files`.
+    /// SHA-256 of its file, in hexadecimal; if there are several, of the lines `sha256  name` in the order of `files`.
     pub sha256: String,
     /// The files.
     pub files: Vec<FileInfo>,
     /// The family.
     pub family: String,
-    /// Weights in all.
+    /// Number of weights.
     pub parameters: usize,
     /// The context it was trained for, as far as the checkpoint says.
     pub trained_context: Option<usize>,
-    /// The checkpoint's own scaling.
+    /// The type of the checkpoint's own scaling.
     pub rope_type: String,
 }
 
@@ -157,9 +157,9 @@ pub struct CheckpointInfo {
 pub struct FileInfo {
     /// Its name in the checkpoint.
     pub name: String,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// Of its contents, in hexadecimal.
+    /// SHA-256 of its contents, in hexadecimal.
     pub sha256: String,
 }
 
@@ -170,15 +170,15 @@ pub struct TextInfo {
     pub name: String,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// Size of the file.
+    /// Size of the file in bytes.
     pub bytes: usize,
-    /// Documents in it: 1 but for JSON Lines.
+    /// Documents in it: 1 unless the file is JSON Lines.
     pub documents: usize,
-    /// Tokens in it; absent where no more were counted than are used.
+    /// Tokens in it; absent if only those that are used were counted.
     pub tokens: Option<usize>,
-    /// Tokens used, from its beginning; of several models, those of the first.
+    /// Tokens used, from its beginning, as the first model's tokenizer counts them.
     pub used: usize,
-    /// Bytes that they are of, where several models are compared.
+    /// Bytes used, from its beginning, if several models are compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_bytes: Option<usize>,
 }
@@ -191,62 +191,61 @@ pub struct ModelInfo {
     pub checkpoint: CheckpointInfo,
     /// The modes it was measured under.
     pub modes: Vec<String>,
-    /// The token before every window.
+    /// The token before every window, if there is one.
     pub bos: Option<u32>,
     /// Tokens used of each text.
     pub used: Vec<usize>,
 }
 
-/// What decides the figures, beside model and texts.
+/// What decides the figures besides the model and the texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The scalings.
+    /// The modes.
     pub modes: Vec<String>,
     /// Tokens per window.
     pub contexts: Vec<usize>,
-    /// The scalings' factor; absent: the context over the trained context.
+    /// The scalings' factor; absent: the context divided by the trained context.
     pub factor: Option<f64>,
     /// Tokens from one window's start to the next; absent: windows side by side.
     pub stride: Option<usize>,
-    /// The token before every window.
+    /// The token before every window, if there is one.
     pub bos: Option<u32>,
-    /// How that was chosen: `auto` (as the tokenizer does), `on` or `off`; absent in documents from before there was a
-    /// choice.
+    /// How that was chosen: `auto` (as the tokenizer does), `on` or `off`; absent in documents of versions without this choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bos_choice: Option<String>,
     /// The length that length-dependent scalings resolve for; absent: the window's.
     pub length: Option<usize>,
     /// Seed of the bootstrap.
     pub seed: u64,
-    /// What holds for every mode.
+    /// Rotary settings that hold for every mode.
     pub rope: RopeSettings,
-    /// Data type computed in.
+    /// The data type of the computation.
     pub dtype: String,
     /// `cpu`, `cuda` or `metal`.
     pub device: String,
     /// Whether a GGUF file's weights stay quantised.
     pub keep_quantized: bool,
-    /// What keys are stored as; absent: in the data type computed in.
+    /// The type in which the cache stores keys; absent: `dtype`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_type_k: Option<String>,
-    /// What values are stored as; absent: in the data type computed in.
+    /// The type in which the cache stores values; absent: `dtype`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_type_v: Option<String>,
     /// Metrics beside perplexity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricSettings>,
-    /// Whether it was found out by bisection how far each mode carries.
+    /// Whether the usable length of each mode was searched by bisection.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub usable: bool,
     /// Lengths whose perplexity could not be measured, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
-    /// What holds for retrieval alone, where that is measured.
+    /// Settings of retrieval, if it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retrieval: Option<RetrievalSettings>,
 }
 
-/// What was put before every window, and why, for a person.
+/// A line for people that says which token was put before every window, and why.
 pub fn bos_line(bos: Option<u32>, choice: &str) -> String {
     let what = bos.map_or("none".to_string(), |id| format!("id {id} before each"));
     match choice {
@@ -270,7 +269,7 @@ pub struct RopeSettings {
     pub theta: Option<f64>,
     /// Replaces the trained context.
     pub original_context: Option<usize>,
-    /// Further keys.
+    /// Further keys of the scaling.
     pub params: BTreeMap<String, String>,
 }
 
@@ -279,11 +278,11 @@ pub struct RopeSettings {
 pub struct RetrievalSettings {
     /// The tasks.
     pub tasks: Vec<String>,
-    /// The text that things are hidden in; absent: the passkey paper's sentences, over and over.
+    /// The text in which things are hidden; absent: the repeated sentences of the passkey paper.
     pub haystack: Option<TextInfo>,
-    /// Where the asked-for thing stands, 0 the beginning and 1 the end, in tasks where it stands in one place.
+    /// The depths of what is asked for, from 0 (the beginning) to 1 (the end), in tasks that hide it at one depth.
     pub depths: Vec<f64>,
-    /// Trials per depth; tasks without depths have as many in all.
+    /// Trials per depth; tasks without depths have as many trials as the others have at all depths together.
     pub trials: usize,
     /// What could not be measured, and why.
     pub skipped: Vec<Skipped>,
@@ -298,17 +297,17 @@ pub struct Machine {
     pub arch: String,
     /// The processor, if the system says.
     pub cpu: Option<String>,
-    /// Cores that may be used.
+    /// Number of cores that may be used.
     pub cores: usize,
-    /// Threads computed with.
+    /// Number of threads of the computation.
     pub threads: usize,
 }
 
 impl About {
-    /// Refuses texts that can't be, and parts that are of none of them.
+    /// Refuses texts of impossible length, and parts that belong to none of the texts. `parts` are the parts' text indices.
     pub(crate) fn check_texts(&self, parts: impl IntoIterator<Item = usize>) -> Result<()> {
         let used = checked_sum(self.texts.iter().map(|text| text.used));
-        ensure!(used.is_some(), Impossible, "its texts are longer than any can be");
+        ensure!(used.is_some(), Impossible, "its texts are longer than any text can be");
         let there_are = self.texts.len();
         for (part, text) in parts.into_iter().enumerate() {
             ensure!(text < there_are, Impossible, "part {part} of it is of text {text}, and there are {there_are}");
@@ -326,7 +325,7 @@ impl About {
         self.settings.rope.original_context.or(self.checkpoint.trained_context)
     }
 
-    /// Everything that decides the figures, by the name a user knows it under: two runs may be mixed if and only if
+    /// Everything that decides the figures, by the name under which a user sets it. Two runs may be merged if and only if
     /// these are equal.
     pub fn identity(&self) -> BTreeMap<String, Value> {
         let Settings {
@@ -356,7 +355,7 @@ impl About {
             .collect();
         let texts: Vec<Value> =
             self.texts.iter().map(|t| json!({"name": t.name, "sha256": t.sha256, "tokens": t.used})).collect();
-        // As many digits as survive being read back.
+        // Only as many digits as are unchanged after reading them back.
         let number = |x: Option<f64>| json!(x.map(|x| format!("{x:.12e}").parse::<f64>().unwrap_or(x)));
         let entries = [
             ("version", json!(self.versions)),

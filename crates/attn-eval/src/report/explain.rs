@@ -1,13 +1,13 @@
-//! An explanation of a model's position encodings for a terminal: pictures out of blocks, with the numbers beside them.
+//! An explanation of a model's position encodings for a terminal: pictures of Unicode blocks, with the numbers beside them.
 
 use super::blocks::{area, bar, columns, resample, shades, spread, wrap};
 use super::{TableStyle, factor};
 use crate::encoding::effects::{AlibiHead, BiasMap, Bucket, Curve, RopeEffects, ScalingEffect, SmallestBase};
 use crate::explain::{Explained, ExplainedGroup};
 
-/// Rows of a table that lists pairs, heads or buckets; more are thinned out evenly.
+/// Rows of a table that lists pairs, heads or buckets; if there are more, evenly spaced ones are shown.
 const ROWS: usize = 16;
-/// The widest picture: past it, more columns tell nothing more.
+/// Columns of the widest picture; more would not show more.
 const WIDEST: usize = 72;
 
 const HEADING: &str = "\x1b[1m";
@@ -42,7 +42,7 @@ impl Page {
         self.style.width.max(24)
     }
 
-    /// Columns of a picture beside `used` others.
+    /// Columns that a picture has beside `used` others.
     fn room(&self, used: usize) -> usize {
         self.width().saturating_sub(used).clamp(8, WIDEST)
     }
@@ -180,7 +180,7 @@ impl Page {
         }
     }
 
-    /// A strip per scaling: one column per pair, as high as its frequency is divided.
+    /// A strip per scaling, with one column per pair, whose height shows by how much the pair's frequency is divided.
     fn scalings(&mut self, rope: &RopeEffects, length: usize) {
         self.heading(&format!("Divisor of each pair's frequency under the scalings, at {length} tokens"));
         let name = rope.scalings.iter().map(|s| s.name.len()).max().unwrap_or(0) + 2;
@@ -305,7 +305,7 @@ impl Page {
         }
     }
 
-    /// Any bias, head by head.
+    /// A bias, head by head.
     fn bias(&mut self, map: &BiasMap) {
         let all = || map.values.iter().flatten().copied();
         let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
@@ -321,7 +321,7 @@ impl Page {
     }
 }
 
-/// The encoding in a line.
+/// A line that names the encoding and its layers.
 pub(super) fn title(group: &ExplainedGroup) -> String {
     let encoding = &group.encoding;
     let mut facts = vec![];
@@ -363,7 +363,7 @@ pub(super) fn title(group: &ExplainedGroup) -> String {
     format!("{name} {place} {}'s {layers} {}{facts}", group.stack, ranges(&group.layers))
 }
 
-/// The strip of one scaling, `·` where nothing changes and a space where nothing turns.
+/// The strip of one scaling: `·` for a pair that is unchanged, and a space for one that does not turn.
 fn strip(scaling: &ScalingEffect, largest: f64, room: usize) -> String {
     let by: Vec<f64> = scaling.divided_by.iter().map(|by| by.unwrap_or(f64::NAN)).collect();
     let glyph = |by: f64| match by {
@@ -382,7 +382,7 @@ fn marked(bar: &str, mark: Option<usize>) -> String {
     cells.into_iter().collect()
 }
 
-/// Tick labels under columns that stand for `at`: the first column, each power of ten and the last, as far as they fit.
+/// Tick labels under columns that show the values `at`: for the first column, each power of ten and the last, as far as they fit.
 fn axis(at: &[usize]) -> String {
     let mut line = String::new();
     let mut next = 10;
@@ -405,7 +405,7 @@ fn axis(at: &[usize]) -> String {
     line
 }
 
-/// Four digits, and no more zeros than it takes.
+/// About four digits, without needless zeros.
 fn number(x: f64) -> String {
     let text = match x.abs() {
         0.0 => return "0".to_string(),
@@ -475,7 +475,7 @@ mod tests {
         }
     }
 
-    /// Titles fall back to the name in configs; an encoding that can be trained has a better one.
+    /// A title falls back on the name in configs; every encoding that can be trained has a title of its own.
     #[test]
     fn every_encoding_that_can_be_trained_has_a_title_and_fits() {
         for name in attn_models::families::ENCODINGS {

@@ -1,7 +1,7 @@
-//! Retrieval for a terminal: as heat maps, one per task and mode, with depths down and contexts across; and in short, one
-//! table per task with modes down: what was found, and what the right answers cost.
+//! Retrieval for a terminal: as heat maps, one per task and mode, with a row per depth and a column per context; and in short
+//! form, one table per task with a row per mode: what was found, and what the right answers cost.
 //!
-//! Colour only repeats what the numbers say, so without it nothing is lost.
+//! Colour only repeats what the numbers say, so nothing is lost without it.
 
 use super::TableStyle;
 use super::blocks::fill;
@@ -9,18 +9,18 @@ use crate::retrieval::{Retrieval, Share};
 use std::fmt;
 use std::str::FromStr;
 
-/// What is shown of retrieval.
+/// The figure of retrieval that is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RetrievalMetric {
-    /// The share that was found.
+    /// The share of the hidden things that was found.
     #[default]
     Found,
-    /// What a token of the right answer cost, in nats: it still tells modes apart where none finds anything.
+    /// What a token of the right answer cost, in nats; it shows differences between modes even if none of them finds anything.
     AnswerNll,
 }
 
 impl RetrievalMetric {
-    /// All of them.
+    /// All figures.
     pub const ALL: [Self; 2] = [Self::Found, Self::AnswerNll];
 
     /// The name on the command line, and in JSON and CSV.
@@ -31,7 +31,7 @@ impl RetrievalMetric {
         }
     }
 
-    /// What the figures are, for a person.
+    /// What the figures are, for people.
     pub(super) fn legend(self) -> &'static str {
         match self {
             Self::Found => "% found",
@@ -49,12 +49,12 @@ impl RetrievalMetric {
     ) -> Option<(f64, f64)> {
         match self {
             Self::Found => retrieval.share(task, mode, context, depth).map(Share::value).map(|share| (share, share)),
-            // The share of the probability that a token of the answer has.
+            // The mean probability of a token of the answer.
             Self::AnswerNll => retrieval.answer_nll(task, mode, context, depth).map(|nats| (nats, (-nats).exp())),
         }
     }
 
-    /// A figure as it is written.
+    /// The text of a figure.
     pub(super) fn shown(self, figure: f64) -> String {
         match self {
             Self::Found => format!("{:.0}", figure * 100.0),
@@ -79,7 +79,7 @@ impl FromStr for RetrievalMetric {
     }
 }
 
-/// Columns of the labels and of a cell.
+/// Columns of the terminal for a label and for a figure.
 const LABEL: usize = 12;
 const CELL: usize = 7;
 const RESET: &str = "\x1b[0m";
@@ -183,7 +183,7 @@ fn row(
 
 /// A figure on a background between red and green.
 fn figure(metric: RetrievalMetric, found: Option<(f64, f64)>, color: bool) -> String {
-    /// Five steps of the 256-colour palette, each read with black text on it.
+    /// Five colours of the 256-colour palette from red to green, on which black text is readable.
     const STEPS: [u8; 5] = [210, 216, 222, 186, 120];
     let Some((value, share)) = found else { return format!("{:>CELL$}", "–") };
     let text = format!("{:>width$}", metric.shown(value), width = CELL - 1);
@@ -202,8 +202,8 @@ pub(crate) mod tests {
     use crate::report::html::tests_about;
     use crate::retrieval::{RetrievalScores, RetrievalSpec, summarise};
 
-    /// Passkey under two modes, at five contexts and three depths, in four trials each of which `found` says how many find
-    /// the key, by mode, context and number of the depth.
+    /// Passkey under two modes, at five contexts and three depths, with four trials each. `found` says in how many of them the
+    /// key is found, by mode, context and number of the depth.
     pub(crate) fn retrieval_of(
         found: &dyn Fn(&str, usize, usize) -> usize,
         change: fn(&mut RetrievalSpec),
@@ -239,7 +239,7 @@ pub(crate) mod tests {
         summarise(&specs, &scores, &about).unwrap()
     }
 
-    /// Without scaling everything is found up to 4096 tokens and nothing further on, under the other mode half of it.
+    /// Without scaling everything is found up to 4096 tokens and nothing further on; under the other mode half of it is found.
     pub(crate) fn retrieval() -> Retrieval {
         retrieval_of(
             &|mode, context, depth| match (mode, context) {
@@ -258,7 +258,7 @@ pub(crate) mod tests {
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}\n{text}");
             assert!(!text.contains('\x1b'));
             let figures = |n: &str| text.split_whitespace().filter(|word| *word == n).count();
-            // Of the one, three depths and all at the first context; of the other, depth 1 at every context.
+            // 100 is shown for the first mode at the first context, at three depths and for all; for the second at the last depth.
             assert_eq!((figures("100"), figures("0") > 20), (4 + 5, true), "{text}");
             assert_eq!(figures("50"), 10, "{text}");
         }

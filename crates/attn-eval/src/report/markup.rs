@@ -1,6 +1,6 @@
 //! Text inside HTML and SVG.
 
-/// `text` as it may stand between tags and inside double-quoted attributes; control characters are left out.
+/// `text` with escapes, for use between tags and inside double-quoted attributes; control characters are left out.
 pub(crate) fn escape(text: &str) -> String {
     let printable = text.chars().filter(|c| !c.is_control());
     printable.fold(String::with_capacity(text.len()), |mut out, c| {
@@ -16,13 +16,13 @@ pub(crate) fn escape(text: &str) -> String {
     })
 }
 
-/// JSON as it may stand inside a `<script>`: nothing in it can end the element or begin a comment.
+/// JSON for use inside a `<script>`: nothing in it can end the element or begin a comment.
 pub(crate) fn script_json(json: &str) -> String {
     json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
-/// Checks that tags nest and close and that text holds no bare `&` or `<`: what a strict parser would refuse. `void`
-/// are the elements without an end.
+/// Checks what a strict parser needs: tags nest and close, and text has no bare `&` or `<`. `void` are the elements without an
+/// end tag.
 #[cfg(test)]
 pub(crate) fn assert_well_formed(text: &str, void: &[&str]) {
     let mut open: Vec<String> = vec![];

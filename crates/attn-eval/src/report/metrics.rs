@@ -4,23 +4,23 @@ use super::short;
 use crate::perplexity::{Cell, Metric};
 use crate::stats::Interval;
 
-/// What the divergence is, in a line.
+/// A line that says what the divergence is.
 pub(super) const KL: &str = "Divergence (KL), in nats per token, from the predictions of the model as it is within its trained \
                              length";
-/// What LongPPL is, in a line.
+/// A line that says what LongPPL is.
 pub(super) const LONGPPL: &str = "LongPPL: perplexity of the key tokens, which the model as it is predicts well only with distant \
                                   text";
 
-/// A table per metric that was taken, one row per cell, each after an empty line; empty if none was.
+/// A table per metric that was measured, with one row per cell, and an empty line before each table; empty without metrics.
 pub fn metrics(cells: &[Cell]) -> String {
     let kinds: [Kind; 2] = [(LONGPPL, |cell| cell.longppl, short), (KL, |cell| cell.kl, nats)];
     kinds.iter().filter(|(_, of, _)| cells.iter().any(|cell| of(cell).is_some())).map(|kind| one(cells, kind)).collect()
 }
 
-/// What a metric is called, where it is and how it is written.
+/// A metric's title, the figure of a cell, and how a figure is printed.
 type Kind = (&'static str, fn(&Cell) -> Option<Metric>, fn(f64) -> String);
 
-/// Nats with as many digits as are worth reading.
+/// Nats with four decimals.
 pub(super) fn nats(nats: f64) -> String {
     format!("{nats:.4}")
 }

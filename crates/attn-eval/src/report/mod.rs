@@ -1,6 +1,6 @@
-//! A comparison, presented: a table for the terminal, a sentence of judgement, CSV, SVG and JSON.
+//! Reports: tables for a terminal, verdicts in sentences, CSV, SVG, HTML and JSON.
 //!
-//! All of them return text; where it goes is the caller's business.
+//! All functions return text; the caller decides where it is written.
 
 mod across;
 pub mod blocks;
@@ -46,12 +46,12 @@ pub const ENCODINGS: &str = "Small models that differ only in their position enc
                              novels, without scaling. Their tokenizer is not that of the model above: compare figures within \
                              this table, not with the other one.";
 
-/// A cell's perplexity, or its nats per token where the perplexity is more than a number can say.
+/// A cell's perplexity, or its nats per token if the perplexity is too large for an `f64`.
 pub(crate) fn figure(cell: &Cell) -> String {
     if cell.perplexity.is_finite() { short(cell.perplexity) } else { format!("{:.0} nats", cell.nll) }
 }
 
-/// A perplexity with as many digits as are worth reading.
+/// A perplexity, rounded for people.
 pub(crate) fn short(perplexity: f64) -> String {
     match perplexity {
         x if !x.is_finite() => "over 1e308".to_string(),
@@ -62,7 +62,7 @@ pub(crate) fn short(perplexity: f64) -> String {
     }
 }
 
-/// A difference in nats as a ratio of perplexities, with its sign: never minus zero, where a tenth of a percent shows none.
+/// A difference in nats as a ratio of perplexities in percent, with its sign; a difference that rounds to 0 is `+0.0%`.
 pub(crate) fn gap(nll: f64) -> String {
     let percent = nll.exp_m1() * 100.0;
     match percent.abs() {

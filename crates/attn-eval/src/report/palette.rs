@@ -1,15 +1,15 @@
-//! One colour and one kind of line per mode, the same in every picture and on every page.
+//! One colour and one kind of line per mode, the same in every chart and on every page.
 
 use crate::compare::Mode;
 
-/// Colours on light, told apart with any colour vision and by WCAG's contrast.
+/// Colours on a light background, which can be distinguished with any colour vision and have the contrast that WCAG asks for.
 pub const LIGHT: [&str; 8] = ["#111827", "#b45309", "#0369a1", "#047857", "#a21caf", "#b91c1c", "#4d7c0f", "#6d28d9"];
-/// The same on dark.
+/// The colours on a dark background.
 pub const DARK: [&str; 8] = ["#f3f4f6", "#fbbf24", "#38bdf8", "#34d399", "#f0abfc", "#f87171", "#a3e635", "#c4b5fd"];
 /// Lines that share a colour differ in their dashes.
 pub const DASHES: [&str; 4] = ["none", "8 4", "2 3", "10 4 2 4"];
 
-/// Names in the order of their colours: every mode that has a name of its own has its place, others come after them.
+/// Names in the order of their colours. Every mode with a name of its own has a fixed place; other names come after them.
 pub fn order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let own = Mode::none().to_string();
     let mut order: Vec<String> = vec![own.clone()];

@@ -1,9 +1,9 @@
-//! What retrieval says: in a sentence, in a line per task and context, and as CSV.
+//! The results of retrieval: in a sentence, in a line per task and context, and as CSV.
 
 use super::words::{called, finder, listed, percent};
 use crate::retrieval::{Retrieval, RetrievalCell, Share, TaskResult};
 
-/// The modes with what `of` says they found, the best first; a mode that is the same computation as one before it is left out.
+/// The modes with the shares that `of` gives, the best first; a mode that is the same computation as another is left out.
 fn ranked(retrieval: &Retrieval, context: usize, of: impl Fn(&str) -> Option<Share>) -> Vec<(&str, Share)> {
     let repeats = |mode: &str| {
         let mut totals = retrieval.totals.iter().filter(|total| total.mode == mode && total.context == context);
@@ -21,7 +21,7 @@ pub(super) fn with_interval(share: Share) -> String {
     format!("{} ({} to {})", percent(share.value()), percent(interval.low), percent(interval.high))
 }
 
-/// Which mode still finds things at the longest context, and how sure that is.
+/// A sentence that says which mode finds most at the longest context, and which others are not significantly worse.
 pub fn retrieval_headline(retrieval: &Retrieval, trained: Option<usize>) -> String {
     let able = retrieval.able_names();
     if able.is_empty() {
@@ -61,7 +61,7 @@ pub fn retrieval_headline(retrieval: &Retrieval, trained: Option<usize>) -> Stri
     }
 }
 
-/// Why nothing is concluded from a task, if that is so.
+/// A sentence that says why nothing is concluded from a task; `None` for a task that counts.
 pub(super) fn cannot(task: &TaskResult) -> Option<String> {
     let name = &task.name;
     match (task.able, task.reference, task.share.zip(task.interval)) {
@@ -76,8 +76,8 @@ pub(super) fn cannot(task: &TaskResult) -> Option<String> {
     }
 }
 
-/// A line for each task that the model can't do, then one for each other task and context: every mode with what it found, the
-/// best with its interval.
+/// A line for each task that the model can't do, then one for each other task and context, with what every mode found and the
+/// interval of the best one.
 pub fn retrieval_verdict(retrieval: &Retrieval) -> Vec<String> {
     let line = |task: &TaskResult, context: usize| {
         let found = ranked(retrieval, context, |mode| retrieval.share(&task.name, mode, context, None));
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::report::heat::tests::{retrieval, retrieval_of};
 
-    /// "none" finds everything up to 4096 tokens and nothing further on, "ntk-by-parts" half of six trials a context.
+    /// "none" finds everything up to 4096 tokens and nothing further on; "ntk-by-parts" finds half at every context.
     #[test]
     fn the_headline_names_the_mode_that_still_finds() {
         let found = retrieval();

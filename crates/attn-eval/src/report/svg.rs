@@ -1,7 +1,7 @@
 //! The comparison as a line chart: perplexity on a logarithmic scale over context length, one line per mode.
 //!
-//! Written by hand: it is a few lines of geometry, and the file carries its own style, so that it reads well on a light
-//! and on a dark page and its figures can be found by hovering and by screen readers.
+//! No library is needed for these few lines of geometry. The file contains its own style, so that it is readable on a light and
+//! on a dark page; its figures are titles of the points, which show on hovering and are read by screen readers.
 
 use super::markup::escape;
 use super::{figure, palette, short};
@@ -33,7 +33,7 @@ const STYLE: &str = "
   }
 ";
 
-/// The chart as an SVG document; `title` heads it, and an upright line marks the context that the model was trained for.
+/// The chart as an SVG document with `title` above it; a vertical line marks the context that the model was trained for.
 pub fn svg(cells: &[Cell], title: &str, trained: Option<usize>) -> String {
     let scale = Scale::new(cells);
     let order = palette::order(modes(cells));
@@ -71,7 +71,7 @@ pub fn svg(cells: &[Cell], title: &str, trained: Option<usize>) -> String {
     out
 }
 
-/// The palette as classes, on light and on dark.
+/// The palette as CSS classes, for light and for dark backgrounds.
 fn colors() -> String {
     let of = |colors: [&str; 8]| -> String {
         let class = |(i, color): (usize, &&str)| format!("  .s{i} {{ stroke: {color}; }} .d{i} {{ fill: {color}; }}\n");
@@ -80,14 +80,14 @@ fn colors() -> String {
     format!("{}@media (prefers-color-scheme: dark) {{\n{}}}\n", of(palette::LIGHT), of(palette::DARK))
 }
 
-/// From contexts and perplexities to the page, both logarithmic: a perplexity is given by its logarithm, the nats per
-/// token, which is a number where the perplexity is too large to be one.
+/// Maps contexts and perplexities to places on the page, both logarithmically. A perplexity is given by its logarithm, the nats
+/// per token, which is finite even if the perplexity is too large for an `f64`.
 struct Scale {
     x: (f64, f64),
     y: (f64, f64),
 }
 
-/// More decades than this are not marked one by one.
+/// If there are more decades than this, not every one is marked.
 const DECADES: f64 = 6.0;
 
 impl Scale {
@@ -115,13 +115,12 @@ impl Scale {
         BOTTOM - share.clamp(0.0, 1.0) * (BOTTOM - TOP)
     }
 
-    /// Round perplexities inside the range, close enough together that at least three show: where they stand, and their
-    /// text.
+    /// Places and texts of the ticks: round perplexities inside the range, at least three of them if possible.
     fn ticks(&self) -> Vec<(f64, String)> {
         let decade = std::f64::consts::LN_10;
         let (low, high) = (self.y.0 / decade, self.y.1 / decade);
         if high - low > DECADES {
-            // Whole decades, at most so many: the perplexities themselves need not be numbers.
+            // Whole decades, `DECADES` at most; the perplexities themselves may be too large for an `f64`.
             let step = ((high - low) / DECADES).ceil();
             let first = (low / step).ceil() * step;
             let decades = (0..=DECADES as u32).map(|i| first + step * f64::from(i)).take_while(|&d| d <= high);
@@ -131,7 +130,7 @@ impl Scale {
             let text = short(perplexity);
             if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
         };
-        // Past the largest number there is only the decade to name.
+        // A perplexity that is too large for an `f64` can only be given by its decade.
         let Some((low, high)) = Some((self.y.0.exp(), self.y.1.exp())).filter(|(_, high)| high.is_finite()) else {
             return vec![(self.y.0, format!("1e{low:.1}")), (self.y.1, format!("1e{high:.1}"))];
         };

@@ -1,7 +1,8 @@
-//! The comparison as a table for a terminal: modes down, contexts across, the best mode of each context marked.
+//! The comparison as a table for a terminal, with a row per mode and a column per context; the best mode of each context is
+//! marked.
 //!
-//! A terminal may be narrow, so the table gives up what can be missed first: the space between columns, then one table for
-//! all contexts in favour of several below each other. Figures are never dropped.
+//! For a narrow terminal, the space between columns is reduced first; then the contexts are divided among several tables
+//! below each other. Figures are never dropped.
 
 use super::blocks::wrap;
 use super::factor;
@@ -9,7 +10,7 @@ use crate::compare::{Usable, best, contexts, modes};
 use crate::perplexity::Cell;
 use crate::stats::Difference;
 
-/// What the table may look like.
+/// The width and colour of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableStyle {
     /// Columns of the terminal.
@@ -20,11 +21,11 @@ pub struct TableStyle {
 
 const BEST: &str = "\x1b[1;32m";
 const RESET: &str = "\x1b[0m";
-/// In place of a figure that can't be.
+/// What is shown in place of a figure that does not exist.
 const MISSING: &str = "–";
 
-/// The table, each line ending in a newline, with a line that explains its marks. `usable` fills a last column, if it is not
-/// empty.
+/// The table, with a line that explains its marks; each line ends in a newline. If `usable` is not empty, it fills a last column,
+/// or two with retrieval.
 pub fn table(cells: &[Cell], usable: &[Usable], style: TableStyle) -> String {
     let first = first_column(cells);
     let mut columns: Vec<Column> =
@@ -57,11 +58,11 @@ pub fn table(cells: &[Cell], usable: &[Usable], style: TableStyle) -> String {
     out
 }
 
-/// Spaces between columns, where there is room and where there is none.
+/// Spaces between columns, in a wide and in a narrow terminal.
 const WIDE: usize = 4;
 const NARROW: usize = 1;
 
-/// One context, or how far each mode carries.
+/// One context, or the usable length of each mode.
 struct Column {
     head: String,
     factor: String,
@@ -86,7 +87,7 @@ impl Column {
         Self::new(context.to_string(), scaled, modes(cells).into_iter().map(figure).collect())
     }
 
-    /// How far each mode carries, by what `of` says, and what is the longest length measured.
+    /// The usable length of each mode. `of` gives it, and the longest length measured.
     fn of_usable(
         head: &str,
         cells: &[Cell],

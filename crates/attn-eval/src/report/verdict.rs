@@ -1,5 +1,5 @@
-//! What a comparison says: what to do past the trained length, what that costs, and a sentence per length: the best mode, by
-//! how much, and how sure that is. Ranges in brackets are 95 % intervals.
+//! The verdict of a comparison in sentences: what to do past the trained length, what that costs, and for each length the best
+//! mode and whether its lead is significant. Ranges in brackets are 95 % intervals.
 
 use super::words::{called, finder, listed};
 use super::{figure, gap, short, weighed};
@@ -10,18 +10,19 @@ use crate::perplexity::Cell;
 use crate::search::Search;
 use crate::stats::{Difference, Interval, MIN_WINDOWS};
 
-/// What a comparison says.
+/// The verdict of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// What to do past the trained length.
     pub headline: String,
-    /// What that costs, what a config can say, and what far text is worth.
+    /// What that costs, the best setting that a config can express, what retrieval found, and what far text is worth.
     pub lines: Vec<String>,
-    /// What each length shows: the best mode, by how much, and how sure that is.
+    /// A line per length: the best mode, by how much it leads, and whether that is significant.
     pub lengths: Vec<String>,
 }
 
-/// What the results say of a model trained for `trained` tokens; `one_factor` as in [`recommend`](crate::compare::recommend).
+/// The verdict on the results of a model that was trained for `trained` tokens; `one_factor` as in
+/// [`recommend`](crate::compare::recommend).
 pub fn verdict(results: &Results, one_factor: bool, trained: Option<usize>) -> Verdict {
     let Some(found) = results.recommended(one_factor, trained) else {
         return Verdict { headline: "Nothing was compared.".to_string(), lines: vec![], lengths: vec![] };
@@ -42,7 +43,7 @@ fn subject(mode: &str, factor: Option<f64>) -> String {
     factor.map_or_else(|| finder(mode).to_string(), |_| setting(mode, factor))
 }
 
-/// The recommendation in a sentence or two: what to do, and how sure that is.
+/// The recommendation in one or two sentences: what to do, and which other modes are not significantly worse.
 fn headline(found: &Recommendation, trained: Option<usize>) -> String {
     let (context, perplexity) = (found.context, short(found.perplexity));
     let name = setting(&found.mode, found.factor);
@@ -115,7 +116,7 @@ fn headline(found: &Recommendation, trained: Option<usize>) -> String {
     }
 }
 
-/// How much text the windows are that it takes.
+/// The option that gives enough text for the windows that are needed.
 fn text_for(found: &Recommendation) -> String {
     found.windows_needed.map_or(String::new(), |n| format!(" (--max-tokens {})", n * found.context))
 }
@@ -143,7 +144,7 @@ fn costs(cost: &Versus) -> String {
     }
 }
 
-/// What to put into a config where the recommended mode can't be said there.
+/// The best setting for a config, if a config can't express the recommended mode.
 fn for_configs(found: &Recommendation) -> Option<String> {
     let said_there = |mode: &str| found.for_configs.iter().any(|config| config.mode == mode);
     let best = found.for_configs.first().filter(|_| !said_there(&found.mode))?;
@@ -159,7 +160,7 @@ fn for_configs(found: &Recommendation) -> Option<String> {
     ))
 }
 
-/// Whether what lies further back than a window helped at the longest context, where a mode that drops it was measured.
+/// Whether text further back than a window helped at the longest context; `None` if no mode that drops it was measured.
 fn far_sentence(results: &Results) -> Option<String> {
     let (versus, keeping) = far_text(results)?;
     let (keeping, dropping, context) = (finder(&keeping), &versus.mode, versus.context);
@@ -191,7 +192,7 @@ fn far_sentence(results: &Results) -> Option<String> {
     })
 }
 
-/// Whether the search was worth it.
+/// A sentence that says whether the search found something better than the stock modes.
 pub fn search_sentence(search: &Search) -> String {
     let stock = called(&search.stock.mode);
     let Pair { nll, interval, longppl, kl, .. } = search.difference;
@@ -204,7 +205,7 @@ pub fn search_sentence(search: &Search) -> String {
         "kl" => ("divergence", of(kl)),
         _ => ("perplexity", (nll, interval)),
     };
-    // A divergence is a number of nats and no logarithm of anything.
+    // A divergence is a number of nats, and not the logarithm of a ratio that could be given in percent.
     let nats = search.objective == "kl";
     let gap = if nats { format!("{nll:+.4} nats per token") } else { percent(nll) };
     let Some(interval) = interval else {
@@ -273,7 +274,7 @@ fn range(Interval { low, high }: Interval) -> String {
     format!("({} to {})", percent(low), percent(high))
 }
 
-/// A difference in nats as a ratio of perplexities, which the sentence around it gives its direction.
+/// A difference in nats as a ratio of perplexities, without a plus sign: the sentence around it says the direction.
 fn percent(nll: f64) -> String {
     gap(nll).trim_start_matches('+').to_string()
 }

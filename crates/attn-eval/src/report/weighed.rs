@@ -1,4 +1,4 @@
-//! What retrieval adds to the verdict on perplexities.
+//! The sentences that retrieval adds to the verdict on perplexities.
 
 use super::retrieval::{cannot, with_interval};
 use super::short;
@@ -6,7 +6,7 @@ use super::words::{called, finder, listed, percent};
 use crate::compare::{Answer, Found, Recommendation, Results, Usable, Weighed};
 use crate::retrieval::Retrieval;
 
-/// For the headline: what the recommended setting finds, beside the model as it is. Empty where retrieval says nothing.
+/// For the headline: what the recommended setting and the model as it is find. Empty if retrieval is not counted.
 pub(super) fn finds(found: &Recommendation) -> String {
     let Some(weighed) = &found.retrieval else { return String::new() };
     let Some(of_mode) = of(weighed, &found.mode) else { return String::new() };
@@ -19,7 +19,7 @@ pub(super) fn finds(found: &Recommendation) -> String {
     format!(" It finds {} of what is hidden in {} tokens{own}.", percent(of_mode.share), weighed.context)
 }
 
-/// What the two disagree about.
+/// For the headline: what the setting and the model as it is find, if perplexity and retrieval disagree.
 pub(super) fn disagreement(found: &Recommendation) -> String {
     let own = found.retrieval.as_ref().and_then(|weighed| {
         let own = found.baselines.iter().find(|other| other.is_own())?;
@@ -37,8 +37,8 @@ pub(super) fn disagreement(found: &Recommendation) -> String {
     })
 }
 
-/// The sentences after the headline: what every mode finds, what that changed, and where perplexity does not show that a mode
-/// stops finding.
+/// The sentences after the headline: what every mode finds, what that changes in the recommendation, and which modes no longer
+/// find things at lengths at which their perplexity is still good.
 pub(super) fn sentences(results: &Results, found: &Recommendation) -> Vec<String> {
     let Some(retrieval) = &results.retrieval else { return vec![] };
     let mut lines: Vec<String> = retrieval.tasks.iter().filter_map(cannot).collect();
@@ -74,7 +74,7 @@ fn shares(weighed: &Weighed) -> String {
     )
 }
 
-/// Why it is not said how far a mode finds things, if the trials are too few for that.
+/// A sentence for the case that there are too few trials to say up to which length a mode finds things.
 fn too_few(retrieval: &Retrieval) -> Option<String> {
     let share = retrieval.reference().filter(|share| !share.is_more_than_nothing())?;
     Some(format!(
@@ -85,7 +85,7 @@ fn too_few(retrieval: &Retrieval) -> Option<String> {
     ))
 }
 
-/// What perplexity alone would have said.
+/// What perplexity alone would recommend.
 fn instead(found: &Recommendation, weighed: &Weighed, mode: &str) -> Option<String> {
     let (lost, kept) = (of(weighed, mode)?, of(weighed, &found.mode)?);
     let why =
@@ -94,7 +94,7 @@ fn instead(found: &Recommendation, weighed: &Weighed, mode: &str) -> Option<Stri
     Some(format!("By perplexity alone the recommendation would be {}, {why}.", called(mode)))
 }
 
-/// Modes that find really more than what is recommended, with what they cost.
+/// Modes that find significantly more than what is recommended, with their perplexities.
 fn better(results: &Results, found: &Recommendation, weighed: &Weighed) -> Option<String> {
     if found.answer == Answer::Disagree {
         return None;
@@ -111,8 +111,8 @@ fn better(results: &Results, found: &Recommendation, weighed: &Weighed) -> Optio
     (!names.is_empty()).then(more)
 }
 
-/// The trap of judging by perplexity alone: a mode that still predicts well where it no longer finds anything (Men et al.
-/// 2024 for a larger base).
+/// Modes that still predict well at lengths at which they no longer find as much, so that perplexity alone misleads (Men et al.
+/// 2024 show this for a larger base).
 fn unseen(usable: &[Usable]) -> Option<String> {
     let said: Vec<String> = usable
         .iter()

@@ -1,4 +1,4 @@
-//! How modes, lists and shares are called in sentences.
+//! Modes, lists and shares as words in sentences.
 
 /// A mode's name inside a sentence.
 pub(super) fn called(mode: &str) -> &str {
@@ -9,7 +9,7 @@ pub(super) fn called(mode: &str) -> &str {
     }
 }
 
-/// A mode as the subject of "finds": "none finds the key" would be read as no mode at all.
+/// A mode as the subject of a sentence: "none finds the key" would mean that no mode does.
 pub(super) fn finder(mode: &str) -> &str {
     if mode == "none" { "the model without scaling" } else { called(mode) }
 }

@@ -1,4 +1,4 @@
-//! The trials: which there are, their prompts, and what a model makes of them.
+//! The grid of trials: its cells, the prompts, and how a model is measured on them.
 
 use super::haystack::Haystack;
 use super::list::numbered;
@@ -17,21 +17,21 @@ use candle_core::Tensor;
 use loader::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-/// Tokens by which the prompts of a task may differ before its body is filled up.
+/// The number of tokens by which the fixed parts of a task's prompts may differ from trial to trial.
 const SLACK: usize = 8;
 
-/// A grid of trials.
+/// What a grid of trials measures.
 #[derive(Debug)]
 pub struct RetrievalPlan<'a> {
-    /// Contexts, modes and their scalings, the seed; a stride has no meaning here.
+    /// Contexts, modes with their factor, and the seed; a stride has no meaning here.
     pub plan: Plan,
-    /// What is asked.
+    /// The tasks.
     pub tasks: Vec<&'static Task>,
-    /// Where the asked-for thing stands, 0 the beginning and 1 the end, in tasks where it stands in one place.
+    /// The depths of what is asked for, from 0 (the beginning) to 1 (the end), in tasks that hide it at one depth.
     pub depths: Vec<f64>,
-    /// Trials per depth. Tasks without depths have as many in all.
+    /// Trials per depth. Tasks without depths have as many trials as the others have at all depths together.
     pub trials: usize,
-    /// What things are hidden in.
+    /// The text in which things are hidden.
     pub haystack: Haystack,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
@@ -44,34 +44,34 @@ pub struct RetrievalSpec {
     pub task: String,
     /// Tokens of prompt and answer.
     pub context: usize,
-    /// Where the asked-for thing stands; absent where it stands in no one place.
+    /// The depth of what is asked for; absent in tasks that do not hide it at one depth.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::exact::optional")]
     pub depth: Option<f64>,
-    /// Trials.
+    /// Number of trials.
     pub trials: usize,
-    /// The name of the scaling.
+    /// The name of the mode.
     pub mode: String,
     /// Its factor.
     #[serde(with = "crate::exact")]
     pub factor: f64,
-    /// The mode whose measurement serves this one too.
+    /// The mode whose measurement serves this one too, the two being the same computation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
-    /// Whether it is measured only where it is asked for.
+    /// Whether it is measured only if it is asked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub between: bool,
 }
 
-/// What came out of a cell's trials.
+/// The measurement of a cell's trials.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RetrievalScores {
-    /// Things found, of all trials together.
+    /// Number of things found, in all trials together.
     pub found: usize,
-    /// Things asked for.
+    /// Number of things asked for, in all trials together.
     pub wanted: usize,
     /// What the tokens of the right answer cost, trial by trial.
     pub answers: Vec<Bucket>,
-    /// Wall-clock time.
+    /// Wall-clock time, in seconds.
     pub seconds: f64,
 }
 
@@ -109,7 +109,7 @@ impl Measurable for RetrievalSpec {
         ensure!(
             self.trials > 0 && answers.len() == self.trials,
             Impossible,
-            "{} trials, not {}",
+            "it has {} trials, not {}",
             answers.len(),
             self.trials
         );
@@ -117,11 +117,11 @@ impl Measurable for RetrievalSpec {
         ensure!(
             asked == Some(*wanted) && found <= wanted,
             Impossible,
-            "{found} of {wanted} found in {} trials",
+            "it finds {found} of {wanted} in {} trials",
             self.trials
         );
         let fine = |answer: &Bucket| answer.tokens > 0 && answer.tokens <= task.room && answer.sum.is_finite();
-        ensure!(answers.iter().all(fine), Impossible, "an answer of no or too many tokens");
+        ensure!(answers.iter().all(fine), Impossible, "an answer has no tokens or too many");
         ensure!(seconds.is_finite() && *seconds >= 0.0, Impossible, "it can't have taken {seconds} s");
         Ok(())
     }
@@ -147,10 +147,11 @@ impl RetrievalSpec {
 /// A prompt and what is expected of it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Trial {
-    /// A context less the room for the answer.
+    /// The ids of the prompt, a context less the room for the answer.
     pub(super) prompt: Vec<u32>,
-    /// What a model that knows would go on with, as far as there is room.
+    /// The ids of the right answer, as far as there is room for it.
     pub(super) answer: Vec<u32>,
+    /// What is looked for in an answer.
     pub(super) wanted: Vec<String>,
 }
 
@@ -164,22 +165,26 @@ pub struct Grid<'a> {
 }
 
 impl<'a> Grid<'a> {
-    /// Lists the cells: context by context, task by task, mode by mode, depth by depth; the lengths between last. `fits` says
-    /// why a context can't be had, such as for want of memory; such a context is skipped, and so is one that is too short for
-    /// a task or too long for the haystack.
+    /// Lists the cells: context by context, task by task, mode by mode, depth by depth; the lengths between come last. `fits` says
+    /// why a context is impossible, for example because there is not enough memory. Such a context is skipped, and so is one that
+    /// is too short for a task or too long for the haystack.
     ///
     /// # Errors
-    /// Nothing to measure, or nothing that can be; a mode the model can't take.
+    /// There is nothing to measure, or all contexts are skipped; a mode can't be applied to the model.
     pub fn new(model: &Model, plan: &'a RetrievalPlan<'a>, fits: &Fits<'_>) -> Result<Self> {
         let something = !plan.plan.modes.is_empty() && !plan.plan.contexts.is_empty() && !plan.tasks.is_empty();
-        ensure!(something && !plan.depths.is_empty() && plan.trials > 0, Setting, "there is nothing to measure");
+        ensure!(
+            something && !plan.depths.is_empty() && plan.trials > 0,
+            Setting,
+            "there is nothing to measure: name a mode, a context, a task, a depth and at least one trial"
+        );
         check_params(&plan.plan)?;
         let mut grid = Self { plan, specs: vec![], jobs: vec![], skipped: vec![] };
         for (contexts, between) in [(&plan.plan.contexts, false), (&plan.plan.between, true)] {
             for &context in contexts {
                 match has_room(model, context, fits) {
                     Ok(()) => grid.add(model, context, between)?,
-                    // Nothing asks for lengths between ones that are not measured.
+                    // Lengths between contexts are asked for only if the longer ones are measured.
                     Err(_) if between => {}
                     Err(reason) => grid.skipped.push(Skipped::new(context, None, reason)),
                 }
@@ -191,7 +196,7 @@ impl<'a> Grid<'a> {
         Ok(grid)
     }
 
-    /// A grid without cells, for what its trials are.
+    /// A grid without cells, for tests of its trials.
     #[cfg(test)]
     pub(super) fn of(plan: &'a RetrievalPlan<'a>) -> Self {
         Self { plan, specs: vec![], jobs: vec![], skipped: vec![] }
@@ -229,7 +234,7 @@ impl<'a> Grid<'a> {
         Ok(())
     }
 
-    /// Whether a context has room for a task, and the haystack text for it.
+    /// Checks that a context has room for a task, and that the haystack has enough text to fill it.
     fn try_out(&self, task: &Task, context: usize) -> Result<()> {
         let short = || error!(Setting, "a context of {context} is too short");
         let context = context.checked_sub(SLACK).ok_or_else(short)?;
@@ -246,7 +251,8 @@ impl<'a> Grid<'a> {
         &self.skipped
     }
 
-    /// Prompts, tokens to read for the cells of these indices, and the work in millions of floating-point operations.
+    /// For the cells with these indices: the number of prompts, the tokens to read, and the work in millions of floating-point
+    /// operations.
     pub fn work(&self, indices: &[usize]) -> (usize, usize, f64) {
         indices.iter().fold((0, 0, 0.0), |(prompts, tokens, work), &index| {
             let spec = &self.specs[index];
@@ -254,10 +260,10 @@ impl<'a> Grid<'a> {
         })
     }
 
-    /// Measures the cells of these indices in turn and hands each measurement to `done` as soon as it is there.
+    /// Measures the cells with these indices in turn and hands each measurement to `done` as soon as it is known.
     ///
     /// # Errors
-    /// The model fails; whatever `done` fails with, as it is.
+    /// The model fails; or an error of `done`, unchanged.
     pub fn run<E: From<Error>>(
         &self,
         indices: &[usize],
@@ -290,7 +296,7 @@ impl<'a> Grid<'a> {
         Ok(())
     }
 
-    /// A trial of a task: it depends on the seed, the task, the context, the depth and its number, and not on the mode.
+    /// A trial of a task. It depends on the seed, the task, the context, the depth and the trial's number, but not on the mode.
     pub(super) fn trial(&self, task: &Task, context: usize, depth: Option<f64>, number: usize) -> Result<Trial> {
         let mut rng = Rng::new(self.plan.plan.seed);
         let depth_bits = depth.filter(|_| task.placed).map_or(0, f64::to_bits);
@@ -305,7 +311,7 @@ impl<'a> Grid<'a> {
         let question = encode(&draft.question)?;
         let mut answer = self.after(&draft.question, &question, &draft.answer)?;
         answer.truncate(task.room);
-        ensure!(!answer.is_empty(), UnsuitableModel, "the tokenizer makes no tokens of an answer");
+        ensure!(!answer.is_empty(), UnsuitableModel, "the tokenizer gives no tokens for an answer");
         let mut fixed = prompt.len() + question.len() + task.room;
         let body = match draft.body {
             Body::Hidden(needles) => {
@@ -331,17 +337,17 @@ impl<'a> Grid<'a> {
         Ok(Trial { prompt, answer, wanted: draft.wanted })
     }
 
-    /// The tokens of `answer` where it stands after `question`, whose own tokens are known.
+    /// The tokens of `answer` after `question`, whose own tokens are `ids`.
     fn after(&self, question: &str, ids: &[u32], answer: &str) -> Result<Vec<u32>> {
         let together = self.plan.tokenizer.encode(&format!("{question}{answer}"), false)?;
         Ok(match together.strip_prefix(ids) {
             Some(rest) => rest.to_vec(),
-            // The question ends within a token of the two together.
+            // A token of the two together crosses the end of the question.
             None => self.plan.tokenizer.encode(answer, false)?,
         })
     }
 
-    /// How much of what is asked for is in what the model goes on with, greedily, and what the right answer would have cost it.
+    /// How many of the things asked for are in the model's greedy answer, and what the right answer would have cost it.
     fn ask(&self, model: &Model, task: &Task, trial: &Trial, context: usize) -> Result<(usize, Bucket)> {
         let length = RopeLength::Declared(self.plan.plan.length.unwrap_or(context));
         let row = |ids: &[u32]| Tensor::new(ids, model.device())?.unsqueeze(0);
@@ -358,7 +364,7 @@ impl<'a> Grid<'a> {
             }
             logits = session.feed(&row(&[token])?)?;
         }
-        // A window may have dropped what the answer has to see.
+        // A sliding window may have dropped keys that the answer has to see.
         if session.truncate(trial.prompt.len()).is_err() {
             session = Session::new(model, length, None)?;
             session.feed(&row(&trial.prompt)?)?;
@@ -375,7 +381,7 @@ impl<'a> Grid<'a> {
     }
 }
 
-/// Tokens that the body of a trial has.
+/// The number of tokens of a trial's body, if all else takes `fixed` of them.
 fn left(context: usize, fixed: usize) -> Result<usize> {
     let left = context.checked_sub(fixed).filter(|&left| left > 0);
     let short = || error!(Setting, "a context of {context} is too short: the task itself takes {fixed} tokens");

@@ -1,4 +1,4 @@
-//! What things are hidden in, in sentences: a text of the user's, or a few sentences over and over.
+//! The text in which things are hidden, cut into sentences: one of the user's, or a few sentences repeated.
 
 use crate::error::{Result, error};
 use loader::{TextEncoder, Tokenizer, append};
@@ -6,38 +6,38 @@ use loader::{TextEncoder, Tokenizer, append};
 /// The sentences of Mohtashami and Jaggi (2023), which RULER's variable tracking uses too.
 const FILLER: &str = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
 
-/// What reports call them.
+/// What reports call these sentences.
 pub(super) const PAPER: &str = "essay";
 
-/// What is hidden in, in sentences.
+/// A text in which things are hidden, cut into sentences.
 #[derive(Debug, Clone)]
 pub struct Haystack {
     /// What reports call it.
     pub name: String,
     /// The tokens of all sentences.
     ids: Vec<u32>,
-    /// Where each of them ends.
+    /// Where each sentence ends, in tokens.
     ends: Vec<usize>,
     /// Whether it may be repeated to fill a context.
     repeats: bool,
 }
 
 impl Haystack {
-    /// The passkey paper's sentences, over and over.
+    /// The passkey paper's sentences, repeated as often as needed.
     ///
     /// # Errors
-    /// They can't be tokenised, or come to nothing.
+    /// They can't be tokenised, or give no tokens.
     pub fn paper(tokenizer: &Tokenizer) -> Result<Self> {
-        // Twice, so that the first sentence too is met with a space before it.
+        // They are tokenised twice in a row, so that the first sentence too has a space before it.
         let twice = Self::text(PAPER, &FILLER.repeat(2), tokenizer)?;
-        let none = || error!(UnsuitableModel, "the tokenizer makes no tokens of the paper's sentences");
+        let none = || error!(UnsuitableModel, "the tokenizer gives no tokens for the sentences of the haystack");
         let ends = twice.ends.get(4..10).ok_or_else(none)?;
         let (first, rest) = (ends[0], &ends[1..]);
         let ids = twice.ids[first..ends[5]].to_vec();
         Ok(Self { name: twice.name, ids, ends: rest.iter().map(|end| end - first).collect(), repeats: true })
     }
 
-    /// A text of the user's, of which every trial takes a passage.
+    /// A text of the user's. Every trial takes a passage of it.
     ///
     /// # Errors
     /// It can't be tokenised.
@@ -47,29 +47,29 @@ impl Haystack {
         reader.finish(name)
     }
 
-    /// Tokens in it.
+    /// The number of its tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 
-    /// Why it can't fill `count` tokens, if it can't.
+    /// Why it can't fill `count` tokens; `None` if it can.
     pub(super) fn lacks(&self, count: usize) -> Option<String> {
         match self.tokens() {
             0 => Some(format!("{} has no text to hide anything in", self.name)),
             has if !self.repeats && has < count => {
-                Some(format!("{} has {has} tokens, and {count} of them are needed", self.name))
+                Some(format!("{} has {has} tokens, but {count} are needed", self.name))
             }
             _ => None,
         }
     }
 
-    /// The sentence that a passage begins with, out of `draw(n)`, a number below `n`.
+    /// The sentence with which a passage begins. `draw(n)` gives a random number below `n`.
     pub(super) fn first(&self, draw: impl FnOnce(usize) -> usize) -> usize {
         if self.repeats { 0 } else { draw(self.ends.len()) }
     }
 
-    /// `count` tokens from sentence `first` on and the needles among them, each after the sentence that ends closest to its
-    /// depth; needles of one place keep their order.
+    /// `count` tokens from sentence `first` on, with the needles among them. Each needle stands after the sentence whose end is
+    /// closest to its depth; needles at one place keep their order.
     pub(super) fn around(&self, needles: &[(f64, Vec<u32>)], first: usize, count: usize) -> Vec<u32> {
         let (filler, breaks) = self.passage(first, count);
         let place = |depth: f64| {
@@ -108,36 +108,37 @@ impl Haystack {
     }
 }
 
-/// Cuts a text that comes in parts into sentences, and tokenises each: after full stops, question and exclamation marks that
-/// white space follows, which goes to the next sentence, and after the full-width ones of Chinese and Japanese.
+/// Cuts a text that comes in parts into sentences, and tokenises each. A sentence ends after a full stop, question mark or
+/// exclamation mark that white space follows (the white space belongs to the next sentence), and after the full-width marks of
+/// Chinese and Japanese.
 #[derive(Debug)]
 pub struct HaystackReader<'a> {
     tokenizer: &'a Tokenizer,
-    /// The sentence that has not ended.
+    /// The sentence that has not ended yet.
     sentence: TextEncoder<'a>,
     last: Last,
     ids: Vec<u32>,
     ends: Vec<usize>,
 }
 
-/// What the character before was.
+/// The kind of the character before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Last {
     /// A mark that ends a sentence if white space follows.
     Mark,
-    /// A full-width mark, or a quotation mark or bracket that closes after one: ends a sentence but for another of them.
+    /// A full-width mark, or a closing quotation mark or bracket after one: ends a sentence unless another one follows.
     WideMark,
     Other,
 }
 
 impl<'a> HaystackReader<'a> {
-    /// Before the first part.
+    /// A reader that has read nothing yet.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         let sentence = tokenizer.text_encoder(usize::MAX);
         Self { tokenizer, sentence, last: Last::Other, ids: vec![], ends: vec![] }
     }
 
-    /// Takes the next part.
+    /// Adds the next part.
     ///
     /// # Errors
     /// It can't be tokenised.
@@ -166,7 +167,7 @@ impl<'a> HaystackReader<'a> {
         Ok(self.sentence.push(&text[start..])?)
     }
 
-    /// Bytes that are kept of the text so far.
+    /// The bytes of memory that the text takes so far.
     pub fn bytes(&self) -> u64 {
         (self.ids.capacity() * size_of::<u32>() + self.ends.capacity() * size_of::<usize>()) as u64
     }

@@ -1,18 +1,18 @@
-//! The numbered list of words that common-words is about, as long as a context has room for.
+//! The numbered list of words of the task common-words, as long as a context has room for.
 
 use super::words::shuffle;
 use crate::error::{Result, ensure};
 use crate::rng::Rng;
 use loader::Tokenizer;
 
-/// How often a common word is in the list, as far as it is long enough (RULER).
+/// How often a common word is in a list that is long enough for that (as in RULER).
 const MOST: usize = 30;
-/// How many times as often as another word.
+/// How many times as often a common word is in the list as another word.
 const TIMES: usize = 10;
 /// Words of the shortest list in which common words stand out.
 const SHORTEST: usize = 40;
 
-/// Exactly `count` tokens of numbered words, an order of their own for every `order`. The last word may be cut.
+/// Exactly `count` tokens of numbered words, in an order that `order` decides. The last word may be cut.
 pub(super) fn numbered(
     common: &[&str],
     others: &[&str],
@@ -26,7 +26,7 @@ pub(super) fn numbered(
         sample += entry(100, word)?.len();
     }
     let room = count * others.len() / sample.max(1);
-    ensure!(room >= SHORTEST, Setting, "there is room for {room} words, and it takes {SHORTEST}");
+    ensure!(room >= SHORTEST, Setting, "there is room for {room} words, but {SHORTEST} are needed");
     let mut words = Vec::with_capacity(room);
     let often = often(room, common.len(), others.len());
     common.iter().for_each(|word| words.extend(std::iter::repeat_n(*word, often)));
@@ -46,8 +46,8 @@ pub(super) fn numbered(
     Ok(ids)
 }
 
-/// How often each common word is in a list of `room` words: so often that they make half of a short list, and in a list that
-/// the other words alone would not fill, ten times as often as those.
+/// How often each common word is in a list of `room` words. The common words are half of a short list. In a list so long that the
+/// other words have to be repeated to fill it, a common word is there ten times as often as another one.
 fn often(room: usize, common: usize, others: usize) -> usize {
     let often = MOST.min(room / (2 * common));
     let seldom = (often / TIMES).max(1);

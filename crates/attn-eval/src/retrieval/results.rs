@@ -1,5 +1,5 @@
-//! From measurements to figures: what was found by task, mode, context and depth, how sure that is, what the model can do at
-//! the length it was trained for, and how far each mode carries.
+//! From measurements to figures: what was found by task, mode, context and depth, with intervals; what the model can do at
+//! the length it was trained for; and the usable length of each mode.
 
 use super::grid::{RetrievalScores, RetrievalSpec};
 use super::haystack::PAPER;
@@ -17,46 +17,46 @@ pub const ABLE: f64 = 0.5;
 /// What a grid of trials found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Retrieval {
-    /// What things were hidden in.
+    /// The text in which things were hidden.
     pub haystack: String,
     /// Seed of the trials.
     pub seed: u64,
-    /// Trials per depth; tasks without depths have as many in all.
+    /// Trials per depth; tasks without depths have as many trials as the others have at all depths together.
     pub trials: usize,
     /// The tasks, with what the model can do of them.
     pub tasks: Vec<TaskResult>,
     /// Tokens of prompt and answer.
     pub contexts: Vec<usize>,
-    /// Where the asked-for thing stood, in tasks where it stands in one place.
+    /// The depths of what was asked for, in tasks that hide it at one depth.
     pub depths: Vec<f64>,
-    /// The scalings.
+    /// The modes.
     pub modes: Vec<String>,
     /// The cells.
     pub cells: Vec<RetrievalCell>,
     /// All depths of a task, mode and context together.
     pub totals: Vec<Total>,
-    /// The same at lengths that were measured only to find out how far a mode carries.
+    /// The same at lengths that were measured only to find the usable length of a mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub between: Vec<Total>,
 }
 
-/// A task, and whether the model can do it where it was trained.
+/// A task, and whether the model can do it at its trained length.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskResult {
     /// Its name.
     pub name: String,
     /// What it asks for.
     pub summary: String,
-    /// Things asked for in a trial.
+    /// Number of things asked for in a trial.
     pub wanted: usize,
     /// The length that says whether the model can do the task: the longest measured up to the trained one. Absent if all are
     /// longer.
     pub reference: Option<usize>,
-    /// What the model as it is found there, from 0 to 1.
+    /// The share that the model as it is found there, from 0 to 1.
     pub share: Option<f64>,
     /// Its 95 % interval.
     pub interval: Option<Interval>,
-    /// Whether that is at least [`ABLE`]. Nothing is concluded about scalings from a task that the model can't do.
+    /// Whether the share is at least [`ABLE`]. Nothing is concluded about scalings from a task that the model can't do.
     pub able: bool,
 }
 
@@ -65,27 +65,27 @@ pub struct TaskResult {
 pub struct RetrievalCell {
     /// The task.
     pub task: String,
-    /// The scaling.
+    /// The mode.
     pub mode: String,
     /// Tokens of prompt and answer.
     pub context: usize,
-    /// Where the asked-for thing stood; absent where it stands in no one place.
+    /// The depth of what was asked for; absent in tasks that do not hide it at one depth.
     pub depth: Option<f64>,
     /// The scaling's factor.
     pub factor: f64,
-    /// Trials.
+    /// Number of trials.
     pub trials: usize,
-    /// Things found, of all trials together.
+    /// Number of things found, in all trials together.
     pub found: usize,
-    /// Things asked for.
+    /// Number of things asked for, in all trials together.
     pub wanted: usize,
     /// What a token of the right answer cost, in nats.
     pub answer_nll: f64,
-    /// Tokens of the right answers.
+    /// Number of tokens of the right answers.
     pub answer_tokens: usize,
-    /// Wall-clock time.
+    /// Wall-clock time, in seconds.
     pub seconds: f64,
-    /// The mode whose figures these are.
+    /// The mode whose figures these are, if the two are the same computation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
 }
@@ -95,15 +95,15 @@ pub struct RetrievalCell {
 pub struct Total {
     /// The task.
     pub task: String,
-    /// The scaling.
+    /// The mode.
     pub mode: String,
     /// Tokens of prompt and answer.
     pub context: usize,
-    /// Trials.
+    /// Number of trials.
     pub trials: usize,
-    /// Things found, of all trials together.
+    /// Number of things found, in all trials together.
     pub found: usize,
-    /// Things asked for.
+    /// Number of things asked for, in all trials together.
     pub wanted: usize,
     /// The share found, from 0 to 1.
     pub share: f64,
@@ -111,29 +111,29 @@ pub struct Total {
     pub interval: Interval,
     /// What a token of the right answer cost, in nats.
     pub answer_nll: f64,
-    /// Its bootstrap 95 % interval, trials resampled; absent with too few.
+    /// Its bootstrap 95 % interval, trials resampled; absent with too few trials.
     pub answer_interval: Option<Interval>,
-    /// The mode whose figures these are.
+    /// The mode whose figures these are, if the two are the same computation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
 }
 
 impl Total {
-    /// What was found.
+    /// The share that was found.
     pub fn found(&self) -> Share {
         Share::of(self.found, self.wanted, self.trials)
     }
 }
 
 impl RetrievalCell {
-    /// What was found.
+    /// The share that was found.
     pub fn found(&self) -> Share {
         Share::of(self.found, self.wanted, self.trials)
     }
 }
 
 impl Retrieval {
-    /// What a mode found of a task at a context: at one depth, or at all of them. `None` if it was not asked there.
+    /// The share that a mode found of a task at a context, at one depth or at all of them. `None` if that was not measured.
     pub fn share(&self, task: &str, mode: &str, context: usize, depth: Option<f64>) -> Option<Share> {
         let Some(depth) = depth else {
             let mut totals = self.totals.iter();
@@ -144,8 +144,8 @@ impl Retrieval {
         cells.find(|cell| cell.depth == Some(depth)).map(RetrievalCell::found)
     }
 
-    /// What a token of the right answers to a task cost a mode at a context, in nats: at one depth, or at all of them. `None` if
-    /// it was not asked there.
+    /// What a token of the right answers to a task cost a mode at a context, in nats, at one depth or at all of them. `None` if
+    /// that was not measured.
     pub fn answer_nll(&self, task: &str, mode: &str, context: usize, depth: Option<f64>) -> Option<f64> {
         let Some(depth) = depth else {
             let mut totals = self.totals.iter();
@@ -156,8 +156,8 @@ impl Retrieval {
         cells.find(|cell| cell.depth == Some(depth)).map(|cell| cell.answer_nll)
     }
 
-    /// What a mode found at a context of all tasks that the model can do, every trial weighing the same; `None` if it was not
-    /// asked all of them there.
+    /// The share that a mode found at a context of all tasks that the model can do, every trial with the same weight. `None` if it
+    /// was not measured on all of them there.
     pub fn pooled(&self, mode: &str, context: usize) -> Option<Share> {
         let found = |task: &TaskResult| {
             let totals = self.totals.iter().chain(&self.between);
@@ -173,7 +173,7 @@ impl Retrieval {
         self.tasks.iter().filter(|task| task.able)
     }
 
-    /// The names of those.
+    /// The names of these tasks.
     pub fn able_names(&self) -> Vec<&str> {
         self.able().map(|task| task.name.as_str()).collect()
     }
@@ -183,17 +183,16 @@ impl Retrieval {
         ["checkpoint", "none"].into_iter().find(|own| self.modes.iter().any(|mode| mode == own))
     }
 
-    /// What the model as it is finds at the longest length it was trained for, of all tasks that it can do: what modes are held
-    /// against.
+    /// The share that the model as it is finds of all tasks that it can do, at the longest length measured up to its trained one.
+    /// Modes are compared with it.
     pub fn reference(&self) -> Option<Share> {
         let length = self.able().filter_map(|task| task.reference).max()?;
         self.pooled(self.own()?, length)
     }
 
-    /// What is known of how far `mode` carries by retrieval: every length at which it was asked all tasks that the model can
-    /// do, in order, with whether it finds as much there as the model as it is does at the reference length, as far as the
-    /// intervals can tell. `None` where nothing can be said, also since the trials are so few that a mode that finds nothing
-    /// could not be told from one that does.
+    /// For the usable length of `mode`: every length at which it was measured on all tasks that the model can do, in ascending
+    /// order, and whether it does not find significantly less there than the model as it is at the reference length. `None` if
+    /// there is no such reference, or if the trials are so few that a mode that finds nothing would not be significantly worse.
     pub fn carries(&self, mode: &str) -> Option<Vec<(usize, bool)>> {
         let before = self.reference().filter(|before| before.is_more_than_nothing())?;
         let totals = self.totals.iter().chain(&self.between);
@@ -205,14 +204,14 @@ impl Retrieval {
     }
 }
 
-/// Sums up measurements, one per cell in the order of the specs; those that are measured as another, and those between that
-/// nothing asked for, may be absent.
+/// Sums up measurements, one per cell in the order of the specs. A cell with `same_as` may have none, and so may one at a length
+/// between that nothing asked for.
 ///
 /// # Errors
-/// A measurement is missing, or the settings say nothing of retrieval.
+/// A measurement is missing, or the settings have no section on retrieval.
 pub fn summarise(specs: &[RetrievalSpec], scores: &[Option<RetrievalScores>], about: &About) -> Result<Retrieval> {
     let settings = about.settings.retrieval.as_ref();
-    let settings = settings.ok_or_else(|| error!(Setting, "the settings say nothing of retrieval"))?;
+    let settings = settings.ok_or_else(|| error!(Setting, "the settings have no section on retrieval"))?;
     let seed = about.settings.seed;
     let measured = |spec: &RetrievalSpec| {
         let source = specs.iter().position(|other| match spec.same_as {
@@ -297,13 +296,13 @@ fn total(spec: &RetrievalSpec, parts: &[(&RetrievalSpec, &RetrievalScores)], see
     }
 }
 
-/// Whether the model can do a task: the model as it is, or the best mode where that was not measured, at the longest length
-/// up to the trained one.
+/// Whether the model can do a task: by the model as it is, or by the best mode if that was not measured, at the longest length
+/// measured up to the trained one.
 fn judged(name: &str, retrieval: &Retrieval, trained: Option<usize>) -> Result<TaskResult> {
     let task = TASKS.into_iter().find(|task| task.name == name);
     let task = task.ok_or_else(|| error!(Impossible, "there is no task {name:.40?}"))?;
     let lengths = retrieval.totals.iter().filter(|total| total.task == name).map(|total| total.context);
-    // Of a model of unknown trained context the shortest length has to do.
+    // For a model of unknown trained context the shortest length is taken.
     let reference = match trained {
         Some(trained) => lengths.filter(|&length| length <= trained).max(),
         None => lengths.min(),

@@ -1,49 +1,49 @@
-//! How much was found, and how sure that is.
+//! The share of the hidden things that was found, with its interval.
 
 use crate::stats::Interval;
 
 /// The normal distribution's 97.5 % quantile, squared.
 const Z2: f64 = 1.959_963_985 * 1.959_963_985;
 
-/// What was found in at least one trial. A trial counts with the share of what it asked for that was found.
+/// The share found in one or more trials. Each trial counts with the share of what it asked for that was found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
-    /// The sum over the trials.
+    /// The sum of the shares of the trials.
     score: f64,
-    /// Trials.
+    /// Number of trials.
     trials: usize,
 }
 
 impl Share {
-    /// `found` things of `wanted` in so many trials, each of which asked for as many.
+    /// `found` things of `wanted` in `trials` trials, all of which asked for the same number of things.
     pub fn of(found: usize, wanted: usize, trials: usize) -> Self {
         Self { score: found as f64 / wanted as f64 * trials as f64, trials }
     }
 
-    /// From 0 to 1.
+    /// The share, from 0 to 1.
     pub fn value(self) -> f64 {
         self.score / self.trials as f64
     }
 
-    /// Trials.
+    /// The number of trials.
     pub fn trials(self) -> usize {
         self.trials
     }
 
-    /// Whether so many trials tell it from finding nothing at all.
+    /// Whether it is significantly more than nothing, given the number of trials.
     pub fn is_more_than_nothing(self) -> bool {
         self.above(Self { score: 0.0, ..self }).low > 0.0
     }
 
-    /// The trials of both together.
+    /// The share of the trials of both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { score: self.score + other.score, trials: self.trials + other.trials }
     }
 
     /// The 95 % interval of the share (Wilson's score interval, which holds for few trials and for shares of 0 and 1 too).
-    /// Where a trial may be found in part it is wider than it has to be: nothing between 0 and 1 varies more around its mean
-    /// than what is only ever 0 or 1.
+    /// If a trial asks for several things the interval is wider than necessary: of all numbers between 0 and 1 with a given mean,
+    /// those that are only 0 or 1 vary most.
     pub fn interval(self) -> Interval {
         let (n, p) = (self.trials as f64, self.value());
         let middle = (p + Z2 / (2.0 * n)) / (1.0 + Z2 / n);
@@ -51,9 +51,9 @@ impl Share {
         Interval { low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
     }
 
-    /// The 95 % interval of by how much this share is above the other (Newcombe's hybrid score interval, 1998, number 10,
-    /// from the two intervals of Wilson's). For two modes on the same trials it is wider than it has to be, as what makes a
-    /// trial hard makes it hard for both.
+    /// The 95 % interval of this share minus the other (Newcombe's hybrid score interval, 1998, number 10,
+    /// from the two Wilson intervals). For two modes on the same trials it is wider than necessary, since a trial that is hard
+    /// for one of them tends to be hard for the other.
     pub fn above(self, other: Self) -> Interval {
         let (p, q) = (self.value(), other.value());
         let (a, b) = (self.interval(), other.interval());
@@ -70,7 +70,7 @@ mod tests {
         assert!((interval.low - low).abs() < 1e-6 && (interval.high - high).abs() < 1e-6, "{interval:?}");
     }
 
-    /// Against statsmodels' proportion_confint(method="wilson").
+    /// The expected values are those of statsmodels' `proportion_confint(method="wilson")`.
     #[test]
     fn intervals_are_wilsons() {
         for (correct, trials, low, high) in [

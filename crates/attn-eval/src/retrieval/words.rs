@@ -1,8 +1,8 @@
-//! Words that tasks are made of: plain English nouns, and adjectives to make keys of them.
+//! The words of the tasks: plain English nouns, and adjectives that make keys together with them.
 
 use crate::rng::Rng;
 
-/// Nouns, none twice.
+/// Nouns; none occurs twice.
 const NOUNS: &str = include_str!("words.txt");
 
 const ADJECTIVES: [&str; 40] = [
@@ -12,14 +12,14 @@ const ADJECTIVES: [&str; 40] = [
     "silent", "simple", "steady", "strange",
 ];
 
-/// All nouns, in an order that the seed decides.
+/// All nouns, in an order that the generator decides.
 pub(super) fn shuffled(rng: &mut Rng) -> Vec<&'static str> {
     let mut nouns: Vec<&str> = NOUNS.split_whitespace().collect();
     shuffle(&mut nouns, rng);
     nouns
 }
 
-/// An order of its own for every state of the generator (Fisher and Yates).
+/// Puts items into a random order (Fisher and Yates).
 pub(super) fn shuffle<T>(items: &mut [T], rng: &mut Rng) {
     for last in (1..items.len()).rev() {
         items.swap(last, rng.below(last + 1));

@@ -19,7 +19,7 @@ pub fn models(about: &About, results: &ModelResults) -> Result<String> {
     let texts: Vec<String> = about.texts.iter().map(text_line).collect();
     page.soft(&format!("On {}. {SAME_BYTES}", texts.join("; ")));
     let mut lines = models_verdict(results);
-    // The longest context says the most.
+    // The last context is usually the longest one, which matters most.
     let headline = lines.pop().unwrap_or_else(|| "Nothing was compared.".to_string());
     page.verdict(&headline, &lines);
     for context in contexts(&results.cells) {

@@ -15,7 +15,7 @@ use crate::report::{
 use crate::search::Search;
 use crate::stats::{Difference, Interval};
 
-/// The comparison as one HTML file, with the search that it comes from if there was one.
+/// The comparison as one HTML file, with the search from which it comes, if there was one.
 ///
 /// # Errors
 /// A number that JSON can't hold.
@@ -45,7 +45,7 @@ pub fn comparison(about: &About, results: &Results, search: Option<&Search>) -> 
     Ok(page.finish(&serde_json::to_value(Document::new(about, results).with_search(search))?))
 }
 
-/// What was compared, and what that comes to.
+/// What was compared, and the verdict.
 fn answer(page: &mut Page, about: &About, results: &Results, search: Option<&Search>) {
     let trained = about.trained_context();
     let texts: Vec<&str> = about.texts.iter().map(|text| text.name.as_str()).collect();
@@ -178,7 +178,7 @@ fn found(page: &mut Page, search: &Search) {
     page.end_details();
 }
 
-/// The options that come to the recommended setting, program by program.
+/// The options for the recommended setting, program by program.
 fn applied(page: &mut Page, results: &Results) {
     let lines = results.recommendation.iter().flat_map(|found| &found.applied);
     let text: Vec<String> = lines.map(|to| format!("# {}: {}\n{}", to.program, to.mode, to.options)).collect();
@@ -188,10 +188,10 @@ fn applied(page: &mut Page, results: &Results) {
     }
 }
 
-/// The table with columns after the modes that say how far each carries.
+/// The table with columns after the modes for their usable lengths.
 fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
     let by_retrieval = usable.iter().any(|usable| usable.retrieval.is_some());
-    /// The length to which a mode carries, and the longest measured.
+    /// The usable length of a mode, and the longest length measured.
     type Reach = fn(&Usable) -> Option<(Option<usize>, usize)>;
     let mut columns: Vec<(&str, Reach)> = vec![];
     if by_retrieval {
@@ -221,7 +221,7 @@ fn with_usable(mut table: Table, usable: &[Usable]) -> Table {
 
 type Measured<'a> = &'a dyn Fn(&perplexity::Cell) -> (Option<f64>, Option<Interval>);
 
-/// Modes down, contexts across.
+/// A table with a row per mode and a column per context.
 fn perplexities(
     id: &str,
     caption: &str,
@@ -251,7 +251,7 @@ fn perplexities(
     let largest = |context: usize| {
         cells.iter().filter(|cell| cell.context == context).map(|cell| cell.factor).fold(1.0, f64::max)
     };
-    // Said once where it is the same everywhere.
+    // A factor that is the same at all contexts is shown once, in the caption.
     let one =
         at.first().map(|&context| largest(context)).filter(|one| at.iter().all(|&context| largest(context) == *one));
     let heads = at.iter().map(|&context| {
@@ -460,7 +460,7 @@ pub(crate) mod tests {
         assert!(body.contains("+123%") && body.contains(">significant<"), "the difference of 0.8 nats");
     }
 
-    /// The whole of a comparison with retrieval beside it, in JSON and in the page.
+    /// A comparison with retrieval beside it, in JSON and in the page.
     #[test]
     fn retrieval_is_shown_beside_perplexity_and_comes_back_from_json() {
         let mut about = about();

@@ -59,8 +59,8 @@ fn trained_mark(contexts: &[usize], trained: Option<usize>) -> Vec<Mark> {
     within.map(|n| Mark { x: n as f64, label: format!("trained to {n}") }).into_iter().collect()
 }
 
-/// How far every mode is above the best of its context, which tells apart the lines that lie on one another in
-/// [`by_context`]. Nothing where no two modes were compared.
+/// By how much every mode is above the best one of its context, which shows differences between lines that overlap in
+/// [`by_context`]. `None` if no two modes were compared.
 pub(super) fn above_best(cells: &[perplexity::Cell]) -> Option<Chart> {
     let mut at = contexts(cells);
     at.sort_unstable();

@@ -66,7 +66,7 @@ pub fn explanation(explained: &Explained) -> Result<String> {
     Ok(page.finish(&serde_json::to_value(explained)?))
 }
 
-/// An id for a part of the group `index`.
+/// The HTML id of a part of the group `index`.
 fn id(name: &str, index: usize) -> String {
     format!("{name}-{index}")
 }

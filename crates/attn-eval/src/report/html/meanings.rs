@@ -1,4 +1,4 @@
-//! What a page says of the modes on it.
+//! A page's explanation of the modes on it.
 
 use super::Page;
 use crate::compare::Mode;

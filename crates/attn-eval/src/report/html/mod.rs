@@ -1,8 +1,8 @@
-//! Reports as one HTML file each, that opens without a network and says the same with and without scripts.
+//! Reports as one HTML file each, which needs no network and shows the same figures with and without scripts.
 //!
-//! Every figure is in a table with real headers; scripts add charts above them and make tables sort. A page holds its
-//! document as JSON, so that the file holds the data too. What comes from users (names of files, models, texts)
-//! is escaped on its way into markup and into the data. A policy in the page's head forbids it to load anything.
+//! Every figure is in a table with header cells; scripts add charts above the tables and let them be sorted. A page contains its
+//! document as JSON, so that the file has the data too. What comes from users (names of files, models, texts)
+//! is escaped before it is written into markup or data. A policy in the page's head forbids it to load anything.
 
 mod across;
 mod compare;
@@ -41,23 +41,23 @@ struct Chart {
     /// What the chart shows and how to read it.
     #[serde(skip)]
     note: String,
-    /// What a view's name is, such as "context"; for the selection and the tables.
+    /// What the views differ in, such as "context": the label of their selection.
     #[serde(skip)]
     view_name: &'static str,
     xlabel: &'static str,
     ylabel: &'static str,
-    /// After an x value.
+    /// The unit that is written after an x value.
     xunit: &'static str,
     xlog: bool,
     ylog: bool,
-    /// The y axis includes zero.
+    /// Whether the y axis includes zero.
     yzero: bool,
-    /// The y axis is linear up to about this value, on both sides of zero, and logarithmic beyond: small differences and large
-    /// ones are told apart in one picture. 0: it isn't.
+    /// If not 0: the y axis is linear up to about this value, on both sides of zero, and logarithmic beyond, so that small and
+    /// large differences are visible in one chart.
     ylinear: f64,
-    /// After a y value.
+    /// The unit that is written after a y value.
     yunit: &'static str,
-    /// The x values themselves are the ticks.
+    /// Whether the x values themselves are the ticks.
     xticks: bool,
     /// The smallest x on a logarithmic axis, for those that begin at 0.
     xfloor: f64,
@@ -73,7 +73,7 @@ struct View {
     marks: Vec<Mark>,
 }
 
-/// A line; its colour goes by its name, so that it keeps it from view to view.
+/// A line. Its colour depends on its name, so it is the same in all views.
 #[derive(Debug, Clone, Default, Serialize)]
 struct Series {
     name: String,
@@ -85,14 +85,14 @@ struct Series {
     high: Vec<Option<f64>>,
 }
 
-/// An upright line with a note.
+/// A vertical line with a label.
 #[derive(Debug, Clone, Serialize)]
 struct Mark {
     x: f64,
     label: String,
 }
 
-/// A table; its first column heads the rows.
+/// A table whose first column has the headers of the rows.
 #[derive(Debug, Clone, Default)]
 struct Table {
     id: String,
@@ -112,12 +112,12 @@ struct Head {
 #[derive(Debug, Clone, Default)]
 struct Cell {
     text: String,
-    /// In small letters below.
+    /// Text in small letters below.
     small: String,
     /// The number in full precision, for sorting.
     value: Option<f64>,
     class: &'static str,
-    /// For class `heat`: 0 to 1.
+    /// The strength of the background of class `heat`, from 0 to 1.
     heat: Option<f64>,
 }
 
@@ -138,7 +138,7 @@ impl Cell {
         value.map_or_else(Self::nothing, |v| Self::number(v, text(v)))
     }
 
-    /// In a column of numbers, where there is none.
+    /// A cell without a value, in a column of numbers.
     fn nothing() -> Self {
         Self { text: "–".into(), ..Self::default() }
     }
@@ -169,12 +169,12 @@ impl Head {
     }
 }
 
-/// A page in the making.
+/// A page that is being written.
 struct Page {
     title: String,
     body: String,
     charts: Vec<Chart>,
-    /// The last heading: a chart that has its words doesn't repeat them.
+    /// The last heading; a chart with the same title doesn't repeat it.
     heading: String,
 }
 
@@ -201,7 +201,7 @@ impl Page {
         let _ = writeln!(self.body, "<p class=\"soft\">{}</p>", escape(text));
     }
 
-    /// What the page comes to: a sentence, and lines that go into detail.
+    /// The verdict: a sentence, and lines with details.
     fn verdict(&mut self, sentence: &str, lines: &[String]) {
         let _ = writeln!(self.body, "<div class=\"verdict\">\n<p id=\"headline\">{}</p>", escape(sentence));
         if !lines.is_empty() {
@@ -211,7 +211,7 @@ impl Page {
         self.body.push_str("</div>\n");
     }
 
-    /// What follows until the matching [`end_details`](Self::end_details) is folded away.
+    /// Everything up to the matching [`end_details`](Self::end_details) is collapsed until a reader opens it.
     fn begin_details(&mut self, summary: &str) {
         let _ = writeln!(self.body, "<details>\n<summary>{}</summary>", escape(summary));
     }
@@ -276,7 +276,7 @@ impl Page {
         let _ = write!(self.body, "<{tag}{scope}{class}{value}{heat}>{}{small}</{tag}>", escape(&cell.text));
     }
 
-    /// A chart, and below it its figures as tables.
+    /// A chart, and its figures as tables below it.
     fn chart(&mut self, chart: Chart) {
         let (id, title) = (chart.id.clone(), escape(&chart.title));
         let named = if chart.title == self.heading { String::new() } else { format!("<strong>{title}.</strong> ") };
@@ -312,7 +312,7 @@ impl Page {
         self.charts.push(chart);
     }
 
-    /// The whole file; `document` is kept in it as data.
+    /// The whole file, which contains `document` as data.
     fn finish(self, document: &Value) -> String {
         let views = self.charts.iter().flat_map(|chart| &chart.views);
         let order = palette::order(views.flat_map(|view| &view.series).map(|series| series.name.as_str()));
@@ -339,7 +339,7 @@ impl Page {
     }
 }
 
-/// A line of a command in which a narrow page breaks between options and never after the hyphens of one.
+/// A line of a command that a narrow page breaks between options, and never after the hyphens of an option.
 fn unbroken_options(line: &str) -> String {
     let word = |word: &str| match word.starts_with('-') {
         true => format!("<span class=\"option\">{}</span>", escape(word)),
@@ -348,7 +348,7 @@ fn unbroken_options(line: &str) -> String {
     line.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// A view as a table: x down, lines across.
+/// A view as a table with a row per x value and a column per line.
 fn figures(id: &str, caption: String, xlabel: &str, view: &View) -> Table {
     let lines = view.series.iter().map(|series| Head::number(&series.name));
     let row = |(i, x): (usize, &f64)| {
@@ -363,7 +363,7 @@ fn figures(id: &str, caption: String, xlabel: &str, view: &View) -> Table {
     Table { id: id.into(), caption, heads: std::iter::once(Head::number(xlabel)).chain(lines).collect(), rows }
 }
 
-/// Four digits or so, as the charts label their axes.
+/// About four digits, as on the axes of the charts.
 fn digits(x: f64) -> String {
     match x.abs() {
         a if a != 0.0 && !(1e-3..1e6).contains(&a) => format!("{x:.2e}"),
@@ -375,7 +375,7 @@ fn digits(x: f64) -> String {
     }
 }
 
-/// Elements without an end, for the tests' check.
+/// Elements without an end tag, for the check in tests.
 #[cfg(test)]
 const VOID: [&str; 3] = ["meta", "!doctype", "br"];
 
@@ -408,7 +408,7 @@ mod tests {
         page.finish(&json!({ "name": NASTY, NASTY: [1.5] }))
     }
 
-    /// What lies between the body's tags, without scripts: those have rules of their own.
+    /// The markup of the body without the scripts, to which other rules apply.
     fn markup(page: &str) -> String {
         let (start, end) = (page.find("<main>").unwrap(), page.find("<script type=").unwrap());
         page[start..end].to_string()

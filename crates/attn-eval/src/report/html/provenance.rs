@@ -1,9 +1,9 @@
-//! What was measured on what, and how to do it again: the same section in every report of measurements.
+//! What was measured, on what, and how to repeat it: this section is the same in every report of measurements.
 
 use super::{Cell, Head, Page, Table};
 use crate::report::{About, TextInfo, factor};
 
-/// The section's content.
+/// Writes the section's content.
 pub(super) fn provenance(page: &mut Page, about: &About) {
     let command: Vec<String> = about.command.iter().map(|word| quoted(word)).collect();
     page.code("command", "command", &command.join(" "));
@@ -11,7 +11,7 @@ pub(super) fn provenance(page: &mut Page, about: &About) {
     let windows =
         settings.stride.map_or("one after the other, without overlap".into(), |n| format!("one every {n} tokens"));
     let retrieval = settings.retrieval.as_ref();
-    // Beside perplexity it is both.
+    // With perplexity, the seed is also that of the bootstrap.
     let seed_of = if retrieval.is_some() && about.texts.is_empty() { "seed of the trials" } else { "seed" };
     let windows = if about.texts.is_empty() { String::new() } else { windows };
     if about.models.is_empty() {
@@ -88,7 +88,7 @@ fn table(texts: &[&TextInfo]) -> Table {
     }
 }
 
-/// A word as a shell takes it.
+/// A word, quoted for a shell if that is needed.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@+%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! The page of `attn retrieval --html`, and what the page of a comparison says of retrieval.
+//! The page of `attn retrieval --html`, and the part on retrieval of the page of a comparison.
 
 use super::meanings::meanings;
 use super::provenance::provenance;
@@ -37,7 +37,7 @@ fn hidden_in<'a>(about: &About, retrieval: &'a Retrieval) -> &'a str {
     if paper { "a few repeated sentences" } else { retrieval.haystack.as_str() }
 }
 
-/// What was found, by context, and `metric` by depth; the chart has this id.
+/// What was found, by context, and `metric` by depth. `id` is that of the chart.
 pub(super) fn found(page: &mut Page, about: &About, retrieval: &Retrieval, metric: RetrievalMetric, id: &str) {
     page.heading("Found, by context");
     let tasks: Vec<(&str, String)> =
@@ -118,13 +118,13 @@ fn by_context(retrieval: &Retrieval, id: &str) -> Chart {
     }
 }
 
-/// A share as a percentage, the deeper the colour the more was found.
+/// A share as a percentage; the more was found, the stronger is the background.
 fn share_cell(share: Option<Share>) -> Cell {
     let Some(share) = share else { return Cell::nothing() };
     Cell::number(share.value(), percent(share.value())).heat(share.value())
 }
 
-/// Modes down, contexts across.
+/// A table with a row per mode and a column per context.
 fn shares(retrieval: &Retrieval, index: usize, task: &str) -> Table {
     let row = |mode: &String| {
         let figures = retrieval.contexts.iter().map(|&context| {
@@ -142,7 +142,7 @@ fn shares(retrieval: &Retrieval, index: usize, task: &str) -> Table {
     }
 }
 
-/// What a token of the right answer cost: modes down, contexts across.
+/// What a token of the right answer cost, with a row per mode and a column per context.
 fn answers(retrieval: &Retrieval, index: usize, task: &str) -> Table {
     let find = |mode: &str, context: usize| -> Option<&Total> {
         retrieval.totals.iter().find(|total| total.task == task && total.mode == mode && total.context == context)
@@ -165,7 +165,7 @@ fn answers(retrieval: &Retrieval, index: usize, task: &str) -> Table {
     }
 }
 
-/// A mode's heat map of a task: depths down, contexts across.
+/// A mode's heat map of a task, with a row per depth and a column per context.
 fn map(
     retrieval: &Retrieval,
     metric: RetrievalMetric,

@@ -1,10 +1,10 @@
-//! The ten most common words of a long list (RULER's common words): nothing is hidden, the whole context has to be taken in.
+//! The ten most common words of a long list (RULER's common words): nothing is hidden; the answer depends on the whole context.
 
 use super::{Body, Draft, Task};
 use crate::retrieval::words::shuffled;
 use crate::rng::Rng;
 
-/// Words asked for.
+/// Number of words asked for.
 const COMMON: usize = 10;
 
 pub(super) static TASK: Task = Task {
@@ -14,7 +14,7 @@ pub(super) static TASK: Task = Task {
               common words).",
     placed: false,
     wanted: COMMON,
-    // Two or three tokens a word, and a number or a comma for each.
+    // Up to seven tokens per word: two or three of the word itself, and a number, a comma and spaces.
     room: COMMON * 7,
     draft,
 };

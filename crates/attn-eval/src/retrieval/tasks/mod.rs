@@ -1,7 +1,7 @@
 //! The tasks, one file each. A task is a [`Task`] in [`TASKS`]: what it hides, what it asks, and what counts as an answer.
 //!
-//! All but the pass key follow RULER (Hsieh et al. 2024) with its default numbers of keys, values and hops. Left out is the
-//! worked example that RULER puts before variable tracking and common words, so that short contexts have room for the text.
+//! All but the pass key follow RULER (Hsieh et al. 2024) with its default numbers of keys, values and hops. The worked example
+//! that RULER puts before variable tracking and common words is left out, so that short contexts have room for the text.
 
 mod common_words;
 mod multi_key;
@@ -24,12 +24,12 @@ pub static TASKS: [&Task; 6] = [
     &common_words::TASK,
 ];
 
-/// Tasks that `retrieval` stands for: one thing to find, one among others like it, and several.
+/// Tasks that the name `retrieval` stands for: one thing to find, one among others like it, and several things.
 const DEFAULTS: [&str; 3] = ["passkey", "multi-key", "multi-value"];
 
 /// A retrieval task.
 pub struct Task {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
     /// RULER's name for it.
     pub ruler: Option<&'static str>,
@@ -37,11 +37,11 @@ pub struct Task {
     pub summary: &'static str,
     /// Whether what is asked for stands at one depth; otherwise it is spread over the whole context.
     pub placed: bool,
-    /// Things asked for in a trial.
+    /// Number of things asked for in a trial.
     pub wanted: usize,
-    /// Tokens that an answer may take.
+    /// The largest number of tokens of an answer.
     pub(super) room: usize,
-    /// A trial with the asked-for thing at a depth from 0 to 1.
+    /// Makes a trial with what is asked for at a depth from 0 to 1.
     pub(super) draft: fn(&mut Rng, f64) -> Draft,
 }
 
@@ -51,9 +51,9 @@ pub(super) struct Draft {
     /// What stands before the body.
     pub(super) opening: String,
     pub(super) body: Body,
-    /// What stands after it, up to where the model goes on.
+    /// What stands after it; the model answers next.
     pub(super) question: String,
-    /// What a model that knows would go on with.
+    /// The right answer.
     pub(super) answer: String,
     /// What is looked for in the answer.
     pub(super) wanted: Vec<String>,
@@ -64,7 +64,7 @@ pub(super) struct Draft {
 pub(super) enum Body {
     /// A haystack with these sentences in it, each at a depth from 0 to 1; in the order of their depths.
     Hidden(Vec<(f64, String)>),
-    /// A numbered list of words, some of which are in it more often than the others; and an order for it.
+    /// A numbered list of words, in which `common` ones are more frequent than `others`, and the generator of its order.
     Words { common: Vec<&'static str>, others: Vec<&'static str>, order: Rng },
 }
 
@@ -72,7 +72,7 @@ impl Task {
     /// The tasks that a name stands for: a task's own or RULER's name, `retrieval` for a few, `all` for every one.
     ///
     /// # Errors
-    /// No task has this name; the error lists those there are.
+    /// No task has this name; the error lists the names that exist.
     pub fn named(text: &str) -> Result<Vec<&'static Self>, String> {
         let name = text.to_ascii_lowercase().replace('_', "-");
         match name.as_str() {
@@ -93,8 +93,8 @@ impl Task {
         TASKS.iter().copied().filter(|task| DEFAULTS.contains(&task.name)).collect()
     }
 
-    /// How many of the things asked for an answer has. Where one number is asked for, the first in the answer has to be it,
-    /// exactly; otherwise words and numbers count wherever they stand in the answer, once each.
+    /// How many of the things asked for an answer contains. If one number is asked for, it has to be exactly the first number in
+    /// the answer; otherwise words and numbers count wherever they stand in the answer, once each.
     pub(super) fn found(&self, answer: &str, wanted: &[String]) -> usize {
         if let [number] = wanted {
             return usize::from(first_number(answer) == Some(number.as_str()));
@@ -103,9 +103,9 @@ impl Task {
         wanted.iter().filter(has).count()
     }
 
-    /// Whether nothing that the answer may go on with can change what it has.
+    /// Whether no further text can change what the answer contains.
     pub(super) fn ended(&self, answer: &str, wanted: &[String]) -> bool {
-        // What the answer ends with may be half a word, or half a number.
+        // The answer may end within a word or a number.
         match wanted {
             [_] => first_number(answer.trim_end_matches(|c: char| c.is_ascii_digit())).is_some(),
             wanted => {

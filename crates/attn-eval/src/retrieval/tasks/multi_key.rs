@@ -5,7 +5,7 @@ use super::{Draft, Task, niah};
 use crate::retrieval::words::{keys, numbers};
 use crate::rng::Rng;
 
-/// Keys, the one asked for among them.
+/// Number of keys, the one asked for included.
 const KEYS: usize = 4;
 
 pub(super) static TASK: Task = Task {

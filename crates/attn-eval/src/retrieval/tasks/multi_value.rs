@@ -4,7 +4,7 @@ use super::{Draft, Task, niah};
 use crate::retrieval::words::{keys, numbers};
 use crate::rng::Rng;
 
-/// Numbers of the key.
+/// Number of values of the key.
 const VALUES: usize = 4;
 
 pub(super) static TASK: Task = Task {
@@ -20,7 +20,7 @@ pub(super) static TASK: Task = Task {
 fn draft(rng: &mut Rng, _: f64) -> Draft {
     let (keys, numbers) = (keys(1, rng), numbers(VALUES, niah::DIGITS, rng));
     let mut depths: Vec<f64> = numbers.iter().map(|_| niah::anywhere(rng)).collect();
-    // The answer has them in the order of the text.
+    // The right answer has the numbers in the order of the text.
     depths.sort_by(f64::total_cmp);
     let hidden = depths.into_iter().zip(&numbers).map(|(depth, number)| (depth, niah::needle(&keys[0], number)));
     niah::draft(&keys[0], numbers.clone(), hidden.collect())

@@ -6,8 +6,8 @@ use crate::rng::Rng;
 /// Digits of a number.
 pub(super) const DIGITS: u32 = 7;
 
-/// Tokens that an answer of so many numbers may take: each digit by itself at worst, what stands between numbers, and a few
-/// words before the first.
+/// The largest number of tokens of an answer with `numbers` numbers: at most one per digit, what stands between the numbers, and a
+/// few words before the first.
 pub(super) const fn room(numbers: usize) -> usize {
     numbers * (DIGITS as usize + 2) + 4
 }
@@ -37,7 +37,7 @@ pub(super) fn draft(key: &str, numbers: Vec<String>, mut hidden: Vec<(f64, Strin
     Draft { opening, body: Body::Hidden(hidden), question, answer: format!(" {}", numbers.join(", ")), wanted: numbers }
 }
 
-/// A depth that the generator chooses.
+/// A random depth.
 pub(super) fn anywhere(rng: &mut Rng) -> f64 {
     rng.unit()
 }

@@ -13,7 +13,7 @@ pub(super) static TASK: Task = Task {
     summary: "A number of five digits is hidden in the text and asked for at its end (Mohtashami and Jaggi 2023).",
     placed: true,
     wanted: 1,
-    // A space or two, each digit by itself at worst, and what ends them.
+    // One or two tokens for spaces, at most one per digit, and one that ends the number.
     room: DIGITS as usize + 3,
     draft,
 };

@@ -1,5 +1,5 @@
-//! A chain of variables, each assigned from the one before (RULER's variable tracking): what stands far apart has to be put
-//! together.
+//! A chain of variables, each assigned from the one before (RULER's variable tracking): facts that stand far apart have to be
+//! combined.
 
 use super::{Body, Draft, Task, niah};
 use crate::retrieval::words::numbers;
@@ -17,12 +17,12 @@ pub(super) static TASK: Task = Task {
               asked for (RULER's variable tracking).",
     placed: false,
     wanted: VARIABLES,
-    // Each letter by itself at worst, what stands between names, and a few words.
+    // At most one token per letter, what stands between names, and a few words.
     room: VARIABLES * (LETTERS + 2) + 8,
     draft,
 };
 
-/// Different names of capital letters.
+/// Different random names that consist of capital letters.
 fn names(rng: &mut Rng) -> Vec<String> {
     let mut names: Vec<String> = vec![];
     while names.len() < VARIABLES {
