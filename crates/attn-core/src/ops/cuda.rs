@@ -93,7 +93,7 @@ impl CustomOp1 for Norm<'_> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        bail!("the CUDA norm got a tensor of the CPU")
+        bail!("the CUDA norm got a tensor on the CPU")
     }
 
     fn cuda_fwd(&self, xs: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
@@ -101,7 +101,7 @@ impl CustomOp1 for Norm<'_> {
             DType::F32 => self.launch::<f32>(xs, layout),
             DType::BF16 => self.launch::<half::bf16>(xs, layout),
             DType::F16 => self.launch::<half::f16>(xs, layout),
-            dtype => bail!("the CUDA norm doesn't know {dtype:?}"),
+            dtype => bail!("the CUDA norm does not support {dtype:?}"),
         }
     }
 }
@@ -207,7 +207,7 @@ impl CustomOp2 for Gate {
             DType::F32 => self.launch::<f32>(of),
             DType::BF16 => self.launch::<half::bf16>(of),
             DType::F16 => self.launch::<half::f16>(of),
-            dtype => bail!("the CUDA gate doesn't know {dtype:?}"),
+            dtype => bail!("the CUDA gate does not support {dtype:?}"),
         }
     }
 }

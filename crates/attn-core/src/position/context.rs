@@ -63,7 +63,7 @@ impl<'a> Context<'a> {
     pub fn hidden(&self, who: &str) -> Result<&'a Tensor> {
         match self.hidden {
             Some(hidden) => Ok(hidden),
-            None => bail!("{who}: needs the layer's input, which is not known here"),
+            None => bail!("{who} needs the layer's input, which is not given"),
         }
     }
 }
@@ -142,7 +142,7 @@ impl<'a> BiasContext<'a> {
     pub fn remembered(&self, who: &str) -> Result<&'a Tensor> {
         match self.remembered {
             Some(remembered) => Ok(remembered),
-            None => bail!("{who}: what it remembers of the keys is not known here"),
+            None => bail!("{who} needs what it remembers of the keys, which is not given"),
         }
     }
 }

@@ -33,7 +33,7 @@ impl Cope {
     /// A table without columns.
     pub fn from_table(table: Tensor) -> Result<Self> {
         if table.dims2()?.1 == 0 {
-            bail!("cope: a table of no positions")
+            bail!("cope: the table needs at least one position")
         }
         Ok(Self { table })
     }
@@ -41,7 +41,9 @@ impl Cope {
 
 impl PositionEncoding for Cope {
     fn bias(&self, at: &BiasContext) -> Result<ScoreBias> {
-        let (Some(q), Some(k)) = (at.q, at.k) else { bail!("cope: not for latent attention, which has no whole keys") };
+        let (Some(q), Some(k)) = (at.q, at.k) else {
+            bail!("cope: latent attention is not supported, since it has no whole keys")
+        };
         let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let (q, k) = (q.to_dtype(dtype)?.contiguous()?, k.to_dtype(dtype)?);
         let (b, h, tq, d) = q.dims4()?;

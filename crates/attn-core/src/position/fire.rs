@@ -60,7 +60,7 @@ impl Fire {
             && parts.c.rank() == 0
             && parts.threshold.rank() == 0;
         if !fit {
-            bail!("fire: {units} hidden units for {heads} heads do not fit {parts:?}")
+            bail!("fire: the shapes do not fit {units} hidden units and {heads} heads: {parts:?}")
         }
         Ok(Self { parts })
     }

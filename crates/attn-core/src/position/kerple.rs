@@ -46,7 +46,7 @@ impl Kerple {
     /// Other shapes.
     pub fn from_tensors(kernel: KerpleKernel, r1: Tensor, r2: Tensor) -> Result<Self> {
         if r1.dims1()? != r2.dims1()? {
-            bail!("kerple: r1 {:?} and r2 {:?}", r1.dims(), r2.dims())
+            bail!("kerple: r1 {:?} and r2 {:?} must have the same shape", r1.dims(), r2.dims())
         }
         Ok(Self { kernel, r1, r2 })
     }

@@ -41,7 +41,7 @@ impl Learned {
             bail!("learned positions: expected a table ({}, {}), got {:?}", config.rows, config.hidden, table.dims())
         }
         if config.offset >= config.rows {
-            bail!("learned positions: an offset of {} leaves none of {} rows", config.offset, config.rows)
+            bail!("learned positions: an offset of {} leaves no row of a table of {} rows", config.offset, config.rows)
         }
         Ok(Self { config, table })
     }

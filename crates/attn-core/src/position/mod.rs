@@ -198,7 +198,7 @@ impl PositionConfig {
             (Self::Trained(TrainedConfig::Ssmax { heads, .. }), Self::Rope(rope)) => {
                 Self::Trained(TrainedConfig::Ssmax { rope, heads: *heads })
             }
-            _ => bail!("methods that place near and far keys differently are for plain rotations"),
+            _ => bail!("methods that place near and far keys differently can be applied only to plain RoPE"),
         }))
     }
 }
@@ -246,6 +246,6 @@ pub fn build_embedding(config: &PositionConfig, vb: Option<VarBuilder>) -> Resul
 fn table<'a>(name: &str, vb: Option<VarBuilder<'a>>) -> Result<VarBuilder<'a>> {
     match vb {
         Some(vb) => Ok(vb),
-        None => bail!("{name} positions are learned: they need weights"),
+        None => bail!("{name} positions are learned: they need weights, which are not given"),
     }
 }

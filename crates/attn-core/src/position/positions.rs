@@ -55,15 +55,15 @@ impl Positions {
     pub fn with_ids(mut self, ids: &Tensor) -> Result<Self> {
         let (rows, t) = ids.dims2()?;
         if t != self.len() || rows == 0 {
-            bail!("positions: ids of shape {:?} for {} tokens", ids.dims(), self.len())
+            bail!("positions: ids of shape {:?} do not fit {} tokens", ids.dims(), self.len())
         }
         if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
-            bail!("positions: ids are integers, not {:?}", ids.dtype())
+            bail!("positions: ids must be U8, U32 or I64, not {:?}", ids.dtype())
         }
         let row = |row: Vec<i64>| -> Result<Vec<usize>> {
             let position = |p: i64| match usize::try_from(p) {
                 Ok(p) => Ok(p),
-                Err(_) => bail!("positions: {p} is no position"),
+                Err(_) => bail!("positions: an id must not be negative, got {p}"),
             };
             row.into_iter().map(position).collect()
         };
@@ -150,7 +150,7 @@ impl Positions {
     /// An error unless this is about `tokens` tokens of `batch` rows.
     pub(crate) fn check(&self, what: &str, batch: usize, tokens: usize) -> Result<()> {
         if tokens != self.len() {
-            bail!("{what}: {tokens} tokens, but positions for {} in slots {:?}", self.len(), self.slots)
+            bail!("{what}: there are {tokens} tokens, but positions for {} in slots {:?}", self.len(), self.slots)
         }
         let given = [
             ("padding", self.pads.as_ref().map(|x| x.len())),
@@ -161,7 +161,7 @@ impl Positions {
             if let Some(rows) = rows
                 && rows != batch
             {
-                bail!("{what}: {name} is given for {rows} rows, the batch has {batch}")
+                bail!("{what}: {name} is given for {rows} rows, but the batch has {batch}")
             }
         }
         Ok(())

@@ -33,7 +33,7 @@ impl Shaw {
     /// A table without rows.
     pub fn from_table(table: Tensor, first: i64) -> Result<Self> {
         if table.dims2()?.0 == 0 {
-            bail!("relative keys: a table without rows")
+            bail!("relative keys: the table needs at least one row")
         }
         Ok(Self { table, first })
     }
@@ -41,7 +41,9 @@ impl Shaw {
 
 impl PositionEncoding for Shaw {
     fn bias(&self, at: &BiasContext) -> Result<ScoreBias> {
-        let Some(q) = at.q else { bail!("relative keys: not for latent attention, which has no whole queries") };
+        let Some(q) = at.q else {
+            bail!("relative keys: latent attention is not supported, since it has no whole queries")
+        };
         let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let bank = self.table.to_dtype(dtype)?.t()?.unsqueeze(0)?.contiguous()?;
         Ok(ScoreBias::RowBank { rows: (q.to_dtype(dtype)? * at.scale)?, bank, first: self.first })

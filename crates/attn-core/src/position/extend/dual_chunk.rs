@@ -35,7 +35,7 @@ impl DualChunk {
         let DualChunkConfig { chunk, local } = config;
         counts("dual-chunk", [("chunk", chunk)])?;
         if local >= chunk {
-            bail!("dual-chunk: a local part of {local} leaves nothing of a chunk of {chunk}")
+            bail!("dual-chunk: local {local} must be smaller than chunk {chunk}")
         }
         let size = chunk - local;
         let causal = Mask::causal;

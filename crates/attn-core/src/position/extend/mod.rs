@@ -75,7 +75,7 @@ impl ExtendConfig {
     /// Another name, a context too short to divide.
     pub fn new(name: &str, trained: usize, longest: usize) -> Result<Self> {
         if trained < 16 {
-            bail!("{name}: a trained context of {trained} tokens is too short to extend")
+            bail!("{name}: a trained context of {trained} tokens is too short to extend: it has to be at least 16")
         }
         Ok(match name {
             "self-extend" => Self::SelfExtend(SelfExtendConfig::for_context(trained, longest)?),
@@ -114,7 +114,9 @@ impl ExtendConfig {
             Some(Number::Tokens(to)) if value >= 1.0 && value.fract() == 0.0 && value < 2f64.powi(40) => {
                 *to = value as usize;
             }
-            Some(Number::Tokens(_)) => bail!("{method}: {name} must be a number of tokens, not {value}"),
+            Some(Number::Tokens(_)) => {
+                bail!("{method}: {name} must be a whole number of tokens, at least 1, not {value}")
+            }
             Some(Number::Ratio(to)) => *to = value,
             None => bail!("{method} has no parameter {name:?}"),
         }

@@ -106,7 +106,9 @@ impl ExtendOverride {
     /// # Errors
     /// No method, or one without a number of this name; a value that is none.
     pub fn with_param(mut self, key: &str, value: &str) -> Result<Self> {
-        let Some(method) = self.method else { bail!("{key}={value}: name the method that this parameter belongs to") };
+        let Some(method) = self.method else {
+            bail!("{key}={value}: no method is given to which this parameter could belong")
+        };
         let Some(name) = method.params.iter().find(|name| **name == key) else {
             bail!("{} has no parameter {key:?}; its parameters: {}", method.name, method.params.join(" and "))
         };
@@ -269,14 +271,16 @@ impl FromStr for Setting {
                 return Err(format!("unknown {name:?}; known: {}", known.collect::<Vec<_>>().join(", ")));
             };
             if twice {
-                return Err(format!("{name}: only one scaling and one method at a time"));
+                return Err(format!("{name}: only one scaling and one method can be combined"));
             }
             for piece in pieces {
                 let Some((key, value)) = piece.split_once('=') else {
-                    return Err(format!("{name}: {piece:?} should be NAME=NUMBER"));
+                    return Err(format!("{name}: {piece:?} must have the form NAME=NUMBER"));
                 };
                 if method(name).is_none() {
-                    return Err(format!("{name}: only methods take numbers here; give {key} as a parameter"));
+                    return Err(format!(
+                        "{name}: only methods take numbers after a colon; give {key} as a parameter of the scaling"
+                    ));
                 }
                 setting.extend = setting.extend.with_param(key, value).map_err(|e| e.to_string())?;
             }

@@ -26,12 +26,12 @@ impl StringShift {
     /// STRING over `rope`.
     ///
     /// # Errors
-    /// A shift of 0 or not above the local width; whatever [`Rope::new`] refuses.
+    /// A shift of 0 or below the local width; whatever [`Rope::new`] refuses.
     pub fn new(rope: RopeConfig, config: StringShiftConfig) -> Result<Self> {
         let StringShiftConfig { shift, local } = config;
         counts("string", [("shift", shift)])?;
         if local > shift {
-            bail!("string: a local width of {local} above a shift of {shift} would move far keys away")
+            bail!("string: local {local} must not be above shift {shift}: it would move far keys farther away")
         }
         Ok(Self { rope: Rope::new(rope)?, config, parts: [near(shift), far(shift)].map(Part::new) })
     }

@@ -146,7 +146,7 @@ impl CustomOp1 for FastRope {
             CpuStorage::F32(data) => CpuStorage::F32(self.run(data, strides)?),
             CpuStorage::F16(data) => CpuStorage::F16(self.run(data, strides)?),
             CpuStorage::BF16(data) => CpuStorage::BF16(self.run(data, strides)?),
-            _ => bail!("rope: the fast path takes f32, f16 and bf16"),
+            _ => bail!("rope: the fast path supports f32, f16 and bf16 only"),
         };
         Ok((out, strides.shape().clone()))
     }

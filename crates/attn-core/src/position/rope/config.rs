@@ -279,7 +279,7 @@ impl Reader<'_> {
     fn rotary_dim(&self, partial: Option<f64>) -> Result<usize> {
         let width = |factor: f64| -> Result<usize> {
             if !(factor > 0.0 && factor <= 1.0) {
-                bail!("partial_rotary_factor must lie above 0 and up to 1, got {factor}")
+                bail!("partial_rotary_factor must be above 0 and at most 1, got {factor}")
             }
             Ok((self.defaults.head_dim as f64 * factor) as usize)
         };

@@ -244,7 +244,7 @@ fn what_is_not_understood_is_refused_by_name() {
         (rope(json!({"type": "yarn", "factor": 2, "attention_factor": 0})), "attention_factor"),
         (rope(json!({"type": "yarn", "factor": 2, "llama_4_scaling_beta": 0.1})), "llama_4_scaling_beta"),
         (rope(json!({"type": "yarn", "factor": 2, "original_max_position_embeddings": 1.5})), "whole number"),
-        (rope(lists(json!([1, 1, 1]))), "short_factor has 3 entries, 4 pairs"),
+        (rope(lists(json!([1, 1, 1]))), "short_factor has 3 entries, but 4 pairs"),
         (rope(lists(json!([1, 1, 1, 0]))), "short_factor must be a positive"),
         (rope(lists(json!([1, 1, 1, "x"]))), "short_factor must hold numbers"),
         (rope(lists(json!(2))), "short_factor must be a list"),

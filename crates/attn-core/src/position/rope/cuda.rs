@@ -79,7 +79,7 @@ impl CustomOp1 for Rotate<'_> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Strides) -> Result<(CpuStorage, Shape)> {
-        bail!("the CUDA rotation got a tensor of the CPU")
+        bail!("the CUDA rotation got a tensor on the CPU")
     }
 
     fn cuda_fwd(&self, xs: &CudaStorage, layout: &Strides) -> Result<(CudaStorage, Shape)> {
@@ -87,7 +87,7 @@ impl CustomOp1 for Rotate<'_> {
             DType::F32 => self.launch::<f32>(xs, layout),
             DType::BF16 => self.launch::<half::bf16>(xs, layout),
             DType::F16 => self.launch::<half::f16>(xs, layout),
-            dtype => bail!("the CUDA rotation doesn't know {dtype:?}"),
+            dtype => bail!("the CUDA rotation does not support {dtype:?}"),
         }
     }
 }

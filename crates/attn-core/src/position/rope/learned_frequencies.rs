@@ -34,10 +34,10 @@ impl LearnedFrequencies {
     pub fn from_shift(config: RopeConfig, shift: Tensor) -> Result<Self> {
         config.validate()?;
         if shift.dims() != [config.rotary_dim / 2] {
-            bail!("learned frequencies: {:?} for {} pairs", shift.dims(), config.rotary_dim / 2)
+            bail!("learned frequencies: shifts {:?} do not fit {} pairs", shift.dims(), config.rotary_dim / 2)
         }
         if config.scaling.name() != "default" {
-            bail!("learned frequencies start from unscaled ones, not from {}", config.scaling.name())
+            bail!("learned frequencies start from unscaled ones, not from the scaling {}", config.scaling.name())
         }
         let inv_freq = Tensor::new(config.frequencies(1).inv_freq, shift.device())?.unsqueeze(0)?;
         Ok(Self { config, inv_freq, shift })
@@ -45,7 +45,7 @@ impl LearnedFrequencies {
 
     fn rotate(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
         if xs.dim(D::Minus1)? != self.config.head_dim || xs.dim(2)? != positions.len() {
-            bail!("learned frequencies: {:?} for {} positions", xs.dims(), positions.len())
+            bail!("learned frequencies: {:?} does not fit {} positions", xs.dims(), positions.len())
         }
         let device = self.shift.device();
         let dtype = if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 };

@@ -148,7 +148,7 @@ impl Rope {
             )
         }
         if rows != 1 && rows != b {
-            bail!("rope: positions are given for {rows} rows, the batch has {b}")
+            bail!("rope: positions are given for {rows} rows, but the batch has {b}")
         }
         Ok(())
     }
@@ -163,11 +163,11 @@ impl Rope {
         let tokens = xs.dim(2)?;
         let rows = at.len().checked_div(tokens).unwrap_or(1);
         if rows * tokens != at.len() {
-            bail!("rope: {} positions for {tokens} tokens", at.len())
+            bail!("rope: {} positions do not fit {tokens} tokens", at.len())
         }
         self.check(xs, rows, tokens)?;
         if let Some(position) = at.iter().find(|p| !p.is_finite()) {
-            bail!("rope: {position} is no position")
+            bail!("rope: a position must be finite, got {position}")
         }
         let is_whole = |p: &f64| *p >= 0.0 && p.fract() == 0.0 && *p < MAX_TABLE as f64;
         if at.iter().all(is_whole) {

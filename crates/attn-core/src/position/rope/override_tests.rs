@@ -94,13 +94,13 @@ fn mistakes_are_named() {
     let plain = RopeConfig::new(8, 1e4);
     let cases = [
         (with(&plain, "hyper", 2.0, &[]), "\"hyper\""),
-        (with(&plain, "linear", 0.0, &[]), "linear needs a factor"),
+        (with(&plain, "linear", 0.0, &[]), "linear needs a `factor`"),
         (with(&plain, "linear", 2.0, &[("beta_fast", "3")]), "\"beta_fast\""),
         (with(&plain, "yarn", 2.0, &[("beta_fast", "x")]), "beta_fast must be a number"),
         (with(&plain, "yarn", 2.0, &[("beta_fast", "3"), ("beta_fast", "4")]), "given twice"),
         (with(&plain, "yarn", 2.0, &[("factor", "3")]), "given twice"),
         (with(&plain, "yarn", 2.0, &[("truncate", "yes")]), "truncate"),
-        (with(&plain, "yarn", f64::NAN, &[]), "needs a factor"),
+        (with(&plain, "yarn", f64::NAN, &[]), "needs a `factor`"),
         (with(&plain, "yarn", 0.0, &[("factor", "nan")]), "factor must be a positive number"),
         (with(&plain, "longrope", 2.0, &[]), "short_factor"),
         (

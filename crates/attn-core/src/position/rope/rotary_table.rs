@@ -46,7 +46,7 @@ impl RotaryTable {
     pub fn from_table(config: &RotaryTableConfig, table: &Tensor) -> Result<Self> {
         let RotaryTableConfig { rows, head_dim } = *config;
         if table.dims() != [rows, head_dim] || rows == 0 {
-            bail!("rotary table: expected ({rows}, {head_dim}), got {:?}", table.dims())
+            bail!("rotary table: expected a table ({rows}, {head_dim}), got {:?}", table.dims())
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             bail!("rotary table: the width of a head must be even and positive, got {head_dim}")
@@ -63,7 +63,7 @@ impl RotaryTable {
     pub fn rotate(&self, xs: &Tensor, positions: &Positions) -> Result<Tensor> {
         let head_dim = self.rotation.head_dim;
         if xs.dim(D::Minus1)? != head_dim || xs.dim(2)? != positions.len() {
-            bail!("rotary table: {:?} for {} positions of heads of {head_dim}", xs.dims(), positions.len())
+            bail!("rotary table: {:?} does not fit {} positions of head_dim {head_dim}", xs.dims(), positions.len())
         }
         if positions.is_empty() {
             return Ok(xs.clone());

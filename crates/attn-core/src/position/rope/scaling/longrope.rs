@@ -43,7 +43,7 @@ impl Scheme for LongRope {
             mscale: match (source.inherited_number("short_mscale")?, source.inherited_number("long_mscale")?) {
                 (Some(short), Some(long)) => Some([short, long]),
                 (None, None) => None,
-                _ => bail!("short_mscale and long_mscale belong together"),
+                _ => bail!("short_mscale and long_mscale must be given together"),
             },
         })
     }

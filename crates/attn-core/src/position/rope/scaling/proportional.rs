@@ -14,7 +14,8 @@ pub struct Proportional {
 }
 
 const SHARE: &str = "partial_rotary_factor";
-const OF_THE_ARCHITECTURE: &str = "a proportional encoding belongs to an architecture and not to a config";
+const OF_THE_ARCHITECTURE: &str =
+    "a proportional encoding belongs to the model's architecture and can't be exported as a scaling";
 
 impl Scheme for Proportional {
     const INFO: Info = Info {

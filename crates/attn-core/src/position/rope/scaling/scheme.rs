@@ -223,7 +223,7 @@ pub(crate) trait Scheme: Sized {
 /// Refuses anything but one positive divisor per rotated pair.
 pub(super) fn divisors(key: &str, values: &[f64], rotary: Rotary) -> Result<()> {
     if values.len() != rotary.pairs() {
-        bail!("{key} has {} entries, {} pairs are rotated", values.len(), rotary.pairs())
+        bail!("{key} has {} entries, but {} pairs are rotated", values.len(), rotary.pairs())
     }
     values.iter().try_for_each(|&v| positive(key, v))
 }

@@ -85,7 +85,7 @@ impl<'a> Source<'a> {
     fn missing<T>(&self, key: &str) -> Result<T> {
         match &self.keys {
             Keys::Config(keys) => bail!("{}: {key} is missing", keys.at),
-            Keys::Override(keys) => bail!("rope: scaling {} needs a {key}", keys.scheme),
+            Keys::Override(keys) => bail!("rope_scaling {} needs a `{key}`, which is not given", keys.scheme),
         }
     }
 
@@ -167,13 +167,13 @@ impl<'a> Source<'a> {
         match (self.find(key, false)?, &self.keys) {
             (Some(Given::Json(Value::Array(values))), _) => {
                 let values = values.iter().map(Value::as_f64).collect();
-                let Some(values) = values else { bail!("{at}: {key} must hold numbers alone") };
+                let Some(values) = values else { bail!("{at}: {key} must hold numbers only") };
                 Ok(values)
             }
             (Some(Given::Text(text)), _) => text.split(',').map(|item| parse_number(at, key, item)).collect(),
             (None | Some(Given::Json(Value::Null)), Keys::Config(_)) => self.missing(key),
             (None | Some(Given::Json(Value::Null)), Keys::Override(keys)) => {
-                bail!("rope: scaling {} needs {key}, one number per rotated pair", keys.scheme)
+                bail!("rope_scaling {} needs `{key}`, a list of one number per rotated pair", keys.scheme)
             }
             (Some(Given::Json(other)), _) => bail!("{at}: {key} must be a list of numbers, got {other}"),
         }
@@ -260,7 +260,7 @@ impl<'a> Source<'a> {
     pub(crate) fn finish_override(&self) -> Result<()> {
         let Keys::Override(keys) = &self.keys else { return Ok(()) };
         match keys.params.iter().find(|(key, _)| !self.used.contains(&key.as_str())) {
-            Some((key, _)) => bail!("rope: scaling {} has no parameter {key:?}", keys.scheme),
+            Some((key, _)) => bail!("rope_scaling {} has no parameter {key:?}", keys.scheme),
             None => Ok(()),
         }
     }
