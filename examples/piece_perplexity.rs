@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The sum over all tokens of a window but the first.
+/// The sum over all tokens of a window except the first, in nats.
 fn negative_log_likelihood(model: &Model, window: &[u32]) -> Result<f64> {
     let mut session = Session::new(model, RopeLength::Declared(window.len()), None)?;
     let mut total = 0f64;

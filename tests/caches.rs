@@ -45,8 +45,8 @@ fn all_types() -> Vec<CacheTypes> {
     CacheType::ALL.map(CacheTypes::both).into_iter().chain(mixed).collect()
 }
 
-/// What rounding costs at most, as a part of the largest logit: twice, since a number on the border of two codes may go either
-/// way where sums are added up in another order.
+/// The largest error that rounding may cause, relative to the largest logit. It is twice the error of one rounding, because a
+/// number between two codes may become either of them when sums are added up in another order.
 fn tolerance(types: CacheTypes) -> f32 {
     let of = |kind: CacheType| match kind {
         CacheType::F32 => 1e-4,
@@ -91,7 +91,7 @@ fn check(name: &str, plain: &Model, model: &Model, types: CacheTypes) {
     let whole = once.feed_all(&ids).unwrap();
     let work = Workload { rows: 1, pass: TOKENS, cached: TOKENS, ..Workload::default() };
     let estimate = model.spec().memory(&work, model.dtype(), types).cache;
-    // A window that is longer than the text has room for all of its own.
+    // The estimate of a layer with a window is twice the window, even if the text is shorter.
     assert!(once.cache_bytes() as u64 <= estimate, "{name}, {types:?}: {} bytes", once.cache_bytes());
     let unbounded = model.spec().cache_bytes_per_token(model.dtype(), types) * TOKENS as u64;
     if estimate == unbounded {
@@ -108,7 +108,7 @@ fn check(name: &str, plain: &Model, model: &Model, types: CacheTypes) {
     let off = common::difference(&whole, &Tensor::cat(&parts, 1).unwrap()) / largest;
     assert!(off <= tolerance(types), "{name}, {types:?}: decoding is {off:e} off the prompt");
 
-    // A pass over a whole window is one through a cache, and rounds as it does.
+    // Scoring a whole window goes through a cache too, and so rounds in the same way.
     let scored = model.logits(&ids, TOKENS).unwrap();
     assert_eq!(common::difference(&scored, &whole), 0.0, "{name}, {types:?}: scored otherwise than generated");
     let exact = plain.logits(&ids, TOKENS).unwrap();
@@ -116,7 +116,7 @@ fn check(name: &str, plain: &Model, model: &Model, types: CacheTypes) {
     if types == CacheTypes::both(CacheType::F32) {
         assert_eq!(off, 0.0, "{name}: f32 in a cache of f32");
     } else {
-        // Where a router chooses experts, a little may send a token to another one.
+        // A small difference may make a router choose another expert for a token.
         let little = off <= 2.0 * tolerance(types) || has_experts(plain);
         assert!(off > 0.0 && little, "{name}, {types:?}: {off:e} off the exact result");
     }
@@ -138,7 +138,7 @@ fn a_model_in_bf16_loses_nothing_in_wider_caches() {
     for kind in [CacheType::F32, CacheType::F16] {
         let wide = session(&plain.with_cache_types(CacheTypes::both(kind)).unwrap()).feed_all(&ids).unwrap();
         let largest = exact.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        // f16 loses only numbers below its smallest.
+        // f16 loses only numbers that are smaller than its smallest.
         assert!(common::difference(&wide, &exact) <= 1e-2 * largest, "{kind}");
     }
 }

@@ -18,7 +18,7 @@ fn spec(config: &Value, name: &str) -> ModelSpec {
     read.unwrap_or_else(|error| panic!("{name}: {config}: {error}")).0
 }
 
-/// The encoding of the layers of a type, or of the first that turns.
+/// The rotation of the first layer of a type that has one; without a type, of any type.
 fn encoding<'a>(spec: &'a ModelSpec, layer_type: Option<&str>) -> Option<&'a RopeConfig> {
     let windowed =
         |layer: &LayerSpec| matches!(&layer.attention, AttentionSpec::MultiHead(a) if a.mask.window.is_some());
@@ -30,7 +30,7 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
 }
 
-/// The first number that is off by more than `tolerance`, relative.
+/// The first number whose relative difference is above `tolerance`.
 fn off(got: &[f64], wanted: &[f64], tolerance: f64) -> Option<String> {
     if got.len() != wanted.len() {
         return Some(format!("{} numbers, not {}", got.len(), wanted.len()));
@@ -80,7 +80,7 @@ fn of_nope(position: &PositionConfig) -> Option<Temperature> {
 /// and honours it under every other type. Here, as in vLLM and llama.cpp, it is honoured under every type.
 const SHARE_OF_LLAMA: &str = "Llama, default, share ";
 
-/// Whether a case is of that kind, and the share turns.
+/// Whether a case is one of [`SHARE_OF_LLAMA`] and the model rotates only that share of a head.
 fn turns_the_share(spec: &ModelSpec, case: &Value) -> bool {
     let Some(share) = case["name"].as_str().and_then(|name| name.strip_prefix(SHARE_OF_LLAMA)) else { return false };
     let whole = numbers(&case["rope"][0]["inv_freq"]).len() as f64;

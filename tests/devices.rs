@@ -1,5 +1,6 @@
-//! The same results on whatever device this machine has: CUDA or Metal if the build and the machine have one, else the
-//! CPU. `ATTN_TEST_DEVICE` (`cpu`, `cuda`, `cuda:N` or `metal`) asks for one, and a machine without it fails.
+//! The same results on the device that this machine has: CUDA or Metal if the build and the machine have one, otherwise
+//! the CPU. `ATTN_TEST_DEVICE` (`cpu`, `cuda`, `cuda:N` or `metal`) asks for one; if the machine does not
+//! have it, the tests fail.
 //!
 //! ```text
 //! cargo test --release -p integration --test devices --features cuda
@@ -29,7 +30,7 @@ fn device() -> Device {
     }
 }
 
-/// A call: sizes, how much of the keys lies before the queries, and what else is special.
+/// A call of attention: the sizes of q `(b, h, tq, d)` and of k and v `(b, h_kv, tk, d)`, and its further arguments.
 #[derive(Debug, Clone)]
 struct Call {
     b: usize,
@@ -51,7 +52,8 @@ impl Call {
         self
     }
 
-    /// A tensor `(b, h, t, d)` that depends on nothing but its arguments; `transposed` as a projection leaves it.
+    /// A tensor `(b, h, t, d)` that depends only on the arguments. If `transposed`, it has the strides that a
+    /// projection to `(b, t, h, d)` leaves.
     fn tensor(&self, seed: u32, h: usize, t: usize, transposed: bool) -> Tensor {
         let n = (self.b * h * t * self.d) as u32;
         let numbers = (0..n).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503)) >> 8) as f32);
@@ -131,7 +133,6 @@ fn attention_is_the_reference_on_the_cpu() {
     }
     for call in &calls {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            // The CPU has neither a CUDA nor a Metal kernel's limits, and property tests of its own.
             for transposed in [false, true] {
                 call.check(&device, dtype, transposed);
             }

@@ -132,7 +132,7 @@ fn row_bank() -> Result<()> {
     struct RowBank(Tensor, Tensor);
     impl PositionEncoding for RowBank {
         fn bias(&self, _: &BiasContext) -> Result<ScoreBias> {
-            // The file's bank goes by distance query minus key.
+            // The file's bank is ordered by query position minus key position, `ScoreBias::RowBank` by the opposite.
             let n = self.1.dim(2)? as i64;
             let order = Tensor::from_iter((0..n as u32).rev(), &Device::Cpu)?;
             let bank = self.1.index_select(&order, 2)?;

@@ -1,6 +1,6 @@
 //! Compares the estimated memory of a run with what the allocator sees, for every family.
 //!
-//! One test, because the counts are the whole process's.
+//! There is only one test in this file, because the allocator counts for the whole process.
 
 mod common;
 
@@ -11,7 +11,7 @@ use loader::{Checkpoint, LoadOptions};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// The system's allocator, counting.
+/// The system's allocator, with a count of the bytes that are allocated.
 struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -22,11 +22,11 @@ fn grown(bytes: usize) {
     PEAK.fetch_max(live, Relaxed);
 }
 
-// SAFETY: every call goes to the system's allocator unchanged.
+// SAFETY: every call is passed to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         grown(layout.size());
-        // SAFETY: the caller's promises are the system allocator's.
+        // SAFETY: the caller promises what the system's allocator requires.
         unsafe { System.alloc(layout) }
     }
 
@@ -103,7 +103,7 @@ fn open(folder: &std::path::Path, dtype: DType) -> Model {
 
 #[test]
 fn estimates_cover_what_is_allocated_and_are_not_far_off() {
-    /// What a run allocates whatever its length: scratch of threads and products.
+    /// Bytes that a run may allocate at any length, for the working memory of threads and products.
     const FIXED: u64 = 4 << 20;
     let mut models: Vec<_> = std::fs::read_dir(common::root()).unwrap().map(|entry| entry.unwrap().path()).collect();
     models.push(common::root().join("../../../crates/attn-cli/models/tiny-austen"));
@@ -113,14 +113,14 @@ fn estimates_cover_what_is_allocated_and_are_not_far_off() {
         for dtype in [DType::F32, DType::BF16] {
             let model = open(&folder, dtype);
             let tokens = model.max_context().unwrap_or(3000).min(3000);
-            // Threads start and tables grow before anything is measured.
+            // The first call starts threads and grows tables, which should not be measured.
             both(&model, tokens.min(50));
             for (what, estimate, measured) in both(&model, tokens) {
                 let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let ratio = estimate as f64 / measured as f64;
                 println!("{name:20} {dtype:?} {what:8} {tokens:5} {estimate:>11} {measured:>11} {ratio:.2}");
                 let short = estimate + FIXED < measured;
-                // Short contexts say nothing about the cost of a token.
+                // At short contexts the fixed part hides the cost of a token.
                 let far = tokens >= 1000 && estimate > 4 * measured + FIXED;
                 if short || far {
                     wrong.push(format!("{name} {dtype:?} {what}: {estimate} estimated, {measured} allocated"));

@@ -30,9 +30,9 @@ fn layer(encoding: Arc<dyn PositionEncoding>) -> Result<MultiHeadAttention> {
 
 /// What the dense softmax does for head `h`, query `i` and key `j`.
 struct Dense<'a> {
-    /// Where query and key are rotated to, or `None` for a key that is not seen.
+    /// The positions to which query and key are rotated, or `None` for a key that is not seen. Arguments: query, key.
     place: &'a dyn Fn(usize, usize) -> Option<(f64, f64)>,
-    /// On the product of each pair of lanes.
+    /// The factor on the product of a pair of lanes. Arguments: query, key, pair.
     lanes: &'a dyn Fn(usize, usize, usize) -> f64,
     bias: &'a dyn Fn(usize, usize, usize) -> f64,
     sink: Option<&'a [f64]>,
@@ -71,7 +71,7 @@ impl Dense<'_> {
         layer.parts().out.forward(&Tensor::from_vec(out, (q.len(), HIDDEN), &Device::Cpu)?.to_dtype(DType::F32)?)
     }
 
-    /// The product of two vectors whose rotations differ by `angle` positions, in the half-split layout.
+    /// The product of two vectors whose rotations differ by `distance` positions, in the half-split layout.
     fn product(&self, q: &[f64], k: &[f64], distance: f64, (i, j): (usize, usize)) -> f64 {
         let pair = |m: usize| {
             let (sin, cos) = (distance * BASE.powf(-2.0 * m as f64 / DIM as f64)).sin_cos();
@@ -335,7 +335,7 @@ fn streaming_by_parts() -> Result<()> {
     check(encoding, &Dense { place: &place, ..DENSE })
 }
 
-/// Seven tokens of padding before one row: a bias by absolute position still goes by the row's own positions.
+/// One row has seven tokens of padding before it: a bias by absolute position still uses the row's own positions.
 #[test]
 fn a_bias_by_absolute_position_sees_padding() -> Result<()> {
     #[derive(Debug)]

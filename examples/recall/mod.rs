@@ -14,7 +14,7 @@ const HEADS: usize = 4;
 const BACK: usize = 2;
 
 /// Trains one attention layer under the encoding that `encoding` makes for a width and a number of heads, decodes with a
-/// cache, and says how far both went.
+/// cache, and prints how far the loss fell and how far decoding is from one pass. Fails if either is not as it should be.
 pub(crate) fn train(
     name: &str,
     encoding: impl FnOnce(usize, usize, VarBuilder) -> candle_core::Result<Arc<dyn PositionEncoding>>,
@@ -45,7 +45,7 @@ pub(crate) fn train(
     println!("{name}: the loss fell from {first:.3} to {last:.3}");
     ensure!(last < 0.8 * first, "{name}: nothing was learned");
 
-    // Token by token with a cache: the same logits.
+    // Decoding token by token with a cache has to give the same logits.
     let ids = Tensor::rand(0f32, VOCAB as f32, (1, 40), &Device::Cpu)?.to_dtype(DType::U32)?;
     let (xs, mut cache) = (embed.forward(&ids)?, layer.new_cache(40));
     let steps = (0..40).map(|i| {

@@ -19,12 +19,12 @@ fuzz_target!(|data: &[u8]| {
     let chart = svg(&results.cells, &about.checkpoint.name, None);
     assert!(!chart.contains("NaN") && !chart.contains("\"inf"), "{chart}");
     let _ = html::comparison(&about, &results, None);
-    // What is accepted is accepted again once it is written.
+    // An accepted document is accepted again after it has been written.
     let text = serde_json::to_string(&Document::new(&about, &results)).expect("a document is JSON");
     read_document(&text).expect("what is written is read");
 });
 
-/// One of several models.
+/// Does the same for a comparison of several models.
 fn of_models(text: &str) {
     let Ok((about, results)) = read_models_document(text) else { return };
     let _ = models_table(&about, &results, TableStyle { width: 80, color: true });

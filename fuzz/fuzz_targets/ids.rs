@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(rows.count() > 0 && rows.count() * rows.width == rows.ids.len());
     }
     if let Ok(loader::ModelRef::Hub(id)) = loader::ModelRef::parse(text) {
-        // These become folders of the cache and parts of an address.
+        // These become folders of the cache and parts of an address, so they must not lead out of either.
         for part in [Some(id.repo.as_str()), id.revision.as_deref(), id.file.as_deref()].into_iter().flatten() {
             assert!(!part.is_empty() && !part.starts_with('/') && part.split('/').all(|p| p != ".."), "{text:?}");
         }

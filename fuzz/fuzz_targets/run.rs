@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use tempfile::NamedTempFile;
 
-/// More cells than this take long to summarise only because they are many.
+/// Runs with more cells than this are not summarised: that takes long only because there are many.
 const CELLS: usize = 8;
 
 static FILE: LazyLock<NamedTempFile> = LazyLock::new(|| {
@@ -29,11 +29,11 @@ fuzz_target!(|data: &[u8]| {
     either(data, of_models);
 });
 
-/// The file as it is, and with the fingerprint and the checksums that its lines should have.
+/// Reads the file as it is, and again with the fingerprint and the checksums that its lines should have.
 fn either<C: Measurable + std::fmt::Debug>(data: &[u8], show: fn(&Run<C>) -> Result<()>) {
     file(data, show);
     let end = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
-    // A checksum in it is a key that is not known.
+    // If the first line has a checksum, it is not read here, because a header does not know that key.
     let Ok(header) = serde_json::from_slice::<Header<C>>(&data[..end]) else { return };
     let header = Header::new(header.about, header.cells);
     let mut bytes = serde_json::to_vec(&header).expect("a header is JSON");
@@ -55,7 +55,7 @@ fn file<C: Measurable + std::fmt::Debug>(data: &[u8], show: fn(&Run<C>) -> Resul
             (a, b) => a.is_none() && b.is_none(),
         })
     };
-    // Continuing keeps the cells that it has, and added cells are there when it is read again.
+    // A continued file keeps its cells, and has the added cells when it is read again.
     let mut open = RunFile::open(path, run.header.clone()).expect("what is read is gone on with");
     assert!(same(&run, &open.run));
     let known = run.scores.iter().flatten().next();

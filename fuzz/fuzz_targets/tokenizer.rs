@@ -9,7 +9,7 @@ const TEXT: &str = "It is a truth, universally acknowledged: 1234 d\u{f6}gs\u{25
 fuzz_target!(|data: &[u8]| {
     let Ok(tokenizer) = loader::Tokenizer::from_json(Path::new("tokenizer.json"), data) else { return };
     let Ok(ids) = tokenizer.encode(TEXT, true) else { return };
-    // A model is measured on the same ids every time.
+    // A text has the same ids every time, so that a measurement can be repeated.
     assert_eq!(tokenizer.encode(TEXT, true).expect("what is tokenised once is tokenised again"), ids);
     let _ = tokenizer.begins_with();
     let _ = tokenizer.decode(&ids, false);

@@ -1,5 +1,5 @@
 //! Golden models and their expected values, loaded as a user would load them.
-#![allow(dead_code)] // each test uses its own part
+#![allow(dead_code)] // every test uses only some of these functions
 
 pub(crate) mod checks;
 pub(crate) mod llama;
@@ -11,9 +11,9 @@ use std::{collections::HashMap, path::PathBuf};
 
 /// A model and what transformers computed with it.
 pub(crate) struct Golden {
-    /// Our model.
+    /// The model, loaded by this project.
     pub(crate) model: Model,
-    /// Their inputs and outputs.
+    /// The inputs that transformers was given, and its outputs.
     pub(crate) expected: HashMap<String, Tensor>,
 }
 
