@@ -24,7 +24,7 @@ if [ "$($bindgen --version 2>/dev/null)" != "wasm-bindgen $version" ]; then
     install=(cargo install wasm-bindgen-cli --version "$version" --no-default-features --bin wasm-bindgen --debug --root "$target/tools")
     # With the versions that its authors tested, where the registry has them all.
     [ "$($bindgen --version 2>/dev/null)" = "wasm-bindgen $version" ] || "${install[@]}" --locked || "${install[@]}" ||
-        skip "wasm-bindgen $version can't be had: ${install[*]}"
+        skip "wasm-bindgen $version can't be installed: ${install[*]}"
 fi
 
 # Vectors of 128 bits, which every browser has since 2023.

@@ -311,7 +311,7 @@ def check_comparison(document, tables):
     def figures(table, of):
         nonlocal compared
         for row in tables[table]["rows"]:
-            # The columns before them show how far a mode carries.
+            # The columns before them show up to which length a mode is usable.
             for context, shown in zip(contexts, row[-len(contexts):]):
                 expected = of(cells[row[0]["text"], context])
                 if expected is None:

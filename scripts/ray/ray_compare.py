@@ -32,7 +32,7 @@ SHOWN = {"--html": True, "--csv": True, "--plot": True, "--parquet": True, "--js
 
 
 def die_with_parent():
-    """If a Ray worker is killed, attn must not stay behind and keep the run file locked (Linux)."""
+    """Makes Linux end attn when its Ray worker is killed; otherwise attn would go on and keep the run file locked."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
@@ -76,7 +76,7 @@ def note(text):
 
 
 def fan_out(args, shard_arguments):
-    """Measures all shards, each until it succeeds; the paths of their run files."""
+    """Measures all shards, each until it succeeds, and returns the paths of their run files."""
     folder, base = os.getcwd(), args.dir.resolve()
     threads = [] if "--threads" in shard_arguments or "-t" in shard_arguments else ["--threads", str(args.cpus)]
     paths = {i: base / f"shard-{i}-of-{args.shards}.jsonl" for i in range(1, args.shards + 1)}

@@ -40,7 +40,7 @@ def measuring(folder):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
             status = (process / "status").read_text()
-        except OSError:  # gone meanwhile, or not a process
+        except OSError:  # it has ended, or is not a process
             continue
         if b"--shard" in words and any(word.startswith(str(folder).encode()) for word in words):
             parent = int(status.split("PPid:")[1].split()[0])

@@ -34,12 +34,12 @@ SAMPLING = {
 
 
 class AttnError(RuntimeError):
-    """What `attn` says is wrong."""
+    """An error that `attn` reports."""
 
 
 @register_model("attn")
 class AttnLM(LM):
-    """A model behind `attn requests`."""
+    """A model of the harness that asks `attn requests`."""
 
     def __init__(self, pretrained=None, attn="attn", max_gen_toks=256, batch_size=1, max_batch_size=None, device=None, **options):
         super().__init__()
@@ -76,7 +76,7 @@ class AttnLM(LM):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # what it said on its end follows
+            pass  # the process has ended; _read finds its last answer, or reports the end
         answer = self._read()
         if "error" in answer:
             raise AttnError(f"{answer['error']}: {line[:200]}")
@@ -151,7 +151,7 @@ def evaluate(args, mode):
 
 
 def table(found):
-    """A metric a row, a mode a column; the standard error, where the harness has one, behind."""
+    """A table with a row for each metric and a column for each mode; after a value stands its standard error, if there is one."""
     modes = list(found)
     lines = [["task", "metric", *modes]]
     for task in found[modes[0]]:

@@ -60,11 +60,11 @@ def learned_alibi(q, k, v, m):
 
 
 def xpos(q, k, v):
-    """It pairs neighbouring dimensions, the golden values those of the two halves."""
+    """x-transformers rotates neighbouring lanes as a pair; in the golden values a pair has one lane of each half."""
     half = q.shape[-1] // 2
     order = torch.arange(q.shape[-1]).reshape(2, half).T.flatten()
     rotary = peer.RotaryEmbedding(q.shape[-1], use_xpos=True).to(q.dtype)
-    # Its constructor makes it in f32.
+    # The constructor computes these in f32.
     even = torch.arange(0, q.shape[-1], 2, dtype=q.dtype)
     rotary.inv_freq = 10000.0 ** (-even / q.shape[-1])
     rotary.scale = (even + 0.4 * q.shape[-1]) / (1.4 * q.shape[-1])

@@ -75,7 +75,7 @@ metric_list: [{{metric: exact_match}}]
 
 
 def documents():
-    """Of the sample text: questions with endings, paragraphs of all lengths, beginnings."""
+    """Documents made of the sample text: questions with endings, paragraphs of all lengths, and beginnings to continue."""
     text = (MODELS / "sample.txt").read_text(encoding="utf-8")
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if len(part.split()) > 12]
     chance = random.Random(0)
@@ -104,7 +104,7 @@ def write_tasks(folder):
 
 
 def copied(source, target, factor=None):
-    """The model as the harness's own class can read it: with the names of its tokens; under YaRN by `factor`."""
+    """Copies the model with the names of its tokens, which the harness's own class needs; with `factor`, under YaRN."""
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text())
     if not (target / "tokenizer_config.json").exists():

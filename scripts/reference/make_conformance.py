@@ -74,7 +74,7 @@ def rope_values(config, lengths, layer_type):
 
 
 def attention(config, positions, plain):
-    """What queries at `positions` are multiplied by in each layer, against a config without it, and the scale of the scores."""
+    """By layer: the factors on queries at `positions`, relative to the config `plain`, which has none, and the scale of the scores."""
 
     def run(config):
         captured.clear()
@@ -93,7 +93,7 @@ def attention(config, positions, plain):
     return layers
 
 
-# A small model around a rope dictionary.
+# The config of a small model, to which a rope dictionary is added.
 def llama(head_dim=32, context=4096, **more):
     return dict(
         model_type="llama", hidden_size=2 * head_dim, num_attention_heads=2, num_key_value_heads=1, head_dim=head_dim,
@@ -148,7 +148,7 @@ def linear_and_dynamic():
         both(f"dynamic, factor {factor}", {"rope_type": "dynamic", "factor": factor}, lengths=lengths)
     both("dynamic, theta 5e5", {"rope_type": "dynamic", "factor": 2.0}, 5e5, lengths)
     both("dynamic, half of the head", {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5}, lengths=lengths)
-    # transformers leaves it unread.
+    # transformers ignores the trained context here.
     both("dynamic beside a trained context", {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 1024},
          lengths=lengths)
     both("dynamic, width 128", {"rope_type": "dynamic", "factor": 2.0}, lengths=lengths, head_dim=128)
@@ -180,7 +180,7 @@ def yarn():
         case(f"mscale {mscale}, mscale_all_dim {all_dim}", mscale=mscale, mscale_all_dim=all_dim)
     case("attention_factor beside mscale", attention_factor=1.5, mscale=0.7, mscale_all_dim=0.5)
     case("a factor of 1 beside mscale", factor=1.0, mscale=0.7, mscale_all_dim=0.5)
-    # The ends of the ramp at the ends of the dimensions.
+    # The ramp begins at the first pair or ends at the last one.
     case("a trained context of 16", original_max_position_embeddings=16, context=64)
     case("a trained context of 2**20", original_max_position_embeddings=2**20, context=2**22)
     case("a factor that is not the ratio", factor=4.0, context=8192)
@@ -189,7 +189,7 @@ def yarn():
         case(f"{key} does nothing", **{key: value})
     rope = {"rope_type": "yarn", "factor": 4.0}
     both("yarn, trained context from max_position_embeddings", rope, context=4096)
-    # Beside the dictionary, where it wins.
+    # A trained context beside the dictionary is used before any other.
     beside = llama(context=16384, rope_scaling=rope, rope_theta=1e4, original_max_position_embeddings=2048)
     add("yarn, trained context beside the dictionary", beside)
     inside = llama(context=16384, rope_scaling={**rope, "original_max_position_embeddings": 4096}, rope_theta=1e4,
@@ -292,7 +292,7 @@ def families():
 
 
 def temperatures():
-    """What is on queries and scores rather than on cos and sin."""
+    """Factors that apply to queries and scores instead of cos and sin."""
     positions = [0, 1, 62, 63, 64, 127, 128, 1000]
     small = dict(llama(16), num_hidden_layers=2)
     ministral = dict(small, model_type="ministral3", sliding_window=None)

@@ -5,7 +5,7 @@
     cargo build --release
     python3 scripts/studies/study.py --out .study                   train, measure, fine-tune, tables, figures
 
-Every model has the same block, first weights, batches and tokenizer. Five novels are trained on, with passages of them in which
+Every model has the same block, initial weights, batches and tokenizer. Five novels are trained on, with passages of them in which
 a key is hidden and asked for; the sixth, Persuasion, is held out. The rotary models are also evaluated under every scaling and
 method, under a larger base, and after fine-tuning for a tenth of the steps. `attn compare` measures perplexity and how often the
 key is found.
@@ -80,7 +80,7 @@ class Study:
         return json.loads(done.stdout)
 
     def train(self, out, what, *words):
-        """A run of `attn train`, unless it is there; the same command resumes it."""
+        """Runs `attn train`, unless its result exists; the same command resumes a run that was stopped."""
         if not (out / "loss.svg").exists():
             started = time.time()
             texts = [word for path in self.texts for word in ("--text", path)]
@@ -89,7 +89,7 @@ class Study:
         return out
 
     def tokenizer(self):
-        """One for all models, made of the texts."""
+        """The tokenizer that all models share, trained on the texts."""
         a, out = self.args, self.args.out / "tokenizer"
         self.train(out, "tokenizer", "--steps", 1, "--hidden", 32, "--intermediate", 32, "--layers", 1, "--heads", 2,
                    "--kv-heads", 2, "--context", a.context)
@@ -103,8 +103,8 @@ class Study:
                           "--intermediate", a.intermediate, "--heads", a.heads, "--kv-heads", a.kv_heads)
 
     def tuned(self, how, seed):
-        """The rotary model trained on: at four times its length under a scaling or a larger base, as the papers on PI and YaRN
-        do; or at its length without its rotation."""
+        """Trains the rotary model further: at four times its length under a scaling or a larger base, as the papers on PI and
+        YaRN do, or at its length without its rotation."""
         a = self.args
         source, out = a.out / f"rope-{seed}", a.out / f"rope-{seed}-{how}"
         words = ["--seed", seed, "--steps", a.tune_steps, "--warmup", 10, "--learning-rate", a.learning_rate / 6]
@@ -116,7 +116,7 @@ class Study:
         return self.train(out, f"rope, seed {seed}, {how}", source, *words)
 
     def rescaled(self, source, start, how):
-        """A copy of the checkpoint whose config reads four times its length."""
+        """A copy of the checkpoint, with a config for four times its length."""
         a = self.args
         shutil.copytree(source, start, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", "train.jsonl", "loss.svg"))
         config = json.loads((start / "config.json").read_text())
@@ -142,7 +142,7 @@ class Study:
         return study_report.cells(result, name, seed)
 
     def measurements(self, seed):
-        """What is measured of one seed: name, model, modes and further options."""
+        """What is measured for one seed: name, model, modes and further options."""
         a = self.args
         for encoding in a.encodings:
             yield encoding, a.out / f"{encoding}-{seed}", "none", ()
@@ -154,7 +154,7 @@ class Study:
                 yield f"rope, {how}, tuned", a.out / f"rope-{seed}-{how}", "checkpoint", ()
 
     def seed(self, pool, seed):
-        """Trains and measures everything of one seed."""
+        """Trains and measures all models of one seed."""
         a = self.args
         list(pool.map(lambda encoding: self.model(encoding, seed), a.encodings))
         if "rope" in a.encodings:

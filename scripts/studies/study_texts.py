@@ -1,7 +1,7 @@
 """The texts of the extrapolation study: novels, and passages of them in which a key is hidden and asked for.
 
 The keys are worded exactly as those of `attn retrieval --tasks passkey`, so that a small model learns the task at its trained length;
-the study measures how much further it carries.
+the study measures at how much longer lengths it can still do the task.
 """
 
 import random
@@ -29,7 +29,7 @@ def passage(rng, novels, length):
 
 
 def with_keys(rng, novels, size):
-    """`size` characters of passages with a key each, at a random depth."""
+    """Passages with one key each, at a random depth, of about `size` characters in all."""
     parts, made = [], 0
     while made < size:
         length = rng.randrange(LONGEST_PASSAGE)
@@ -43,8 +43,8 @@ def with_keys(rng, novels, size):
 
 
 def prepare(folder, texts, tokens, share, seed=0):
-    """Writes the keys for a run of `tokens`, `share` of which they are, and gives the files to train on: each novel as often
-    as fills the rest."""
+    """Writes passages with keys that are `share` of a run of `tokens`, and returns the files to train on: these passages, and
+    each novel as often as it takes to fill the rest."""
     paths = [texts / f"{novel}.txt" for novel in NOVELS]
     novels = [path.read_text(encoding="utf-8") for path in paths]
     size = tokens * BYTES_PER_TOKEN

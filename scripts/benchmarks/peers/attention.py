@@ -100,14 +100,14 @@ SPEED = {True: "of FMA peak", False: "TFLOP/s"}
 
 
 def speed(report):
-    """The best run as SPEED says."""
+    """The speed of the fastest run in the unit of SPEED."""
     gflops = report["gflops"] * report["median_ms"] / report["min_ms"]
     peak = report["peak_gflops"]
     return f"{100 * gflops / peak:.0f} %" if peak else f"{gflops / 1e3:.1f}"
 
 
 def compare(args):
-    """Both in turn on every case; a list of results."""
+    """Times attn and torch in turn on every case; returns a list of results."""
     results, rows = [], []
     for name, case in CASES:
         if not wanted(name, args):
@@ -128,7 +128,7 @@ def compare(args):
 
 
 def own(args):
-    """Ours on each pair of calls in turn; a list of results."""
+    """Times attn on both calls of each pair in turn; returns a list of results."""
     results, rows = [], []
     for name, case, base in OWN:
         if not wanted(name, args) or ("path" in case and args.device != "cpu"):
@@ -146,7 +146,7 @@ def own(args):
 
 
 def lengths(args):
-    """Milliseconds by length for the plot; a list of lines."""
+    """Measures milliseconds by length for the plot; returns a list of lines."""
     lines = [dict(name=name, points=[]) for name, *_ in LINES]
     for seq in (seq for seq in LENGTHS if seq <= args.longest):
         for line, (_, case, who, longest) in zip(lines, LINES):

@@ -13,7 +13,7 @@ CONTEXT = 512
 
 
 def theirs(file, args):
-    """llama-perplexity's figure."""
+    """The perplexity that llama-perplexity computes."""
     words = [args.llama_perplexity, "-m", file, "-f", args.formats, "-c", str(CONTEXT), "-fa", "on", "--no-escape"]
     words += ["--chunks", str(args.windows), "-t", str(args.threads)]
     for more in ([], ["--no-repack"]):
@@ -25,7 +25,7 @@ def theirs(file, args):
 
 
 def ours(file, options, args):
-    """Our figure."""
+    """The perplexity that attn computes."""
     words = [args.attn, "perplexity", file, "--protocol", "llama.cpp", "--json", "--text", args.formats]
     words += ["--context", str(CONTEXT), "--max-tokens", str(CONTEXT * args.windows), *options]
     answer, _ = run(words, args.threads)
@@ -33,7 +33,7 @@ def ours(file, options, args):
 
 
 def compare(args):
-    """Every file; a list of results."""
+    """Measures every file; returns a list of results."""
     results, rows = [], []
     for name in sorted(os.listdir(args.model)):
         weights, kind = os.path.splitext(name)

@@ -64,7 +64,7 @@ def command(who, case, args):
 
 
 def attempt(peer, words, threads):
-    """Runs a program. llama.cpp's kernels for repacked weights crash on some processors; then it runs without them."""
+    """Runs a program. If llama.cpp fails, it runs again without its kernels for repacked weights, which crash on some processors."""
     try:
         return run(words, threads)
     except Failed as failure:
@@ -83,7 +83,7 @@ def rows_of(case):
 
 
 def compare(args):
-    """Everybody in turn on every case, `rounds` times; a list of results, best of the rounds."""
+    """Runs all programs in turn on every case, `rounds` times; returns a list of results, the best of the rounds."""
     there = dict(zip(PEERS, (args.llama_bench, args.python, args.candle)))
     who = ["ours"] + [peer for peer in PEERS if there[peer] and peer not in args.skip]
     results = []

@@ -29,12 +29,12 @@ MODES = {
 
 
 def gguf(weights, args):
-    """The file that has the weights for llama.cpp."""
+    """The GGUF file with these weights, for llama.cpp."""
     return os.path.join(args.model, weights.upper() + ".gguf")
 
 
 def llama(weights, context, options, args):
-    """Seconds and perplexity of one run."""
+    """Seconds and perplexity of one run of llama-perplexity."""
     words = [args.llama_perplexity, "-m", gguf(weights, args), "-f", args.perplexity, "-c", str(context), "-fa", "on"]
     words += ["--chunks", str(TOKENS // context), "-t", str(args.threads), *options]
     if weights.startswith("Q"):
@@ -49,7 +49,7 @@ def llama(weights, context, options, args):
 
 
 def ours(weights, context, args):
-    """Seconds, and perplexities by mode."""
+    """Seconds of `attn compare`, and its perplexities by mode."""
     quantized = weights.startswith("Q")
     folder = os.path.join(args.model, weights)
     model = [gguf(weights, args), "--keep-quantized"] if quantized else [folder, "--dtype", weights]
@@ -61,7 +61,7 @@ def ours(weights, context, args):
 
 
 def compare(args):
-    """Both in turn on every case, `rounds` times; a list of results, best of the rounds."""
+    """Runs both programs in turn on every case, `rounds` times; returns a list of results, the best of the rounds."""
     results, rows = [], []
     for weights, context in CASES:
         name = f"{weights} {TOKENS // context} x {context}"
