@@ -21,12 +21,12 @@ export class Attn {
     return attn;
   }
 
-  /** Hands over a file for the next question. */
+  /** Passes a file to the program, for the next question. */
   give(bytes) {
     this.program.give(bytes);
   }
 
-  /** Asks, and tells `tell` what comes before the answer is complete. */
+  /** Asks a question; calls `tell` with what arrives before the answer is complete. */
   ask(question, tell = null) {
     try {
       return JSON.parse(this.program.ask(JSON.stringify(question), tell ? part => tell(JSON.parse(part)) : undefined));

@@ -8,7 +8,7 @@ export function html(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** An SVG element, likewise. */
+/** An SVG element, in the same way. */
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -44,17 +44,17 @@ export function percent(share) {
   return `${value >= 99.95 || value >= 10 ? Math.round(value) : value.toFixed(1)} %`;
 }
 
-/** A figure in running text: it carries its full value, and a name by which it is found. */
+/** A figure in running text, with its full value and a name for tests to find it by. */
 export function figure(name, value, text = short(value)) {
   return html("data", { value: String(value), "data-figure": name }, text);
 }
 
-/** Puts parts (texts and elements) where others were. */
+/** Replaces the contents of an element by parts (texts and elements). */
 export function say(element, ...parts) {
   element.replaceChildren(...parts.flat());
 }
 
-/** Runs `draw` at most once per frame, the last call's arguments winning. */
+/** Runs `draw` at most once per frame, with the arguments of the last call. */
 export function perFrame(draw) {
   let wanted = null;
   return (...args) => {
@@ -93,7 +93,7 @@ function share(axis, value) {
 
 /**
  * A line chart in `host`. `set({ x, y, series, marks, cursor })` draws it anew:
- * x, y: { min, max, log, whole, label, unit }, whole for ticks at whole numbers alone; series: [{ name, color, dash, x, y, width, faint }], null for a gap;
+ * x, y: { min, max, log, whole, label, unit }, whole for ticks at whole numbers only; series: [{ name, color, dash, x, y, width, faint }], null for a gap;
  * marks: [{ x | y, label, color }]; cursor: an x at which values are told at first.
  */
 export class Plot {

@@ -25,7 +25,7 @@ function colors({ light, dark }) {
 @media (prefers-color-scheme: dark) { :root { ${variables(dark)} } }`));
 }
 
-/** A worker with a program of its own, for what takes longer than a frame. */
+/** A worker that runs its own copy of the program, for questions that take longer than a frame. */
 class Background {
   constructor(module) {
     this.number = 0;
@@ -44,7 +44,7 @@ class Background {
     else question.resolve(result);
   }
 
-  /** Asks, with a model that is fetched first if it has to be; `signal` gives the question up. */
+  /** Asks a question, with a model that is fetched first if need be; `signal` cancels the question. */
   ask(question, { model = null, tell = null, signal = null } = {}) {
     const id = ++this.number;
     return new Promise((resolve, reject) => {

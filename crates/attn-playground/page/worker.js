@@ -1,4 +1,4 @@
-// What takes longer than a frame: models are loaded and run here, so that the page stays awake.
+// Loads and runs models in a worker: this takes longer than a frame, and the page has to keep responding.
 
 import { Attn } from "./attn.js";
 
@@ -37,6 +37,6 @@ async function answer({ id, question, model }) {
 self.onmessage = ({ data }) => {
   if (data.drop !== undefined) return void dropped.add(data.drop);
   if (data.module) last = last.then(async () => { attn = await Attn.start(data.module); });
-  // A turn of the event loop in between lets questions that were given up be dropped.
+  // Waiting for the event loop first lets cancelled questions be dropped.
   else last = last.then(() => new Promise(done => setTimeout(done))).then(() => answer(data));
 };

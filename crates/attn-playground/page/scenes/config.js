@@ -1,10 +1,10 @@
-// Scene 7: a config.json of one's own.
+// Scene 7: the reader's own config.json.
 
 import { figure, html, Plot, say, short } from "../draw.js";
 
 const byId = id => document.getElementById(id);
 
-/** Configs as they are published, cut to what says how positions are told. */
+/** Published configs, reduced to the keys that say how positions are added. */
 const EXAMPLES = {
   "Llama 3.1 8B": { architectures: ["LlamaForCausalLM"], model_type: "llama", hidden_size: 4096, intermediate_size: 14336, num_hidden_layers: 32,
     num_attention_heads: 32, num_key_value_heads: 8, vocab_size: 128256, rms_norm_eps: 1e-5, hidden_act: "silu", max_position_embeddings: 131072, rope_theta: 500000,

@@ -1,4 +1,4 @@
-// Scene 6: six models that differ in their positions alone continue a beginning.
+// Scene 6: six models that differ only in their position encoding continue a beginning.
 
 import { html, say, short } from "../draw.js";
 

@@ -4,7 +4,7 @@ import { figure, html, perFrame, Plot, say, short, svg } from "../draw.js";
 
 const byId = id => document.getElementById(id);
 const TRAINED = 256, THETA = 10000, HEAD = 32, MODEL = "tiny-austen";
-/** Compared unless others are chosen. */
+/** The modes that are compared unless others are chosen. */
 const FIRST = ["none", "linear", "yarn", "rerope", "streaming"];
 /** Characters of the sample that are shown: more than the longest text takes. */
 const SAMPLE = 12000;
