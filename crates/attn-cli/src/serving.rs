@@ -112,7 +112,7 @@ mod tests {
     }
 
     /// vLLM's YaRN multiplies cos and sin by `attention_factor`, or, where its version does not know that key, by
-    /// `attn_factor (0.1 ln(factor) + 1)`: both have to come to what is meant.
+    /// `attn_factor (0.1 ln(factor) + 1)`: both have to give the intended factor.
     #[test]
     fn an_attention_factor_reaches_every_version_of_vllm() {
         let both = [("mscale", "0.7"), ("mscale_all_dim", "0.5")];

@@ -262,7 +262,7 @@ fn one_context_that_does_not_fit_does_not_fail_a_comparison() {
     refused(&[&args[..], &none].concat(), &["nothing can be measured", "4096 tokens", "8192 tokens", "too few"]);
 }
 
-/// Retrieval beside perplexity, with bisection for how far modes carry: in one run file, which goes on and is shown again.
+/// Retrieval and perplexity in one run file, with bisection for usable lengths; the run is continued and shown again.
 #[test]
 fn perplexity_and_retrieval_end_in_one_document() {
     let folder = tempfile::tempdir().unwrap();

@@ -56,7 +56,7 @@ type Files = BTreeMap<String, Cow<'static, [u8]>>;
 /// Runs the command.
 ///
 /// # Errors
-/// The page has not been built, the folder can't be written, or the port can't be had.
+/// The page has not been built, the folder can't be written, or the port can't be opened.
 pub(crate) fn run(args: &PlaygroundArgs) -> Result<()> {
     let files = files(args.dir.as_deref())?;
     match &args.out {

@@ -124,7 +124,7 @@ fn position() -> impl TypedValueParser<Value = Position> {
     PossibleValuesParser::new(Position::all().map(Position::name)).try_map(|name| name.parse::<Position>())
 }
 
-/// Where a run starts: its tokenizer as JSON, config and first weights.
+/// What a run starts from: its tokenizer as JSON, its config and its initial weights.
 struct Start {
     tokenizer: String,
     tokens: Vec<u32>,

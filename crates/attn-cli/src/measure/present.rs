@@ -152,7 +152,7 @@ fn report(about: &About, results: &Results) -> String {
     out
 }
 
-/// The options that come to the recommended setting, program by program. Lines to be copied are not wrapped.
+/// The options that set the recommended setting, program by program. Lines to be copied are not wrapped.
 fn applied(out: &mut String, results: &Results, width: usize) {
     let mut last = "";
     for to in results.recommendation.iter().flat_map(|found| &found.applied) {

@@ -245,7 +245,7 @@ mod tests {
         let said = advice(&unable);
         assert_eq!((said.answer, said.mode.as_str()), (Answer::Use, "ntk"));
         assert!(said.retrieval.is_none() && said.usable.iter().all(|usable| usable.retrieval.is_none()));
-        // How far each carries, by both.
+        // Up to which length each mode is usable, by perplexity and by retrieval.
         let usable = advice(&[("none", [3.0, 3.0], [20, 2]), ("yarn", [3.0, 4.0], [20, 20])]).usable;
         let of = |index: usize| (usable[index].perplexity, usable[index].retrieval.as_ref().unwrap().length);
         assert_eq!((of(0), of(1)), ((Some(1024), Some(256)), (Some(256), Some(1024))));
