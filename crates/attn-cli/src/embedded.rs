@@ -1,7 +1,7 @@
 //! The models inside the program, so that it has something to show without a network.
 //!
-//! `tiny-austen` is the default MODEL (`models/SOURCES.md` of this package). The others differ in their position
-//! encoding alone and come from a package of their own, [`attn_tiny_models`].
+//! `tiny-austen` is the default MODEL (`models/SOURCES.md` of this package). The others differ only in their position
+//! encoding and come from a package of their own, [`attn_tiny_models`].
 
 use anyhow::Result;
 use attn_models::{Model, Options};

@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Whoever read our stdout has gone: the end of the work, but no failure.
+/// The program that read stdout has ended. This ends the work but is not a failure.
 #[derive(Debug)]
 pub(crate) struct StdoutClosed;
 

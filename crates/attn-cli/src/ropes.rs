@@ -62,7 +62,7 @@ impl Ropes {
         self.dictionary(config, &|rope| Ok(rope.to_hf()?))
     }
 
-    /// A `rope_parameters` of whatever `of` makes of each encoding.
+    /// A `rope_parameters` dictionary with the entries that `of` gives for each encoding.
     fn dictionary(
         &self,
         config: &Value,

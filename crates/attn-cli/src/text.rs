@@ -121,7 +121,7 @@ pub(crate) fn tokenize_all(
     Ok((source, text, ids))
 }
 
-/// The first `most` tokens of a text that is one whatever its name.
+/// The first `most` tokens of a file that is read as plain text, also if its name ends in `.jsonl`.
 ///
 /// # Errors
 /// As [`tokenize`].

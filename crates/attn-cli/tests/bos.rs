@@ -1,5 +1,5 @@
-//! Whether a text begins with BOS: as its tokenizer has it unless told otherwise, in every command that reads text, and
-//! said in what each prints.
+//! Every command that reads text puts BOS before it as the tokenizer does, unless an option says otherwise, and prints which
+//! was done.
 
 mod common;
 

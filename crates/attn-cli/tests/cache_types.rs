@@ -37,7 +37,7 @@ fn perplexity_is_that_of_the_cache() {
     }
 }
 
-/// What `compare` measures under a type is what `perplexity` does, and a run file is of its types alone.
+/// `compare` and `perplexity` measure the same under a cache type, and a run file can be continued only with its types.
 #[test]
 fn comparisons_say_their_types_and_keep_to_them() {
     let folder = tempfile::tempdir().unwrap();
@@ -51,7 +51,7 @@ fn comparisons_say_their_types_and_keep_to_them() {
     let cells = results["cells"].as_array().unwrap();
     let own = cells.iter().find(|cell| cell["context"] == 128 && cell["mode"] == "none").unwrap();
     assert_eq!(own["perplexity"], json(&alone)["perplexity"]);
-    // Another type is another run, and none at all is too; the run alone goes on with its own.
+    // With another type or with none the run is refused; without further options it continues with its own types.
     refused(&with(&["-ctk", "q8_0", "-ctv", "f16"]), 1, &["--cache-type-v", "q4_0", "f16"]);
     refused(&with(&[]), 1, &["--cache-type-k", "q8_0", "absent"]);
     let again = json(&["compare", "--run", path(&file), "--json"]);

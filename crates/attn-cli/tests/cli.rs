@@ -181,7 +181,7 @@ fn compare_prints_json_and_writes_its_files_whole() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
 }
 
-/// A factor of 1 leaves frequencies alone, but for the dynamic ones past the trained context: those are measured.
+/// A factor of 1 changes no frequencies, except those of `dynamic` past the trained context, which is measured.
 #[test]
 fn only_what_is_no_scaling_takes_the_figures_of_none() {
     let modes = "none,linear,ntk,dynamic,ntk-by-parts,yarn";

@@ -56,7 +56,7 @@ fn the_default_comparison_shows_what_every_encoding_does_past_its_length() {
     });
     assert!(to_read.into_iter().all(|line| line.chars().count() <= 40), "{text}");
     assert!(text.contains("sinusoidal") && text.contains("longer than"), "{text}");
-    // Whoever asks for something particular gets that alone.
+    // With a model or an option, only that model is compared.
     for particular in [&["tiny-rope"][..], &["--modes", "none"]] {
         let document = json(&[&args[..], &["--json"], particular].concat());
         assert!(document.get("encodings").is_none(), "{particular:?}");

@@ -43,7 +43,7 @@ fn several_texts_are_reported_each_and_together_and_keep_to_the_schema() {
     let programs: Vec<&str> =
         found["applied"].as_array().unwrap().iter().map(|to| to["program"].as_str().unwrap()).collect();
     assert_eq!(programs, ["attn", "export", "transformers", "vLLM", "llama.cpp"]);
-    // Each text alone gives its part of that.
+    // A text that is measured by itself has the same figures as in the comparison of both.
     let alone = json(&[&args[..], &["--text", path(&lines)]].concat());
     check_schema(&alone);
     assert_eq!(alone["by_text"].as_array().unwrap().len(), 0);
@@ -181,7 +181,8 @@ fn retrieval_is_a_seeded_grid_that_runs_in_parts() {
     refused(&["retrieval", "--tasks", "needle"], &["needle", "single-key"]);
 }
 
-/// The old name: the pass key alone, in a text of the user's. What does not fit is left out, and the rest is measured.
+/// `attn passkey` measures only the pass key, here in a text of the user's. Contexts that do not fit are left out, and the
+/// others are measured.
 #[test]
 fn one_context_that_can_not_be_measured_does_not_fail_the_others() {
     let (_keep, plain, _) = texts();
@@ -307,7 +308,7 @@ fn perplexity_and_retrieval_end_in_one_document() {
     let again = [&["compare", "--run", path(&file), "--json"], &["--html", path(&page)][..]].concat();
     assert_eq!(figures(json(&again)), figures(whole.clone()));
     assert!(fs::read(&file).unwrap() == before, "nothing is measured again");
-    // What is told to programs takes the model, which is not at hand there.
+    // `applied` needs the model, which `merge` does not have.
     let mut without = figures(whole.clone());
     without["recommendation"].as_object_mut().unwrap().remove("applied");
     assert_eq!(figures(json(&["merge", path(&file), "--json"])), without);
@@ -395,7 +396,7 @@ fn an_export_computes_bit_for_bit_what_the_options_do() {
     ];
     for model in ["llama", "llama-v4-config", "qwen2", "phi", "gpt-neox", "phi3-longrope", "gemma3"] {
         for (index, scaling) in scalings.iter().enumerate() {
-            // transformers' Phi-3 knows longrope and bases alone.
+            // transformers' Phi-3 knows only longrope and other bases.
             if model == "phi3-longrope" && ![0, 2, 7].contains(&index) {
                 continue;
             }
@@ -467,7 +468,7 @@ fn an_export_is_refused_where_a_config_cannot_say_it() {
         (&"yarn".into(), &"default".into())
     );
     assert!(gemma["llama_cpp"].as_str().unwrap().starts_with("# no equivalent options"), "{gemma}");
-    // Without a folder the options alone are printed, and the embedded model can be exported too.
+    // Without a folder only the options are printed. The embedded model can be exported too.
     let text = String::from_utf8(run(&[&["export"], &yarn[..]].concat()).stdout).unwrap();
     assert!(text.contains("--hf-overrides") && text.contains("--yarn-orig-ctx 256"), "{text}");
     let embedded = folder.path().join("embedded");

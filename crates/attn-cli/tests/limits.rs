@@ -278,7 +278,7 @@ mod interrupted {
         let mut stdout = child.stdout.take().unwrap();
         stdout.read_exact(&mut [0; 8]).unwrap();
         interrupt(&child);
-        // It goes on listening.
+        // The program still reads messages.
         stdin.write_all(b"Go on\n").unwrap();
         drop(stdin);
         let mut rest = String::new();

@@ -60,7 +60,7 @@ fn no_command_makes_anything_of_logits_that_are_no_numbers() {
     }
 }
 
-/// Logits so large that the perplexity is past 10^308: it is told in nats, drawn, written and read back.
+/// Logits so large that the perplexity is past 10^308: it is given in nats, drawn, written and read back.
 #[test]
 fn a_perplexity_that_is_too_large_for_a_number_is_told_in_nats() {
     // 2^20 in bfloat16.

@@ -79,7 +79,7 @@ fn a_prompt_goes_on_as_attn_generate_has_it() {
     assert_eq!(answers(&["--max-length", "64"], &lines)[3], found[3]);
 }
 
-/// Whatever comes is answered, and the next request is read.
+/// Every line is answered, and then the next request is read.
 #[test]
 fn what_is_no_request_is_answered_with_what_is_wrong() {
     let good = br#"{"id": 9, "type": "loglikelihood", "context": "a", "continuation": " b"}"#;

@@ -17,7 +17,8 @@ fn cells(document: &Value) -> &Vec<Value> {
     document["cells"].as_array().expect("cells")
 }
 
-/// Models of one tokenizer have the windows they have alone, and the same order by bits per byte as by perplexity.
+/// Models that share a tokenizer have the same windows as each has by itself, and the same order by bits per byte as by
+/// perplexity.
 #[test]
 fn models_of_one_tokenizer_rank_per_byte_as_per_token() {
     let cut = ["--contexts", "256", "--max-tokens", "4096", "--json"];
@@ -104,7 +105,7 @@ fn a_run_of_several_models_goes_on_and_its_shards_merge() {
     assert_eq!(figures(merged), figures(whole.clone()));
     refused(&["merge", path(&files[0])], &["4 of 8 cells are missing", "tiny-austen (embedded), yarn at 256"]);
 
-    // Without the last measurement and with a torn one: only that is measured again, by name of the file alone too.
+    // If the last measurement is missing or cut off, only that one is measured again, also with `--run` as the only option.
     json(&[&args[..], &cut, &["--run", path(&files[2])]].concat());
     let bytes = fs::read(&files[2]).unwrap();
     assert_eq!(lines(&files[2]), 1 + 8);

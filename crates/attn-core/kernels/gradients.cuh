@@ -190,7 +190,7 @@ template <class T, int D, int LD, int OWN, int WALK, int THREADS, int STAGES, bo
     }
 
     // From products q k in `s` and g v in `dp` to weights and gradients of the scores. `each` calls its argument with
-    // (owned, walked, s, dp) for all numbers of the thread. Without BOTH, weights alone.
+    // (owned, walked, s, dp) for all numbers of the thread. Without BOTH, only weights are computed.
     template <bool BOTH, class Each> __device__ __forceinline__ void weigh(Each each) {
         int key = OF_KEYS ? first : tile * WALK, row = OF_KEYS ? tile * WALK : first;
         bool whole = key + KEYS <= c.tk;

@@ -1,4 +1,4 @@
-//! What our CUDA kernels share: their code, places of tensors, launches.
+//! What this project's CUDA kernels share: their code, the addresses of tensors, launches.
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Layout, Result, Storage, Tensor, WithDType,

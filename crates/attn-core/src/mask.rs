@@ -29,7 +29,7 @@ pub struct Mask {
     /// The slots that hold real tokens, one range per row of the batch; the others are padding. `None`: all of them.
     pub keys: Option<Arc<[Range<usize>]>>,
     /// The slots where the documents that are packed into a row begin, in order, one list per row of the batch: a query
-    /// sees its own document alone. `None`: every row is one document.
+    /// sees only its own document. `None`: every row is one document.
     pub documents: Option<Arc<[Vec<usize>]>>,
 }
 

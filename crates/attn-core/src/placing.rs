@@ -185,7 +185,7 @@ impl<'a> Placing<'a> {
                 Some(cache) if linear => cache.key_norms(held.tokens()?)?,
                 _ => None,
             };
-            // No mask hides sinks: they belong to one part alone.
+            // A mask does not hide sinks, so only one of the parts may have them.
             let sinks = if i == 0 { sinks.clone() } else { None };
             let scores = base.scores.clone().with_bias(bias).with_sinks(sinks);
             let args = AttendArgs::new(scores)

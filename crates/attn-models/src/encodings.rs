@@ -73,7 +73,7 @@ impl StackSpec {
     }
 }
 
-/// The same encoding, or two rotary ones that come to the same angles for `len` tokens, up to the rounding of f64: a blend
+/// True for the same encoding, and for two rotary ones that have the same angles for `len` tokens, up to the rounding of f64: a blend
 /// of a frequency with itself may be off by that.
 fn alike(a: &PositionConfig, b: &PositionConfig, len: usize) -> bool {
     if a == b {
@@ -96,7 +96,7 @@ fn alike(a: &PositionConfig, b: &PositionConfig, len: usize) -> bool {
 }
 
 impl ModelSpec {
-    /// True if two settings of one model place tokens alike, frequency by frequency, in sequences whose
+    /// True if two settings of one model place tokens in the same way, frequency by frequency, in sequences whose
     /// length-dependent scalings resolve for `len` tokens: for example, dynamic NTK within the trained context changes
     /// nothing.
     pub fn places_alike(&self, other: &Self, len: usize) -> bool {

@@ -39,7 +39,7 @@ impl Model {
 
     /// The Kullback-Leibler divergence of what `hidden` predicts from what `reference` does, in nats: KL(reference ||
     /// hidden) of the next token at each of `n` places. Both are `(n, hidden_size)`, from [`hidden`](Self::hidden) of this
-    /// model under whatever positions; `(n,)` f32 on the CPU.
+    /// model under any positions; returns `(n,)` f32 on the CPU.
     ///
     /// The head runs in chunks, on both, so that two chunks of logits are held at most.
     pub fn divergence(&self, reference: &Tensor, hidden: &Tensor) -> Result<Tensor> {

@@ -210,7 +210,7 @@ fn other_counts_that_are_lists() {
     }
 }
 
-/// What changes a result is refused by name whatever its value; what says the same as its absence passes.
+/// A key that changes a result is refused by name for every value except those that mean the same as its absence.
 #[test]
 fn answers_of_no_and_nothing_are_answers() {
     for (model_type, key, value) in [

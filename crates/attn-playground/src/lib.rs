@@ -49,14 +49,14 @@ enum Question {
     Config(config::OwnConfig),
 }
 
-/// What is told while an answer is being worked out: likelihoods as they come, pieces of text.
+/// A function that gets partial results while an answer is computed: likelihoods and pieces of text.
 pub type Emit<'a> = dyn FnMut(&Value) + 'a;
 
-/// What answers the page: the models it was given, and nothing else.
+/// Answers the questions of the page from the models and files that it was given.
 #[derive(Debug, Default)]
 pub struct Playground {
     models: Models,
-    /// Files that were handed over and not yet used.
+    /// Files that were given and not yet used.
     files: Vec<Vec<u8>>,
 }
 
@@ -66,7 +66,7 @@ impl Playground {
         self.files.push(file);
     }
 
-    /// Answers a question in JSON. `emit` is told what is worth showing before the answer is complete.
+    /// Answers a question in JSON. `emit` gets what can be shown before the answer is complete.
     ///
     /// # Errors
     /// A malformed question, numbers that make no sense, a model that was not loaded.

@@ -20,7 +20,7 @@ pub(crate) struct Rotation {
     query: usize,
     /// The key's position.
     key: usize,
-    /// The angle of the query before it is turned, seen from the key's, in radians: how alike the two words are.
+    /// The angle between query and key before they are turned, in radians; the smaller, the more similar the two words are.
     apart: f64,
     /// Gaps of the curve.
     gaps: usize,

@@ -29,7 +29,7 @@ pub(crate) struct Speeds {
 
 impl Speeds {
     /// Every pair's speed and wavelength, the angle it shows at the gap, and the score by gap of a query and a key that are
-    /// alike: what is left of it is the encoding's own.
+    /// equal, so that the score shows only what the encoding does.
     pub(crate) fn answer(&self) -> Result<Value> {
         let count = self.weights.len();
         within("the number of pairs", count as f64, 2.0..=256.0)?;

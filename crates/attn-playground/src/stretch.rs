@@ -50,7 +50,7 @@ fn applies(mode: &Mode) -> bool {
     keeps_width && change.is_ok_and(|change| change.over(&plain).is_ok())
 }
 
-/// The plan of a comparison at `length` tokens alone, which methods are made for.
+/// The plan of a comparison at the one length `length`, from which methods take their numbers.
 fn plan(length: usize, theta: Option<f64>) -> Plan {
     let rope = RopeOverride { theta, ..RopeOverride::default() };
     Plan { rope, ..Plan::new(vec![length], vec![]) }

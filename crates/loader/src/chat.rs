@@ -111,7 +111,7 @@ impl ChatTemplate {
     }
 }
 
-/// What a template is told.
+/// The variables that a template gets.
 struct Conversation {
     messages: Vec<(String, String)>,
     add_generation_prompt: bool,

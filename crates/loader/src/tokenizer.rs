@@ -144,7 +144,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// What tokenizer.json alone makes of a text.
+    /// The ids that tokenizer.json gives a text, without what this type adds.
     fn raw(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = guard(|| self.inner.encode_fast(text, add_special).map_err(|e| e.to_string()));
         let encoding = encoding.flatten().map_err(|e| failed(format!("can't tokenise the text: {e}")))?;
@@ -275,7 +275,8 @@ impl StreamDecoder<'_> {
     }
 
     fn show(&mut self, before: &str, now: &str) -> String {
-        // A decoder may treat the first token differently (it strips a leading space), hence the tokens already shown.
+        // A decoder may treat the first token differently (it strips a leading space), so the tokens already shown are
+        // decoded too.
         let new = now.get(before.len()..).unwrap_or_default().to_string();
         if !new.is_empty() || now.len() <= before.len() && self.ids.len() - self.read > MAX_HELD {
             self.ids.drain(..self.read);

@@ -110,7 +110,7 @@ fn new_config(config: &Value, ropes: &Ropes, parameters: &Map<String, Value>, co
     let main = ropes.main().to_hf()?;
     let theta = main["rope_theta"].clone();
     let neox = top.get("model_type").is_some_and(|kind| kind == "gpt_neox");
-    // With a `rope_scaling` beside it, GPT-NeoX's class takes the base from here alone, in transformers 5 too.
+    // With a `rope_scaling` beside it, GPT-NeoX's class takes the base only from this key, in transformers 5 too.
     if neox || top.contains_key("rotary_emb_base") {
         top.insert("rotary_emb_base".into(), theta.clone());
     }

@@ -1,7 +1,7 @@
 //! `attn playground`: the lessons on position encodings, served to a browser on this machine or written for a web host.
 //!
 //! The page is built by `scripts/build_playground.sh`; the models and the sample text are those inside this program. Only
-//! files of that closed list are served, on the loopback interface alone.
+//! these files are served, and only on the loopback interface.
 
 use crate::embedded::Embedded;
 use crate::output::{note, print, usage, write_file, write_folder};

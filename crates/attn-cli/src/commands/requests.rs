@@ -1,8 +1,8 @@
 //! `attn requests`: answers to requests on stdin, one JSON document a line, from one model that stays loaded.
 //!
-//! A harness for language models needs three things of a model, and this is all of them: how likely a continuation is after a
-//! context, how likely a text is, and how a prompt goes on. Texts are tokenised as lm-evaluation-harness does it, so that its
-//! figures come out. What is wrong with a request is its answer, and the next one is read.
+//! A harness for language models needs three things of a model, and this command answers them: how likely a continuation is
+//! after a context, how likely a text is, and how a prompt continues. Texts are tokenised as lm-evaluation-harness does it, so that
+//! the figures are the same. A faulty request is answered with its error, and the next one is read.
 
 use crate::measure::scoring::prefix;
 use crate::model::{self, Opened};
@@ -156,7 +156,7 @@ pub(crate) fn run(args: &RequestsArgs) -> Result<()> {
         let mut answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                // Without an id, whoever asked can still tell the line.
+                // If there is no id, the number of the line says which request it was.
                 let place = if id.is_null() { format!("line {number}: ") } else { String::new() };
                 json!({"error": format!("{place}{}", one_line(error.as_ref()))})
             }

@@ -1,5 +1,5 @@
-//! What the gradients of every attention kernel have to satisfy: those of the reference, in f64, whatever the call and
-//! whatever else has a gradient.
+//! The gradients of every attention kernel have to be those of the reference in f64, for any call and any set of inputs that
+//! need gradients.
 
 use super::laws::{BiasKind, Case, any_case, difference, noise, paths};
 use super::{AttendArgs, KernelOptions, attend_lse, attend_with, merge, reference};
@@ -225,7 +225,7 @@ fn the_gradient_of_the_sums_agrees_with_the_reference() {
     }
 }
 
-/// Slopes, sinks and the rest may be trained alone.
+/// Slopes, sinks and other inputs of a bias may be trained while nothing else is.
 #[test]
 fn what_a_bias_is_made_of_has_a_gradient_of_its_own() {
     for bias in [BiasKind::Linear, BiasKind::Keys, BiasKind::Bank(true), BiasKind::Curve] {

@@ -3,8 +3,8 @@
 //!
 //! An op has at most three arguments with gradients: q, k and v. What a bias and the sinks are made of enters through
 //! an op of its own, [`OfScores`], as one flat tensor; the op passes the output through. The log-sum-exp leaves through
-//! [`OfSums`]. The backward pass comes to these first; what the kernel computes for q, k and v at the same time is left
-//! for their op in [`Kept`].
+//! [`OfSums`]. The backward pass reaches these ops first. The kernel computes the gradients of q, k and v at the same time; they
+//! are kept for their op in [`Kept`].
 
 use super::scores::Scores;
 use candle_core::{

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 
 /// How the numbers of one token lie in memory.
 pub(in crate::attention) trait Format: 'static {
-    /// True for plain f32 alone.
+    /// True only for plain f32.
     const IS_F32: bool = false;
 
     /// `LANES` numbers from number `c` of the token at `row` on, widened. `c` is a multiple of `LANES`.

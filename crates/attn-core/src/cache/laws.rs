@@ -1,5 +1,5 @@
-//! What holds for a cache whatever its keys and values are stored as: what it has is what was put in, rounded once and never
-//! again, and it goes back, forks and reorders without a trace.
+//! What holds for a cache with keys and values of any type: it returns what was appended, rounded exactly once, and truncating,
+//! cloning and reordering leave no difference.
 //!
 //! In f64, where the products of one token and of many tokens round to the same f32 numbers, and so to the same blocks.
 

@@ -273,7 +273,7 @@ impl MultiHeadAttention {
         Ok((q, k, self.clip_late(v)?))
     }
 
-    /// Queries alone, not yet placed.
+    /// The queries only, before the encoding has placed them.
     fn queries(&self, xs: &Tensor) -> Result<Tensor> {
         match &self.parts.projections {
             Projections::Queries(q) | Projections::Separate { q, .. } => {

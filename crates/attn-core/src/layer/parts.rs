@@ -61,7 +61,7 @@ pub struct AttentionParts {
 }
 
 impl AttentionParts {
-    /// Projections alone.
+    /// The projections, without norms and other parts.
     pub fn new(projections: Projections, out: Linear) -> Self {
         Self {
             projections,

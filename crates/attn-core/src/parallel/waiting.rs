@@ -125,7 +125,7 @@ impl Pool {
         })
     }
 
-    /// Runs `worker` on this thread and on the others. If they work for another caller, on this one alone.
+    /// Runs `worker` on this thread and on the others, or only on this one if the others work for another caller.
     fn run<F: Fn() + Sync>(&self, worker: &F) {
         unsafe fn call<F: Fn()>(data: *const ()) {
             // SAFETY: `data` is the closure that `run` has borrowed until all threads have left it.

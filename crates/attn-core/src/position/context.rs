@@ -122,7 +122,7 @@ impl<'a> BiasContext<'a> {
     /// The positions of the keys of a row (as [`Positions::row`] counts rows): 0 on the padding before it.
     ///
     /// # Errors
-    /// Positions that were given for tokens of this call alone, while keys of earlier ones are asked for.
+    /// Explicit positions were given only for the tokens of this call, and earlier keys are in the cache.
     pub fn key_positions(&self, row: usize) -> Result<Vec<usize>> {
         let positions = self.at.positions;
         if !positions.has_ids() {

@@ -1,4 +1,4 @@
-//! What queries are multiplied by, depending on their position alone. Without it the weights of attention spread out over
+//! A factor on queries that depends only on their position. Without it the weights of attention spread out over
 //! a long text. It can be combined with every encoding.
 
 use super::{Positions, frequencies::positive};
@@ -8,8 +8,8 @@ use candle_core::{DType, Result, Tensor, bail};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Temperature {
-    /// `1 + attn_scale * ln(1 + floor((p + offset) / floor_scale))` at position `p`: Llama 4 with an offset of 1 (its
-    /// NoPE layers alone), Ministral 3 with 0.
+    /// `1 + attn_scale * ln(1 + floor((p + offset) / floor_scale))` at position `p`: Llama 4 with an offset of 1 (only in
+    /// its NoPE layers), Ministral 3 with 0.
     Steps {
         /// Positions per step of the temperature; 8192 in Llama 4.
         floor_scale: f64,

@@ -26,7 +26,7 @@ fn has_instructions() -> bool {
 fn may_use_tiles() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: the call takes two numbers and returns 0 or an error; it touches no memory of ours.
+    // SAFETY: the call takes two numbers and returns 0 or an error; it does not access this process's memory.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 

@@ -15,7 +15,7 @@ static FILE: LazyLock<Map<String, Value>> =
     LazyLock::new(|| serde_json::from_str(include_str!("classes.json")).unwrap_or_default());
 
 impl Class {
-    /// The class of a model type, if transformers has one that we know.
+    /// The configuration class of a model type, if `classes.json` has it.
     pub(crate) fn of(model_type: &str) -> Option<Self> {
         let facts = FILE.get(model_type)?;
         Some(Self { defaults: facts.get("defaults")?.as_object()?, reads: names(facts).collect() })

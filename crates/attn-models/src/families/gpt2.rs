@@ -16,7 +16,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let scaled = c.flag("scale_attn_weights", true)?;
     let by_layer = c.flag("scale_attn_by_inverse_layer_idx", false)?;
     c.only("add_cross_attention", &Value::Bool(false))?;
-    c.mark(&["reorder_and_upcast_attn"]); // numerics alone: scores are always computed in f32 here
+    c.mark(&["reorder_and_upcast_attn"]); // concerns only precision: scores are always computed in f32 here
     let rows = c.size(&["n_positions", "max_position_embeddings"]).unwrap_or(1024);
     let norm = |name: &str| NormSpec::layer(name, hidden, eps);
     let conv = |name: &str, i, o| LinearSpec::new(name, i, o).bias(true).transposed();

@@ -17,7 +17,7 @@ pub(super) fn spec(c: &Config) -> Result<ModelSpec> {
     let act = activation(c, "activation_function", "gelu_pytorch_tanh")?;
     let scaled = c.flag("scale_attn_weights", true)?;
     c.only("add_cross_attention", &Value::Bool(false))?;
-    // Numerics alone, and how the reference implementation ran.
+    // These concern only precision, and how the reference implementation ran.
     c.mark(&[
         "attention_softmax_in_fp32",
         "scale_attention_softmax_in_fp32",

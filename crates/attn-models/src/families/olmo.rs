@@ -55,7 +55,7 @@ pub(super) fn olmo3(c: &Config) -> Result<ModelSpec> {
     Ok(dense.decoder("olmo3", layers))
 }
 
-/// A scaling in the older spelling, and a base beside it, are for layers with full attention alone.
+/// A scaling in the older spelling, and a base beside it, apply only to layers with full attention.
 fn olmo3_rope(c: &Config, dense: &Dense, kind: &str) -> Result<PositionConfig> {
     let full = kind == "full_attention";
     let theta = if full { c.positive_opt("rope_theta")?.unwrap_or(500_000.0) } else { 500_000.0 };

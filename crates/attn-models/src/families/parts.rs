@@ -1,4 +1,4 @@
-//! What the configs of most families say alike, and the parts that their blocks are made of.
+//! What the configs of most families have in common, and the parts that their blocks are made of.
 
 use crate::Architecture;
 use crate::activation::Activation;

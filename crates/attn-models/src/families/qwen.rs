@@ -62,8 +62,8 @@ fn qwen(c: &Config, family: &str, adapt: impl Fn(&mut MultiHeadSpec)) -> Result<
     Ok(spec)
 }
 
-/// The `dual_chunk_attention_config` of Qwen2.5-1M, and the context that the model was trained for. vLLM computes so;
-/// transformers passes the key over, which comes to the same within the first chunk.
+/// The `dual_chunk_attention_config` of Qwen2.5-1M, and the context that the model was trained for. vLLM computes the
+/// same; transformers ignores the key, which makes no difference within the first chunk.
 fn dual_chunk(c: &Config) -> Result<Option<(ExtendConfig, Option<usize>)>> {
     if c.is_null("dual_chunk_attention_config") {
         return Ok(None);

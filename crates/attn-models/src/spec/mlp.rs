@@ -134,7 +134,7 @@ pub struct SharedSpec {
 pub struct Routing {
     /// From logits to scores.
     pub scores: RouterScores,
-    /// Name and shape of a learned correction of the scores, for the choice alone.
+    /// Name and shape of a learned correction of the scores, which is used only to choose experts.
     pub correction: Option<(String, Vec<usize>)>,
     /// Only experts of the best groups may be chosen.
     pub groups: Option<GroupLimit>,

@@ -62,11 +62,11 @@ pub(super) fn splits(pre: &str) -> Option<Split> {
 /// Where an expression ends words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SplitKind {
-    /// Between a letter and whatever is no letter, and before every line's end that a letter follows.
+    /// Between a letter and any other character, and before every end of a line that a letter follows.
     WordsAndLines,
-    /// Between a letter and whatever is no letter: a stop takes the line's end after it along.
+    /// Between a letter and any other character, so that a stop and the end of the line after it stay together.
     Words,
-    /// At characters of one kind, whatever is around them.
+    /// At characters of one kind, between any neighbours.
     Characters,
 }
 

@@ -40,7 +40,7 @@ pub(super) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
     names.into_iter().map(part).collect()
 }
 
-/// The names of all the files of the model that `name` is a part of, in order; a name without a number is alone.
+/// The names of all the files of the model that `name` is a part of, in order; a name without a number is the only one.
 pub(crate) fn part_names(name: &str) -> Vec<String> {
     match numbered(name) {
         Some((stem, count)) => (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.gguf")).collect(),

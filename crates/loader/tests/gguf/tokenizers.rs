@@ -64,7 +64,7 @@ fn byte_level_tokenizer_equals_tokenizer_json() {
     assert!(c.warnings[0].contains("tokenizer.ggml.pre"), "{:?}", c.warnings);
 }
 
-/// A file whose tokenizer is no use opens, since not everything needs one; who asks for it is told why.
+/// A file whose tokenizer cannot be used opens all the same, because not every command needs it; asking for it is an error.
 fn no_tokenizer(bytes: &[u8]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");

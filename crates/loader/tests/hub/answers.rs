@@ -39,7 +39,7 @@ fn a_cut_connection_is_continued() {
     assert_eq!(ranges, [None, Some("bytes=100000-".to_string())]);
     nothing_broken(dir.path());
 
-    // Across processes: the first gives up, the second goes on from there.
+    // Across processes: the first gives up, the second continues the download.
     let dir = cache();
     let mut options = hub.options(dir.path());
     options.hub.retries = 0;
@@ -214,7 +214,7 @@ fn gzip(text: &[u8], more: usize) -> Vec<u8> {
     out
 }
 
-/// What is sent compressed though it was not asked for counts as what it comes to.
+/// An answer that is compressed without being asked for counts as what it contains.
 #[test]
 fn compressed_answers_count_as_what_they_are() {
     let (hub, dir) = (Hub::with_model(), cache());

@@ -163,7 +163,7 @@ fn the_token_stays_at_its_origin() {
                 "path" => there.to_string(),
                 "absolute" => format!("{}{there}", hub.url),
                 "other name" => format!("{}{there}", hub.url.replace("127.0.0.1", "localhost")),
-                // Another origin, and from there back: whoever is in between may have chosen the path.
+                // Another origin, and from there back: the other origin may have chosen the path.
                 _ => format!("{}{there}", other.url),
             };
             let redirect = |to: &str| Reply::status(status).header("Location", to);

@@ -296,7 +296,7 @@ fn about_all(first: About, texts: Vec<TextInfo>, ready: &[Ready], skipped: Vec<S
     about
 }
 
-/// Measures every cell, or goes on doing so; `None` if other machines measure some of them.
+/// Measures every cell, or those that a run file lacks; `None` if other machines measure some of them.
 fn measure(
     args: &CompareArgs,
     device: &Device,

@@ -89,7 +89,7 @@ fn next_message(at_terminal: bool) -> Result<Option<String>> {
     let mut message = String::new();
     loop {
         if at_terminal {
-            // Not to stdout, which holds the answers alone.
+            // stdout has only the answers.
             let _ = write!(io::stderr(), "{}", if message.is_empty() { "> " } else { "  " });
         }
         let before = message.len();

@@ -1,4 +1,4 @@
-//! Which calls our CUDA kernels compute.
+//! Which calls this project's CUDA kernels compute.
 
 use super::facts::{Accelerator, Facts, is_known};
 use crate::attention::{bias::ScoreBias, scores::AttendArgs};

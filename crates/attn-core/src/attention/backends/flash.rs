@@ -10,7 +10,7 @@ use candle_core::DType;
 #[cfg(feature = "flash-attn")]
 use candle_core::Result;
 
-/// Calls that the kernel computes correctly and likely in less time than ours.
+/// The plan of a call that candle-flash-attn computes correctly and probably in less time than this project's kernel.
 #[cfg(feature = "flash-attn")]
 pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     let request = *request;
@@ -19,8 +19,8 @@ pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     Ok(Some(Box::new(move || attend(request, window))))
 }
 
-/// True for calls on which candle-flash-attn is faster than our kernel. Each of its blocks reads all keys, so it needs
-/// many queries: on an H100 it took 1.14 times our time for 512 tokens, 0.62 to 0.88 times from 4096 tokens on, and 3
+/// True for calls on which candle-flash-attn is faster than this project's kernel. Each of its blocks reads all keys, so it
+/// needs many queries: on an H100 it took 1.14 times as long for 512 tokens, 0.62 to 0.88 times from 4096 tokens on, and 3
 /// to 15 times for a single query.
 #[cfg_attr(not(feature = "flash-attn"), allow(dead_code))]
 fn pays(facts: &Facts) -> bool {
@@ -41,7 +41,7 @@ pub(super) fn rule(facts: &Facts, args: &AttendArgs) -> Option<(Option<usize>, O
     let fits = d.is_multiple_of(8) && d <= 256 && facts.extent < 1 << 31 && tk < 1 << 24;
     let bias = match args.scores.bias {
         ScoreBias::None => true,
-        // Its ALiBi takes the absolute distance, ours the signed one: the same for keys before the query.
+        // Its ALiBi uses the absolute distance, `Linear` the signed one; both are the same for keys before the query.
         ScoreBias::Linear { .. } => args.mask.causal,
         _ => false,
     };

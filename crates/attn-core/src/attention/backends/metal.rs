@@ -15,7 +15,7 @@ pub(super) fn plan<'a>(request: &Request<'a>) -> Result<Option<Plan<'a>>> {
     Ok(Some(Box::new(move || attend(request, causal))))
 }
 
-/// Whether the kernel is told of a causal mask, or `None` if it doesn't compute the call correctly.
+/// Whether to call the kernel with a causal mask, or `None` if it doesn't compute the call correctly.
 pub(super) fn rule(facts: &Facts, args: &AttendArgs) -> Option<bool> {
     let Facts { b, tq, tk, d, dtype, .. } = *facts;
     let real = d == facts.dv && all_keys_are_real(&args.mask, args.k_start, tk);

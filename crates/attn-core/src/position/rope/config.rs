@@ -115,7 +115,7 @@ impl RopeConfig {
             Some(other) => bail!("{key}: expected an object or null, got {other}"),
         };
         let absent = defaults.parameters.clone().unwrap_or_default();
-        // With both, transformers reads the older one alone.
+        // If there are both, transformers reads only the older one.
         let (at, dict) = match (find("rope_scaling")?, find("rope_parameters")?) {
             (Some(dict), _) => ("rope_scaling", dict),
             (None, dict) => ("rope_parameters", dict.unwrap_or(&absent)),
@@ -299,7 +299,7 @@ impl Reader<'_> {
 }
 
 /// Keys of a rope dictionary that do not change what a text model computes: how M-RoPE shares its lanes between axes,
-/// which is equal for text, and YaRN-Llama's note that it was fine-tuned.
+/// whose positions are equal for text, and YaRN-Llama's note that it was fine-tuned.
 const HARMLESS: [&str; 3] = ["mrope_section", "mrope_interleaved", "finetuned"];
 
 /// Keys that are read for every scheme, also where they stand beside entries per layer type.

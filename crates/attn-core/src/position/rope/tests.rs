@@ -133,7 +133,7 @@ fn a_length_picks_the_frequencies() -> Result<()> {
     assert!(distance(&at(8)?, &at(9)?)? > 1e-4);
     assert!(distance(&at(9)?, &at(16)?)? > 1e-4);
     assert_eq!((rope.resolve(8), rope.resolve(9)), (Resolution::Fixed, Resolution::Length(9)));
-    // Coming back to an earlier length finds its frequencies again, whatever was tabled in between.
+    // An earlier length has its frequencies again, although tables for other lengths were made in between.
     let first = at(9)?;
     for length in 10..30 {
         at(length)?;

@@ -38,7 +38,7 @@ const NEGLIGIBLE: f32 = -80.0;
 /// second-level cache.
 const TOGETHER: usize = 1 << 17;
 
-/// Into how many parts the keys of a head are cut; depends on the call's shape alone.
+/// Into how many parts the keys of a head are cut. It depends only on the shape of the call, so that results are repeatable.
 pub(super) fn parts(s: &Sizes) -> usize {
     UNITS.div_ceil(s.b * s.h_kv).min(MOST_PARTS).min(s.tk.div_ceil(KEYS))
 }

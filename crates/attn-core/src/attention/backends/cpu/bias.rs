@@ -205,7 +205,7 @@ pub(super) enum Computed<'a> {
 }
 
 impl<'a> RowBias<'a> {
-    /// The same for `keys` alone, whose numbers go to `line` if they have to be computed.
+    /// The same for `keys` only; if their numbers have to be computed, they are written to `line`.
     #[inline(always)]
     pub(super) fn on<'l>(self, keys: Range<usize>, line: &'l mut [f32]) -> RowBias<'l>
     where

@@ -57,7 +57,7 @@ impl Tiles {
     }
 
     /// Bytes of shared memory that a block needs: either side's two tensors, what is saved of rows, and in f32 weights and
-    /// gradients of the scores, which otherwise are there for a table alone.
+    /// gradients of the scores. In other dtypes these are needed only if a table has a gradient.
     pub(super) fn shared(&self, table: bool) -> usize {
         let Self { own, walk, head_dim, .. } = *self;
         const SAVED_ROW: usize = 40;

@@ -1,4 +1,4 @@
-//! What the kernels are told of a call, and what the device can do.
+//! The description of a call that the kernels get, and what the device can do.
 
 use crate::{
     attention::{

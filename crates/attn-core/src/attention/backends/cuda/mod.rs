@@ -1,7 +1,7 @@
-//! Online-softmax attention for CUDA: `kernels/*.cu`, and what they are told.
+//! Online-softmax attention for CUDA: the kernels in `kernels/*.cu` and how they are called.
 //!
-//! One walk over the keys for every call: any mask, bias, softcap, grouping and strides that
-//! [`attend`](super::attend) knows, f32, bf16 and f16, nothing of size `(tq, tk)`. Query heads that share a key head are
+//! Every call is computed in one walk over the keys, without a tensor of size `(tq, tk)`: with any mask, bias, softcap,
+//! grouping and strides that [`attend`](super::attend) knows, in f32, bf16 and f16. Query heads that share a key head are
 //! stacked, so decoding reads keys and values once per group; where a call has too few rows to fill the device, its keys
 //! are split and the parts summed. Gradients are computed from the same tiles again, see `backward`.
 

@@ -236,7 +236,7 @@ impl RopeScaling {
     /// The same encoding in the words of transformers.
     ///
     /// # Errors
-    /// transformers has none that comes to the same.
+    /// transformers has no scaling that computes the same.
     pub fn to_hf(&self, rotary: Rotary) -> Result<HfRope> {
         each!(self, scheme => scheme.to_hf(rotary))
     }

@@ -74,9 +74,9 @@ pub struct Info {
     pub any_checkpoint: bool,
     /// Whether comparisons have it without being asked.
     pub compared: bool,
-    /// Whether configs and the command line can name it. Otherwise it comes from a file's tensors alone.
+    /// Whether configs and the command line can name it. Otherwise it comes only from a file's tensors.
     pub named: bool,
-    /// Whether it turns the whole head whatever `partial_rotary_factor` says.
+    /// Whether it rotates the whole head and ignores `partial_rotary_factor`.
     pub whole_head: bool,
 }
 
@@ -187,7 +187,7 @@ pub(crate) trait Scheme: Sized {
     /// The same encoding in the words of transformers.
     ///
     /// # Errors
-    /// transformers has none that comes to the same.
+    /// transformers has no scaling that computes the same.
     fn to_hf(&self, rotary: Rotary) -> Result<HfRope> {
         let mut keys = self.write();
         keys.extend(self.original_context().map(|n| (ORIGINAL.to_string(), n.into())));
