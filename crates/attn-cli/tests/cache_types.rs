@@ -73,7 +73,7 @@ fn a_text_goes_on_under_every_type() {
 
 #[test]
 fn memory_is_that_of_the_types() {
-    // Four layers of two heads of 32.
+    // The model has four layers with two kv heads of 32 numbers.
     for (k, v, bytes) in [("q8_0", "q4_0", 34 + 18), ("f16", "f32", 64 + 128), ("bf16", "q8_0", 64 + 34)] {
         let facts = json(&["inspect", "--json", "--cache-type-k", k, "--cache-type-v", v]);
         assert_eq!(facts["kv_bytes_per_token"], 4 * 2 * bytes);
@@ -109,6 +109,6 @@ fn what_cannot_be_is_refused_by_name() {
     refused(&["inspect", path(&latent), "-ctk", "f16", "-ctv", "bf16"], 1, &["cache type", "one latent"]);
     let encoder = golden.join("bert");
     refused(&["inspect", path(&encoder), "-ctv", "f16"], 1, &["cache type", "encoder"]);
-    // Heads of 8 numbers are no whole number of blocks.
+    // A head of 8 numbers is not a whole number of blocks.
     refused(&["inspect", path(&golden.join("llama")), "-ctk", "q4_0"], 1, &["q4_0", "head_dim", "32"]);
 }

@@ -344,7 +344,7 @@ fn explain_says_what_it_can_of_a_family_it_does_not_know() {
     refused(&["inspect", path(folder.path())], 1, &["unheard_of"]);
 }
 
-/// Inside a rope dictionary as anywhere else, in commands with weights and without.
+/// Unknown keys inside a rope dictionary are treated as elsewhere, in commands that load weights and in those that don't.
 #[test]
 fn unknown_keys_are_refused_or_passed_over_in_every_command() {
     let folder = checkpoint("llama");
@@ -431,7 +431,7 @@ fn embedded(page: &str) -> Value {
     serde_json::from_str(data).expect("a page's data are JSON")
 }
 
-/// Equal but for the last digit of numbers, which reading JSON may change.
+/// Whether values are equal except for the last digit of numbers, which reading JSON may change.
 fn near(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(a, b)),

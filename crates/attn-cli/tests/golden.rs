@@ -1,4 +1,4 @@
-//! The main job against transformers: `attn compare` on the embedded model and text, and `attn logits` under methods.
+//! Compares `attn compare` on the embedded model and text, and `attn logits` under methods, with what transformers computes.
 
 mod common;
 
@@ -90,7 +90,7 @@ fn logits_are_those_of_every_method() {
             let logits = safetensors::load(&out, &Device::Cpu).unwrap().remove("logits").unwrap();
             assert!(off(&logits) < 1e-3, "{method} {decode:?}: off by {}", off(&logits));
         }
-        // The reference is past what a method leaves as it is.
+        // The text is longer than what a method leaves unchanged, so the logits have to differ.
         let without = plain.get_or_insert_with(|| expected["logits"].clone());
         assert!(file == "none" || off(without) > 1e-2, "{method} changes nothing here");
     }

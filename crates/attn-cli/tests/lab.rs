@@ -95,7 +95,7 @@ fn a_run_killed_midway_goes_on_where_it_stopped_and_another_setting_is_refused()
     let whole = json(&CELLS);
     assert_eq!(figures(resumed), figures(whole.clone()));
 
-    // Once more: nothing is left to do.
+    // When nothing is left to measure, the command shows the same figures and does not change the file.
     assert_eq!(figures(json(&args)), figures(whole));
     assert!(fs::read(&file).unwrap() == after);
 
@@ -203,7 +203,7 @@ fn one_context_that_can_not_be_measured_does_not_fail_the_others() {
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["retrieval"]["contexts"], serde_json::json!([384]));
     assert_eq!(document["settings"]["retrieval"]["skipped"][1]["context"], 65536);
-    // What the machine has no memory for.
+    // A context for which the machine has no memory is left out.
     let huge = [&text[..5], &["--depths", "0.5", "--contexts", "256,100000000"]].concat();
     let output = run(&huge);
     let warnings = String::from_utf8(output.stderr).unwrap();
@@ -243,7 +243,7 @@ fn one_context_that_does_not_fit_does_not_fail_a_comparison() {
     assert_eq!(at, [(256, 256.0), (512, 256.0)]);
     assert!(fs::read_to_string(&page).unwrap().contains(reason));
 
-    // Each measures what fits it: things are hidden in sentences that have no end.
+    // Each task measures the contexts that it can: the sentences in which keys are hidden are repeated to any length.
     let both = ["--contexts", "256,4096", "--tasks", "ppl,passkey", "--trials", "1", "--depths", "0.5", "--json"];
     let output = run(&[&args[..], &both].concat());
     let warnings = String::from_utf8(output.stderr).unwrap();
@@ -252,7 +252,7 @@ fn one_context_that_does_not_fit_does_not_fail_a_comparison() {
     check_schema(&document);
     assert_eq!(document["retrieval"]["contexts"], serde_json::json!([256, 4096]));
 
-    // What the machine has no memory for; and a text too short for all.
+    // A context without enough memory is left out; a text too short for every context is an error.
     let huge = run(&[&args[..], &["--contexts", "256,100000000", "--usable"]].concat());
     let warnings = String::from_utf8(huge.stderr).unwrap();
     assert!(huge.status.success() && warnings.matches("are left out").count() == 1, "{warnings}");
@@ -296,7 +296,7 @@ fn perplexity_and_retrieval_end_in_one_document() {
     let at: Vec<u64> =
         between.iter().filter(|cell| cell["mode"] == "none").map(|cell| cell["context"].as_u64().unwrap()).collect();
     assert!(at.len() == 4 && at.iter().all(|length| (length - 256).is_multiple_of(48)), "{at:?}");
-    // tiny-austen finds no pass keys, so that retrieval says nothing, and says so.
+    // tiny-austen finds no pass keys, so the report says that retrieval shows nothing.
     assert!(usable.get("retrieval").is_none() && whole["recommendation"].get("retrieval").is_none());
     let told = |document: &Value| document["verdict"].to_string().matches("passkey is not counted").count();
     assert_eq!(told(&whole), 1);
@@ -456,11 +456,11 @@ fn an_export_is_refused_where_a_config_cannot_say_it() {
     fs::create_dir(&out).unwrap();
     fs::write(out.join("x"), "x").unwrap();
     refused(&["export", &model("llama"), "--out", path(&out)], &["not an empty folder"]);
-    // What serves a model otherwise than it is computed here is said instead of options.
+    // If a program would compute something else, a comment that says so is printed instead of options.
     let dynamic = ["export", "--rope-scaling", "dynamic", "--rope-factor", "2"];
     let text = String::from_utf8(run(&dynamic).stdout).unwrap();
     assert!(text.matches("# no equivalent options").count() == 2 && !text.contains("vllm serve"), "{text}");
-    // Gemma 3: the scaling is for the layers that see everything, the others keep theirs.
+    // Gemma 3: the scaling applies to the layers with full attention, the others keep their own.
     let gemma = json(&[&["export", &model("gemma3"), "--json"], &yarn[..]].concat());
     let types = &gemma["rope_parameters"];
     assert_eq!(
@@ -493,7 +493,8 @@ fn an_export_is_whole_or_not_there() {
         if empty {
             fs::create_dir(&out).unwrap();
         }
-        // Blocks of 512 bytes: enough for the tokenizer, not for the weights. Once as an error, once as a kill.
+        // The limit is in blocks of 512 bytes: enough for the tokenizer, not for the weights. Exceeding it is an error of the
+        // write if the signal is ignored, and otherwise kills the process.
         for trap in ["trap '' XFSZ;", ""] {
             let script = format!("{trap} ulimit -f 1000; exec \"$0\" \"$@\"");
             let limited =

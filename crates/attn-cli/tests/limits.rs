@@ -70,7 +70,7 @@ mod memory {
         ] {
             let output = within(600, args);
             refused(&output, &["tokens take about", "bytes", "tokens would fit"]);
-            // The number is one that does fit.
+            // The message says how many tokens would fit, which is not a tiny number.
             let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
             let fits = stderr.split(" tokens would fit").next().and_then(|s| s.rsplit(' ').next()).unwrap();
             assert!(fits.parse::<usize>().is_ok_and(|n| n > 1000), "{stderr}");
@@ -134,19 +134,19 @@ mod memory {
         let line = file("line.jsonl", [&b"{\"text\": \"x\", \"more\": ["[..], &b"1,".repeat(20_000_000)].concat());
         let out = folder.path().join("out");
         for (args, part) in [
-            // A prompt and a haystack with no place to cut them, which tokenising fills the memory with.
+            // A prompt, haystacks and a training text that cannot be cut, so that tokenising them would fill the memory.
             (&["generate", "-n", "1", "-f", path(&zeros)][..], "can't be cut"),
             (&["passkey", "--contexts", "256", "--haystack", path(&zeros)], "can't be cut"),
             (&["retrieval", "--contexts", "256", "--haystack", path(&letters)], "can't be cut"),
             (&["train", "--steps", "1", "--out", path(&out), "--text", path(&letters)], "the end of a word"),
-            // Documents of two tokens, and a line without an end.
+            // Very many documents of two tokens, and a very long line.
             (&["perplexity", "--protocol", "lm-eval", "--text", path(&documents)], "documents.jsonl takes about"),
             (&["perplexity", "--text", path(&line)], "line.jsonl takes about"),
         ] {
             let args: Vec<&str> = args.iter().copied().chain(["--no-memory-check"]).collect();
             refused(&within(LIMIT, &args), &[part]);
         }
-        // Numbers of two bytes are held as such, and a line's other keys not at all.
+        // Ids take as little memory as in the file; other keys of a line take none.
         let rows = file("ids.json", format!("[[{}1]]", "1,".repeat(4_000_000)).into_bytes());
         refused(&within(LIMIT, &["logits", "--out", path(&out), "--ids", path(&rows)]), &["4000001 tokens take about"]);
         let text = "It was a truth universally acknowledged. ".repeat(50);
@@ -154,7 +154,7 @@ mod memory {
         let more = file("more.jsonl", more.into_bytes());
         let output = within(LIMIT, &["perplexity", "--context", "64", "--text", path(&more)]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        // A long haystack is its tokens.
+        // A long haystack is kept only as tokens.
         let long = file("long.txt", b"It was a truth universally acknowledged. ".repeat(500_000));
         let args =
             ["passkey", "--contexts", "256", "--modes", "none", "--depths", "0.5", "--trials", "1", "--haystack"];
@@ -219,8 +219,8 @@ fn figures_do_not_depend_on_who_else_computes() {
     }
 }
 
-/// As on a full disk: files can't grow past a limit. What was measured until then stays, no report is half there, and the same
-/// command ends well once there is room.
+/// Files can't grow past a limit, as on a full disk. Measured cells are kept, no report is incomplete, and the same command
+/// succeeds once there is room.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_costs_nothing_that_was_measured() {
@@ -232,7 +232,8 @@ fn a_full_disk_costs_nothing_that_was_measured() {
         &["--run", path(&file), "--html", path(&page), "--csv", path(&table), "--plot", path(&plot)],
     ]
     .concat();
-    // Blocks of 512 bytes: for nothing, for a part of the run file, for that but not the page. Once as an error, once as a kill.
+    // Limits in blocks of 512 bytes: for nothing, for a part of the run file, for the run file but not the page. Exceeding one is
+    // an error of the write if the signal is ignored, and otherwise kills the process.
     for blocks in [0, 3, 8, 12] {
         for trap in ["trap '' XFSZ;", ""] {
             let script = format!("{trap} ulimit -f {blocks}; exec \"$0\" \"$@\"");
@@ -253,7 +254,7 @@ fn a_full_disk_costs_nothing_that_was_measured() {
     let with_room = cells(&[&args[..], &["--json"]].concat());
     assert_eq!(with_room, cells(&[&args[..7], &["--json"]].concat()));
     let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    // What was killed could not remove what it had begun under another name.
+    // A killed process leaves the files that it had begun under temporary names.
     let mut names: Vec<String> = names.filter(|name| !(name.starts_with('.') && name.ends_with(".tmp"))).collect();
     names.sort();
     assert_eq!(names, ["page.html", "plot.svg", "run.jsonl", "table.csv"]);
@@ -315,7 +316,7 @@ mod interrupted {
         fs::write(&ids, serde_json::to_string(&rows).unwrap()).unwrap();
         let out = folder.path().join("out.safetensors");
         let args = ["logits", "--ids", path(&ids), "--out", path(&out)];
-        // At different moments: while loading, while computing, and, sooner or later, while writing.
+        // Interrupts at different moments: while loading, while computing and while writing.
         for wait in [30, 300, 1000, 1500] {
             let mut child = attn(&args).stderr(Stdio::null()).spawn().unwrap();
             let started = Instant::now();
@@ -397,7 +398,7 @@ fn hostile_chat_templates_are_errors_in_bounded_time_and_memory() {
         ("{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than"),
         ("{{ raise_exception('no users here') }}", "no users here"),
         ("{{ ([1] * 10 ** 18) | list | length }}", "chat template"),
-        // Memory or time, whichever ends first on the machine at hand.
+        // It depends on the machine whether memory or time ends first.
         (double, "it "),
         (&captured, "it "),
         ("{{ ('x' * 90000000).replace('x', 'y' * 90000000) | length }}", "it "),

@@ -13,7 +13,7 @@ use std::process::Stdio;
 fn answer(playground: &mut Playground, question: Value) -> Value {
     let answer = playground.answer(&question.to_string(), &mut |_| ());
     let answer = answer.unwrap_or_else(|error| panic!("{question}: {error:#}"));
-    // Through text, as the page and the commands' JSON have it: reading may change a last digit.
+    // Written as text and read again, as the page and the commands do, which may change a last digit.
     serde_json::from_str(&answer.to_string()).unwrap()
 }
 
@@ -154,7 +154,7 @@ fn texts_are_those_that_generate_writes() {
             }),
         );
         if model == "tiny-learned" {
-            // Its table ends, so it writes less than was asked for; the command refuses to.
+            // A learned table ends, so the page writes fewer tokens than wanted; the command refuses.
             let total = number(&found["prompt_tokens"]) + number(&found["new_tokens"]);
             assert!(found["at_the_end"] == true && (total == 256.0 || found["stopped"] == true), "{found}");
             continue;

@@ -93,7 +93,7 @@ fn what_a_protocol_has_no_counterpart_for_is_refused() {
         assert!(!output.status.success() && stderr.contains(part), "{options:?}: {stderr}");
         assert_eq!(stderr.trim_end().lines().count(), 1, "{options:?}: {stderr}");
     }
-    // The second half of disjoint windows, and no more.
+    // Only the second half of each window is scored, and windows do not overlap.
     let llama = json(&["perplexity", "--json", "--protocol", "llama.cpp", "--context", "128", "--max-tokens", "1000"]);
     assert_eq!((&llama["windows"], &llama["tokens"]), (&7.into(), &(7 * 63).into()));
 }
@@ -130,7 +130,7 @@ fn a_model_that_sees_little_stands_apart() {
     ]
     .concat();
     let first = json(&args);
-    // Within the trained length the model as it is is its own reference.
+    // Within the trained length the reference is the model as it is.
     assert_eq!(ends(&first, "none", 256, "kl"), (0.0, 0.0));
     for metric in ["longppl", "kl"] {
         let (whole, cut) = (ends(&first, "none", 256, metric), ends(&first, "window:window=8", 256, metric));
@@ -142,16 +142,16 @@ fn a_model_that_sees_little_stands_apart() {
             .find(|pair| pair["mode"] == "none" && pair["versus"] == "window:window=8" && pair["context"] == 256);
         assert!(number(&pair.unwrap()[metric]["interval"]["high"]) < 0.0, "{metric}: {pair:?}");
     }
-    // Past it, what the model makes of far text is held against what it predicts from the nearer.
+    // Past the trained length the reference reads only the nearer text, and `none` differs from it more than `yarn` does.
     assert!(ends(&first, "none", 512, "kl").0 > ends(&first, "yarn", 512, "kl").1);
-    // From the run file, to the last digit.
+    // Continuing from the run file gives the same figures to the last digit.
     assert_eq!(json(&args)["cells"], first["cells"]);
     let text = fs::read_to_string(&csv).unwrap();
     assert!(text.lines().next().unwrap().ends_with(",longppl,longppl_low,longppl_high,key_tokens,kl,kl_low,kl_high"));
     assert!(fs::read_to_string(&html).unwrap().contains("key tokens"));
     let merged = json(&["merge", path(&run_file), "--json"]);
     assert_eq!(merged["cells"], first["cells"]);
-    // A run of other metrics is another run.
+    // With other metrics the run file is refused.
     let other: Vec<&str> = args.iter().map(|arg| if *arg == "8" { "16" } else { arg }).collect();
     let output = run(&other);
     assert!(String::from_utf8_lossy(&output.stderr).contains("another --metrics"), "{output:?}");
@@ -189,7 +189,7 @@ fn a_search_takes_either_metric_for_its_objective() {
         let (winner, stock) = (of(&search["winner"]["cell"]), of(&search["stock"]));
         let wanted = if objective == "kl" { winner - stock } else { (winner / stock).ln() };
         assert!((difference - wanted).abs() < 1e-9, "{objective}: {difference} {wanted}");
-        // Yarn beats none here by both, so that the winner is no worse than it on the windows that chose.
+        // Here `yarn` is better than `none` by both objectives.
         let nll = |mode: &str| {
             let tried = search["candidates"].as_array().unwrap();
             number(&tried.iter().find(|tried| tried["mode"] == mode).unwrap()["nll"])

@@ -1,4 +1,4 @@
-//! `attn requests`: a model that answers, one JSON document a line.
+//! `attn requests`: a model that answers requests, one JSON document per line.
 
 mod common;
 
@@ -51,7 +51,8 @@ fn a_text_is_as_likely_as_perplexity_says() {
     assert_eq!(found[1]["tokens"], alone["tokens"]);
     assert!((logprob(1) + nats).abs() < 1e-4, "{} {nats}", logprob(1));
     assert!((logprob(2) - logprob(1)).abs() < 1e-4);
-    // A context has nothing before it, where an empty one is a token, so that the parts are not quite the whole.
+    // The sum of the parts is not quite the whole, because an empty context is replaced by a token, but nothing stands before
+    // another context.
     assert!((logprob(3) + logprob(4) - logprob(1)).abs() < 5.0 && logprob(4) < 0.0);
     assert_eq!(found[4]["is_greedy"], false);
 }
@@ -75,7 +76,7 @@ fn a_prompt_goes_on_as_attn_generate_has_it() {
     let stopped = found[2]["text"].as_str().unwrap();
     assert!(!stopped.contains("the") && text.starts_with(stopped));
     assert_eq!(found[3]["tokens"], 8);
-    // The same draws again.
+    // A repeated request with the same seed gives the same text.
     assert_eq!(answers(&["--max-length", "64"], &lines)[3], found[3]);
 }
 

@@ -58,7 +58,7 @@ fn models_of_two_tokenizers_are_compared_by_the_same_bytes() {
     let output = run(&[&args[..], &modes, &out].concat());
     let warnings = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(output.status.success(), "{warnings}");
-    // What the model without rotation can't have is named, and the rest measured.
+    // A mode that the model without rotation does not take is named, and the others are measured.
     assert!(warnings.contains("warning: tiny-alibi (embedded): mode yarn: "), "{warnings}");
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     check_schema(&document);
@@ -160,7 +160,7 @@ fn a_tokenizer_that_does_not_keep_the_text_is_refused() {
     refused(&["compare", "tiny-alibi", path(&model)], &["lower can't be compared", "don't reproduce the text", "byte"]);
 }
 
-/// Several texts count together, every byte the same, and a stride scores what no window before did.
+/// Several texts are pooled with the same weight for every byte, and with a stride a window scores what no earlier one did.
 #[test]
 fn texts_are_pooled_by_byte() {
     let folder = tempfile::tempdir().unwrap();

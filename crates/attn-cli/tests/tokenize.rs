@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 const TEXT: &str = "Vanity was the beginning and the end of Sir Walter's character; naïve “élan”.\n";
-/// By the Python package tokenizers 0.23.
+/// As the Python package tokenizers 0.23 computes them.
 const IDS: &[u32] = &[
     54, 294, 504, 322, 263, 808, 260, 778, 282, 263, 834, 276, 360, 327, 402, 343, 359, 370, 767, 784, 268, 27, 293,
     65, 128, 108, 317, 221, 159, 223, 251, 128, 103, 76, 294, 159, 223, 252, 14, 199,
@@ -29,7 +29,7 @@ fn ids_are_those_of_the_tokenizers_package() {
     assert_eq!(lines, "     54 \"V\"\n    294 \"an\"\n    504 \"ity\"\n    322 \"Ġwas\"\n");
     assert!(String::from_utf8(some.stderr).unwrap().contains(": 4 tokens"));
 
-    // BOS counts among the tokens, and is there once if the text has it too.
+    // BOS counts as one of the tokens, and is not doubled if the text begins with it.
     let begun = json(&["tokenize", "--text", path(&file), "--bos", "on", "--max-tokens", "3", "--json"]);
     assert_eq!((&begun["ids"], &begun["bos"]), (&json!([0, 54, 294]), &json!(0)));
     fs::write(&file, "<|endoftext|>V").unwrap();

@@ -36,7 +36,7 @@ const SMALL: &[&str] = &[
 
 fn train(out: &Path, more: &[&str]) -> Command {
     let mut command = attn(&["train", "--text", TEXT, "--out"]);
-    // What a test asks for replaces what the others have.
+    // A test's own --position replaces the usual one.
     let replaced = more.contains(&"--position");
     command.arg(out).args(if replaced { &SMALL[..SMALL.len() - 2] } else { SMALL }).args(more);
     command
@@ -134,7 +134,7 @@ fn what_cannot_be_read_twice_is_refused_at_once() {
     let refused = run(&out, &[]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("exists and is not a folder"));
     assert_eq!(std::fs::read(&out).unwrap(), b"a file");
-    // With a tokenizer it is read once, from anything.
+    // With a tokenizer the text is read only once, so it may come from a pipe.
     let tokenizer = common::repository().join("models/tiny-austen/tokenizer.json");
     let piped = format!("cat {TEXT} | exec \"$0\" \"$@\"");
     let out = folder.path().join("piped");
@@ -148,7 +148,7 @@ fn what_cannot_be_read_twice_is_refused_at_once() {
 fn two_runs_do_not_write_to_one_folder() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    // More steps than end before the second run starts.
+    // Enough steps that the first run has not ended when the second starts.
     let mut long = SMALL.to_vec();
     long[1] = "100000";
     let start = || {
@@ -167,14 +167,14 @@ fn two_runs_do_not_write_to_one_folder() {
     first.wait().unwrap();
 }
 
-/// As on a full disk: files can't grow past a limit. Nothing has its final name but what is whole, and the same command
-/// ends well once there is room.
+/// Files can't grow past a limit, as on a full disk. Only complete files have their final names, and the same command succeeds
+/// once there is room.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_disk_that_is_full_leaves_nothing_half_written() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    // Blocks of 512 bytes: enough for the log, not for weights.
+    // The limit is in blocks of 512 bytes: enough for the log, not for weights.
     let script = "trap '' XFSZ; ulimit -f 40; exec \"$0\" \"$@\"";
     let args: Vec<_> = train(&out, &[]).get_args().map(std::ffi::OsStr::to_os_string).collect();
     let limited = Command::new("sh").args(["-c", script, common::ATTN]).args(&args).output().unwrap();
@@ -191,7 +191,7 @@ fn a_disk_that_is_full_leaves_nothing_half_written() {
     assert_eq!(hidden.count(), 0);
 }
 
-/// With every checkpoint, in the log, the summary and the picture.
+/// The held-out loss is measured at every checkpoint and shown in the log, the summary and the chart.
 #[test]
 fn the_loss_on_held_out_text_is_measured_along_the_way() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `attend()` over the shapes that the README's tables are about: `cargo bench -p attn-core`.
+//! `attend()` over the shapes of the tables in `docs/src/speed.md`: `cargo bench -p attn-core`.
 //!
 //! Every case is compared with the reference kernel before it is timed, at a length that the reference can take. `attn
 //! bench attention` times any other shape, and `scripts/benchmarks/bench_peers.py` puts torch beside it.

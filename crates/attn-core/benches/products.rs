@@ -14,7 +14,7 @@ fn main() {
     divan::main();
 }
 
-/// Those that are plain numbers first.
+/// The formats, plain numbers first.
 const FORMATS: [GgmlDType; 13] = [
     GgmlDType::F32,
     GgmlDType::F16,
@@ -32,7 +32,7 @@ const FORMATS: [GgmlDType; 13] = [
 ];
 const OUT: usize = 576;
 const DEPTH: usize = 1536;
-/// Matrices in turn: 57 MB with bytes for weights.
+/// How many matrices are used in turn: 57 MB of weights of one byte.
 const MATRICES: usize = 64;
 
 /// A copy of the weights as a layer of its own.
@@ -40,7 +40,7 @@ fn layer(weights: &Tensor, format: GgmlDType) -> Result<Linear> {
     Linear::new(weights.to_dtype(dtype(format).unwrap_or(DType::F32))?.copy()?, None)
 }
 
-/// Which dtype a format of plain numbers is.
+/// The dtype of a format of plain numbers.
 fn dtype(format: GgmlDType) -> Option<DType> {
     match format {
         GgmlDType::F32 => Some(DType::F32),
@@ -56,7 +56,7 @@ fn quantized(blocks: &QTensor) -> Result<Linear> {
     Linear::quantized(Arc::new(QTensor::new(storage, blocks.shape())?), None)
 }
 
-/// An input, and layers whose outputs are what they should be.
+/// An input, and layers whose outputs have been checked.
 fn checked(format: GgmlDType) -> Result<(Tensor, Vec<Linear>)> {
     let xs = Tensor::randn(0f32, 1., (1, DEPTH), &Device::Cpu)?;
     let wide = Tensor::randn(0f32, 1., (OUT, DEPTH), &Device::Cpu)?;

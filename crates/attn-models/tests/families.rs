@@ -127,7 +127,7 @@ fn an_override_leaves_local_rotations_alone() {
         assert_eq!(rope(&after, local), rope(&before, local), "{name}");
         assert_ne!(rope(&after, global), rope(&before, global), "{name}");
     }
-    // Where only windowed layers rotate, theirs is the model's.
+    // If only windowed layers rotate, their rotation is the model's.
     let before = spec(&golden("exaone4"));
     assert_ne!(rope(&before.with_positions(&linear).unwrap(), 0), rope(&before, 0));
     assert!(spec(&golden("opt")).with_positions(&linear).unwrap_err().to_string().contains("opt"));

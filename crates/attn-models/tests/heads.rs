@@ -41,7 +41,7 @@ fn another_head_is_kept_with_a_warning_and_the_same_one_is_tied() {
         assert!(model.warnings().is_empty());
         assert!(model.logits(&ids, 3).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 0.0);
     }
-    // A head of zeros shows that it is the one used.
+    // Logits of zero show that the checkpoint's head of zeros is used.
     let model = load(Some(embedding().zeros_like().unwrap()));
     assert!(model.warnings()[0].contains("lm_head.weight"), "{:?}", model.warnings());
     assert_eq!(model.logits(&ids, 3).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);

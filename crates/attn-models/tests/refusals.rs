@@ -12,7 +12,7 @@ fn llama() -> Value {
 
 fn refused(config: &Value, part: &str) {
     let error = families::spec(config).map(drop).expect_err(&config.to_string()).to_string();
-    // Candle appends a backtrace where RUST_BACKTRACE asks for one.
+    // Candle appends a backtrace if RUST_BACKTRACE is set.
     let first = error.lines().next().unwrap_or_default();
     assert!(first.contains(part), "{part}: {error}");
 }
@@ -59,7 +59,7 @@ fn values_that_no_model_has() {
         // Contradictory.
         ("num_key_value_heads", json!(3)),
         ("num_attention_heads", json!(5)),
-        // Scalings that can't be.
+        // Impossible scalings.
         ("rope_scaling", json!({"rope_type": "linear"})),
         ("rope_scaling", json!({"rope_type": "linear", "factor": "2"})),
         ("rope_scaling", json!({"rope_type": "linear", "factor": 0.0})),
@@ -171,7 +171,7 @@ fn every_family_refuses_a_key_that_nobody_knows() {
     }
 }
 
-/// Experts, encoders and decoders have counts of their own.
+/// The counts of experts and of the layers of encoders and decoders are checked too.
 #[test]
 fn other_counts_that_are_lists() {
     for (name, key) in [

@@ -1,7 +1,7 @@
 //! The figures of the playground, the lessons on position encodings that `attn playground` shows in a browser.
 //!
 //! Every number on the page is computed here, by the project's own crates; the page draws. It asks in JSON and is
-//! answered in JSON ([`Playground::answer`]), in a browser and natively alike: `wasm` has the few functions that a
+//! answered in JSON ([`Playground::answer`]), in a browser and natively: `wasm` has the few functions that a
 //! browser calls, and the tests compare the answers with those of the `attn` command.
 //!
 //! | scene | asks |
@@ -61,7 +61,7 @@ pub struct Playground {
 }
 
 impl Playground {
-    /// Hands over a file for the next question, `load`: a config, weights, a tokenizer, in this order.
+    /// Gives a file for the next question, `load`: a config, weights, a tokenizer, in this order.
     pub fn give(&mut self, file: Vec<u8>) {
         self.files.push(file);
     }

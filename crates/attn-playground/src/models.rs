@@ -30,7 +30,7 @@ struct Loaded {
 #[derive(Debug, Default)]
 pub(crate) struct Models(BTreeMap<String, Loaded>);
 
-/// The name of a model whose files were handed over.
+/// The name of a model whose files were given.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Load {
     name: String,
@@ -99,8 +99,8 @@ impl Score {
     }
 }
 
-/// The negative log-likelihoods of tokens 1.. of a text, in nats. On the way the mean of each part of the text is emitted, the
-/// parts being those of the cell's curve.
+/// The negative log-likelihoods of tokens 1.. of a text, in nats. The mean of each part of the text is emitted when it is known;
+/// the parts are those of the cell's curve.
 fn likelihoods(model: &Model, ids: &[u32], emit: &mut Emit) -> Result<Vec<f32>> {
     let mut session = Session::new(model, RopeLength::Declared(ids.len()), None)?;
     let mut all = vec![];

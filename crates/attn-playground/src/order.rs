@@ -18,7 +18,7 @@ const WIDTH: usize = 32;
 const MOST_WORDS: usize = 12;
 /// Sharpens the scores of random projections, which by themselves are about 1, so that weights can be told apart.
 const SHARPNESS: f64 = 1.5;
-/// Results closer than this are the same but for the rounding of f64.
+/// Results closer than this are the same except for the rounding of f64.
 const SAME: f64 = 1e-9;
 
 /// How the head learns where words stand.
@@ -45,7 +45,7 @@ pub(crate) struct Order {
 /// A sentence after the head.
 struct Attended {
     words: Vec<String>,
-    /// What each word takes from each, a row per word.
+    /// The weights of attention, a row for each word.
     weights: Vec<Vec<f64>>,
     outputs: Vec<Vec<f64>>,
 }

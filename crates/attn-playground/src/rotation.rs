@@ -20,7 +20,7 @@ pub(crate) struct Rotation {
     query: usize,
     /// The key's position.
     key: usize,
-    /// The angle between query and key before they are turned, in radians; the smaller, the more similar the two words are.
+    /// The angle from the key to the query before they are turned, in radians; 0 for words that fit perfectly.
     apart: f64,
     /// Gaps of the curve.
     gaps: usize,

@@ -31,7 +31,7 @@ impl Program {
         self.0.give(file);
     }
 
-    /// See [`Playground::answer`]; `tell` gets what comes before the answer.
+    /// See [`Playground::answer`]; `tell` gets the partial results.
     ///
     /// # Errors
     /// As [`Playground::answer`], in one line.

@@ -50,7 +50,7 @@ fn a_folder_opens_mapped_and_read() {
     }
 }
 
-/// Three tensors as one, read into it or, where their dtypes differ, stacked afterwards.
+/// Three tensors are read into one or, if their dtypes differ, stacked afterwards.
 #[test]
 fn rows_of_several_tensors() {
     let row = |dtype: &str, a: u64, b: u64| json!({"dtype": dtype, "shape": [(b - a) / 12, 3], "data_offsets": [a, b]});
@@ -142,7 +142,7 @@ fn shards_equal_one_file() {
     fewer.remove(left_out);
     std::fs::write(&index, json!({"weight_map": fewer}).to_string()).unwrap();
     assert_eq!(open(dir.path()).unwrap().weights.names(), whole.weights.names());
-    // Unless two shards have one.
+    // But two shards may not have the same tensor.
     let second = dir.path().join("model-00002-of-00003.safetensors");
     let kept = std::fs::read(&second).unwrap();
     let mut held = candle_core::safetensors::load(&second, &Device::Cpu).unwrap();
@@ -154,13 +154,13 @@ fn shards_equal_one_file() {
     assert_eq!(open(dir.path()).unwrap().weights.names(), whole.weights.names());
     std::fs::write(&second, kept).unwrap();
 
-    // A tensor that the shard does not have.
+    // The index names a tensor that the shard does not have.
     let first = map.values().next().unwrap().clone();
     map.insert("model.extra".to_string(), first.clone());
     std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
     let err = open(dir.path()).unwrap_err().to_string();
     assert!(err.contains("model.extra") && err.contains(first.as_str().unwrap()), "{err}");
-    // A shard that is not there.
+    // The index names a shard that does not exist.
     map.insert("model.extra".to_string(), json!("model-9.safetensors"));
     std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
     let err = open(dir.path()).unwrap_err().to_string();
@@ -351,7 +351,7 @@ fn streaming_equals_decoding_at_once() {
     }
     out += &stream.finish().unwrap();
     assert_eq!(out, text);
-    // Cut within a character: what is left comes out at the end, as a replacement.
+    // If the ids end within a character, a replacement character comes at the end.
     let cut = tok.encode("🙂", false).unwrap();
     let mut stream = tok.stream(false);
     assert_eq!(stream.push(cut[0]).unwrap(), "");
@@ -362,7 +362,7 @@ fn streaming_equals_decoding_at_once() {
     assert!(!shown.is_empty());
 }
 
-/// Each of these makes the tokenizers crate panic, the last one only when text comes.
+/// Each of these makes the tokenizers crate panic, the last one only when a text is tokenised.
 #[test]
 fn tokenizers_that_panic_are_errors() {
     let good: serde_json::Value = serde_json::from_slice(TOKENIZER).unwrap();
@@ -511,7 +511,7 @@ fn eight_bit_weights_are_read_with_their_scales() {
     assert!(error(&good[..1]).contains("w.weight_scale_inv is missing"));
     let short: [Stored; 2] = [good[0].clone(), ("w.weight_scale_inv", "F32", &[2, 2], scales[..16].to_vec())];
     assert!(error(&short).contains("asks for [2, 3]"), "{}", error(&short));
-    // Without the config's word for it they are refused, by name.
+    // If the config does not announce them, they are refused by name.
     let c = open(scaled(&json!({"model_type": "llama"}), &good).path()).unwrap();
     let err = c.weights.load("w.weight", DType::F32, &Device::Cpu).unwrap_err().to_string();
     assert!(err.contains("w.weight") && err.contains("F8_E4M3"), "{err}");

@@ -76,7 +76,7 @@ fn thousands_of_parts_of_a_gguf_file_are_one_checkpoint() {
     assert_eq!(found.origin.files.len(), parts);
     std::fs::remove_file(name(1234)).unwrap();
     assert!(open(&name(1)).unwrap_err().to_string().contains("m-01234-of-04000.gguf"));
-    // A name that claims more of them than any model has is a name like any other.
+    // A name with a number of parts that no model has is read as an ordinary name.
     let claims = dir.path().join("m-00001-of-09999.gguf");
     std::fs::copy(name(1), &claims).unwrap();
     assert!(open(&claims).unwrap_err().to_string().contains("split.count"));

@@ -23,7 +23,7 @@ const DTYPES: [(&str, usize); 10] = [
     ("BOOL", 1),
 ];
 
-/// Dimensions as files have them, and as only hostile ones do.
+/// Dimensions that real files have, and some that only hostile files have.
 fn dimension() -> impl Strategy<Value = u64> {
     prop_oneof![4 => 0u64..6, 1 => any::<u64>(), 1 => Just(1 << 32), 1 => Just(1 << 62)]
 }

@@ -18,12 +18,12 @@ pub(crate) fn attn(args: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end.
+/// Runs `attn` to its end.
 pub(crate) fn run(args: &[&str]) -> Output {
     attn(args).output().expect("attn starts")
 }
 
-/// The JSON that a run prints, which has to succeed.
+/// The JSON that a successful run prints.
 pub(crate) fn json(args: &[&str]) -> Value {
     let output = run(args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -51,7 +51,7 @@ pub(crate) fn refused(args: &[&str], parts: &[&str]) {
     }
 }
 
-/// The document without what differs from run to run: times and the command line.
+/// The document without times and the command line, which differ from run to run.
 pub(crate) fn figures(mut document: Value) -> Value {
     fn forget_seconds(value: &mut Value) {
         match value {
@@ -70,7 +70,7 @@ pub(crate) fn figures(mut document: Value) -> Value {
     document
 }
 
-/// Lines of a file, whole ones.
+/// The number of complete lines of a file; 0 if there is no such file.
 pub(crate) fn lines(path: &Path) -> usize {
     std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
 }

@@ -15,7 +15,7 @@ use std::{
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub const TOKEN: &str = "hf_verySecretToken";
 
-/// What was asked for.
+/// A request that the hub got.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub path: String,
@@ -23,7 +23,7 @@ pub struct Request {
     pub token: Option<String>,
 }
 
-/// What is answered instead of the truth.
+/// An answer that replaces the true one.
 #[derive(Debug, Clone, Default)]
 pub struct Reply {
     pub status: u16,

@@ -15,7 +15,7 @@ fn passing_errors_pass() {
     download("org/name", &hub.options(dir.path())).unwrap();
     assert!(start.elapsed() > Duration::from_millis(900), "Retry-After was not honoured");
     assert_eq!((hub.hits("/api/"), hub.hits("storage")), (3, 3));
-    // And those that do not are given up, in words.
+    // Errors that do not pass are reported.
     let dir = cache();
     for _ in 0..4 {
         hub.script("storage", Reply::status(429).header("Retry-After", "0"));
@@ -63,7 +63,7 @@ fn a_server_without_ranges_starts_over() {
     hub.script("storage", start.clone()).script("storage", Reply::status(200).body(&big));
     download("org/name", &hub.options(dir.path())).unwrap();
     nothing_broken(dir.path());
-    // The wrong range, and a range that is refused.
+    // The server sends another range, or refuses the range.
     let wrong = Reply::status(206).body(&big[1..]).header("Content-Range", "bytes 1-2/3");
     for bad in [wrong, Reply::status(416)] {
         let dir = cache();
@@ -71,7 +71,7 @@ fn a_server_without_ranges_starts_over() {
         download("org/name", &hub.options(dir.path())).unwrap();
         nothing_broken(dir.path());
     }
-    // What was left from before is not what it should be.
+    // A partial file from before has other contents.
     let dir = cache();
     let part = repo(dir.path()).join("blobs").join(format!("{}.incomplete", sha256(&big)));
     std::fs::create_dir_all(part.parent().unwrap()).unwrap();
@@ -95,7 +95,7 @@ fn what_comes_is_checked() {
     assert!(matches!(err, LoadError::Damaged { .. }) && err.to_string().contains("SHA-256"), "{err}");
     let left = std::fs::read_dir(repo(dir.path()).join("blobs")).unwrap().count();
     assert_eq!(left, 1, "the damaged file is still there");
-    // A small file of the right length and other contents.
+    // A small file has the right length but other contents.
     let (hub, dir) = fresh();
     hub.script("resolve", Reply::status(200).body(b"[]"));
     let err = fails(&hub, dir.path()).to_string();
@@ -107,7 +107,7 @@ fn what_comes_is_checked() {
         let err = fails(&hub, dir.path()).to_string();
         assert!(err.contains(&format!("sends {n} bytes where {size}")), "{err}");
     }
-    // No length announced, and more bytes than there should be.
+    // No length is announced, and more bytes come than there should be.
     let (hub, dir) = fresh();
     let chunked = [format!("{:x}\r\n", n + 5).as_bytes(), &big, b"extra\r\n0\r\n\r\n"].concat();
     let reply = Reply::status(200).body(&chunked).header("Transfer-Encoding", "chunked");
@@ -124,7 +124,7 @@ fn what_comes_is_checked() {
         let err = fails(&hub, dir.path()).to_string();
         assert!(err.contains("web page"), "{err}");
     }
-    // A page of exactly the announced length, without saying that it is one.
+    // A web page of exactly the announced length comes, without the content type of one.
     let (hub, dir) = fresh();
     hub.script("resolve/0123456789abcdef0123456789abcdef01234567/config", Reply::status(200).body(b"{}"));
     let mut page = b"<html>".to_vec();
@@ -156,7 +156,7 @@ fn downloads_that_never_end_are_given_up() {
     let err = fails_for("org/name", &options, dir.path()).to_string();
     assert!(err.contains("bytes came in") && err.contains("again"), "{err}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
-    // The same of the API's answer.
+    // The API's answer is treated in the same way.
     let (hub, dir) = fresh();
     for _ in 0..9 {
         let slow = Reply { slow: Duration::from_millis(10), ..Reply::status(200).body(&[b' '; 9_000]) };
@@ -228,7 +228,7 @@ fn compressed_answers_count_as_what_they_are() {
     hub.script("/api/", answer(bomb));
     let err = fails(&hub, dir.path()).to_string();
     assert!(err.contains("longer than"), "{err}");
-    // A file: more comes than was announced.
+    // A file from which more comes than was announced is refused.
     hub.script("resolve", answer(gzip(b"{", 300_000)));
     let err = fails(&hub, dir.path()).to_string();
     assert!(err.contains("more than the"), "{err}");
@@ -246,7 +246,7 @@ fn answers_that_are_not_the_api() {
         let err = fails(&hub, dir.path()).to_string();
         assert!(err.contains(want), "{err}");
     }
-    // A shard that would be written outside the cache.
+    // A shard's name leads out of the cache.
     let index = br#"{"weight_map": {"a": "../../../evil.safetensors"}}"#;
     let files: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("model.safetensors.index.json", index)];
     let (hub, dir) = (Hub::new(&files), cache());

@@ -16,7 +16,7 @@ fn a_model_is_fetched_once() {
     assert_eq!(c.origin.commit.as_deref(), Some(COMMIT));
     assert_eq!(hub.hits("README"), 0, "only what is needed");
     nothing_broken(dir.path());
-    // As huggingface_hub lays it out.
+    // The layout is that of huggingface_hub.
     let repo = repo(dir.path());
     assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
     let link = repo.join("snapshots").join(COMMIT).join("model.safetensors");
@@ -29,15 +29,15 @@ fn a_model_is_fetched_once() {
     for request in hub.log() {
         assert_eq!(request.token.is_some(), !request.path.starts_with("/storage"), "{request:?}");
     }
-    // Again: one question, no download.
+    // The second time, one request and no download.
     let before = hub.log().len();
     download("org/name", &hub.options(dir.path())).unwrap();
     assert_eq!(hub.log().len(), before + 1);
-    // By commit: not even a question.
+    // By commit, not even a request.
     let fetched = download(&format!("org/name@{COMMIT}"), &hub.options(dir.path())).unwrap();
     assert_eq!(hub.log().len(), before + 1);
     assert_eq!((fetched.commit.as_str(), fetched.files.len()), (COMMIT, 2));
-    // A branch with a slash.
+    // The name of a branch may have a slash.
     download("org/name@refs/pr/1", &hub.options(dir.path())).unwrap();
     assert_eq!(std::fs::read_to_string(repo.join("refs/refs/pr/1")).unwrap(), COMMIT);
 }
@@ -73,7 +73,7 @@ fn shards_and_gguf_files() {
     let err = fails_for("org/name/q/y.gguf", &hub.options(dir.path()), dir.path());
     assert!(matches!(err, LoadError::NotOnHub { .. }), "{err}");
 
-    // Of a model in parts any may be asked for, and all are fetched.
+    // Any part of a model may be named, and all parts are fetched.
     let mut parts = [common::Gguf::default(), common::Gguf::default()];
     parts[0].meta = common::tiny_llama().meta;
     parts[1].tensors = common::tiny_llama().tensors;
@@ -128,7 +128,7 @@ fn gated_models_say_what_to_do() {
     hub.script("/api/", Reply::status(401).header("X-Error-Code", "GatedRepo"));
     let err = fails_for("org/name", &options, dir.path()).to_string();
     assert!(err.contains("accept its terms") && err.contains("HF_TOKEN"), "{err}");
-    // Gating shows only at the file for some repositories.
+    // Some repositories refuse only the file, not the API.
     hub.script("resolve", Reply::status(403));
     let err = fails_for("org/name", &options, dir.path());
     assert!(matches!(err, LoadError::AccessDenied { status: 403, .. }), "{err}");
@@ -171,7 +171,7 @@ fn the_token_stays_at_its_origin() {
             if target == "twice" {
                 other.script("storage", redirect(&format!("{}{there}", other.url.replace("127.0.0.1", "localhost"))));
             }
-            // What comes is checked as ever, and the other hub has another config.
+            // The answer is checked as always, and the other hub has another config.
             let _ = download("org/name", &hub.options(dir.path()));
             let storage: Vec<_> =
                 [&hub, &other].iter().flat_map(|h| h.log()).filter(|r| r.path.starts_with("/storage/config")).collect();
@@ -248,7 +248,7 @@ fn without_a_network() {
         assert_eq!(c.origin.commit.as_deref(), Some(COMMIT));
     }
     assert_eq!(hub.log().len(), asked);
-    // Half a copy is none.
+    // An incomplete copy does not count.
     std::fs::remove_file(repo(dir.path()).join("snapshots").join(COMMIT).join("model.safetensors")).unwrap();
     fails_for("org/name", &offline, dir.path());
 }

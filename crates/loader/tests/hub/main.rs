@@ -35,7 +35,7 @@ pub(crate) fn fails_for(model: &str, options: &LoadOptions, cache: &Path) -> Loa
     err
 }
 
-/// Every file under a final name is whole: its name is its hash.
+/// Checks that every file under a final name is complete: its name is its hash.
 pub(crate) fn nothing_broken(cache: &Path) {
     let Ok(blobs) = std::fs::read_dir(repo(cache).join("blobs")) else { return };
     for blob in blobs.flatten() {

@@ -21,7 +21,7 @@ fn two_at_once_download_once() {
     assert_eq!(hub.hits("storage"), 1);
 }
 
-/// Not a test of its own: what the next two run in another process.
+/// Not a test by itself: the next two tests run it in another process.
 #[test]
 #[ignore = "run by other tests"]
 fn child() {
@@ -71,7 +71,7 @@ fn a_killed_download_is_continued() {
     child.wait().unwrap();
     nothing_broken(dir.path());
     assert!(!repo(dir.path()).join("refs").exists());
-    // The lock died with the process.
+    // The lock ended with the process.
     download("org/name", &hub.options(dir.path())).unwrap();
     assert_eq!(hub.log().last().unwrap().range, Some(format!("bytes={}-", big.len() / 2)));
     nothing_broken(dir.path());
