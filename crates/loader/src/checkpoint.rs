@@ -3,19 +3,13 @@
 use crate::{
     chat::ChatTemplate,
     deferred::Deferred,
+    digest::{sha256, sha256_file},
     error::{LoadError, Result},
-    folder, gguf,
-    hub::{self, HubConfig},
-    regular,
-    source::ModelRef,
     tokenizer::Tokenizer,
 };
-use attn_models::{TensorSource, config::UnknownKeys};
-use sha2::{Digest, Sha256};
+use attn_models::TensorSource;
 use std::{
-    borrow::Cow,
     fmt,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -123,107 +117,7 @@ impl OriginFile {
     }
 }
 
-/// The SHA-256 of a file in hexadecimal.
-pub(crate) fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = regular::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buf = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buf).map_err(LoadError::io(path, "read"))? {
-            0 => return Ok(hex(hash.finalize())),
-            n => hash.update(&buf[..n]),
-        }
-    }
-}
-
-/// The SHA-256 of bytes in hexadecimal.
-pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
-    hex(Sha256::digest(bytes))
-}
-
-/// The SHA-256 of bytes that come in parts.
-#[derive(Debug, Clone, Default)]
-pub struct Sha256Parts(Sha256);
-
-impl Sha256Parts {
-    /// Takes the next part.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    /// The digest in hexadecimal.
-    #[must_use]
-    pub fn finish(self) -> String {
-        hex(self.0.finalize())
-    }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// How to open a checkpoint.
-#[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// Let [`TensorSource::quantized`] hand out a GGUF file's blocks as they are. Off by default.
-    pub keep_quantized: bool,
-    /// Memory-map weights (the default) rather than reading them. A mapped file that another process truncates kills
-    /// the program with SIGBUS; with plain reads the same is an error.
-    pub mmap: bool,
-    /// What becomes of metadata and tensors of a GGUF file that nothing reads: an error (the default), or a warning.
-    pub unknown_keys: UnknownKeys,
-    /// Never draw progress bars; they are only drawn on a terminal anyway.
-    pub quiet: bool,
-    /// Where the hub and its cache are.
-    pub hub: HubConfig,
-}
-
-impl Default for LoadOptions {
-    /// Mapped, dequantised, with the hub as the environment describes it.
-    fn default() -> Self {
-        Self {
-            keep_quantized: false,
-            mmap: true,
-            unknown_keys: UnknownKeys::default(),
-            quiet: false,
-            hub: HubConfig::from_env(),
-        }
-    }
-}
-
 impl Checkpoint {
-    /// Opens MODEL: a folder, a `.gguf` file, or a hub id (`org/name`, `org/name@revision`, `org/name/file.gguf`),
-    /// which is downloaded unless the cache has it.
-    ///
-    /// # Errors
-    /// MODEL does not exist, can't be fetched, or is not a checkpoint that can be used; see [`LoadError`].
-    pub fn open(model: &str, options: &LoadOptions) -> Result<Self> {
-        match ModelRef::parse(model)? {
-            ModelRef::Path(path) if path.is_dir() => folder::open(&path, model, None, options),
-            ModelRef::Path(path) if gguf::is_gguf(&path) => gguf::open(&path, model, None, options),
-            ModelRef::Path(_) => {
-                let reason = "it is a file, but not a GGUF one (for safetensors, give the folder)".to_string();
-                Err(LoadError::BadModel { model: model.to_string(), reason })
-            }
-            ModelRef::Hub(id) => {
-                let fetched = hub::fetch(&id, &options.hub, options.quiet)?;
-                match &id.file {
-                    Some(file) => gguf::open(&fetched.folder.join(file), model, Some(fetched.commit), options),
-                    None => folder::open(&fetched.folder, model, Some(fetched.commit), options),
-                }
-            }
-        }
-    }
-
-    /// A checkpoint whose files are in memory, such as one embedded with `include_bytes!`.
-    ///
-    /// # Errors
-    /// One of the files is malformed.
-    pub fn from_bytes(config: &[u8], weights: impl Into<Cow<'static, [u8]>>, tokenizer: Option<&[u8]>) -> Result<Self> {
-        folder::from_bytes(config, weights.into(), tokenizer)
-    }
-
     /// The tokenizer, if the checkpoint has one. It is read in the background from the moment the checkpoint is opened;
     /// this waits for it.
     ///

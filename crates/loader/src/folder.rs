@@ -2,9 +2,10 @@
 
 use crate::{
     chat::ChatTemplate,
-    checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile},
+    checkpoint::{Checkpoint, GenerationDefaults, Origin, OriginFile},
     deferred::Deferred,
     error::{LoadError, Result},
+    options::LoadOptions,
     regular,
     safetensors::{self, SafetensorsSource},
     scaled,
@@ -13,7 +14,6 @@ use crate::{
 use serde_json::Value;
 use std::{
     borrow::Cow,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -35,17 +35,6 @@ pub(crate) const SMALL_FILES: [&str; 7] = [
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// Reads a file of at most `max` bytes.
-pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    regular::open(path)?.take(max + 1).read_to_end(&mut bytes).map_err(LoadError::io(path, "read"))?;
-    if bytes.len() as u64 > max {
-        let source = std::io::Error::other(format!("it is longer than {max} bytes"));
-        return Err(LoadError::Io { path: path.to_path_buf(), action: "read", source });
-    }
-    Ok(bytes)
-}
-
 /// Parses JSON that has to be an object.
 pub(crate) fn parse_object(file: &Path, bytes: &[u8]) -> Result<Value> {
     let json = |reason: String| LoadError::Json { file: file.to_path_buf(), reason };
@@ -54,7 +43,7 @@ pub(crate) fn parse_object(file: &Path, bytes: &[u8]) -> Result<Value> {
 }
 
 fn read_object(path: &Path) -> Result<Value> {
-    parse_object(path, &read_bounded(path, MAX_JSON)?)
+    parse_object(path, &regular::read(path, MAX_JSON)?)
 }
 
 /// Opens the checkpoint in `folder`; `model` and `commit` are for its origin.
@@ -79,7 +68,7 @@ pub(crate) fn open(folder: &Path, model: &str, commit: Option<String>, options: 
     let generation = generation_defaults(&sources)?;
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer = if regular::exists(&tokenizer_path)? {
-        let bytes = read_bounded(&tokenizer_path, MAX_TOKENIZER)?;
+        let bytes = regular::read(&tokenizer_path, MAX_TOKENIZER)?;
         let beside = [tokenizer_config.clone(), optional_object(folder, "special_tokens_map.json")?];
         let (config, generation) = (config.clone(), generation.clone());
         Some(Deferred::start(tokenizer_path, move || {
@@ -263,7 +252,7 @@ fn configure(tok: &mut Tokenizer, sources: [Option<&Value>; 2], config: &Value, 
 fn find_template(folder: &Path, tokenizer_config: Option<&Value>) -> Result<Option<ChatTemplate>> {
     let jinja = folder.join("chat_template.jinja");
     if regular::exists(&jinja)? {
-        let bytes = read_bounded(&jinja, MAX_JSON)?;
+        let bytes = regular::read(&jinja, MAX_JSON)?;
         let reason = format!("{} is not UTF-8", jinja.display());
         let text = String::from_utf8(bytes).map_err(|_| LoadError::ChatTemplate { reason })?;
         return Ok(Some(ChatTemplate::new(&text).in_file(&jinja)));

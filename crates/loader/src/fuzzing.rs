@@ -1,10 +1,6 @@
 //! Parsers of files as functions of bytes, for the targets in `fuzz/`; compiled for them alone.
 
-use crate::{
-    blob::Blob,
-    checkpoint::{LoadOptions, Origin},
-    gguf, safetensors,
-};
+use crate::{blob::Blob, checkpoint::Origin, gguf, options::LoadOptions, safetensors};
 use attn_models::config::UnknownKeys;
 use candle_core::{DType, Device};
 use std::path::Path;

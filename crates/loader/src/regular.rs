@@ -6,7 +6,7 @@
 use crate::error::{LoadError, Result};
 use std::{
     fs::{self, File},
-    io::{Error, ErrorKind},
+    io::{Error, ErrorKind, Read},
     path::Path,
 };
 
@@ -21,6 +21,20 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     let file = File::open(path).map_err(LoadError::io(path, "open"))?;
     check(path, &file.metadata().map_err(LoadError::io(path, "read the size of"))?)?;
     Ok(file)
+}
+
+/// Reads a file of at most `max` bytes.
+///
+/// # Errors
+/// As [`open`], it can't be read, or it is longer.
+pub(crate) fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(max + 1).read_to_end(&mut bytes).map_err(LoadError::io(path, "read"))?;
+    if bytes.len() as u64 > max {
+        let source = Error::other(format!("it is longer than {max} bytes"));
+        return Err(LoadError::Io { path: path.to_path_buf(), action: "read", source });
+    }
+    Ok(bytes)
 }
 
 fn check(path: &Path, found: &fs::Metadata) -> Result<()> {

@@ -201,7 +201,7 @@ fn file_name(path: &Path) -> String {
 
 /// The `weight_map` of an index: tensor name to shard name, every shard inside the folder.
 pub(crate) fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
-    parse_index(index, &crate::folder::read_bounded(index, MAX_HEADER)?)
+    parse_index(index, &regular::read(index, MAX_HEADER)?)
 }
 
 /// [`read_index`] of `bytes`; `index` is for messages.

@@ -10,7 +10,6 @@ mod blocks;
 mod meta;
 mod names;
 mod parse;
-mod pre;
 mod rope;
 mod source;
 mod split;
@@ -19,10 +18,11 @@ mod tokenizer;
 use crate::{
     blob::Blob,
     chat::ChatTemplate,
-    checkpoint::{Checkpoint, GenerationDefaults, LoadOptions, Origin, OriginFile},
+    checkpoint::{Checkpoint, GenerationDefaults, Origin, OriginFile},
     convert,
     deferred::Deferred,
     error::{LoadError, Result},
+    options::LoadOptions,
     regular,
 };
 use arch::{Arch, Dims, RopeTensors};
@@ -31,9 +31,6 @@ use attn_models::config::UnknownKeys;
 use candle_core::{DType, Device, quantized::GgmlDType};
 use meta::Meta;
 use parse::Header;
-#[cfg(test)]
-pub(crate) use pre::all_splits;
-pub(crate) use pre::{SplitKind, split_kind};
 #[cfg(feature = "hub")]
 pub(crate) use split::part_names;
 use std::{collections::BTreeMap, io::Read, path::Path, sync::Arc};

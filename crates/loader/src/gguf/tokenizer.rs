@@ -7,10 +7,10 @@
 use super::{
     meta::Meta,
     parse::{Ints, Value},
-    pre::{Split, splits},
 };
 use crate::{
     error::{LoadError, Result},
+    splits::{Split, splits},
     tokenizer::{MAX_ADDED, Tokenizer},
 };
 use tokenizers::{

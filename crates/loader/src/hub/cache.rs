@@ -3,7 +3,7 @@
 //! `models--org--name/blobs/ETAG` hold the contents, `snapshots/COMMIT/file` are links to them, and `refs/REVISION`
 //! says which commit a branch or tag was at when it was last looked up. Links and refs are put in place by renaming.
 
-use super::HubConfig;
+use super::config::HubConfig;
 use crate::{
     error::{LoadError, Result},
     folder::{INDEX, SINGLE},

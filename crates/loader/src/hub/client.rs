@@ -1,6 +1,6 @@
 //! Requests to the hub: with timeouts, repeated when that can help, and with its refusals put into words.
 
-use super::{HubConfig, cache::is_commit, redirect, steady::Steady};
+use super::{cache::is_commit, config::HubConfig, redirect, steady::Steady};
 use crate::{
     error::{LoadError, Result},
     source::HubRef,

@@ -1,13 +1,13 @@
 //! One file, from the hub to its final name in the cache: locked, resumed, checked, and only then renamed.
 
 use super::{
-    HubConfig,
     cache::RepoCache,
     client::{self, Client, Digest, Expected},
+    config::HubConfig,
     steady::Steady,
 };
 use crate::{
-    checkpoint::{hex, sha256_file},
+    digest::{hex, sha256_file},
     error::{LoadError, Result},
     source::HubRef,
 };

@@ -1,10 +1,11 @@
 //! Which files a checkpoint needs, and when the copy in the cache can be used.
 
 use super::{
-    Fetched, HubConfig,
     cache::{RepoCache, is_commit},
     client::{Client, Failure, Info},
+    config::HubConfig,
     download::Download,
+    fetched::Fetched,
 };
 use crate::{
     error::{LoadError, Result},

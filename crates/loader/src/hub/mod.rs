@@ -4,8 +4,10 @@
 //! final name only when its size and its hash are what the hub announced. A download that is cut off stays beside it
 //! under a name of its own and is continued by the next one.
 
-mod config;
+pub(crate) mod config;
+mod fetched;
 pub use config::HubConfig;
+pub use fetched::Fetched;
 
 #[cfg(feature = "hub")]
 mod cache;
@@ -21,22 +23,10 @@ mod redirect;
 mod steady;
 
 use crate::{
-    checkpoint::LoadOptions,
     error::{LoadError, Result},
+    options::LoadOptions,
     source::ModelRef,
 };
-use std::path::PathBuf;
-
-/// A checkpoint's files in the cache.
-#[derive(Debug, Clone)]
-pub struct Fetched {
-    /// The snapshot folder.
-    pub folder: PathBuf,
-    /// The commit it is of.
-    pub commit: String,
-    /// The files, within the folder.
-    pub files: Vec<PathBuf>,
-}
 
 /// Brings the files that MODEL needs into the cache, if it is a hub id.
 ///

@@ -1,7 +1,7 @@
 //! A response body that fails if it comes too slowly. A server that sends a byte now and then would hold up a download
 //! for ever, and a timeout of single reads would not notice.
 
-use super::HubConfig;
+use super::config::HubConfig;
 use std::{
     io::{Error, ErrorKind, Read, Result},
     time::{Duration, Instant},

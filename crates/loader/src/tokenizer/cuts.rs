@@ -9,7 +9,7 @@
 //! `pieces_tests.rs` compares the rules with one call over the whole text, for every listed part and every place of
 //! random texts.
 
-use crate::gguf::{SplitKind, split_kind};
+use crate::splits::{SplitKind, split_kind};
 use serde_json::Value;
 use std::{
     collections::HashSet,

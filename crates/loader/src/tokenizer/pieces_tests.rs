@@ -1,7 +1,7 @@
 //! A text in pieces is the text at once: for every kind of tokenizer, at every place where a random text may be cut.
 
 use super::*;
-use crate::gguf::all_splits;
+use crate::splits::all_splits;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;

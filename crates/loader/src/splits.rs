@@ -4,13 +4,13 @@
 //! llama.cpp had to work around its own engine.
 
 /// The rules behind a name.
-pub(super) struct Split {
+pub(crate) struct Split {
     /// Applied one after the other, each to the pieces the one before left.
-    pub(super) regexes: &'static [&'static str],
+    pub(crate) regexes: &'static [&'static str],
     /// Whether a word that is itself a token is taken whole, whatever the merges say.
-    pub(super) ignore_merges: bool,
+    pub(crate) ignore_merges: bool,
     /// Whether a text begins with BOS unless the file says otherwise.
-    pub(super) add_bos: bool,
+    pub(crate) add_bos: bool,
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -26,7 +26,7 @@ const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const DEEPSEEK3: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 /// The rules for `pre`, or `None` if it is not known.
-pub(super) fn splits(pre: &str) -> Option<Split> {
+pub(crate) fn splits(pre: &str) -> Option<Split> {
     let split = |regexes, ignore_merges, add_bos| Some(Split { regexes, ignore_merges, add_bos });
     match pre {
         "default" => split(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"], false, false),
