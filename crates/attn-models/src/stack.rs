@@ -1,8 +1,7 @@
 //! A stack of blocks: embedding, layers, final norm. Runs decoders, encoders and T5's two halves alike.
 
 use crate::builder::Builder;
-use crate::mlp::Mlp;
-use crate::moe::Moe;
+use crate::mlp::{Mlp, Moe};
 use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::spec::{AttentionSpec, BesideSpec, CrossSpec, LayerSpec, ProjectionPlace, StackSpec, Wiring};
 use crate::tokens::Tokens;

@@ -7,6 +7,8 @@
 
 mod arch;
 mod blocks;
+mod dims;
+mod held;
 mod meta;
 mod names;
 mod parse;
@@ -25,18 +27,18 @@ use crate::{
     options::LoadOptions,
     regular,
 };
-use arch::{Arch, Dims, RopeTensors};
+use arch::Arch;
 use attn_models::BlockFormat;
 use attn_models::config::UnknownKeys;
 use candle_core::{DType, Device, quantized::GgmlDType};
+use dims::Dims;
+use held::Held;
 use meta::Meta;
 use parse::Header;
+use rope::RopeTensors;
 #[cfg(feature = "hub")]
 pub(crate) use split::part_names;
 use std::{collections::BTreeMap, io::Read, path::Path, sync::Arc};
-
-/// Tensors that are read into the config rather than handed out.
-const ROPE_TENSORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// Whether `path` should be read as GGUF: by its name or by its first bytes.
 pub(crate) fn is_gguf(path: &Path) -> bool {
@@ -70,7 +72,7 @@ pub(crate) fn read(blobs: Vec<Blob>, origin: Origin, options: &LoadOptions) -> R
         supported: Arch::supported(),
     })?;
     let meta = Meta::new(&header, path, arch.name);
-    let dims = arch::dims(&meta, arch, &header)?;
+    let dims = Dims::read(&meta, &header, arch.latent)?;
     let rope = rope_tensors(&blobs, &header, dims.rotary)?;
     let arch::Translated { config, tensors: numbers, mut warnings } = arch::config(&meta, arch, dims, &header, &rope)?;
     let mut tensors = translate(arch, &dims, &header, &meta, options.unknown_keys, &mut warnings)?;
@@ -99,8 +101,9 @@ fn translate(
     meta: &Meta,
     unknown: UnknownKeys,
     warnings: &mut Vec<String>,
-) -> Result<BTreeMap<String, source::Held>> {
-    let names::Translated { tensors, unread } = names::translate(arch, dims, header, meta.file())?;
+) -> Result<BTreeMap<String, Held>> {
+    let names::Translated { tensors, unread } =
+        names::translate(&arch.rules(), arch.layers, dims, header, meta.file())?;
     let keys = meta.unread();
     const WAY_OUT: &str = "if it does not, pass --allow-unknown-config-keys";
     match unknown {
@@ -163,6 +166,6 @@ fn rope_tensors(blobs: &[Blob], header: &Header, rotary: u64) -> Result<RopeTens
             None => Ok(Some(values)),
         }
     };
-    let [freqs, long, short] = ROPE_TENSORS;
+    let [freqs, long, short] = rope::TENSORS;
     Ok(RopeTensors { freqs: read(freqs)?, long: read(long)?, short: read(short)? })
 }

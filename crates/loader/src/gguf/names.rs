@@ -5,9 +5,10 @@
 //! its `#` for that of an expert or a head.
 
 use super::{
-    arch::{Arch, Dims},
+    dims::Dims,
+    held::{Held, Join, Undo},
     parse::{Header, Info},
-    source::Held,
+    rope,
 };
 use crate::error::{LoadError, Result};
 use std::{
@@ -62,25 +63,6 @@ pub(crate) enum Part {
     K,
     /// Values.
     V,
-}
-
-/// How one tensor is made of several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Join {
-    /// `(e, a, c)` over `(e, b, c)`: the rows of every expert under each other (Granite).
-    Rows,
-    /// The same, transposed: `(e, c, a + b)` (Llama 4).
-    Columns,
-    /// Columns in turn, transposed: `(e, c, 2 a)` (gpt-oss).
-    ColumnsInTurn,
-    /// `(e, a)` and `(e, a)` in turn: `(e, 2 a)` (gpt-oss's biases).
-    BiasesInTurn,
-    /// `(e, a, b)` as `(e, b, a)`.
-    Turned,
-    /// DeepSeek's `k_b` `(h, r, n)` and `v_b` `(h, v, r)` as `kv_b_proj` `(h (n + v), r)`.
-    LatentKv,
-    /// `(n)` as `(1, n)`.
-    AsRow,
 }
 
 /// A tensor outside the layers.
@@ -158,92 +140,28 @@ fn fill(pattern: &str, numbers: &[usize], suffix: &str) -> String {
     out
 }
 
-/// The way back of what changed the order or the values of a tensor's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Undo {
-    /// Nothing is to be undone.
-    None,
-    /// Row `2i + h` of a head goes to row `h * d/2 + i`.
-    Interleaved {
-        /// The number of heads the rows belong to.
-        heads: usize,
-    },
-    /// From all queries, all keys, all values to those of one kv head after the other.
-    Parts {
-        /// Query heads.
-        heads: usize,
-        /// Key and value heads.
-        kv_heads: usize,
-    },
-    /// Minus one.
-    PlusOne,
-    /// Transposed.
-    Transposed,
-}
-
-impl Undo {
-    /// Whether `n` rows divide as they have to.
-    pub(crate) fn check(self, n: usize) -> Result<(), String> {
-        let parts = match self {
-            Self::Interleaved { heads } => heads.saturating_mul(2),
-            Self::Parts { heads, kv_heads } => heads.saturating_add(kv_heads.saturating_mul(2)),
-            Self::None | Self::PlusOne | Self::Transposed => return Ok(()),
-        };
-        match parts == 0 || n == 0 || !n.is_multiple_of(parts) {
-            true => Err(format!("{n} rows can't be divided among heads ({parts} parts)")),
-            false => Ok(()),
-        }
-    }
-
-    /// For every row of the Hugging Face tensor, the row of the file it is; `None` if rows keep their places.
-    ///
-    /// # Errors
-    /// The rows can't be divided among the heads.
-    pub(crate) fn rows(self, n: usize) -> Result<Option<Vec<usize>>, String> {
-        self.check(n)?;
-        Ok(match self {
-            Self::Interleaved { heads } => {
-                let half = n / heads / 2;
-                let row = |r: usize| {
-                    let (head, r) = (r / (2 * half), r % (2 * half));
-                    head * 2 * half + 2 * (r % half) + r / half
-                };
-                Some((0..n).map(row).collect())
-            }
-            Self::Parts { heads, kv_heads } => {
-                let (d, per) = (n / (heads + 2 * kv_heads), heads / kv_heads);
-                let row = |r: usize| {
-                    let (kv, in_group, lane) = (r / ((per + 2) * d), r / d % (per + 2), r % d);
-                    let head = match in_group.checked_sub(per) {
-                        None => kv * per + in_group,
-                        Some(part) => heads + part * kv_heads + kv,
-                    };
-                    head * d + lane
-                };
-                Some((0..n).map(row).collect())
-            }
-            Self::None | Self::PlusOne | Self::Transposed => None,
-        })
-    }
-}
-
 /// The file's tensors under Hugging Face names, and the names of those that nothing asks for.
 pub(crate) struct Translated {
     pub(crate) tensors: BTreeMap<String, Held>,
     pub(crate) unread: Vec<String>,
 }
 
-/// Translates every tensor of `header`.
+/// Translates every tensor of `header` by `rules`; the names of a layer's tensors begin with `layers`.
 ///
 /// # Errors
 /// A tensor whose shape can't be what its name says.
-pub(crate) fn translate(arch: &Arch, dims: &Dims, header: &Header, file: &Path) -> Result<Translated> {
-    let rules: Vec<&Name> = arch.names.iter().flat_map(|names| names.iter()).collect();
+pub(crate) fn translate(
+    rules: &[&Name],
+    layers: &str,
+    dims: &Dims,
+    header: &Header,
+    file: &Path,
+) -> Result<Translated> {
     let mut tensors = BTreeMap::new();
-    let mut read: BTreeSet<&str> = super::ROPE_TENSORS.into_iter().collect();
+    let mut read: BTreeSet<&str> = rope::TENSORS.into_iter().collect();
     for (name, info) in &header.tensors {
         let at = |reason: String| LoadError::tensor(file, name, reason);
-        for rule in &rules {
+        for rule in rules {
             if let Some((numbers, suffix)) = rule.matches(name) {
                 // Layers past the last predict further tokens in training.
                 let extra = name.starts_with("blk.") && numbers.first().is_some_and(|&n| n as u64 >= dims.layers);
@@ -258,7 +176,7 @@ pub(crate) fn translate(arch: &Arch, dims: &Dims, header: &Header, file: &Path) 
                 read.extend(other.map(String::as_str));
                 for (expert, held) in held.map_err(at)? {
                     let numbers = [numbers.as_slice(), expert.as_slice()].concat();
-                    tensors.insert(rule.hf(arch.layers, &numbers, if rule.exact { "" } else { suffix }), held);
+                    tensors.insert(rule.hf(layers, &numbers, if rule.exact { "" } else { suffix }), held);
                 }
             }
         }
@@ -338,23 +256,5 @@ fn hold(
             let shape = join.shape(&pieces)?;
             Ok(vec![(Vec::new(), Held::Joined { pieces, join, shape })])
         }
-    }
-}
-
-impl Join {
-    /// The shape of what the pieces make.
-    fn shape(self, pieces: &[Info]) -> Result<Vec<usize>, String> {
-        let dims: Vec<&[usize]> = pieces.iter().map(|p| p.dims.as_slice()).collect();
-        let shape = match (self, dims.as_slice()) {
-            (Self::Rows, &[&[e, a, c], &[e2, b, c2]]) if (e, c) == (e2, c2) => vec![e, a + b, c],
-            (Self::Columns, &[&[e, a, c], &[e2, b, c2]]) if (e, c) == (e2, c2) => vec![e, c, a + b],
-            (Self::ColumnsInTurn, &[&[e, a, c], &[e2, b, c2]]) if (e, a, c) == (e2, b, c2) => vec![e, c, 2 * a],
-            (Self::BiasesInTurn, &[&[e, a], &[e2, b]]) if (e, a) == (e2, b) => vec![e, 2 * a],
-            (Self::Turned, &[&[e, a, b]]) => vec![e, b, a],
-            (Self::LatentKv, &[&[h, r, n], &[h2, v, r2]]) if (h, r) == (h2, r2) => vec![h * (n + v), r],
-            (Self::AsRow, &[&[n]]) | (Self::AsRow, &[&[1, n]]) => vec![1, n],
-            _ => return Err(format!("shapes {dims:?} do not fit together")),
-        };
-        Ok(shape)
     }
 }

@@ -6,13 +6,21 @@
 //! frequency. From the divisors the scaling itself is recovered where they allow it, since they forget the context that
 //! the model was trained for, from which any other scaling has to start.
 
-use super::{
-    arch::{Dims, RopeTensors},
-    meta::Meta,
-};
+use super::{dims::Dims, meta::Meta};
 use crate::error::Result;
 use serde_json::{Map, Value as Json, json};
 use std::f64::consts::TAU;
+
+/// Tensors that hold rotary factors: divisors of the frequencies, and LongRoPE's two lists.
+pub(crate) const TENSORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
+/// Rotary factors that are stored as tensors.
+#[derive(Debug, Default)]
+pub(crate) struct RopeTensors {
+    pub(crate) freqs: Option<Vec<f32>>,
+    pub(crate) long: Option<Vec<f32>>,
+    pub(crate) short: Option<Vec<f32>>,
+}
 
 /// What the metadata says about scaling.
 struct Scaling {

@@ -1,7 +1,7 @@
 //! The tensors of a GGUF file under Hugging Face names, dequantised or as they are.
 
 use super::{
-    names::{Join, Undo},
+    held::{Held, Join, Undo},
     parse::Info,
 };
 use crate::{
@@ -18,34 +18,6 @@ pub(crate) struct GgufSource {
     blobs: Vec<Blob>,
     tensors: BTreeMap<String, Held>,
     keep_quantized: bool,
-}
-
-/// A tensor of the checkpoint, as the files hold it.
-#[derive(Debug, Clone)]
-pub(crate) enum Held {
-    /// Rows of one tensor.
-    Rows(Info, Undo),
-    /// Several tensors that were one.
-    Joined {
-        /// The tensors.
-        pieces: Vec<Info>,
-        /// How they make one.
-        join: Join,
-        /// Its shape.
-        shape: Vec<usize>,
-    },
-    /// Numbers that the file has in its metadata.
-    Numbers(Vec<f32>, Vec<usize>),
-}
-
-impl Held {
-    fn dims(&self) -> Vec<usize> {
-        match self {
-            Self::Rows(info, Undo::Transposed) => info.dims.iter().rev().copied().collect(),
-            Self::Rows(info, _) => info.dims.clone(),
-            Self::Joined { shape, .. } | Self::Numbers(_, shape) => shape.clone(),
-        }
-    }
 }
 
 impl GgufSource {

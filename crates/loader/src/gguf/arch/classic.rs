@@ -1,7 +1,7 @@
 //! Families from before Llama: GPT-2, BLOOM, GPT-NeoX, MPT, Falcon, StarCoder.
 
 use super::{
-    Arch, Key, Reader,
+    entry::{Arch, Key, Reader},
     llama::{LLAMA, nothing},
 };
 use crate::{

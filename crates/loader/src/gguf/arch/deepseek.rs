@@ -1,13 +1,16 @@
 //! DeepSeek 2 and 3: llama.cpp keeps keys and values as one latent and splits what unpacks it in two.
 
 use super::{
-    Arch, Key, Reader,
+    entry::{Arch, Key, Reader},
     llama::{ENDS, INNER, LLAMA, MLP, NORMS, RMS, SIZES},
     moe::{CORRECTION, EXPERTS, MIXTURE, SHARED, gating, mixture},
 };
 use crate::{
     error::Result,
-    gguf::names::{How, Join, Name, layer},
+    gguf::{
+        held::Join,
+        names::{How, Name, layer},
+    },
 };
 
 const NAMES: [Name; 9] = [

@@ -2,7 +2,7 @@
 //! the rows off RoBERTa's position table that its offset skips.
 
 use super::{
-    Arch, Key, Reader,
+    entry::{Arch, Key, Reader},
     llama::{LLAMA, nothing},
 };
 use crate::{

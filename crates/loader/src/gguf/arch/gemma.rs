@@ -1,7 +1,7 @@
 //! Gemma 1 to 3: the converter adds one to the weights of all norms. None has an output projection of its own.
 
 use super::{
-    Arch, Reader,
+    entry::{Arch, Reader},
     llama::{HEAD_DIM, INNER, LLAMA, MLP, QK, RMS, SIZES, VO},
 };
 use crate::{

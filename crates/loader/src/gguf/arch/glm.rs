@@ -1,7 +1,7 @@
 //! GLM: half of each head rotates, gate and up are one tensor.
 
 use super::{
-    Arch, Reader,
+    entry::{Arch, Reader},
     llama::{ENDS, HEAD_DIM, INNER, LATE_NORMS, LLAMA, MLP, NORMS, QK, QK_NORMS, RMS, SIZES, VO},
     moe::{CORRECTION, EXPERTS, MIXTURE, SHARED, gating, mixture},
 };

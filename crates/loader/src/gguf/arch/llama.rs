@@ -1,12 +1,12 @@
 //! Llama and its dense relatives.
 
-use super::{Arch, Key, Reader};
+use super::entry::{Arch, Key, Reader};
 use crate::{
     error::Result,
     gguf::{
-        names::{How, Join, Name, layer, top},
+        held::{Held, Join},
+        names::{How, Name, layer, top},
         parse::Value,
-        source::Held,
     },
 };
 use serde_json::json;

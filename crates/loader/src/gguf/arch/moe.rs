@@ -1,7 +1,7 @@
 //! Mixtures of experts that do not belong to a dense family, and the names that most of them share.
 
 use super::{
-    Arch, Key, Reader,
+    entry::{Arch, Key, Reader},
     llama::{
         ENDS, GRANITE_KEYS, HEAD_DIM, INNER, LLAMA, LOCAL, MIXTRAL, MLP, NORMS, QK, QK_NORMS, RMS, ROTARY_QK, SIZES,
         VO, granite,
@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     error::Result,
-    gguf::names::{How, Join, Name, layer},
+    gguf::{
+        held::Join,
+        names::{How, Name, layer},
+    },
 };
 
 /// A router and experts, each with its three products.

@@ -1,7 +1,7 @@
 //! OLMo 1 to 3 and OLMoE.
 
 use super::{
-    Arch, Key, Reader,
+    entry::{Arch, Key, Reader},
     llama::{ENDS, INNER, LLAMA, MLP, NORMS, POST_NORMS, QK, QK_NORMS, RMS, ROTARY_QK, SIZES, VO},
     moe::EXPERTS,
 };

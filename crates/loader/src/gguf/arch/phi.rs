@@ -1,7 +1,7 @@
 //! Phi 1 to 4.
 
 use super::{
-    Arch, Key, Reader,
+    entry::{Arch, Key, Reader},
     llama::{ENDS, INNER, LAYER_NORM, LLAMA, NORMS, QK, RMS, SIZES},
 };
 use crate::{

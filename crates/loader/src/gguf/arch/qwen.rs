@@ -1,7 +1,7 @@
 //! Qwen 2 and 3, dense and with experts. What Qwen 2 has biases on is part of the family and in no config.
 
 use super::{
-    Arch, Key, Reader,
+    entry::{Arch, Key, Reader},
     llama::{ENDS, HEAD_DIM, INNER, LLAMA, MLP, NORMS, QK, QK_NORMS, RMS, SIZES, VO},
     moe::EXPERTS,
 };

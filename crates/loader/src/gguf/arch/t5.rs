@@ -1,6 +1,9 @@
 //! T5: an encoder and a decoder in one file.
 
-use super::{Arch, Key, Reader, llama::LLAMA};
+use super::{
+    entry::{Arch, Key, Reader},
+    llama::LLAMA,
+};
 use crate::{
     error::Result,
     gguf::names::{Name, top},
