@@ -86,7 +86,7 @@ fn load_as(
     device: Device,
     positions: attn_core::PositionOverride,
 ) -> Result<Opened> {
-    let dtype = args.load.dtype.dtype();
+    let dtype = args.load.dtype();
     let memory_checked = !args.load.no_memory_check && matches!(device, Device::Cpu);
     if memory_checked {
         memory::check_weights(&name, weight_bytes(checkpoint.weights.as_ref(), dtype))?;

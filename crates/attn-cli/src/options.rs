@@ -12,6 +12,7 @@ use attn_core::{CacheType, CacheTypes, PositionOverride, RopeOverride};
 use attn_eval::compare::Mode;
 use attn_eval::metrics::MetricName;
 use attn_eval::run::Shard;
+use candle_core::DType;
 use clap::Args;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -84,9 +85,9 @@ pub(crate) fn spelled_out(words: impl IntoIterator<Item = OsString>) -> Vec<OsSt
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct LoadArgs {
-    /// Data type of the computation
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    pub(crate) dtype: Precision,
+    /// Data type of the computation [default: f32]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<Precision>,
     /// Device to compute on: cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     pub(crate) device: DeviceName,
@@ -108,6 +109,13 @@ pub(crate) struct LoadArgs {
     /// Run even if the estimate says that the memory is too small
     #[arg(long)]
     pub(crate) no_memory_check: bool,
+}
+
+impl LoadArgs {
+    /// The data type that the model computes in.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype.unwrap_or(Precision::F32).dtype()
+    }
 }
 
 /// What replaces the checkpoint's own position scaling.

@@ -2,6 +2,7 @@
 
 mod common;
 
+use attn_core::attention::KernelPath;
 use common::{attn, json, path, run};
 use std::process::Stdio;
 use std::{fs, time::Duration};
@@ -93,9 +94,25 @@ fn a_long_comparison_says_what_is_shorter() {
         time.contains(" hours") || minutes > 10
     };
     let whole = said(&[]);
-    assert_eq!(whole.contains("sooner   --quick takes about "), takes_long(&whole), "{whole}");
+    assert_eq!(whole.contains("sooner   --quick takes "), takes_long(&whole), "{whole}");
     let quick = said(&["--quick"]);
     assert!(!quick.contains("--quick takes"), "{quick}");
+}
+
+/// A first look computes in bf16 where that is faster, and says so; a dtype that is given is kept.
+#[test]
+fn a_first_look_is_computed_in_bf16_where_that_is_faster() {
+    let common = ["compare", "--quick", "--contexts", "256", "--modes", "none", "--max-tokens", "1024"];
+    let computed = |more: &[&str]| {
+        let result = json(&[&common[..], more, &["--json"]].concat());
+        result["settings"]["dtype"].as_str().unwrap().to_string()
+    };
+    let fast = matches!(KernelPath::choose(None).unwrap(), KernelPath::Amx | KernelPath::Avx512Bf16);
+    let own = computed(&[]);
+    assert_eq!(own, if fast { "bf16" } else { "f32" });
+    assert_eq!(computed(&["--dtype", "f32"]), "f32");
+    let text = String::from_utf8(run(&common).stdout).unwrap();
+    assert_eq!(text.contains(", computed in bf16\n"), fast, "{text}");
 }
 
 #[test]

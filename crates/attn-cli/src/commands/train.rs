@@ -251,7 +251,7 @@ fn settings(args: &TrainArgs, config: Value) -> Settings {
         warmup: args.warmup,
         clip: args.clip,
         adamw: AdamW { weight_decay: args.weight_decay, ..AdamW::default() },
-        dtype: args.load.dtype.dtype().as_str().to_string(),
+        dtype: args.load.dtype().as_str().to_string(),
         data: String::new(),
         config,
         allow_unknown_config_keys: args.load.allow_unknown_config_keys,

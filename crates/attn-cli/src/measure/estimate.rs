@@ -99,15 +99,25 @@ impl Estimate {
     }
 }
 
-/// Options with which a comparison takes less time: fewer modes, with the time that those take, and a dtype that the machine
-/// multiplies faster.
+/// Options with which a comparison takes less time: fewer modes, with the time that those take at most, and a dtype that the
+/// machine multiplies faster.
 fn sooner(opened: &Opened, quick: Option<Duration>, whole: Duration) -> Result<Vec<String>> {
-    let quick = quick.filter(|&quick| quick < whole).map(|quick| format!("--quick takes about {}", spoken(quick)));
     let (dtype, on_cpu) = (opened.model.dtype(), opened.model.device().is_cpu());
-    let in_pairs = matches!(KernelPath::choose(None)?, KernelPath::Amx | KernelPath::Avx512Bf16);
-    let bf16 =
-        (dtype == DType::F32 && on_cpu && in_pairs).then(|| "--dtype bf16 multiplies faster than f32 here".to_string());
+    let faster = dtype == DType::F32 && on_cpu && bf16_is_faster()?;
+    let quick = quick.filter(|&quick| quick < whole).map(|quick| match faster {
+        true => format!("--quick takes less than {}: it compares fewer modes, in bf16", spoken(quick)),
+        false => format!("--quick takes about {}: it compares fewer modes", spoken(quick)),
+    });
+    let bf16 = faster.then(|| "--dtype bf16 is faster than f32 on this machine".to_string());
     Ok(quick.into_iter().chain(bf16).collect())
+}
+
+/// Whether this processor multiplies bf16 faster than f32.
+///
+/// # Errors
+/// `ATTN_KERNELS` names kernels that it can't run.
+pub(crate) fn bf16_is_faster() -> Result<bool> {
+    Ok(matches!(KernelPath::choose(None)?, KernelPath::Amx | KernelPath::Avx512Bf16))
 }
 
 /// Millions of floating-point operations that the model does in a second, by a trial.

@@ -110,7 +110,9 @@ fn report(about: &About, results: &Results) -> String {
     let mut out = String::new();
     let line = |out: &mut String, text: &str| push_line(out, text, style.width);
     let trained = about.checkpoint.trained_context.map_or(String::new(), |n| format!(", trained to {n}"));
-    line(&mut out, &format!("model {}{trained}", about.checkpoint.name));
+    let dtype = &about.settings.dtype;
+    let dtype = if dtype == "f32" { String::new() } else { format!(", computed in {dtype}") };
+    line(&mut out, &format!("model {}{trained}{dtype}", about.checkpoint.name));
     line(&mut out, &format!("BOS   {}", about.settings.bos_line()));
     for part in &results.by_text {
         let text = &about.texts[part.text];
