@@ -1,4 +1,6 @@
+use super::point::short;
 use super::*;
+use attn_core::RopeOverride;
 use std::collections::BTreeSet;
 
 fn stock() -> Vec<Stock> {

@@ -11,18 +11,23 @@
 //! and the winner is judged on the odd ones, which are not used for any choice, against the stock mode that was best on the
 //! even ones. Windows lie side by side, so that no token is in both halves.
 
-use crate::compare::{Mode, Pair, Plan, Text, change, check_params, pair, variants, window_options};
-use crate::error::{Result, Within, bail, ensure, error};
+mod cut;
+mod point;
+
+pub use cut::Span;
+
+use crate::compare::{Mode, Pair, Plan, Text, change, check_params, pair, variants};
+use crate::error::{Result, bail, ensure, error};
 use crate::metrics::{MetricName, Metrics, Reference};
-use crate::perplexity::{Cell, Label, Scores, score_windows, scorer};
+use crate::perplexity::{Cell, Label, Scores};
 use crate::rng::Rng;
-use crate::stats::{MIN_WINDOWS, WindowNll, mean};
-use crate::windows::{Window, Windows};
+use crate::stats::{WindowNll, mean};
+use attn_core::PositionOverride;
 use attn_core::position::RopeConfig;
 use attn_core::position::extend::Setting;
-use attn_core::position::frequencies::plain_frequencies;
-use attn_core::{PositionOverride, RopeOverride};
 use attn_models::Model;
+use cut::cut;
+use point::{Point, STEPS};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -50,17 +55,6 @@ pub struct Search {
     pub stock: Cell,
     /// The winner against the best stock mode, on the confirming windows.
     pub difference: Pair,
-}
-
-/// A range of tokens of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Span {
-    /// Index of the text.
-    pub text: usize,
-    /// The first token.
-    pub from: usize,
-    /// The one after the last.
-    pub to: usize,
 }
 
 /// A scaling that was tried.
@@ -132,87 +126,6 @@ pub struct Winner {
     pub flags: Vec<String>,
     /// Its figures on the confirming windows.
     pub cell: Cell,
-}
-
-/// A point of YaRN's space.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Point {
-    theta: f64,
-    factor: f64,
-    beta_fast: f64,
-    beta_slow: f64,
-    attention: f64,
-}
-
-/// For each coordinate, the ratio of its first step.
-const STEPS: [f64; 5] = [1.5, 1.25, 2.0, 2.0, 1.04];
-
-impl Point {
-    /// The point that an encoding is for sequences of `len` tokens; `None` if it lies outside the space.
-    fn of(rope: &RopeConfig, len: usize) -> Option<Self> {
-        let found = rope.frequencies(len);
-        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
-        // The base that gives the second frequency without scaling. If it gives all the others too, the point is a plain base.
-        let base = found.inv_freq.get(1).map_or(rope.theta, |f| f.powf(-(rope.rotary_dim as f64) / 2.0));
-        let theta = if near(base, rope.theta) { rope.theta } else { base };
-        let plain = plain_frequencies(theta, rope.rotary_dim, found.inv_freq.len());
-        if found.attention_factor == 1.0 && plain.iter().zip(&found.inv_freq).all(|(a, b)| near(*a, *b)) {
-            return Some(Self { theta, factor: 1.0, beta_fast: 32.0, beta_slow: 1.0, attention: 1.0 });
-        }
-        let hf = rope.to_hf().ok()?;
-        let number = |key: &str| hf.get(key).and_then(serde_json::Value::as_f64);
-        // In this space ramps end at whole dimensions.
-        (hf["rope_type"] == "yarn" && !hf.contains_key("truncate")).then_some(Self {
-            theta: rope.theta,
-            factor: number("factor")?,
-            beta_fast: number("beta_fast")?,
-            beta_slow: number("beta_slow")?,
-            attention: found.attention_factor,
-        })
-    }
-
-    fn coordinate(&mut self, index: usize) -> &mut f64 {
-        match index {
-            0 => &mut self.theta,
-            1 => &mut self.factor,
-            2 => &mut self.beta_fast,
-            3 => &mut self.beta_slow,
-            _ => &mut self.attention,
-        }
-    }
-
-    /// This point with one coordinate multiplied, and rounded so that it can be typed; `None` if YaRN has no such
-    /// point, or it is this one.
-    fn moved(self, index: usize, by: f64) -> Option<Self> {
-        let mut point = self;
-        let value = point.coordinate(index);
-        *value = short(*value * by);
-        point.factor = point.factor.max(1.0);
-        let ramp = point.beta_slow <= point.beta_fast;
-        // Without a factor there is no ramp to move.
-        let acts = point.factor > 1.0 || !matches!(index, 2 | 3);
-        (point != self && ramp && acts && point.theta > 1.0).then_some(point)
-    }
-
-    /// The override for this point; a point without a factor and an attention factor is only a base.
-    fn to_override(self, original: Option<usize>) -> RopeOverride {
-        let base = RopeOverride { theta: Some(self.theta), original_context: original, ..RopeOverride::default() };
-        if self.factor == 1.0 && self.attention == 1.0 {
-            return RopeOverride { scaling: Some("none".into()), ..base };
-        }
-        let keys = [("beta_fast", self.beta_fast), ("beta_slow", self.beta_slow), ("attention_factor", self.attention)];
-        RopeOverride {
-            scaling: Some("yarn".into()),
-            factor: Some(self.factor),
-            params: keys.map(|(key, value)| (key.to_string(), value.to_string())).to_vec(),
-            ..base
-        }
-    }
-}
-
-/// Four significant digits.
-fn short(value: f64) -> f64 {
-    format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 /// Measures a scaling on the windows with these indices, in their order.
@@ -442,80 +355,6 @@ fn rope_of(model: &Model) -> Result<RopeConfig> {
     rope.ok_or_else(none)
 }
 
-/// Texts cut into windows, which are numbered through all texts.
-struct Cut<'a> {
-    texts: &'a [Text],
-    cuts: Vec<Windows>,
-    windows: Vec<(usize, Window)>,
-    metrics: Option<Metrics<'a>>,
-    /// What the reference made of the windows, if further metrics are measured.
-    references: Vec<Reference>,
-}
-
-fn cut<'a>(texts: &'a [Text], plan: &Plan, context: usize) -> Result<Cut<'a>> {
-    let cuts: Result<Vec<Windows>> = texts
-        .iter()
-        .map(|text| Windows::new(text.tokens.len(), &window_options(plan, context)).within(|| text.name.clone()))
-        .collect();
-    let cuts = cuts?;
-    let numbered = cuts.iter().enumerate();
-    let windows: Vec<_> =
-        numbered.flat_map(|(text, cut)| cut.windows().iter().map(move |window| (text, window.clone()))).collect();
-    let needed = 2 * MIN_WINDOWS;
-    ensure!(
-        windows.len() >= needed,
-        TextTooShort,
-        "a search chooses on one half of the windows and confirms on the other: it takes {needed} windows of {context} \
-         tokens, and there are {}",
-        windows.len()
-    );
-    Ok(Cut { texts, cuts, windows, metrics: None, references: vec![] })
-}
-
-impl<'a> Cut<'a> {
-    /// Measures these metrics too, and computes the references for every window.
-    fn refer(&mut self, metrics: Metrics<'a>) -> Result<()> {
-        for (text, window) in &self.windows {
-            let (tokens, some) = (&self.texts[*text].tokens, std::slice::from_ref(window));
-            self.references.extend(metrics.references(tokens, &self.cuts[*text], some, &mut |_| ())?);
-        }
-        self.metrics = Some(metrics);
-        Ok(())
-    }
-
-    fn measure(
-        &self,
-        model: &Model,
-        rope: &PositionOverride,
-        indices: &[usize],
-        length: Option<usize>,
-    ) -> Result<Scores> {
-        let model = model.with_positions(rope)?;
-        let mut parts = vec![];
-        for &index in indices {
-            let (text, window) = &self.windows[index];
-            let cut = &self.cuts[*text];
-            let (tokens, some) = (&self.texts[*text].tokens, std::slice::from_ref(window));
-            parts.push(match &self.metrics {
-                None => {
-                    let mut nll = scorer(&model, cut.context(), length);
-                    score_windows(&mut nll, tokens, cut, some, &mut |_| ())?
-                }
-                Some(metrics) => {
-                    let reference = std::slice::from_ref(&self.references[index]);
-                    metrics.score(&model, tokens, (cut, some), reference, length, &mut |_| ())?
-                }
-            });
-        }
-        Ok(Scores::pooled(&parts))
-    }
-
-    fn spans(&self, keep: impl Fn(usize) -> bool) -> Vec<Span> {
-        let kept = self.windows.iter().enumerate().filter(|(index, _)| keep(*index));
-        kept.map(|(_, (text, w))| Span { text: *text, from: w.text.start, to: w.text.end }).collect()
-    }
-}
-
 /// The value of `--rope-scaling` for an override; empty if it changes neither the scaling nor the method.
 fn name_of(change: &PositionOverride) -> String {
     let extend = Setting { extend: change.extend, ..Setting::default() }.to_string();
@@ -548,5 +387,4 @@ pub fn flags(change: &PositionOverride) -> Vec<String> {
 }
 
 #[cfg(test)]
-#[path = "search_tests.rs"]
 mod tests;
