@@ -1,8 +1,8 @@
 //! bf16 products of many rows by dot products of pairs: the operands stay bf16, the sums are f32.
 //!
 //! Both kernels read the weights in the order of AMX's second operand: for 16 outputs and one pair of inputs, 16 pairs side
-//! by side. A task repacks the weights of a few outputs into its cache and then streams all rows past them, so the
-//! repacking is paid once per call and no second copy of the weights is kept.
+//! by side. A task repacks the weights of some outputs into its cache and multiplies many rows with them, so that repacking
+//! takes little of the time and no second copy of the weights is kept. [`Cut`] says which rows and outputs.
 
 mod amx;
 mod avx512;
@@ -19,7 +19,7 @@ use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Outputs per task: two tiles.
+/// Outputs per panel of packed weights: two tiles.
 const COLS: usize = 32;
 /// Rows per step: two tiles.
 const ROWS: usize = 32;
@@ -80,6 +80,43 @@ impl Weights for Dense<'_> {
     }
 }
 
+/// How a product is cut into tasks, each of some rows and some outputs.
+///
+/// A task multiplies [`ROWS`] rows with all of its panels before it goes on to the next rows. The rows are then read from the
+/// first-level cache and the panels from the second, and the sums of a row are written side by side. With one panel per task,
+/// all rows would come from memory once for every 32 outputs. Rows that fit into the second-level cache have tasks of one panel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    /// Rows of a task, a multiple of [`ROWS`].
+    part: usize,
+    parts: usize,
+    /// Panels of a task.
+    group: usize,
+    groups: usize,
+}
+
+impl Cut {
+    /// Bytes of a task's panels. Every processor with these instructions has a second-level cache of twice that or more.
+    const GROUP: usize = 512 << 10;
+    /// Most rows of a task: enough to make packing the weights cheap.
+    const PART: usize = 2048;
+    /// Tasks per thread that are wanted, so that no thread is left waiting for long.
+    const TASKS: usize = 4;
+
+    /// For padded rows, padded inputs and panels.
+    fn new((rows, depth, panels): (usize, usize, usize), threads: usize) -> Self {
+        let parts = rows.div_ceil(Self::PART).max(1);
+        let part = rows.div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
+        let most = match 2 * rows * depth <= 2 * Self::GROUP {
+            true => 1,
+            false => (Self::GROUP / (2 * COLS * depth.max(1))).max(1),
+        };
+        let wanted = (Self::TASKS * threads).div_ceil(parts).min(panels);
+        let group = panels.div_ceil(panels.div_ceil(most).max(wanted).max(1)).max(1);
+        Self { part, parts: rows.div_ceil(part), group, groups: panels.div_ceil(group) }
+    }
+}
+
 /// `xs W^T` for `(rows, depth, out)`.
 ///
 /// # Errors
@@ -94,13 +131,21 @@ pub(super) fn product<O: Element>(
     let padded = (rows.next_multiple_of(ROWS), depth.next_multiple_of(DEPTH));
     let xs = &tiles(xs, depth, padded);
     let target = Disjoint::unwritten(rows * out);
-    (0..out.div_ceil(COLS)).into_par_iter().try_for_each_init(
-        || vec![0u32; COLS * padded.1 / 2],
+    let cut = Cut::new((padded.0, padded.1, out.div_ceil(COLS)), rayon::current_num_threads());
+    let panel = COLS * padded.1 / 2;
+    (0..cut.parts * cut.groups).into_par_iter().try_for_each_init(
+        || vec![0u32; cut.group * panel],
         |packed, task| -> Result<()> {
-            let first = task * COLS;
-            let cols = COLS.min(out - first);
-            weights.with(first..first + cols, &mut |w| dispatch(path, Pack { w, depth, packed }))?;
-            let block = Block { xs, packed, depth: padded.1, rows, out, first, cols };
+            let first = task % cut.groups * cut.group * COLS;
+            let outs = first..out.min(first + cut.group * COLS);
+            for (packed, start) in packed.chunks_exact_mut(panel).zip(outs.clone().step_by(COLS)) {
+                let outs = start..outs.end.min(start + COLS);
+                weights.with(outs, &mut |w| dispatch(path, Pack { w, depth, packed }))?;
+            }
+            let row = task / cut.groups * cut.part;
+            let xs = &xs[row * padded.1..padded.0.min(row + cut.part) * padded.1];
+            let packed = &packed[..outs.len().div_ceil(COLS) * panel];
+            let block = Block { xs, packed, depth: padded.1, row, rows, out, outs };
             dispatch(path, Columns { kernel, block, target: &target });
             Ok(())
         },
@@ -109,19 +154,20 @@ pub(super) fn product<O: Element>(
     Ok(unsafe { target.finish() })
 }
 
-/// All rows against the packed weights of `cols` outputs from `first` on.
+/// Some rows against the packed weights of some outputs.
 struct Block<'a> {
-    /// All rows, as [`tiles`] lays them out.
+    /// Rows from `row` on, as [`tiles`] lays them out.
     xs: &'a [bf16],
-    /// Per 16 outputs, per pair of inputs: 16 pairs.
+    /// Panels of [`COLS`] outputs; per 16 outputs, per pair of inputs: 16 pairs.
     packed: &'a [u32],
     /// Padded to `DEPTH`.
     depth: usize,
+    row: usize,
     /// Rows and outputs of the whole product, not padded.
     rows: usize,
     out: usize,
-    first: usize,
-    cols: usize,
+    /// The outputs whose weights are packed.
+    outs: Range<usize>,
 }
 
 /// A block as a job, so that what surrounds the kernels is compiled for the machine too.
@@ -141,17 +187,29 @@ impl<O: Element> Job for Columns<'_, O> {
     }
 }
 
-impl Block<'_> {
-    /// Rounds and writes sums `(ROWS, COLS)` of the rows from `row` on.
+impl<'a> Block<'a> {
+    /// The rows, [`ROWS`] at a time, each with every panel, and the places of both.
     #[inline(always)]
-    fn write<O: Element>(&self, target: &Disjoint<'_, O>, row: usize, sums: &[f32; ROWS * COLS]) {
+    fn pairs(&self) -> impl Iterator<Item = (&'a [bf16], &'a [u32], (usize, usize))> {
+        let (row, first, panel) = (self.row, self.outs.start, COLS * self.depth / 2);
+        let packed = self.packed;
+        self.xs.chunks_exact(ROWS * self.depth).enumerate().flat_map(move |(step, xs)| {
+            let place = move |i: usize| (row + step * ROWS, first + i * COLS);
+            packed.chunks_exact(panel).enumerate().map(move |(i, packed)| (xs, packed, place(i)))
+        })
+    }
+
+    /// Rounds and writes the sums `(ROWS, COLS)` of the rows from `row` and the outputs from `first` on.
+    #[inline(always)]
+    fn write<O: Element>(&self, target: &Disjoint<'_, O>, (row, first): (usize, usize), sums: &[f32; ROWS * COLS]) {
+        let cols = COLS.min(self.outs.end - first);
         for (i, sums) in sums.chunks_exact(COLS).take(self.rows.saturating_sub(row)).enumerate() {
             let mut ys = [O::zero(); COLS];
             O::narrow_all(sums, &mut ys);
-            let start = (row + i) * self.out + self.first;
-            // SAFETY: no other task has these columns.
+            let start = (row + i) * self.out + first;
+            // SAFETY: no other task has these rows of these columns.
             unsafe {
-                match self.cols {
+                match cols {
                     COLS => target.write(start, &ys),
                     cols => target.write(start, &ys[..cols]),
                 }
@@ -224,5 +282,34 @@ fn pack_row(row: &[bf16], slots: &mut [u32]) {
     for (slot, pair) in slots.iter_mut().step_by(16).zip(row.chunks(2)) {
         let second = pair.get(1).map_or(0, |x| u32::from(x.to_bits()));
         *slot = u32::from(pair[0].to_bits()) | second << 16;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every row and every panel is in one task, panels fit the cache unless one alone does not, and a task has several panels
+    /// only where the threads have enough tasks.
+    #[test]
+    fn tasks_cover_a_product_once_and_fit_the_caches() {
+        for rows in [32usize, 64, 512, 1024, 2048, 2080, 4096, 16384, 100_000] {
+            for depth in [32, 576, 1536, 8192, 28672] {
+                for panels in [1, 2, 18, 30, 96, 1536, 4752] {
+                    for threads in [1, 2, 16, 128] {
+                        let rows = rows.next_multiple_of(ROWS);
+                        let cut = Cut::new((rows, depth, panels), threads);
+                        let said = format!("{rows} x {depth} x {panels}, {threads} threads: {cut:?}");
+                        let whole =
+                            |size: usize, count: usize, all: usize| size * count >= all && size * (count - 1) < all;
+                        assert!(whole(cut.part, cut.parts, rows) && whole(cut.group, cut.groups, panels), "{said}");
+                        assert!(cut.part.is_multiple_of(ROWS) && cut.part <= Cut::PART, "{said}");
+                        assert!(cut.group == 1 || 2 * cut.group * COLS * depth <= Cut::GROUP, "{said}");
+                        let tasks = cut.parts * cut.groups;
+                        assert!(cut.group == 1 || 2 * tasks >= Cut::TASKS * threads, "{said}");
+                    }
+                }
+            }
+        }
     }
 }

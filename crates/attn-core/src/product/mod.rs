@@ -229,7 +229,9 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn bf16_products_agree_with_f64_on_every_kernel() -> Result<()> {
         use bf16::Kernel;
-        for (rows, depth, out) in [(9, 3, 5), (33, 64, 32), (40, 100, 70), (100, 576, 48), (64, 31, 1)] {
+        for (rows, depth, out) in
+            [(9, 3, 5), (33, 64, 32), (40, 100, 70), (100, 576, 48), (64, 31, 1), (2113, 288, 100)]
+        {
             let xs = randn(0.0, 1.0, (rows, depth))?.to_dtype(DType::BF16)?;
             let w = randn(0.0, 1.0, (out, depth))?.to_dtype(DType::BF16)?;
             for kernel in [Kernel::Amx, Kernel::Avx512].into_iter().filter(|k| k.is_available()) {

@@ -196,6 +196,26 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn widen_f16_each(from: *const u8, size: usize, to: &mut [f32; 8]) {
+        let x = |i: usize| from.add(i * size).cast::<i16>().read_unaligned();
+        let all = _mm_set_epi16(x(7), x(6), x(5), x(4), x(3), x(2), x(1), x(0));
+        _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(all));
+    }
+
+    #[inline(always)]
+    unsafe fn widen_f16_pairs(from: *const u8, size: usize, first: &mut [f32; 8], second: &mut [f32; 8]) {
+        let x = |i: usize| from.add(i * size).cast::<i32>().read_unaligned();
+        let low = _mm_set_epi32(x(3), x(2), x(1), x(0));
+        let high = _mm_set_epi32(x(7), x(6), x(5), x(4));
+        // Packing limits words to 65535, which none of these exceeds.
+        let mask = _mm_set1_epi32(0xffff);
+        let firsts = _mm_packus_epi32(_mm_and_si128(low, mask), _mm_and_si128(high, mask));
+        let seconds = _mm_packus_epi32(_mm_srli_epi32::<16>(low), _mm_srli_epi32::<16>(high));
+        _mm256_storeu_ps(first.as_mut_ptr(), _mm256_cvtph_ps(firsts));
+        _mm256_storeu_ps(second.as_mut_ptr(), _mm256_cvtph_ps(seconds));
+    }
+
+    #[inline(always)]
     unsafe fn nibbles(from: *const u8, fifth: u32, bias: u8, to: *mut u8) {
         let bytes = _mm_loadu_si128(from.cast());
         let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(bytes), _mm_srli_epi16::<4>(bytes));

@@ -3,7 +3,7 @@
 //! Both keep 24 sums in registers, but 6 by 4 needs 10 loads for 24 multiply-adds where 12 by 2 needs 14. The
 //! difference counts when the other hardware thread of the core is busy.
 
-use super::{Job, Simd, TILE_STRIDE, accumulate, accumulate_transposed, product};
+use super::{Job, Simd, TILE_STRIDE, accumulate, accumulate_transposed, avx2::Avx2, product};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -253,6 +253,16 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn widen_first_f16(p: *const u8) -> f32 {
         _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64(p.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn widen_f16_each(from: *const u8, size: usize, to: &mut [f32; 8]) {
+        Avx2::widen_f16_each(from, size, to);
+    }
+
+    #[inline(always)]
+    unsafe fn widen_f16_pairs(from: *const u8, size: usize, first: &mut [f32; 8], second: &mut [f32; 8]) {
+        Avx2::widen_f16_pairs(from, size, first, second);
     }
 
     #[inline(always)]

@@ -116,6 +116,23 @@ impl Job for Widening {
                 }
             }
         }
+        for size in [4, 18, 20, 34] {
+            let bytes: Vec<u8> = (0..8 * size).map(|i| (i * 37 + 11) as u8).collect();
+            let half = |item: usize, at: usize| {
+                let at = item * size + at;
+                f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+            };
+            let (mut each, mut first, mut second) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+            // SAFETY: there are eight items of `size` bytes; the instruction set as above.
+            unsafe {
+                S::widen_f16_each(bytes.as_ptr(), size, &mut each);
+                S::widen_f16_pairs(bytes.as_ptr(), size, &mut first, &mut second);
+            }
+            for i in 0..8 {
+                assert!(same(each[i], half(i, 0)) && same(first[i], half(i, 0)), "{}: item {i} of {size}", self.0);
+                assert!(same(second[i], half(i, 2)), "{}: item {i} of {size}", self.0);
+            }
+        }
     }
 }
 

@@ -123,6 +123,23 @@ pub(crate) trait Simd: Copy + 'static {
         // SAFETY: two of the bytes are readable at p, as the caller guarantees.
         unsafe { Self::widen_f16(p) }
     }
+    /// Widens the f16 that each of eight items of `size` bytes begins with.
+    #[inline(always)]
+    unsafe fn widen_f16_each(from: *const u8, size: usize, to: &mut [f32; 8]) {
+        for (i, to) in to.iter_mut().enumerate() {
+            // SAFETY: eight items are readable, as the caller guarantees.
+            *to = unsafe { Self::widen_f16(from.add(i * size)) };
+        }
+    }
+    /// Widens the two f16 that each of eight items of `size` bytes begins with: the first ones, then the second ones.
+    #[inline(always)]
+    unsafe fn widen_f16_pairs(from: *const u8, size: usize, first: &mut [f32; 8], second: &mut [f32; 8]) {
+        // SAFETY: eight items of at least four bytes are readable, as the caller guarantees.
+        unsafe {
+            Self::widen_f16_each(from, size, first);
+            Self::widen_f16_each(from.add(2), size, second);
+        }
+    }
     /// Writes 32 bytes: the lower four bits of each of 16 bytes, then the upper ones, plus 16 where `fifth` has a bit,
     /// the first number's lowest, minus `bias`.
     #[inline(always)]

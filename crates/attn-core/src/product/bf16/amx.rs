@@ -5,18 +5,17 @@ use crate::parallel::Disjoint;
 use crate::simd::{Element, amx::Tiles};
 use std::arch::asm;
 
-/// All rows of `block`, 32 at a time.
+/// The rows of `block` with all of its panels.
 #[inline(always)]
-pub(super) fn columns<O: Element>(block: &Block, target: &Disjoint<'_, O>) {
+pub(super) fn columns<O: Element>(block: &Block<'_>, target: &Disjoint<'_, O>) {
     assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
-    assert!(block.xs.len().is_multiple_of(ROWS * block.depth) && block.packed.len() == COLS * block.depth / 2);
     let mut sums = [0f32; ROWS * COLS];
     let _tiles = Tiles::configure();
-    for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {
+    for (xs, packed, place) in block.pairs() {
         // SAFETY: `xs` holds the tiles of ROWS rows of `depth` bf16, `packed` two groups of depth / 2 lines of 64
         // bytes, `sums` ROWS rows of COLS f32: exactly what the loop reads and writes.
-        unsafe { multiply(xs.as_ptr().cast(), block.packed.as_ptr().cast(), block.depth, sums.as_mut_ptr().cast()) };
-        block.write(target, step * ROWS, &sums);
+        unsafe { multiply(xs.as_ptr().cast(), packed.as_ptr().cast(), block.depth, sums.as_mut_ptr().cast()) };
+        block.write(target, place, &sums);
     }
 }
 

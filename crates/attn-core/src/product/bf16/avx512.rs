@@ -11,19 +11,19 @@ use std::arch::x86_64::{
 /// Rows held in registers at once, by two vectors of outputs.
 const STEP: usize = 8;
 
-/// All rows of `block`, 32 at a time.
+/// The rows of `block` with all of its panels.
 #[inline(always)]
-pub(super) fn columns<O: Element>(block: &Block, target: &Disjoint<'_, O>) {
-    assert!(block.packed.len() == COLS * block.depth / 2 && block.depth > 0);
+pub(super) fn columns<O: Element>(block: &Block<'_>, target: &Disjoint<'_, O>) {
+    assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
     let mut sums = [0f32; ROWS * COLS];
-    for (step, xs) in block.xs.chunks_exact(ROWS * block.depth).enumerate() {
+    for (xs, packed, place) in block.pairs() {
         for (part, sums) in sums.chunks_exact_mut(STEP * COLS).enumerate() {
             let (group, first) = (part * STEP / 16, part * STEP % 16);
             let xs = &xs[group * 16 * block.depth + first * DEPTH..];
-            // SAFETY: is_available() was true; STEP rows of tiles follow, all packed weights, STEP rows of sums.
-            unsafe { multiply(xs, block.packed, block.depth, sums) };
+            // SAFETY: is_available() was true; STEP rows of tiles follow, a panel of weights, STEP rows of sums.
+            unsafe { multiply(xs, packed, block.depth, sums) };
         }
-        block.write(target, step * ROWS, &sums);
+        block.write(target, place, &sums);
     }
 }
 

@@ -52,11 +52,19 @@ pub(super) unsafe trait Block: Sized + 'static {
     /// Whether groups have offsets.
     const OFFSETS: bool = false;
 
-    /// Unpacks the block; its weights are those from `line` on.
+    /// Unpacks the block; its weights are those from `line` on. Blocks of 32 leave what [`unpack_groups`](Self::unpack_groups)
+    /// writes.
     ///
     /// # Safety
     /// The machine has the instruction set of `S`.
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize);
+
+    /// Widens the scales and offsets of the blocks of one chunk, if a block has one of each.
+    ///
+    /// # Safety
+    /// The machine has the instruction set of `S`.
+    #[inline(always)]
+    unsafe fn unpack_groups<S: Simd>(_blocks: &[Self], _to: &mut Groups) {}
 }
 
 /// The blocks that fill `data`.
@@ -75,6 +83,8 @@ pub(super) unsafe fn unpack<S: Simd, B: Block>(blocks: &[B], ahead: usize, to: &
     if blocks.len() * B::WEIGHTS < CHUNK {
         *groups = Groups::new();
     }
+    // SAFETY: guaranteed by the caller.
+    unsafe { B::unpack_groups::<S>(blocks, groups) };
     for (i, block) in blocks.iter().enumerate() {
         for line in (0..size_of::<B>()).step_by(64) {
             // SAFETY: any address may be prefetched; the caller guarantees the instruction set.
@@ -96,9 +106,41 @@ unsafe fn wide<S: Simd>(x: &Half) -> f32 {
     unsafe { S::widen_f16(x.as_ptr()) }
 }
 
-/// Defines a block of 32 weights of four or five bits: its fields, the fifth bits, what is subtracted, and the offset.
+/// Blocks of 32 weights in a chunk.
+const SMALL: usize = CHUNK / 32;
+
+/// Widens the scale that each block begins with and, with `PAIRS`, the offset that follows it.
+///
+/// # Safety
+/// As [`Block::unpack`].
+#[inline(always)]
+unsafe fn widen_groups<S: Simd, B: Block, const PAIRS: bool>(blocks: &[B], to: &mut Groups) {
+    let (from, size) = (blocks.as_ptr().cast::<u8>(), size_of::<B>());
+    let (Some(scales), Some(offsets)) = (to.scales.first_chunk_mut::<SMALL>(), to.offsets.first_chunk_mut::<SMALL>())
+    else {
+        return;
+    };
+    // SAFETY: a block begins with one f16, or with two; the caller guarantees the instruction set.
+    unsafe {
+        match (blocks.len() == SMALL, PAIRS) {
+            (true, false) => S::widen_f16_each(from, size, scales),
+            (true, true) => S::widen_f16_pairs(from, size, scales, offsets),
+            (false, _) => {
+                for i in 0..blocks.len().min(SMALL) {
+                    scales[i] = S::widen_f16(from.add(i * size));
+                    if PAIRS {
+                        offsets[i] = S::widen_f16(from.add(i * size + 2));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Defines a block of 32 weights of four or five bits: its fields, the fifth bits, and what is subtracted. Those
+/// of which nothing is subtracted have an offset after the scale.
 macro_rules! block_of_32 {
-    ($(#[$doc:meta])* $name:ident, [$($field:ident: $type:ty),*], |$b:ident| $fifth:expr, $bias:expr, $offset:expr) => {
+    ($(#[$doc:meta])* $name:ident, [$($field:ident: $type:ty),*], |$b:ident| $fifth:expr, $bias:expr) => {
         $(#[$doc])*
         #[repr(C)]
         pub(super) struct $name {
@@ -114,18 +156,16 @@ macro_rules! block_of_32 {
             const OFFSETS: bool = $bias == 0;
 
             #[inline(always)]
-            unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
+            unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, _: &mut Groups, line: usize) {
                 let ($b, codes) = (self, self.codes.as_ptr());
-                let offset: Option<&Half> = $offset;
-                // SAFETY: 16 bytes of codes are there, a line has 32, and more than eight of the block follow its scale
-                // and offset; the caller guarantees the instruction set.
-                unsafe {
-                    S::nibbles(codes, $fifth, $bias, to.0[line].as_mut_ptr());
-                    groups.scales[line] = S::widen_first_f16(self.scale.as_ptr());
-                    if let Some(offset) = offset {
-                        groups.offsets[line] = S::widen_first_f16(offset.as_ptr());
-                    }
-                }
+                // SAFETY: 16 bytes of codes are there, a line has 32; the caller guarantees the instruction set.
+                unsafe { S::nibbles(codes, $fifth, $bias, to.0[line].as_mut_ptr()) };
+            }
+
+            #[inline(always)]
+            unsafe fn unpack_groups<S: Simd>(blocks: &[Self], to: &mut Groups) {
+                // SAFETY: guaranteed by the caller.
+                unsafe { widen_groups::<S, Self, { $bias == 0 }>(blocks, to) };
             }
         }
     };
@@ -133,19 +173,19 @@ macro_rules! block_of_32 {
 
 block_of_32!(
     /// Numbers of four bits, minus 8.
-    Q4_0, [], |_b| 0, 8, None
+    Q4_0, [], |_b| 0, 8
 );
 block_of_32!(
     /// Numbers of four bits, and an offset.
-    Q4_1, [offset: Half], |b| 0, 0, Some(&b.offset)
+    Q4_1, [offset: Half], |_b| 0, 0
 );
 block_of_32!(
     /// Numbers of five bits, the fifth apart, minus 16.
-    Q5_0, [high: [u8; 4]], |b| u32::from_le_bytes(b.high), 16, None
+    Q5_0, [high: [u8; 4]], |b| u32::from_le_bytes(b.high), 16
 );
 block_of_32!(
     /// Numbers of five bits, the fifth apart, and an offset.
-    Q5_1, [offset: Half, high: [u8; 4]], |b| u32::from_le_bytes(b.high), 0, Some(&b.offset)
+    Q5_1, [offset: Half, high: [u8; 4]], |b| u32::from_le_bytes(b.high), 0
 );
 
 /// Writes a line: what the table has for the lower four bits of each of 16 bytes, then for the upper ones.
@@ -174,12 +214,15 @@ unsafe impl Block for Iq4Nl {
     const SIGNED: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
-        // SAFETY: 16 bytes follow the scale; the caller guarantees the instruction set.
-        unsafe {
-            from_table::<S>(&self.codes, &IQ4, &mut to.0[line]);
-            groups.scales[line] = S::widen_first_f16(self.scale.as_ptr());
-        }
+    unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, _: &mut Groups, line: usize) {
+        // SAFETY: the block is there; the caller guarantees the instruction set.
+        unsafe { from_table::<S>(&self.codes, &IQ4, &mut to.0[line]) };
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_groups<S: Simd>(blocks: &[Self], to: &mut Groups) {
+        // SAFETY: guaranteed by the caller.
+        unsafe { widen_groups::<S, Self, false>(blocks, to) };
     }
 }
 
@@ -245,12 +288,15 @@ unsafe impl Block for Q8_0 {
     const SIGNED: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize) {
-        // SAFETY: 32 bytes are read and written, and follow the scale; the caller guarantees the instruction set.
-        unsafe {
-            S::store_bytes(to.0[line].as_mut_ptr(), S::load_bytes(self.numbers.as_ptr()));
-            groups.scales[line] = S::widen_first_f16(self.scale.as_ptr());
-        }
+    unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, _: &mut Groups, line: usize) {
+        // SAFETY: 32 bytes are read and written; the caller guarantees the instruction set.
+        unsafe { S::store_bytes(to.0[line].as_mut_ptr(), S::load_bytes(self.numbers.as_ptr())) };
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_groups<S: Simd>(blocks: &[Self], to: &mut Groups) {
+        // SAFETY: guaranteed by the caller.
+        unsafe { widen_groups::<S, Self, false>(blocks, to) };
     }
 }
 
