@@ -386,6 +386,14 @@ fn bench_attention_checks_before_it_times() {
         assert!(number("gflops") > 0.0 && number("peak_gflops") > 0.0, "{report}");
         assert_eq!(report["bandwidth_gb_per_s"].is_number(), options.contains(&"--decode"));
     }
+    let plain = ["bench", "attention", "--seq", "256", "--window", "8", "--runs", "2", "--against", "plain"];
+    let text = String::from_utf8(run(&plain).stdout).unwrap();
+    let after = |what: &str| {
+        let rest = text.split_once(what).unwrap_or_else(|| panic!("no {what:?} in {text}")).1;
+        rest.split_whitespace().next().unwrap().parse::<f64>().unwrap()
+    };
+    let (own, other, said) = (after("time "), after("plain "), after("the call above is "));
+    assert!((said - other / own).abs() < 0.02 + 0.01 * said, "{text}");
     let against = ["bench", "attention", "--seq", "64", "--dtype", "bf16", "--runs", "1", "--against", "candle"];
     let text = stdout(&run(&against));
     assert!(text.contains("reference") && text.contains("GFLOP/s") && text.contains("candle"), "{text}");

@@ -56,7 +56,7 @@ struct Report {
     candle_ms: Option<f64>,
     /// The plain call, in turn with this one.
     plain_ms: Option<f64>,
-    /// `plain_ms / median_ms`.
+    /// How many times as fast as that the call is: `plain_ms / median_ms`.
     of_plain: Option<f64>,
 }
 
@@ -371,7 +371,7 @@ fn summary(r: &Report) -> String {
         out.push('\n');
     }
     if let (Some(ms), Some(share)) = (r.plain_ms, r.of_plain) {
-        out.push_str(&format!("plain      {ms:.3} ms; the call above takes {share:.2} times as long\n"));
+        out.push_str(&format!("plain      {ms:.3} ms; the call above is {share:.2} times as fast\n"));
     }
     if let Some(ms) = r.candle_ms {
         out.push_str(&format!("candle     {ms:.3} ms, {:.1} times as long\n", ms / r.median_ms));
