@@ -83,8 +83,8 @@ impl Shape {
             format!("hidden size {hidden} is not a multiple of {heads} heads")
         } else if !heads.is_multiple_of(kv_heads) {
             format!("{heads} heads are not a multiple of {kv_heads} kv heads")
-        } else if !(hidden / heads).is_multiple_of(2) {
-            format!("heads of odd width {} can't be rotated", hidden / heads)
+        } else if self.position.rotates() && !(hidden / heads).is_multiple_of(2) {
+            format!("heads of odd width {} can't be rotated, as {} does", hidden / heads, self.position)
         } else {
             return Ok(());
         };
@@ -229,7 +229,8 @@ pub fn without_positions(config: &Value) -> Result<Value> {
     let model_type = config["model_type"].as_str().unwrap_or_default();
     if !["llama", "attn_decoder"].contains(&model_type) {
         let reason = format!(
-            "positions can be dropped only from checkpoints of the type llama, but this one is of {model_type}"
+            "positions can be dropped only from checkpoints of the types llama and attn_decoder, but this one is of \
+                      {model_type}"
         );
         return Err(Error::Setting { reason });
     }
@@ -336,5 +337,10 @@ mod tests {
     fn heads_that_do_not_divide_are_refused() {
         assert!(Shape { heads: 5, ..small(Position::ROPE) }.config().is_err());
         assert!(Shape { kv_heads: 4, ..small(Position::ROPE) }.weights(0).is_err());
+        // Heads of width 5.
+        let odd = |position: &str| Shape { hidden: 10, heads: 2, kv_heads: 1, ..small(position.parse().unwrap()) };
+        let refused = odd("xpos").config().unwrap_err().to_string();
+        assert!(refused.contains("odd width 5") && refused.contains("xpos"), "{refused}");
+        assert!(odd("alibi").weights(0).is_ok());
     }
 }

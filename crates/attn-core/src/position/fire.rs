@@ -60,7 +60,15 @@ impl Fire {
             && parts.c.rank() == 0
             && parts.threshold.rank() == 0;
         if !fit {
-            bail!("fire: the shapes do not fit {units} hidden units and {heads} heads: {parts:?}")
+            let shapes = [
+                ("hidden_weight", &parts.hidden_weight),
+                ("hidden_bias", &parts.hidden_bias),
+                ("out_bias", &parts.out_bias),
+                ("c", &parts.c),
+                ("threshold", &parts.threshold),
+            ];
+            let shapes: Vec<String> = shapes.iter().map(|(name, x)| format!("{name} {:?}", x.dims())).collect();
+            bail!("fire: these do not fit {units} hidden units and {heads} heads: {}", shapes.join(", "))
         }
         Ok(Self { parts })
     }
