@@ -42,16 +42,21 @@ def with_keys(rng, novels, size):
     return "".join(parts)
 
 
+def write_once(path, make):
+    """Writes what `make` returns, unless the file is there; a file that is there is whole."""
+    if not path.exists():
+        path.with_suffix(".partial").write_text(make(), encoding="utf-8")
+        path.with_suffix(".partial").rename(path)
+    return path
+
+
 def prepare(folder, texts, tokens, share, seed=0):
-    """Writes passages with keys that are `share` of a run of `tokens`, and returns the files to train on: these passages, and
-    each novel as often as it takes to fill the rest."""
-    paths = [texts / f"{novel}.txt" for novel in NOVELS]
-    novels = [path.read_text(encoding="utf-8") for path in paths]
+    """Writes the files to train on and returns them: the novels, as often as it takes, and passages with keys that are `share` of
+    a run of `tokens`."""
+    novels = [(texts / f"{novel}.txt").read_text(encoding="utf-8") for novel in NOVELS]
     size = tokens * BYTES_PER_TOKEN
-    keys = folder / "keys.txt"
-    if share > 0 and not keys.exists():
-        made = with_keys(random.Random(seed), novels, int(size * share))
-        keys.with_suffix(".partial").write_text(made, encoding="utf-8")
-        keys.with_suffix(".partial").rename(keys)
     times = max(1, round(size * (1 - share) / sum(map(len, novels))))
-    return [*paths * times, *([keys] if share > 0 else [])]
+    files = [write_once(folder / "novels.txt", lambda: "\n\n".join(novels * times))]
+    if share > 0:
+        files.append(write_once(folder / "keys.txt", lambda: with_keys(random.Random(seed), novels, int(size * share))))
+    return files
