@@ -48,6 +48,8 @@ step "the README's main command"
 cargo run --release -- compare
 step "the README's length, links and commands"
 scripts/ci/check_readme.py "${CARGO_TARGET_DIR:-target}/release/attn"
+step "the extrapolation study, with models of two steps"
+scripts/ci/check_study.py "${CARGO_TARGET_DIR:-target}/release/attn"
 if command -v mdbook >/dev/null; then
     step "the book"
     mdbook build docs --dest-dir "$(mktemp -d)"
