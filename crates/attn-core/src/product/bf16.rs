@@ -96,8 +96,10 @@ struct Cut {
 }
 
 impl Cut {
-    /// Bytes of a task's panels. Every processor with these instructions has a second-level cache of twice that or more.
-    const GROUP: usize = 512 << 10;
+    /// Bytes of the second-level cache: every processor with these instructions has as many or more.
+    const CACHE: usize = 1 << 20;
+    /// Bytes of a task's panels.
+    const GROUP: usize = Self::CACHE / 2;
     /// Most rows of a task: enough to make packing the weights cheap.
     const PART: usize = 2048;
     /// Tasks per thread that are wanted, so that no thread is left waiting for long.
@@ -107,9 +109,9 @@ impl Cut {
     fn new((rows, depth, panels): (usize, usize, usize), threads: usize) -> Self {
         let parts = rows.div_ceil(Self::PART).max(1);
         let part = rows.div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
-        let most = match 2 * rows * depth <= 2 * Self::GROUP {
+        let most = match 2 * rows * depth <= Self::CACHE {
             true => 1,
-            false => (Self::GROUP / (2 * COLS * depth.max(1))).max(1),
+            false => (Self::GROUP / (2 * COLS * depth)).max(1),
         };
         let wanted = (Self::TASKS * threads).div_ceil(parts).min(panels);
         let group = panels.div_ceil(panels.div_ceil(most).max(wanted).max(1)).max(1);
@@ -192,6 +194,10 @@ impl<'a> Block<'a> {
     #[inline(always)]
     fn pairs(&self) -> impl Iterator<Item = (&'a [bf16], &'a [u32], (usize, usize))> {
         let (row, first, panel) = (self.row, self.outs.start, COLS * self.depth / 2);
+        assert!(self.depth > 0 && self.depth.is_multiple_of(DEPTH));
+        // Otherwise the last rows or outputs would be left out.
+        assert!(self.xs.len().is_multiple_of(ROWS * self.depth));
+        assert!(self.packed.len() == self.outs.len().div_ceil(COLS) * panel);
         let packed = self.packed;
         self.xs.chunks_exact(ROWS * self.depth).enumerate().flat_map(move |(step, xs)| {
             let place = move |i: usize| (row + step * ROWS, first + i * COLS);

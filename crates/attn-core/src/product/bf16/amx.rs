@@ -8,7 +8,6 @@ use std::arch::asm;
 /// The rows of `block` with all of its panels.
 #[inline(always)]
 pub(super) fn columns<O: Element>(block: &Block<'_>, target: &Disjoint<'_, O>) {
-    assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
     let mut sums = [0f32; ROWS * COLS];
     let _tiles = Tiles::configure();
     for (xs, packed, place) in block.pairs() {

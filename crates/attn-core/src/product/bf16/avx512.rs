@@ -14,7 +14,6 @@ const STEP: usize = 8;
 /// The rows of `block` with all of its panels.
 #[inline(always)]
 pub(super) fn columns<O: Element>(block: &Block<'_>, target: &Disjoint<'_, O>) {
-    assert!(block.depth > 0 && block.depth.is_multiple_of(DEPTH));
     let mut sums = [0f32; ROWS * COLS];
     for (xs, packed, place) in block.pairs() {
         for (part, sums) in sums.chunks_exact_mut(STEP * COLS).enumerate() {

@@ -52,19 +52,15 @@ pub(super) unsafe trait Block: Sized + 'static {
     /// Whether groups have offsets.
     const OFFSETS: bool = false;
 
-    /// Unpacks the block; its weights are those from `line` on. Blocks of 32 leave what [`unpack_groups`](Self::unpack_groups)
-    /// writes.
+    /// Whether a block begins with its scale as f16, followed by its offset if it has one. [`widen_groups`] then unpacks these,
+    /// for all blocks of a chunk together, and `unpack` only the numbers.
+    const SCALE_FIRST: bool = false;
+
+    /// Unpacks the block; its weights are those from `line` on.
     ///
     /// # Safety
     /// The machine has the instruction set of `S`.
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, groups: &mut Groups, line: usize);
-
-    /// Widens the scales and offsets of the blocks of one chunk, if a block has one of each.
-    ///
-    /// # Safety
-    /// The machine has the instruction set of `S`.
-    #[inline(always)]
-    unsafe fn unpack_groups<S: Simd>(_blocks: &[Self], _to: &mut Groups) {}
 }
 
 /// The blocks that fill `data`.
@@ -83,8 +79,10 @@ pub(super) unsafe fn unpack<S: Simd, B: Block>(blocks: &[B], ahead: usize, to: &
     if blocks.len() * B::WEIGHTS < CHUNK {
         *groups = Groups::new();
     }
-    // SAFETY: guaranteed by the caller.
-    unsafe { B::unpack_groups::<S>(blocks, groups) };
+    if B::SCALE_FIRST {
+        // SAFETY: guaranteed by the caller.
+        unsafe { widen_groups::<S, B>(blocks, groups) };
+    }
     for (i, block) in blocks.iter().enumerate() {
         for line in (0..size_of::<B>()).step_by(64) {
             // SAFETY: any address may be prefetched; the caller guarantees the instruction set.
@@ -109,26 +107,24 @@ unsafe fn wide<S: Simd>(x: &Half) -> f32 {
 /// Blocks of 32 weights in a chunk.
 const SMALL: usize = CHUNK / 32;
 
-/// Widens the scale that each block begins with and, with `PAIRS`, the offset that follows it.
+/// Widens the scale that each block of a chunk begins with and, if it has one, the offset that follows it.
 ///
 /// # Safety
 /// As [`Block::unpack`].
 #[inline(always)]
-unsafe fn widen_groups<S: Simd, B: Block, const PAIRS: bool>(blocks: &[B], to: &mut Groups) {
+unsafe fn widen_groups<S: Simd, B: Block>(blocks: &[B], to: &mut Groups) {
     let (from, size) = (blocks.as_ptr().cast::<u8>(), size_of::<B>());
-    let (Some(scales), Some(offsets)) = (to.scales.first_chunk_mut::<SMALL>(), to.offsets.first_chunk_mut::<SMALL>())
-    else {
-        return;
-    };
+    let (scales, offsets) =
+        (&mut to.scales.as_chunks_mut::<SMALL>().0[0], &mut to.offsets.as_chunks_mut::<SMALL>().0[0]);
     // SAFETY: a block begins with one f16, or with two; the caller guarantees the instruction set.
     unsafe {
-        match (blocks.len() == SMALL, PAIRS) {
+        match (blocks.len() == SMALL, B::OFFSETS) {
             (true, false) => S::widen_f16_each(from, size, scales),
             (true, true) => S::widen_f16_pairs(from, size, scales, offsets),
             (false, _) => {
-                for i in 0..blocks.len().min(SMALL) {
+                for i in 0..blocks.len() {
                     scales[i] = S::widen_f16(from.add(i * size));
-                    if PAIRS {
+                    if B::OFFSETS {
                         offsets[i] = S::widen_f16(from.add(i * size + 2));
                     }
                 }
@@ -154,18 +150,13 @@ macro_rules! block_of_32 {
             const WEIGHTS: usize = 32;
             const SIGNED: bool = $bias > 0;
             const OFFSETS: bool = $bias == 0;
+            const SCALE_FIRST: bool = true;
 
             #[inline(always)]
             unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, _: &mut Groups, line: usize) {
                 let ($b, codes) = (self, self.codes.as_ptr());
                 // SAFETY: 16 bytes of codes are there, a line has 32; the caller guarantees the instruction set.
                 unsafe { S::nibbles(codes, $fifth, $bias, to.0[line].as_mut_ptr()) };
-            }
-
-            #[inline(always)]
-            unsafe fn unpack_groups<S: Simd>(blocks: &[Self], to: &mut Groups) {
-                // SAFETY: guaranteed by the caller.
-                unsafe { widen_groups::<S, Self, { $bias == 0 }>(blocks, to) };
             }
         }
     };
@@ -212,17 +203,12 @@ pub(super) struct Iq4Nl {
 unsafe impl Block for Iq4Nl {
     const WEIGHTS: usize = 32;
     const SIGNED: bool = true;
+    const SCALE_FIRST: bool = true;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, _: &mut Groups, line: usize) {
         // SAFETY: the block is there; the caller guarantees the instruction set.
         unsafe { from_table::<S>(&self.codes, &IQ4, &mut to.0[line]) };
-    }
-
-    #[inline(always)]
-    unsafe fn unpack_groups<S: Simd>(blocks: &[Self], to: &mut Groups) {
-        // SAFETY: guaranteed by the caller.
-        unsafe { widen_groups::<S, Self, false>(blocks, to) };
     }
 }
 
@@ -286,17 +272,12 @@ pub(super) struct Q8_0 {
 unsafe impl Block for Q8_0 {
     const WEIGHTS: usize = 32;
     const SIGNED: bool = true;
+    const SCALE_FIRST: bool = true;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&self, to: &mut Numbers, _: &mut Groups, line: usize) {
         // SAFETY: 32 bytes are read and written; the caller guarantees the instruction set.
         unsafe { S::store_bytes(to.0[line].as_mut_ptr(), S::load_bytes(self.numbers.as_ptr())) };
-    }
-
-    #[inline(always)]
-    unsafe fn unpack_groups<S: Simd>(blocks: &[Self], to: &mut Groups) {
-        // SAFETY: guaranteed by the caller.
-        unsafe { widen_groups::<S, Self, false>(blocks, to) };
     }
 }
 
