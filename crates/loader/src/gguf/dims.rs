@@ -1,9 +1,6 @@
 //! The sizes that both the config and the tensors of a GGUF file are translated with.
 
-use super::{
-    meta::Meta,
-    parse::{Header, Info},
-};
+use super::{meta::Meta, parse::Header};
 use crate::error::Result;
 
 /// More layers than any model has.
@@ -59,7 +56,7 @@ impl Dims {
         // Some converters leave the width of a head out though it is not what the others imply; they state the rotating part
         // as a share of what those imply.
         let mut head_dim = stated;
-        if let (None, Some(q)) = (key_length, in_any_layer(header, "attn_q.weight"))
+        if let (None, Some(q)) = (key_length, header.in_any_layer("attn_q.weight"))
             && !latent
             && (q.dims[0] as u64).is_multiple_of(heads)
         {
@@ -67,7 +64,7 @@ impl Dims {
             rotary = rotary * head_dim / stated;
         }
         // And some write the number of query heads for that of key heads.
-        let key_rows = in_any_layer(header, "attn_k.weight").map(|k| k.dims[0] as u64);
+        let key_rows = header.in_any_layer("attn_k.weight").map(|k| k.dims[0] as u64);
         let kv_heads = match key_rows.filter(|rows| !latent && rows.is_multiple_of(head_dim)) {
             Some(rows) if rows / head_dim < kv_heads && heads.is_multiple_of(rows / head_dim) => rows / head_dim,
             _ => kv_heads,
@@ -75,16 +72,4 @@ impl Dims {
         let context = meta.required_u64("context_length")?;
         Ok(Self { layers, extra_layers, heads, kv_heads, head_dim, rotary, context, latent })
     }
-}
-
-/// The tensor of this name in the first layer that has it.
-pub(crate) fn in_any_layer<'h>(header: &'h Header, name: &str) -> Option<&'h Info> {
-    let found =
-        |key: &str| key.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(_, rest)| rest == name);
-    header.tensors.iter().find(|(key, _)| found(key) == Some(true)).map(|(_, info)| info)
-}
-
-/// Whether the file has a tensor, be it in a layer.
-pub(crate) fn has(header: &Header, name: &str) -> bool {
-    header.tensors.contains_key(name) || in_any_layer(header, name).is_some()
 }

@@ -115,6 +115,20 @@ pub(crate) struct Header {
     pub(crate) tensors: BTreeMap<String, Info>,
 }
 
+impl Header {
+    /// The tensor of this name in the first layer that has it.
+    pub(crate) fn in_any_layer(&self, name: &str) -> Option<&Info> {
+        let found =
+            |key: &str| key.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(_, rest)| rest == name);
+        self.tensors.iter().find(|(key, _)| found(key) == Some(true)).map(|(_, info)| info)
+    }
+
+    /// Whether the file has a tensor, be it in a layer.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.in_any_layer(name).is_some()
+    }
+}
+
 /// Reads little-endian values in order, with a window over the file.
 struct Cursor<'a> {
     blob: &'a Blob,

@@ -3,7 +3,7 @@
 use crate::{
     error::Result,
     gguf::{
-        dims::{Dims, has, in_any_layer},
+        dims::Dims,
         meta::Meta,
         names::Name,
         parse::{Header, Value},
@@ -140,12 +140,12 @@ impl Reader<'_> {
 
     /// Whether the file has a tensor; one of a layer may be in any (`attn_q.bias`).
     pub(crate) fn has(&self, name: &str) -> bool {
-        has(self.header, name)
+        self.header.has(name)
     }
 
     /// A dimension of a tensor that any layer has.
     pub(crate) fn width(&self, name: &str, axis: usize) -> Option<u64> {
-        in_any_layer(self.header, name).and_then(|info| info.dims.get(axis)).map(|&d| d as u64)
+        self.header.in_any_layer(name).and_then(|info| info.dims.get(axis)).map(|&d| d as u64)
     }
 
     /// The rows of a tensor outside the layers.

@@ -19,13 +19,7 @@ mod t5;
 
 pub(crate) use entry::Arch;
 
-use super::{
-    dims::{Dims, has},
-    held::Held,
-    meta::Meta,
-    parse::Header,
-    rope::RopeTensors,
-};
+use super::{dims::Dims, held::Held, meta::Meta, parse::Header, rope::RopeTensors};
 use crate::error::{LoadError, Result};
 use entry::Reader;
 use serde_json::{Map, Value as Json};
@@ -49,7 +43,7 @@ const ALL: [&[Arch]; 11] = [
 impl Arch {
     /// The architecture that the metadata calls `name`, told from others of that name by a tensor.
     pub(crate) fn find(name: &str, header: &Header) -> Option<&'static Self> {
-        let fits = |arch: &&Self| arch.name == name && arch.marked_by.is_none_or(|tensor| has(header, tensor));
+        let fits = |arch: &&Self| arch.name == name && arch.marked_by.is_none_or(|tensor| header.has(tensor));
         ALL.iter().flat_map(|archs| archs.iter()).find(fits)
     }
 
