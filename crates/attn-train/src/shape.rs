@@ -230,7 +230,7 @@ pub fn without_positions(config: &Value) -> Result<Value> {
     if !["llama", "attn_decoder"].contains(&model_type) {
         let reason = format!(
             "positions can be dropped only from checkpoints of the types llama and attn_decoder, but this one is of \
-                      {model_type}"
+             {model_type}"
         );
         return Err(Error::Setting { reason });
     }

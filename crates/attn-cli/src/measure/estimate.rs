@@ -115,7 +115,7 @@ fn sooner(opened: &Opened, quick: Option<Duration>, whole: Duration) -> Result<V
 /// Whether this processor multiplies bf16 faster than f32.
 ///
 /// # Errors
-/// `ATTN_KERNELS` names kernels that it can't run.
+/// `ATTN_KERNEL` names a path that it can't run.
 pub(crate) fn bf16_is_faster() -> Result<bool> {
     Ok(matches!(KernelPath::choose(None)?, KernelPath::Amx | KernelPath::Avx512Bf16))
 }
